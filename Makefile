@@ -11,7 +11,7 @@ BIN = .venv/bin
 INSTALLED = .venv/installed
 
 .DEFAULT_GOAL = help
-.PHONY: help quickstart test lint types format build clean
+.PHONY: help quickstart test lint types format bench build clean
 
 help:
 	@echo "make quickstart  make a small data set, train a detector on it in minutes, show what it finds"
@@ -19,6 +19,7 @@ help:
 	@echo "make lint        check style and formatting"
 	@echo "make types       check the type annotations"
 	@echo "make format      mend style and formatting"
+	@echo "make bench       compare the cost of the losses with focal loss"
 	@echo "make build       build the sdist and the wheel into dist/"
 	@echo "make clean       remove caches and dist/ (never .venv, data or runs)"
 
@@ -38,6 +39,9 @@ types: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/loss_speed.py $(ARGS)
 
 build: $(INSTALLED)
 	rm -rf dist
