@@ -10,7 +10,6 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 from ranksort import rank_sort_loss
-from ranksort.losses.counting import smoothed_step
 
 FOLDER = Path(__file__).parent / "figures"
 # Okabe and Ito's colours, told apart by colour-blind people; shapes and line styles differ, too.
@@ -32,6 +31,10 @@ QUALITIES = torch.tensor([0.0, 0.5, 0.7, 0.0, 0.9, 0.0, 0.6, 0.0, 0.0, 0.0], dty
 def save(figure: plt.Figure, name: str) -> None:
     figure.savefig(FOLDER / f"{name}.svg", metadata={"Date": None}, bbox_inches="tight")
     plt.close(figure)
+
+
+def smoothed_step(x: Tensor, delta: float) -> Tensor:
+    return (x >= 0).to(x) if delta == 0 else (x / (2 * delta) + 0.5).clamp(0, 1)
 
 
 def draw_smoothed_step() -> None:
