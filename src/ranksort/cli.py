@@ -57,7 +57,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             prog="ranksort",
             description="Detectors trained by Rank & Sort Loss.",
             args=arguments,
-            config=(tyro.conf.FlagCreatePairsOff,),
         )
     except (ValueError, OSError) as error:
         if os.environ.get("RANKSORT_TRACEBACK"):

@@ -261,13 +261,18 @@ class _Checkpoints(pl.Callback):
             print(f"to go on: ranksort train {self.folder.parent} --resume")
 
 
+class _ProgressBar(RichProgressBar):
+    def get_metrics(self, *args: Any) -> dict[str, Any]:
+        return {name: value for name, value in super().get_metrics(*args).items() if name != "v_num"}
+
+
 def _trainer(module: _Training, run: Path | None = None, resume: bool = False) -> pl.Trainer:
     """Lightning's trainer; without a run folder, one which only evaluates."""
     recipe, training = module.recipe, module.recipe.training
     steps = len(module.train_set) // training.batch_size if module.train_set else 0
     if training.devices == 0:
         training.devices = max(torch.cuda.device_count(), 1)
-    callbacks: list[pl.Callback] = [RichProgressBar()] if sys.stdout.isatty() else []
+    callbacks: list[pl.Callback] = [_ProgressBar()] if sys.stdout.isatty() else []
     loggers: list[Any] = []
     if run is not None:
         if training.ema_decay:
