@@ -184,6 +184,11 @@ def test_overrides_reach_the_model() -> None:
     assert (model.transform.mean.flatten() * 255).tolist() == pytest.approx([1, 2, 3])
 
 
+def test_upsampling_of_a_detector_which_has_none_to_choose() -> None:
+    with pytest.raises(ValueError, match=r"--model\.upsampling carafe is for the R-CNNs, not for atss"):
+        create_model(ATSS_R50, upsampling="carafe")
+
+
 def test_unknown_override() -> None:
     with pytest.raises(
         ValueError, match=r"no field 'learning_rate'; it has detector, backbone, .*detections_per_image"

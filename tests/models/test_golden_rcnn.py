@@ -23,7 +23,7 @@ from torchvision.ops import box_iou
 
 from ranksort.checkpoints import convert_checkpoint
 from ranksort.models import CascadeRCNN, FasterRCNN, MaskRCNN
-from ranksort.models.roi_heads import Regions, pool_regions
+from ranksort.models.roi_heads import pool_regions
 from ranksort.models.rpn import RPNOutput
 from ranksort.recipes import create_model, list_recipes
 
@@ -122,7 +122,7 @@ def test_proposals(case: Case) -> None:
 def test_heads_on_the_objects(case: Case) -> None:
     """Every box head, and the mask head, with the boxes of the objects as regions."""
     recorded = _recorded(case)
-    regions = Regions.join([target["boxes"] for target in case.input.targets])
+    regions = [target["boxes"] for target in case.input.targets]
     stages = (
         dict(enumerate(case.model.box_head)) if isinstance(case.model, CascadeRCNN) else {None: case.model.box_head}
     )

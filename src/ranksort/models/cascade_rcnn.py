@@ -12,14 +12,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import clip_boxes_to_image
 
 from .backbones import Backbone
 from .carafe import CarafeFPN
 from .fpn import FPN
-from .images import ImageBatch, ImageTransform, Size, check_input
+from .images import ImageBatch, ImageTransform, check_input
 from .postprocess import non_maximum_suppression
-from .roi_heads import BoxHead, Regions, match_regions
+from .roi_heads import BoxHead, match_regions
 from .rpn import RPN
 
 IOU_THRESHOLDS = (0.5, 0.6, 0.7)
@@ -79,41 +78,35 @@ class CascadeRCNN(nn.Module):
         features = self.fpn(self.backbone(batch.pixels)[-4:])
         anchors = self.rpn(features)
         losses = self.rpn.losses(anchors, batch, targets)
-        boxes = self.rpn.proposals(anchors, batch.sizes)
+        regions = self.rpn.proposals(anchors, batch.sizes)
         for stage, (head, iou_threshold) in enumerate(zip(self.box_head, IOU_THRESHOLDS, strict=True)):
-            boxes, matched = match_regions(boxes, targets, iou_threshold=iou_threshold)
+            regions, matched = match_regions(regions, targets, iou_threshold=iou_threshold)
             self.num_positives = len(matched.positive)
-            regions = Regions.join(boxes)
             logits, deltas = head(features, regions)
             of_stage = head.losses(logits, deltas, regions, matched)
             losses |= {f"stage{stage}_{name}": loss for name, loss in of_stage.items()}
-            refined = _refined(head, deltas.detach(), boxes, batch.sizes)
-            boxes = [b[len(target["boxes"]) :] for b, target in zip(refined, targets, strict=True)]
+            boxes = head.boxes(deltas.detach(), regions, batch.sizes)
+            # What became of the objects' own boxes does not count: the next head gets them as they are.
+            regions = [b[len(target["boxes"]) :, 0] for b, target in zip(boxes, targets, strict=True)]
         return losses
 
     def detect(self, batch: ImageBatch) -> list[dict[str, Tensor]]:
         """The detections of a batch, boxes in its coordinates; see `forward`."""
         features = self.fpn(self.backbone(batch.pixels)[-4:])
-        boxes = self.rpn.proposals(self.rpn(features), batch.sizes)
+        regions = self.rpn.proposals(self.rpn(features), batch.sizes)
         all_logits = []
         for head in self.box_head:
-            logits, deltas = head(features, Regions.join(boxes))
+            logits, deltas = head(features, regions)
             all_logits.append(logits.float())
-            boxes = _refined(head, deltas, boxes, batch.sizes)
-        scores = torch.stack(all_logits).mean(0).sigmoid().split([len(b) for b in boxes])
+            regions = [b.squeeze(1) for b in head.boxes(deltas, regions, batch.sizes)]
+        scores = torch.stack(all_logits).mean(0).sigmoid().split([len(r) for r in regions])
         return [
             non_maximum_suppression(
-                of_image,
-                score,
+                b,
+                s,
                 score_threshold=self.score_threshold,
                 nms_threshold=self.nms_threshold,
                 detections_per_image=self.detections_per_image,
             )
-            for of_image, score in zip(boxes, scores, strict=True)
+            for b, s in zip(regions, scores, strict=True)
         ]
-
-
-def _refined(head: BoxHead, deltas: Tensor, boxes: Sequence[Tensor], sizes: Sequence[Size]) -> list[Tensor]:
-    """The boxes which a head makes of those of each image, clipped to it."""
-    refined = head.boxes(deltas, Regions.join(boxes)).squeeze(1).split([len(b) for b in boxes])
-    return [clip_boxes_to_image(b, size) for b, size in zip(refined, sizes, strict=True)]

@@ -10,14 +10,13 @@ Nothing is sampled: all anchors are ranked with one another, and so are the logi
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torchvision.ops import clip_boxes_to_image
 
 from .backbones import Backbone
 from .carafe import CarafeFPN
 from .fpn import FPN
 from .images import ImageBatch, ImageTransform, check_input
 from .postprocess import non_maximum_suppression
-from .roi_heads import BoxHead, Regions, match_regions
+from .roi_heads import BoxHead, match_regions
 from .rpn import RPN
 
 
@@ -89,9 +88,8 @@ class FasterRCNN(nn.Module):
         features = self.fpn(self.backbone(batch.pixels)[-4:])
         anchors = self.rpn(features)
         proposals = self.rpn.proposals(anchors, batch.sizes)
-        boxes, matched = match_regions(proposals, targets)
+        regions, matched = match_regions(proposals, targets)
         self.num_positives = len(matched.positive)
-        regions = Regions.join(boxes)
         logits, deltas = self.box_head(features, regions)
         return self.rpn.losses(anchors, batch, targets) | self.box_head.losses(logits, deltas, regions, matched)
 
@@ -99,22 +97,16 @@ class FasterRCNN(nn.Module):
         """The detections of a batch, boxes in its coordinates; see `forward`."""
         features = self.fpn(self.backbone(batch.pixels)[-4:])
         proposals = self.rpn.proposals(self.rpn(features), batch.sizes)
-        regions = Regions.join(proposals)
-        logits, deltas = self.box_head(features, regions)
-        counts = [len(p) for p in proposals]
-        of_image = zip(
-            self.box_head.boxes(deltas, regions).split(counts),
-            logits.float().sigmoid().split(counts),
-            batch.sizes,
-            strict=True,
-        )
+        logits, deltas = self.box_head(features, proposals)
+        boxes = self.box_head.boxes(deltas, proposals, batch.sizes)
+        scores = logits.float().sigmoid().split([len(p) for p in proposals])
         return [
             non_maximum_suppression(
-                clip_boxes_to_image(boxes, size),
-                scores,
+                b,
+                s,
                 score_threshold=self.score_threshold,
                 nms_threshold=self.nms_threshold,
                 detections_per_image=self.detections_per_image,
             )
-            for boxes, scores, size in of_image
+            for b, s in zip(boxes, scores, strict=True)
         ]

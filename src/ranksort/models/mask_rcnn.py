@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import clip_boxes_to_image
 
 from ..losses.detection import confidence, self_balanced, weighted_mean
 from ..losses.localization import dice_loss
@@ -22,7 +21,7 @@ from .fpn import FPN
 from .images import ImageBatch, ImageTransform, check_input
 from .matchers import Matched
 from .postprocess import non_maximum_suppression
-from .roi_heads import BoxHead, MaskHead, Regions, mask_targets, match_regions, paste_masks
+from .roi_heads import BoxHead, MaskHead, mask_targets, match_regions, paste_masks
 from .rpn import RPN
 
 MOST_MASKS = 200  # in a training batch
@@ -92,9 +91,8 @@ class MaskRCNN(nn.Module):
         anchors = self.rpn(features)
         proposals = self.rpn.proposals(anchors, batch.sizes)
         # Here a proposal which fits an object best is that object's even if it fits another one better.
-        boxes, matched = match_regions(proposals, targets, low_quality=0.5)
+        regions, matched = match_regions(proposals, targets, low_quality=0.5)
         self.num_positives = len(matched.positive)
-        regions = Regions.join(boxes)
         logits, deltas = self.box_head(features, regions)
         losses = self.box_head.losses(logits, deltas, regions, matched)
         mask = self.mask_loss(features, regions, matched, logits, [target["masks"] for target in targets])
@@ -104,7 +102,7 @@ class MaskRCNN(nn.Module):
     def mask_loss(
         self,
         features: Sequence[Tensor],
-        regions: Regions,
+        regions: Sequence[Tensor],
         matched: Matched,
         logits: Tensor,
         masks: Sequence[Tensor],
@@ -113,33 +111,33 @@ class MaskRCNN(nn.Module):
         chosen = torch.arange(len(matched.positive), device=logits.device)
         if len(chosen) > MOST_MASKS:
             chosen = torch.randperm(len(chosen), device=logits.device)[:MOST_MASKS].sort().values
-        positive = matched.positive[chosen]
-        of_positive = Regions(regions.boxes[positive], regions.image[positive])
-        predicted = self.mask_head(features, of_positive, matched.labels[chosen]).float().sigmoid()
-        expected = mask_targets(masks, of_positive, matched.object[chosen])
+        positive, image = matched.positive[chosen], matched.image[chosen]
+        boxes = torch.cat(list(regions))[positive]
+        of_image = [boxes[image == i] for i in range(len(masks))]
+        predicted = self.mask_head(features, of_image, matched.labels[chosen]).float().sigmoid()
+        expected = mask_targets(masks, of_image, matched.object[chosen])
         return weighted_mean(dice_loss(predicted, expected), confidence(logits[positive].float()))
 
     def detect(self, batch: ImageBatch) -> list[dict[str, Tensor]]:
         """The detections of a batch, boxes in its coordinates; `masks` are probabilities inside the boxes, [D, 28, 28]."""
         features = self.fpn(self.backbone(batch.pixels)[-4:])
         proposals = self.rpn.proposals(self.rpn(features), batch.sizes)
-        regions = Regions.join(proposals)
-        logits, deltas = self.box_head(features, regions)
-        counts = [len(p) for p in proposals]
-        boxes, scores = self.box_head.boxes(deltas, regions).split(counts), logits.float().sigmoid().split(counts)
+        logits, deltas = self.box_head(features, proposals)
+        boxes = self.box_head.boxes(deltas, proposals, batch.sizes)
+        scores = logits.float().sigmoid().split([len(p) for p in proposals])
         detections = [
             non_maximum_suppression(
-                clip_boxes_to_image(b, size),
+                b,
                 s,
                 score_threshold=self.score_threshold,
                 nms_threshold=self.nms_threshold,
                 detections_per_image=self.detections_per_image,
             )
-            for b, s, size in zip(boxes, scores, batch.sizes, strict=True)
+            for b, s in zip(boxes, scores, strict=True)
         ]
-        detected = Regions.join([d["boxes"] for d in detections])
-        masks = self.mask_head(features, detected, torch.cat([d["labels"] for d in detections])).float().sigmoid()
-        of_image = masks.split([len(d["labels"]) for d in detections])
+        labels = [d["labels"] for d in detections]
+        masks = self.mask_head(features, [d["boxes"] for d in detections], torch.cat(labels)).float().sigmoid()
+        of_image = masks.split([len(x) for x in labels])
         return [{**d, "masks": m} for d, m in zip(detections, of_image, strict=True)]
 
     def to_original(self, detections: list[dict[str, Tensor]], batch: ImageBatch) -> list[dict[str, Tensor]]:

@@ -1,12 +1,14 @@
-"""What a two-stage detector does inside its regions of interest: features from the pyramid, then classes, boxes and masks from them."""
+"""What a two-stage detector does inside its regions of interest: features from the pyramid, then classes, boxes and masks from them.
+
+Regions are given as boxes xyxy in pixels of the batch, one [R_b, 4] for each image; R is how many there are in all.
+"""
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import box_area, roi_align
+from torchvision.ops import box_area, clip_boxes_to_image, roi_align
 
 from ..losses.detection import rank_sort_detection_losses
 from .boxes import decode_boxes
@@ -16,24 +18,6 @@ from .matchers import Matched, collect, match_iou
 _STRIDES = (4, 8, 16, 32)
 _FINEST_SIDE = 56  # regions whose sides are below twice this many pixels are looked at on P2
 _PIXELS_AT_ONCE = 2**25  # of masks which are pasted together
-
-
-class Regions(NamedTuple):
-    """R regions of the images of a batch.
-
-    Attributes:
-        boxes: xyxy in pixels of the batch, [R, 4].
-        image: in which image each is, int64 [R].
-    """
-
-    boxes: Tensor
-    image: Tensor
-
-    @staticmethod
-    def join(boxes: Sequence[Tensor]) -> "Regions":
-        """Makes regions of the boxes of each image, [R_b, 4]."""
-        image = [torch.full((len(b),), i, device=b.device) for i, b in enumerate(boxes)]
-        return Regions(torch.cat(list(boxes)), torch.cat(image))
 
 
 def match_regions(
@@ -60,21 +44,20 @@ def match_regions(
     return regions, collect(matches, targets)
 
 
-def pool_regions(features: Sequence[Tensor], regions: Regions, side: int) -> Tensor:
+def pool_regions(features: Sequence[Tensor], regions: Sequence[Tensor], side: int) -> Tensor:
     """RoIAlign (He et al., ICCV 2017), each region from the level which suits its size (Lin et al., CVPR 2017, equation 1).
 
     Args:
         features: P2..P5 of the pyramid, and perhaps coarser ones which are not used, [B, channels, H_l, W_l].
-        regions: R of them.
+        regions: for each image [R_b, 4].
         side: cells of the output.
 
     Returns:
         [R, channels, side, side].
     """
-    boxes, image = regions
-    level = (box_area(boxes).sqrt() / _FINEST_SIDE + 1e-6).log2().floor().clamp(0, len(_STRIDES) - 1)
-    rois = torch.cat([image[:, None], boxes], 1)
-    pooled = boxes.new_zeros(len(rois), features[0].shape[1], side, side)
+    rois = torch.cat([torch.cat([torch.full_like(boxes[:, :1], i), boxes], 1) for i, boxes in enumerate(regions)])
+    level = (box_area(rois[:, 1:]).sqrt() / _FINEST_SIDE + 1e-6).log2().floor().clamp(0, len(_STRIDES) - 1)
+    pooled = rois.new_zeros(len(rois), features[0].shape[1], side, side)
     for i, stride in enumerate(_STRIDES):
         own = (level == i).nonzero().squeeze(1)
         pooled = pooled.index_copy(0, own, roi_align(features[i].float(), rois[own], side, 1 / stride, aligned=True))
@@ -113,22 +96,23 @@ class BoxHead(nn.Module):
         nn.init.normal_(self.box_deltas.weight, std=0.001)
         nn.init.zeros_(self.box_deltas.bias)
 
-    def forward(self, features: Sequence[Tensor], regions: Regions) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Sequence[Tensor], regions: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Takes the pyramid to class logits [R, C] and box deltas [R, K, 4] of the regions."""
         x = pool_regions(features, regions, 7).flatten(1)
         for layer in self.layers:
             x = layer(x).relu_()
         return self.class_logits(x), self.box_deltas(x).unflatten(1, (-1, 4))
 
-    def boxes(self, deltas: Tensor, regions: Regions) -> Tensor:
-        """Box deltas [R, K, 4] of regions to boxes, xyxy in pixels of the batch, not clipped, [R, K, 4]."""
-        return decode_boxes(deltas.float(), regions.boxes[:, None])
+    def boxes(self, deltas: Tensor, regions: Sequence[Tensor], sizes: Sequence[Size]) -> list[Tensor]:
+        """Takes box deltas [R, K, 4] of regions to boxes xyxy, clipped to the image, for each image [R_b, K, 4]."""
+        boxes = decode_boxes(deltas.float(), torch.cat(list(regions))[:, None]).split([len(r) for r in regions])
+        return [clip_boxes_to_image(b, size) for b, size in zip(boxes, sizes, strict=True)]
 
-    def losses(self, logits: Tensor, deltas: Tensor, regions: Regions, matched: Matched) -> dict[str, Tensor]:
+    def losses(self, logits: Tensor, deltas: Tensor, regions: Sequence[Tensor], matched: Matched) -> dict[str, Tensor]:
         """RS Loss over all regions and classes, GIoU over the boxes of the positives: `ranking`, `sorting` and `box`."""
         positive = matched.positive
         deltas = deltas[positive, matched.labels if deltas.shape[1] > 1 else 0]
-        boxes = decode_boxes(deltas.float(), regions.boxes[positive])
+        boxes = decode_boxes(deltas.float(), torch.cat(list(regions))[positive])
         return rank_sort_detection_losses(logits, positive, matched.labels, boxes, matched.boxes)
 
 
@@ -151,17 +135,8 @@ class MaskHead(nn.Module):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             nn.init.zeros_(layer.bias)
 
-    def forward(self, features: Sequence[Tensor], regions: Regions, labels: Tensor) -> Tensor:
-        """Takes the pyramid to the mask of each region's own class.
-
-        Args:
-            features: P2..P5 at least.
-            regions: R of them.
-            labels: int64 [R].
-
-        Returns:
-            Logits at 28x28 points of each region, [R, 28, 28].
-        """
+    def forward(self, features: Sequence[Tensor], regions: Sequence[Tensor], labels: Tensor) -> Tensor:
+        """Takes the pyramid to the mask of each region's own class: logits [R, 28, 28]; labels are int64 [R]."""
         x = pool_regions(features, regions, self.side)
         for conv in self.convs:
             x = conv(x).relu_()
@@ -171,12 +146,12 @@ class MaskHead(nn.Module):
         return torch.einsum("rchw,rc->rhw", x, weight) + bias[:, None, None]
 
 
-def mask_targets(masks: Sequence[Tensor], regions: Regions, objects: Tensor, side: int = 28) -> Tensor:
+def mask_targets(masks: Sequence[Tensor], regions: Sequence[Tensor], objects: Tensor, side: int = 28) -> Tensor:
     """What the mask head has to predict: the masks of objects, cut out by regions and brought to one size.
 
     Args:
         masks: bool or 0 and 1, for each image [G, H, W].
-        regions: R of them, sorted by image.
+        regions: for each image [R_b, 4].
         objects: whose mask to take, the index among those of the image, int64 [R].
         side: points of the output.
 
@@ -184,11 +159,10 @@ def mask_targets(masks: Sequence[Tensor], regions: Regions, objects: Tensor, sid
         float [R, side, side], 0 or 1.
     """
     targets = []
-    for i, of_image in enumerate(masks):
-        own = regions.image == i
-        rois = torch.cat([objects[own, None], regions.boxes[own]], 1)
+    for of_image, boxes, index in zip(masks, regions, objects.split([len(r) for r in regions]), strict=True):
+        rois = torch.cat([index[:, None], boxes], 1)
         targets.append(roi_align(of_image[:, None].to(rois.dtype), rois, side, aligned=True).squeeze(1))
-    return (torch.cat(targets) >= 0.5).to(regions.boxes.dtype)
+    return (torch.cat(targets) >= 0.5).float()
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, size: Size) -> Tensor:

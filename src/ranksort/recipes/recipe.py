@@ -172,6 +172,8 @@ class Recipe:
                 raise ValueError(f"--{option} must be {least} or more, got {value}")
         if not 0 <= data.flip <= 1:
             raise ValueError(f"--data.flip is a probability, got {data.flip}")
+        if model.upsampling != "nearest" and not model.detector.endswith("_rcnn"):
+            raise ValueError(f"--model.upsampling {model.upsampling} is for the R-CNNs, not for {model.detector}")
         if model.channels % 32 or model.channels < 64:
             raise ValueError(f"--model.channels must be a multiple of 32 from 64 on, got {model.channels}")
 
