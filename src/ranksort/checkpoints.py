@@ -112,6 +112,11 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
     Raises:
         ValueError: naming the first few tensors which are missing, left over or of another shape.
     """
+    _check_fit(model, state_dict, source)
+    model.load_state_dict(state_dict)
+
+
+def _check_fit(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
     own = model.state_dict()
     problems = {
         "lacks": [k for k in own if k not in state_dict],
@@ -129,7 +134,6 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
     ]
     if found:
         raise ValueError(f"the weights of {source} do not fit this model: it {' and '.join(found)}")
-    model.load_state_dict(state_dict)
 
 
 def convert_checkpoint(source: str | Path | Mapping[str, Any], recipe: str | Recipe) -> dict[str, Tensor]:
@@ -149,10 +153,11 @@ def convert_checkpoint(source: str | Path | Mapping[str, Any], recipe: str | Rec
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     content = source if isinstance(source, Mapping) else _torch_load(Path(source))
     state_dict = content.get("state_dict", content)
-    converted = {_our_name(name): tensor for name, tensor in state_dict.items()}
-    load_weights(
-        create_model(recipe), converted, "the published checkpoint" if isinstance(source, Mapping) else str(source)
-    )
+    laterals = sum(bool(re.fullmatch(r"neck\.lateral_convs\.\d+\.conv\.bias", name)) for name in state_dict)
+    converted = {_our_name(name, laterals): tensor for name, tensor in state_dict.items()}
+    with torch.device("meta"):  # names and shapes without weights
+        model = create_model(recipe)
+    _check_fit(model, converted, "the published checkpoint" if isinstance(source, Mapping) else str(source))
     return converted
 
 
@@ -160,9 +165,8 @@ def convert_checkpoint(source: str | Path | Mapping[str, Any], recipe: str | Rec
 _RENAMED = [
     (r"^backbone\.", r"backbone.body."),
     (r"^neck\.lateral_convs\.(\d+)\.conv\.", r"fpn.laterals.\1."),
-    (r"^neck\.fpn_convs\.([012])\.conv\.", r"fpn.outputs.\1."),
-    (r"^neck\.fpn_convs\.3\.conv\.", r"fpn.extras.0."),
-    (r"^neck\.fpn_convs\.4\.conv\.", r"fpn.extras.1."),
+    (r"^neck\.upsample_modules\.(\d+)\.channel_compressor\.", r"fpn.upsamplers.\1.compress."),
+    (r"^neck\.upsample_modules\.(\d+)\.content_encoder\.", r"fpn.upsamplers.\1.encode."),
     (r"^bbox_head\.cls_convs\.(\d+)\.conv\.", r"head.class_tower.\1.conv."),
     (r"^bbox_head\.cls_convs\.(\d+)\.gn\.", r"head.class_tower.\1.norm."),
     (r"^bbox_head\.reg_convs\.(\d+)\.conv\.", r"head.box_tower.\1.conv."),
@@ -170,10 +174,24 @@ _RENAMED = [
     (r"^bbox_head\.atss_cls\.", r"head.class_logits."),
     (r"^bbox_head\.atss_reg\.", r"head.box_deltas."),
     (r"^bbox_head\.scales\.(\d+)\.scale$", r"head.scales.\1"),
+    (r"^rpn_head\.rpn_conv\.", r"rpn.conv."),
+    (r"^rpn_head\.rpn_cls\.", r"rpn.objectness."),
+    (r"^rpn_head\.rpn_reg\.", r"rpn.box_deltas."),
+    (r"^roi_head\.bbox_head\.(\d+\.)?shared_fcs\.", r"box_head.\1layers."),
+    (r"^roi_head\.bbox_head\.(\d+\.)?fc_cls\.", r"box_head.\1class_logits."),
+    (r"^roi_head\.bbox_head\.(\d+\.)?fc_reg\.", r"box_head.\1box_deltas."),
+    (r"^roi_head\.mask_head\.convs\.(\d+)\.conv\.", r"mask_head.convs.\1."),
+    (r"^roi_head\.mask_head\.upsample\.", r"mask_head.upsample."),
+    (r"^roi_head\.mask_head\.conv_logits\.", r"mask_head.logits."),
 ]
 
 
-def _our_name(name: str) -> str:
+def _our_name(name: str, laterals: int) -> str:
+    """Our name of a published tensor, for a pyramid with that many lateral convolutions."""
+    output = re.match(r"neck\.fpn_convs\.(\d+)\.conv\.(.*)", name)
+    if output:
+        level = int(output[1])
+        return f"fpn.outputs.{level}.{output[2]}" if level < laterals else f"fpn.extras.{level - laterals}.{output[2]}"
     for pattern, replacement in _RENAMED:
         renamed, count = re.subn(pattern, replacement, name)
         if count:

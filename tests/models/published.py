@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.ops import box_iou
 
+from ranksort.checkpoints import convert_checkpoint
 from ranksort.models.images import ImageBatch, Size
 
 GOLDEN = Path(__file__).resolve().parents[2] / "../shared/golden"
@@ -112,6 +113,30 @@ def golden_input(
         image = pixels[i] * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
         images.append(image[:, :height, :width] / 255)
     return GoldenInput(ImageBatch(pixels, sizes, originals), targets, images)
+
+
+def published_names(recipe: str) -> dict[str, str]:
+    """Our name -> the published one, by sending numbered tensors through the conversion."""
+    entries = published_entries(recipe)
+    markers = {key: torch.full(shape, i) for i, (key, shape, _) in enumerate(entries)}
+    return {ours: entries[int(marker.flatten()[0])][0] for ours, marker in convert_checkpoint(markers, recipe).items()}
+
+
+def assert_same_gradients(model: nn.Module, folder: str, names: dict[str, str]) -> None:
+    """Compares the norm of the gradient of every trained parameter with models/`folder`/train.json; for `names`, see `published_names`."""
+    expected = golden_json(f"models/{folder}/train.json")["grad_norms"]
+    ours = {
+        names[name]: None if p.grad is None else p.grad.norm().item()
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
+    assert ours.keys() == expected.keys()
+    wrong = {
+        key: (norm, expected[key])
+        for key, norm in ours.items()
+        if (norm or 0.0) != pytest.approx(expected[key] or 0.0, rel=5e-3, abs=1e-9)
+    }
+    assert not wrong
 
 
 def assert_same_map(ours: Tensor, folder: str, name: str) -> None:

@@ -38,3 +38,11 @@ def test_extra_levels_come_from_the_last_output() -> None:
     p4 = F.conv2d(maps[1], fpn.extras[0].weight, fpn.extras[0].bias, stride=2, padding=1)
     torch.testing.assert_close(maps[2], p4)
     torch.testing.assert_close(maps[3], F.conv2d(p4, fpn.extras[1].weight, fpn.extras[1].bias, stride=2, padding=1))
+
+
+def test_without_extra_convolutions_the_coarser_levels_are_every_second_cell() -> None:
+    fpn = FPN((4, 4), 4, levels=4, extra_convs=False)
+    maps = fpn([torch.randn(1, 4, 8, 8), torch.randn(1, 4, 5, 4)])
+    assert torch.equal(maps[2], maps[1][:, :, ::2, ::2])
+    assert torch.equal(maps[3], maps[1][:, :, ::4, ::4])
+    assert not list(fpn.extras.parameters())

@@ -8,11 +8,13 @@ import torch
 from published import (
     GoldenInput,
     assert_same_detections,
+    assert_same_gradients,
     assert_same_map,
     golden_input,
     golden_json,
     published_entries,
     published_entry,
+    published_names,
     published_state_dict,
 )
 from torch import Tensor
@@ -39,16 +41,9 @@ class Evaluated(NamedTuple):
     detections: list[dict[str, Tensor]]
 
 
-def _published_names(recipe: str) -> dict[str, str]:
-    """Our name -> the published one, by sending numbered tensors through the conversion."""
-    entries = published_entries(recipe)
-    markers = {key: torch.full(shape, i) for i, (key, shape, _) in enumerate(entries)}
-    return {ours: entries[int(marker.flatten()[0])][0] for ours, marker in convert_checkpoint(markers, recipe).items()}
-
-
 @pytest.fixture(scope="module")
 def names() -> dict[str, str]:
-    return _published_names(RECIPE)
+    return published_names(RECIPE)
 
 
 @pytest.fixture(scope="module")
@@ -107,19 +102,7 @@ def test_number_of_positives(case: Case, losses: dict[str, Tensor]) -> None:
 
 
 def test_gradient_norm_of_every_trained_parameter(case: Case, losses: dict[str, Tensor], names: dict[str, str]) -> None:
-    expected = golden_json(f"models/{FOLDER}/train.json")["grad_norms"]
-    ours = {
-        names[name]: None if p.grad is None else p.grad.norm().item()
-        for name, p in case.model.named_parameters()
-        if p.requires_grad
-    }
-    assert ours.keys() == expected.keys()
-    wrong = {
-        key: (norm, expected[key])
-        for key, norm in ours.items()
-        if (norm or 0.0) != pytest.approx(expected[key] or 0.0, rel=5e-3, abs=1e-9)
-    }
-    assert not wrong
+    assert_same_gradients(case.model, FOLDER, names)
 
 
 def test_feature_maps(evaluated: Evaluated) -> None:

@@ -9,20 +9,24 @@ from torch.nn import functional as F
 class FPN(nn.Module):
     """Lateral 1x1 convolutions, a top-down path of nearest upsampling, 3x3 output convolutions, and coarser levels on top.
 
-    The coarser levels are stride-2 3x3 convolutions on the last output ("extra convs on output"): P6 on P5, P7 on P6.
+    The coarser levels are stride-2 3x3 convolutions on the last output ("extra convs on output"): P6 on P5, P7 on P6. In the R-CNNs
+    they are every second cell of it.
 
     Args:
         in_channels: channels of the backbone's features, from fine to coarse.
         out_channels: channels of every level.
         levels: how many levels there are in the end.
+        extra_convs: whether the coarser levels are convolutions.
     """
 
-    def __init__(self, in_channels: Sequence[int], out_channels: int = 256, levels: int = 5):
+    def __init__(self, in_channels: Sequence[int], out_channels: int = 256, levels: int = 5, extra_convs: bool = True):
         super().__init__()
+        self.channels = out_channels
         self.laterals = nn.ModuleList(nn.Conv2d(channels, out_channels, 1) for channels in in_channels)
         self.outputs = nn.ModuleList(nn.Conv2d(out_channels, out_channels, 3, padding=1) for _ in in_channels)
         self.extras = nn.ModuleList(
-            nn.Conv2d(out_channels, out_channels, 3, stride=2, padding=1) for _ in range(levels - len(in_channels))
+            nn.Conv2d(out_channels, out_channels, 3, stride=2, padding=1) if extra_convs else nn.MaxPool2d(1, stride=2)
+            for _ in range(levels - len(in_channels))
         )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

@@ -131,7 +131,11 @@ def _resized_target(target: dict[str, Tensor], size: Size, new_size: Size) -> di
 
 
 def check_input(
-    images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None, num_classes: int, training: bool
+    images: Sequence[Tensor],
+    targets: Sequence[dict[str, Tensor]] | None,
+    num_classes: int,
+    training: bool,
+    masks: bool = False,
 ) -> None:
     """Looks whether a model can take `images` and `targets` (see the detectors for what they have to be).
 
@@ -150,14 +154,23 @@ def check_input(
     if targets is None or len(targets) != len(images):
         raise ValueError("in training mode a model needs one target for each image; call model.eval() to predict")
     for i, target in enumerate(targets):
-        if not {"boxes", "labels"} <= target.keys():
-            raise ValueError(f"target {i} of the batch needs boxes and labels, it has {', '.join(target) or 'nothing'}")
+        needed = ["boxes", "labels", "masks"] if masks else ["boxes", "labels"]
+        if not set(needed) <= target.keys():
+            raise ValueError(
+                f"target {i} of the batch needs {' and '.join(needed)}, it has {', '.join(target) or 'nothing'}"
+            )
         boxes, labels = target["boxes"], target["labels"]
         if not isinstance(boxes, Tensor) or not isinstance(labels, Tensor):
             raise ValueError(f"target {i} of the batch needs boxes and labels as tensors")
         if boxes.ndim != 2 or boxes.shape[1] != 4 or labels.shape != boxes.shape[:1]:
             raise ValueError(
                 f"target {i} of the batch needs boxes [G, 4] and labels [G], got {tuple(boxes.shape)} and {tuple(labels.shape)}"
+            )
+        size = images[i].shape[-2:]
+        if masks and target["masks"].shape != (len(labels), *size):
+            raise ValueError(
+                f"target {i} of the batch needs masks [G, H, W] of the size of its image, {(len(labels), *size)}, "
+                f"got {tuple(target['masks'].shape)}"
             )
         if labels.dtype != torch.int64:
             raise ValueError(f"target {i} of the batch needs labels of type int64, got {labels.dtype}")

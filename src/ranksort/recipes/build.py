@@ -14,18 +14,27 @@ from torch import nn
 from ..data.annotations import Category
 from ..data.coco import CocoDataset, find_split
 from ..data.transforms import training_transforms
-from ..models import ATSS
+from ..models import ATSS, CascadeRCNN, FasterRCNN, MaskRCNN
 from ..models.backbones import build_backbone
+from ..models.carafe import CarafeFPN
+from ..models.fpn import FPN
 from ..models.images import ImageTransform
 from . import coco
 from .recipe import OptimizerSettings, Recipe
 
 _WARMUP_START = 0.001
+_RCNNS = {"faster_rcnn": FasterRCNN, "cascade_rcnn": CascadeRCNN, "mask_rcnn": MaskRCNN}
+
+
+def recipe_functions() -> dict[str, Callable[[], Recipe]]:
+    """The functions which make our recipes and the paper's, by the recipes' names."""
+    functions = {name: value for name, value in vars(coco).items() if inspect.isfunction(value)}
+    return {name.replace("_plus_", "+_"): f for name, f in functions.items() if name.startswith("ranksort_")}
 
 
 def list_recipes() -> list[str]:
     """The names of the recipes, ours and the paper's."""
-    return [name for name, value in vars(coco).items() if name.startswith("ranksort_") and inspect.isfunction(value)]
+    return list(recipe_functions())
 
 
 def get_recipe(name: str) -> Recipe:
@@ -49,11 +58,11 @@ def get_recipe(name: str) -> Recipe:
         if not isinstance(recipe, Recipe):
             raise ValueError(f"{name} must return a ranksort Recipe, it returned a {type(recipe).__name__}")
         return recipe
-    if name not in list_recipes():
+    if name not in recipe_functions():
         raise ValueError(
             f"there is no recipe {name!r}: `ranksort recipes` lists them, file.py:function names one of your own"
         )
-    return getattr(coco, name)()
+    return recipe_functions()[name]()
 
 
 def create_model(
@@ -87,29 +96,36 @@ def create_model(
     if num_classes is not None:
         settings.num_classes = num_classes
     recipe.check()
-    if settings.detector != "atss":
-        raise ValueError(f"there is no detector {settings.detector!r}: this version has atss")
-
     backbone = build_backbone(
         settings.backbone,
         pretrained=pretrained_backbone,
         frozen_stages=settings.frozen_stages,
         train_batch_norm=settings.train_batch_norm,
+        deformable_convs=settings.deformable_convs,
     )
     transform = ImageTransform(
         settings.min_size, settings.max_size, settings.pixel_mean, settings.pixel_std, recipe.data.train_min_sizes
     )
-    model = ATSS(
-        backbone,
-        transform,
-        settings.num_classes,
-        channels=settings.channels,
-        head_convs=settings.head_convs,
-        prior=settings.prior,
-        score_threshold=settings.score_threshold,
-        nms_threshold=settings.nms_threshold,
-        detections_per_image=settings.detections_per_image,
-    )
+    options: dict[str, Any] = {
+        "prior": settings.prior,
+        "score_threshold": settings.score_threshold,
+        "nms_threshold": settings.nms_threshold,
+        "detections_per_image": settings.detections_per_image,
+    }
+    model: nn.Module
+    if settings.detector == "atss":
+        options |= {"channels": settings.channels, "head_convs": settings.head_convs}
+        model = ATSS(backbone, transform, settings.num_classes, **options)
+    elif settings.detector in _RCNNS:
+        channels = backbone.channels[-4:]
+        fpn = (
+            CarafeFPN(channels, settings.channels)
+            if settings.upsampling == "carafe"
+            else FPN(channels, settings.channels, extra_convs=False)
+        )
+        model = _RCNNS[settings.detector](backbone, fpn, transform, settings.num_classes, **options)
+    else:
+        raise ValueError(f"there is no detector {settings.detector!r}: choose one of atss, {', '.join(_RCNNS)}")
     if weights is not None:
         from ..checkpoints import load_weights, read_checkpoint
 
@@ -145,6 +161,7 @@ def build_dataset(
         Path(images),
         Path(annotations),
         training=training,
+        masks=model.has_masks,
         keep_empty_images=data.keep_empty_images,
         categories=categories,
         transform=training_transforms(sizes, model.max_size, data.flip) if training else None,

@@ -42,7 +42,7 @@ class DataSettings:
 class ModelSettings:
     """What the detector is made of, and how it reports."""
 
-    detector: Literal["atss"] = "atss"
+    detector: Literal["atss", "faster_rcnn", "cascade_rcnn", "mask_rcnn"] = "atss"
     """which detector"""
     backbone: str = "resnet50"
     """a ResNet or ResNeXt of torchvision, or timm/<model>"""
@@ -52,6 +52,10 @@ class ModelSettings:
     """backbone stages which keep their weights, the stem with them; -1: none"""
     train_batch_norm: bool = False
     """normalise by the statistics of the batch instead of the stored ones"""
+    deformable_convs: bool = False
+    """modulated deformable 3x3 convolutions (DCNv2) in the stages 2 to 4 of a ResNet or ResNeXt"""
+    upsampling: Literal["nearest", "carafe"] = "nearest"
+    """how the pyramid of an R-CNN goes from coarse to fine"""
     channels: int = 256
     """channels of the pyramid and the heads"""
     head_convs: int = 4
@@ -74,6 +78,11 @@ class ModelSettings:
     """IoU above which the lower of two detections of a class is dropped"""
     detections_per_image: int = 100
     """most detections reported for an image"""
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether the detector learns and predicts masks."""
+        return self.detector == "mask_rcnn"
 
 
 @dataclass
@@ -163,6 +172,8 @@ class Recipe:
                 raise ValueError(f"--{option} must be {least} or more, got {value}")
         if not 0 <= data.flip <= 1:
             raise ValueError(f"--data.flip is a probability, got {data.flip}")
+        if model.upsampling != "nearest" and not model.detector.endswith("_rcnn"):
+            raise ValueError(f"--model.upsampling {model.upsampling} is for the R-CNNs, not for {model.detector}")
         if model.channels % 32 or model.channels < 64:
             raise ValueError(f"--model.channels must be a multiple of 32 from 64 on, got {model.channels}")
 
