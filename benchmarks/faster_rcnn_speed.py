@@ -38,16 +38,36 @@ def ours(size: int) -> nn.Module:
     return model.to(memory_format=torch.channels_last)  # as the training engine has it
 
 
-def calm(model: nn.Module, classifier: nn.Linear, images: list[Tensor], bias: float) -> None:
-    """Gives the class logits of a network which knows nothing the spread of one which has learnt a little."""
-    logits: list[Tensor] = []
-    hook = classifier.register_forward_hook(lambda module, inputs, output: logits.append(output))
+def calm(model: nn.Module, layer: nn.Module, images: list[Tensor], std: float, bias: float) -> None:
+    """Gives the outputs of a layer of a network which knows nothing the spread of one which has learnt a little."""
+    outputs: list[Tensor] = []
+    hook = layer.register_forward_hook(lambda module, inputs, output: outputs.append(output))
     with torch.inference_mode():
         model.eval()(images)
     hook.remove()
     with torch.no_grad():
-        classifier.weight /= logits[0].std()
-        classifier.bias.fill_(bias)
+        layer.weight *= std / outputs[0].std()
+        layer.bias.fill_(bias)
+
+
+@torch.no_grad()
+def same_proposals(our: nn.Module, their: nn.Module) -> None:
+    """Gives both the same backbone, pyramid and RPN, so that they have about the same regions to look at."""
+
+    def layers(*parts: nn.Module) -> list[nn.Module]:
+        return [m for part in parts for m in part.modules() if isinstance(m, nn.Conv2d)]
+
+    ours = layers(our.backbone, our.fpn, our.rpn)
+    their_rpn = their.rpn.head
+    theirs = layers(their.backbone.body, their.backbone.fpn, their_rpn.conv, their_rpn.cls_logits, their_rpn.bbox_pred)
+    for a, b in zip(ours, theirs, strict=True):
+        a.weight.copy_(b.weight)
+        if a.bias is not None:
+            a.bias.copy_(b.bias)
+    # Our box coder multiplies the deltas by (.1, .1, .2, .2), theirs of the RPN does not.
+    scale = torch.tensor([0.1, 0.1, 0.2, 0.2]).repeat(3)
+    our.rpn.box_deltas.weight /= scale[:, None, None, None]
+    our.rpn.box_deltas.bias /= scale
 
 
 def make(images: int, size: int) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
@@ -107,8 +127,10 @@ def main() -> None:
     torch.manual_seed(0)
     images, targets = make(options.images, options.size)
     our, their = ours(options.size), theirs(options.size)
-    calm(our, our.box_head.class_logits, images, -4.6)
-    calm(their, their.roi_heads.box_predictor.cls_score, images, 0.0)
+    calm(their, their.rpn.head.bbox_pred, images, std=0.2, bias=0)
+    same_proposals(our, their)
+    calm(our, our.box_head.class_logits, images, std=1, bias=-4.6)
+    calm(their, their.roi_heads.box_predictor.cls_score, images, std=1, bias=0)
     if options.profile:
         step = training_step(our, images, targets, 0)
         step()
