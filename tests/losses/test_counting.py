@@ -72,12 +72,12 @@ def test_sums_over_negatives(dtype, delta, kind, way, monkeypatch):
     weights = RANDOM.uniform(size=len(p))
     expected = above.sum(1)
     np.testing.assert_allclose(
-        negatives.count().numpy(), expected, rtol=1e-11, atol=1e-8 if kind == "outlier" else 1e-9
+        negatives.count(logits).numpy(), expected, rtol=1e-11, atol=1e-8 if kind == "outlier" else 1e-9
     )
     spread = weights @ above
     tolerance = (2e-6 if dtype == torch.float32 else 1e-9) * max(spread.max(), 1e-12)
     for _ in range(2):  # the second time from the start
-        update = negatives.spread(torch.from_numpy(weights)).double().numpy()
+        update = negatives.spread(torch.from_numpy(weights), logits).double().numpy()
         np.testing.assert_allclose(update[: n.size], spread, rtol=0, atol=tolerance)
         assert (update[n.size :] == 0).all()
 

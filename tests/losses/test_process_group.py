@@ -86,3 +86,35 @@ def test_processes_rank_together(case, processes, tmp_path):
     # Per call: the number of positives; two (aLRP: one more) values for each; two for each of 2P + 1 intervals.
     positives = int((batch(case)[1] > 0).sum())
     assert all(sent <= 4 * 8 + 7 * 8 * positives + 3 * 2 * 8 * (2 * positives + 1) for *_, sent in parts)
+
+
+def work_with_a_fault(rank, processes, store, fault, results):
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=processes)
+    logits, targets, errors = batch("uneven")
+    if rank == 0 and fault == "NaN":
+        logits[0] = torch.nan
+    elif rank == 0 and fault == "shape":
+        targets = targets[1:]
+    elif rank == 0:
+        targets[0] = 7
+    messages = []
+    for loss in (
+        lambda: rank_sort_loss(logits, targets, process_group=dist.group.WORLD),
+        lambda: average_lrp_loss(logits, targets, errors, process_group=dist.group.WORLD),
+    ):
+        try:
+            loss()
+        except ValueError as error:
+            messages.append(str(error))
+    results.put((rank, messages))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(("fault", "message"), [("NaN", "must be finite"), ("shape", "one shape"), ("above 1", "is 7")])
+def test_bad_input_of_one_process_stops_all(fault, message, tmp_path):
+    results = mp.get_context("spawn").SimpleQueue()
+    mp.start_processes(work_with_a_fault, (2, tmp_path / "store", fault, results), 2, start_method="spawn")
+    (_, own), (_, other) = sorted(results.get() for _ in range(2))
+    assert len(own) == len(other) == 2
+    assert all(message in text for text in own[:1])
+    assert all("another process" in text for text in other)

@@ -1,4 +1,5 @@
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -168,6 +169,30 @@ def test_second_backward():
     assert torch.equal(first, second)
 
 
+def test_kept_loss_does_not_keep_the_logits():
+    logits, targets = random_batch(20, 5000)
+    model = torch.nn.Parameter(logits)
+    scores = model * 1
+    alive = weakref.ref(scores)
+    loss = sum(rank_sort_loss(scores, targets))
+    loss.backward()
+    storage = scores.untyped_storage()
+    holders = storage._use_count() if hasattr(storage, "_use_count") else None
+    del storage, scores
+    assert alive() is None
+    assert holders is None or holders <= 2
+    assert loss > 0
+
+
+def test_change_of_the_logits_before_backward_is_noticed():
+    logits, targets = random_batch(20, 100)
+    scores = torch.nn.Parameter(logits) * 1
+    loss = sum(rank_sort_loss(scores, targets))
+    scores.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_module_is_the_function():
     logits, targets = random_batch(20, 100)
     module = RankSortLoss(delta=0.1)
@@ -243,6 +268,26 @@ def test_no_negatives(sums):
     assert ranking == 0
     assert sorting.item() == pytest.approx(expected.sorting)
     np.testing.assert_allclose(gradient.numpy(), expected.sorting_gradient, rtol=0, atol=1e-12)
+
+
+def test_logits_too_far_apart():
+    with pytest.raises(ValueError, match=r"logits from -2e\+38 to 2e\+38 are too far apart"):
+        rank_sort_loss(torch.tensor([-2e38, 2e38]), torch.tensor([1.0, 0.0]))
+
+
+@pytest.mark.parametrize("scale", [1e-320, 1e-310, 1e-40])
+def test_denormal_logits(scale):
+    logits, targets = random_batch(20, 5000)
+    ranking, sorting, _ = loss_and_gradient(logits * scale, targets, delta=0)
+    expected = rank_sort((logits * scale).tolist(), targets.tolist(), 0)
+    assert (ranking.item(), sorting.item()) == pytest.approx((expected.ranking, expected.sorting))
+
+
+@pytest.mark.parametrize(("value", "delta"), [(3.3, 0.001), (1000.0, 0.1), (1e5, 0.5)])
+def test_equal_scores_among_many_ignored(value, delta):
+    targets = torch.cat([torch.full((7,), 0.5), torch.zeros(1), torch.full((1_000_000,), -1.0)]).double()
+    ranking, *_ = loss_and_gradient(torch.full_like(targets, value), targets, delta)
+    assert ranking.item() == pytest.approx(0.5 / 4, abs=1e-9)
 
 
 # ---- wrong input
@@ -348,6 +393,17 @@ def test_golden_without_float64(name, monkeypatch):
     assert ranking.item() == pytest.approx(golden["ranking_loss"].item(), abs=1e-6)
     assert sorting.item() == pytest.approx(golden["sorting_loss"].item(), abs=1e-6)
     assert_gradient_close(gradient, golden["grad"], 1e-5)
+
+
+@pytest.mark.parametrize(("shift", "delta"), [(0, 0.001), (1000, 0.1), (10_000, 0.1)])
+def test_shifted_logits_without_float64(shift, delta, monkeypatch):
+    logits, targets = (x.float() for x in random_batch(100, 20_000))
+    logits += shift
+    expected = loss_and_gradient(logits.double(), targets.double(), delta)
+    without_float64(monkeypatch)
+    ranking, sorting, gradient = loss_and_gradient(logits, targets, delta)
+    assert (ranking.item(), sorting.item()) == pytest.approx([x.item() for x in expected[:2]], abs=1e-6)
+    assert_gradient_close(gradient, expected[2], 1e-5)
 
 
 def test_many_logits_without_float64(monkeypatch):

@@ -17,14 +17,16 @@ class Examples(NamedTuple):
     """A batch as the losses see it. The P positives are those of all processes of the group.
 
     Attributes:
+        logits: of this process, flat, float32 or float64 [A].
         breakpoints: of the positives, by rising logit.
         qualities: targets of the positives, float64 [P].
         order: the positives as they come, process by process, from those by rising logit, int64 [P].
         negatives: of this process.
-        positive: where this process has its positives in the flattened batch, int64.
+        positive: where this process has its positives among its logits, int64.
         own: which of the P these are.
     """
 
+    logits: Tensor
     breakpoints: Breakpoints
     qualities: Tensor
     order: Tensor
@@ -37,15 +39,74 @@ class Examples(NamedTuple):
 def select_examples(
     logits: Tensor, targets: Tensor, delta: float, group: "dist.ProcessGroup | None", **errors: Tensor
 ) -> Examples | None:
-    """Returns the examples of a batch, or None where there is no positive. `errors` are checked and nothing else.
+    """Returns the examples of a batch, or None where there is no positive. `errors`, one for each positive, are checked and nothing else.
 
     The host waits for the device three times at most: for the places of the positives, for what the checks and the choice of the
-    method need to know, and for the places either of few negatives in reach or of all that is ignored. A group costs one more.
+    method need to know, and for the places either of few negatives in reach or of all that is ignored. A group costs two more.
 
     Raises:
         ValueError: where shapes differ, logits are not floating point, `delta` is no width, a target is above 1, an error is below
-            0, or a value is NaN or infinite.
+            0, or a value is NaN or infinite; or where that is so in another process of the group.
     """
+    try:
+        _check_arguments(logits, targets, delta)
+        s = flat(logits)
+        y = targets.reshape(-1).contiguous()
+        positive = find(y, lambda target: target > 0)
+        for name, x in errors.items():
+            if x.shape != positive.shape:
+                _check_values({"targets": y}, [v.item() for v in y.aminmax()] if len(y) else [])
+                raise ValueError(
+                    f"{name} needs one value for each of the {len(positive)} positive targets, in their order; "
+                    f"got shape {tuple(x.shape)}"
+                )
+        device = s.device if has_float64(s.device) else torch.device("cpu")
+        p, qualities = (x.index_select(0, positive).to(device, torch.float64) for x in (s, y))
+        seen = {name: x for name, x in {"logits": s, "targets": y, **errors}.items() if x.numel() > 0}
+        extremes = torch.stack([p.new_zeros(()), *(x.to(p) for values in seen.values() for x in values.aminmax())])[1:]
+        if group is not None:
+            _check_values(seen, extremes.tolist())
+    except ValueError:
+        if group is not None:
+            _exchange_sizes(-1, group, logits.device)  # else the others would wait for this process
+        raise
+
+    (p, qualities), own = gather(torch.stack([p, qualities]), group)
+    p, order = p.nan_to_num().sort()  # what is not finite is reported below
+    breakpoints = Breakpoints(p, delta)
+
+    # Besides the extremes, for the choice of the method: how many edges are below the logits and below the highest of them, and which
+    # share of the logits is in reach. All in one transfer.
+    if len(s) > 0:
+        below = torch.bucketize(extremes[:2], breakpoints.edges, right=True)
+        in_reach = s[:: len(s) // _SAMPLE | 1] >= pad(breakpoints.edges, (0, 1), value=math.inf)[0].to(s)
+        first, last, reach, *known = torch.cat([below, in_reach.to(s).mean().to(p)[None], extremes]).tolist()
+    else:
+        first, last, reach, known = 0, 0, 0.0, []
+    _check_values(seen, known)
+    if len(p) == 0:
+        return None
+
+    negatives = NegativesAbove(
+        breakpoints,
+        s,
+        y,
+        positive,
+        ignored=len(s) > 0 and known[2] < 0,
+        edges_among=(int(first), int(last)),
+        reach=reach,
+        group=group,
+    )
+    place = torch.empty_like(order).scatter_(0, order, torch.arange(len(p), device=device))
+    return Examples(s, breakpoints, qualities[order], order, negatives, positive, place[own])
+
+
+def flat(logits: Tensor) -> Tensor:
+    """The logits in one row, in the dtype which losses and updates are computed in: float32 or float64."""
+    return logits.detach().reshape(-1).contiguous().to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _check_arguments(logits: Tensor, targets: Tensor, delta: float) -> None:
     if logits.shape != targets.shape:
         raise ValueError(f"logits and targets need one shape, got {tuple(logits.shape)} and {tuple(targets.shape)}")
     if not logits.is_floating_point():
@@ -54,61 +115,45 @@ def select_examples(
         raise ValueError(
             f"delta must be 0 or more, got {delta}: it is half the width of the smoothed step, a finite number"
         )
-    s = logits.reshape(-1).contiguous().to(torch.promote_types(logits.dtype, torch.float32))
-    y = targets.reshape(-1).contiguous()
-    positive = find(y, lambda target: target > 0)
-    device = s.device if has_float64(s.device) else torch.device("cpu")
-    mine = torch.stack([x.index_select(0, positive).to(device, torch.float64) for x in (s, y)])
-    (p, qualities), own = gather(mine, group)
-    p, order = p.nan_to_num().sort()  # what is not finite is reported below
-    breakpoints = Breakpoints(p, delta)
 
-    # All that the host has to know comes in one transfer: extremes for the checks, how many edges are below the logits and below the
-    # highest of them, and which share of them is in reach.
-    seen = {name: x for name, x in {"logits": s, "targets": y, **errors}.items() if x.numel() > 0}
-    facts = [torch.stack([x for values in seen.values() for x in values.aminmax()]).to(p)] if seen else []
-    if len(s) > 0:
-        in_reach = s[:: len(s) // _SAMPLE | 1] >= pad(breakpoints.edges, (0, 1), value=math.inf)[0].to(s)
-        facts += [torch.bucketize(facts[0][:2], breakpoints.edges, right=True), in_reach.to(s).mean().to(p)[None]]
-    *extremes, first, last, reach = torch.cat(facts).tolist() if facts else (0.0, 0.0, 0.0)
-    for (name, values), *pair in zip(seen.items(), extremes[::2], extremes[1::2], strict=True):
-        if not all(map(math.isfinite, pair)):
+
+def _check_values(seen: dict[str, Tensor], extremes: list[float]) -> None:
+    """Raises ValueError by the least and the greatest value of each tensor, which come one after the other in `extremes`."""
+    for (name, values), least, greatest in zip(seen.items(), extremes[::2], extremes[1::2], strict=bool(extremes)):
+        if not (math.isfinite(least) and math.isfinite(greatest)):
             raise ValueError(
                 f"{name} must be finite, {int((~values.isfinite()).sum())} of {values.numel()} are NaN or infinite: "
                 "look for a diverged model (lower the learning rate, clip gradients) or an overflow in half precision"
             )
-        if name in errors and pair[0] < 0:
+        if name == "logits" and greatest - least > torch.finfo(values.dtype).max:
+            raise ValueError(f"logits from {least:.3g} to {greatest:.3g} are too far apart to be subtracted")
+        if name == "targets" and greatest > 1:
+            raise ValueError(f"targets are qualities in (0, 1], 0 or negative (ignored); the largest is {greatest:.9g}")
+        if name not in ("logits", "targets") and least < 0:
             raise ValueError(
-                f"{name} must be 0 or more, the smallest is {pair[0]:.6g}: "
+                f"{name} must be 0 or more, the smallest is {least:.6g}: "
                 "pass an error like 1 - IoU, not the IoU or its negative"
             )
-    if "targets" in seen and extremes[3] > 1:
-        raise ValueError(f"targets are qualities in (0, 1], 0 or negative (ignored); the largest is {extremes[3]:.6g}")
-    if len(p) == 0:
-        return None
-
-    ignored = "targets" in seen and extremes[2] < 0
-    negatives = NegativesAbove(
-        breakpoints, s, y, positive, ignored=ignored, edges_among=(int(first), int(last)), reach=reach, group=group
-    )
-    place = torch.empty_like(order).scatter_(0, order, torch.arange(len(p), device=device))
-    return Examples(breakpoints, qualities[order], order, negatives, positive, place[own])
 
 
 def gather(values: Tensor, group: "dist.ProcessGroup | None") -> tuple[Tensor, slice]:
     """Joins [K, n] of this process with those of the others of a group, n may differ; returns [K, Σ n] and which are its own."""
     if group is None:
         return values, slice(0, values.shape[1])
-    size, own_rank = values.shape[1], dist.get_rank(group)
-    sizes = values.new_empty(dist.get_world_size(group), dtype=torch.int64)
-    dist.all_gather_into_tensor(sizes, torch.tensor([size], device=values.device), group=group)
-    counts = sizes.tolist()
-    padded = values.new_zeros(len(values), max(counts))
-    padded[:, :size] = values
-    parts = [torch.empty_like(padded) for _ in counts]
+    sizes = _exchange_sizes(values.shape[1], group, values.device)
+    if -1 in sizes:
+        raise ValueError("another process of the group was given input which it cannot rank; its own message says what")
+    padded = pad(values, (0, max(sizes) - values.shape[1]))
+    parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded, group=group)
-    start = sum(counts[:own_rank])
-    return torch.cat([x[:, :n] for x, n in zip(parts, counts, strict=True)], 1), slice(start, start + size)
+    start = sum(sizes[: dist.get_rank(group)])
+    return torch.cat([x[:, :n] for x, n in zip(parts, sizes, strict=True)], 1), slice(start, start + values.shape[1])
+
+
+def _exchange_sizes(size: int, group: "dist.ProcessGroup", device: torch.device) -> list[int]:
+    sizes = torch.empty(dist.get_world_size(group), dtype=torch.int64, device=device)
+    dist.all_gather_into_tensor(sizes, sizes.new_full((1,), size), group=group)
+    return sizes.tolist()
 
 
 class ErrorDrivenUpdate(torch.autograd.Function):
@@ -122,18 +167,19 @@ class ErrorDrivenUpdate(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Tensor, examples: Examples, losses: Tensor, to_positive: Tensor, shares: Tensor
     ) -> Tensor:
-        # The examples refer to the logits; saving these makes autograd notice where they were changed meanwhile.
+        # Saved, the logits are let go after the backward pass, and autograd notices where they were changed before it.
         ctx.save_for_backward(logits)
-        ctx.examples, ctx.to_positive, ctx.shares = examples, to_positive, shares
-        return losses.to(examples.negatives.logits)
+        ctx.negatives, ctx.positive = examples.negatives, examples.positive
+        ctx.to_positive, ctx.shares = to_positive[:, examples.own], shares
+        return losses.to(examples.logits)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grads: Tensor) -> tuple[Tensor, None, None, None, None]:
         (logits,) = ctx.saved_tensors
-        examples, grads = ctx.examples, grads.to(ctx.shares)
-        update = examples.negatives.spread(grads @ ctx.shares)
-        update.index_copy_(0, examples.positive, (grads @ ctx.to_positive)[examples.own].to(update))
+        grads = grads.to(ctx.shares)
+        update = ctx.negatives.spread(grads @ ctx.shares, flat(logits))
+        update.index_copy_(0, ctx.positive, (grads @ ctx.to_positive).to(update))
         return update.to(logits.dtype).view(logits.shape), None, None, None, None
 
 

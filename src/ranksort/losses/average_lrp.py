@@ -35,7 +35,7 @@ def average_lrp_loss(
     delta: float = 1.0,
     process_group: "dist.ProcessGroup | None" = None,
 ) -> AverageLRPOutput:
-    """aLRP Loss, exact, in O((P + N) log P + P log² P) time for P positives and N negatives.
+    """aLRP Loss, exact, in O((P + N) log P) time for P positives and N negatives.
 
     For each positive i with localisation error E_i, H the step smoothed over ± `delta` and x_ij = s_j - s_i:
 
@@ -66,14 +66,10 @@ def average_lrp_loss(
     Raises:
         ValueError: where shapes differ, logits are not floating point, a target is above 1, the regression losses are not one for
             each positive or one is negative, or a value is not finite.
+
+    The host waits for the device at most three times a call, five with a process group.
     """
-    examples = select_examples(logits, targets, delta, process_group, regression_losses=regression_losses)
-    num_positives = 0 if examples is None else len(examples.positive)
-    if regression_losses.shape != (num_positives,):
-        raise ValueError(
-            f"regression_losses needs one value for each of the {num_positives} positive targets, in their order; "
-            f"got shape {tuple(regression_losses.shape)}"
-        )
+    examples = select_examples(logits, targets, float(delta), process_group, regression_losses=regression_losses)
     losses = regression_losses.to(torch.promote_types(regression_losses.dtype, torch.float32))
     if examples is None:
         return AverageLRPOutput(no_loss(logits), losses.sum())
@@ -81,7 +77,7 @@ def average_lrp_loss(
     with torch.no_grad():
         p = examples.breakpoints.positives
         errors = gather(losses.to(p)[None], process_group)[0][0, examples.order]
-        fp = examples.negatives.count()
+        fp = examples.negatives.count(examples.logits)
         one_and_error = torch.stack([torch.ones_like(p), errors])
         num_above, error_above = PositivesAbove(examples.breakpoints).sum_over_others(one_and_error)
         rank = 1 + num_above + fp

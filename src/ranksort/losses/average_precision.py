@@ -15,7 +15,7 @@ from .counting import PositivesAbove
 def average_precision_loss(
     logits: Tensor, targets: Tensor, *, delta: float = 1.0, process_group: "dist.ProcessGroup | None" = None
 ) -> Tensor:
-    """AP Loss, exact, in O((P + N) log P + P log² P) time for P positives and N negatives.
+    """AP Loss, exact, in O((P + N) log P) time for P positives and N negatives.
 
     For each positive i, with H the step smoothed over ± `delta` and x_ij = s_j - s_i:
 
@@ -38,8 +38,10 @@ def average_precision_loss(
 
     Raises:
         ValueError: where shapes differ, logits are not floating point, a target is above 1, or a value is not finite.
+
+    The host waits for the device at most three times a call, five with a process group.
     """
-    examples = select_examples(logits, targets, delta, process_group)
+    examples = select_examples(logits, targets, float(delta), process_group)
     if examples is None:
         return no_loss(logits)
     return ErrorDrivenUpdate.apply(logits, examples, *_error_and_update(examples)).squeeze(0)
@@ -49,7 +51,7 @@ def average_precision_loss(
 def _error_and_update(examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the loss, float64 [1], what goes to the positives and what they hand on to the negatives, [1, P]."""
     p = examples.breakpoints.positives
-    fp = examples.negatives.count()
+    fp = examples.negatives.count(examples.logits)
     (num_above,) = PositivesAbove(examples.breakpoints).sum_over_others(torch.ones_like(p)[None])
     rank = 1 + num_above + fp
 

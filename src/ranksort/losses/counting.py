@@ -86,6 +86,9 @@ class Breakpoints:
 class NegativesAbove:
     """The relation H(n_j - p_i) between P positives and N negatives, in O((P + N) log P) time and O(P + N) memory.
 
+    It does not hold the logits, which are passed again to `count` and `spread`. What `count` finds out about where they are is kept for
+    the first `spread`, which turns its memory into the result.
+
     Args:
         breakpoints: of the positives.
         logits: float32 or float64 [A], those of the negatives and of others.
@@ -109,27 +112,25 @@ class NegativesAbove:
         reach: float,
         group: "dist.ProcessGroup | None" = None,
     ):
-        self.breakpoints, self.logits, self.group = breakpoints, logits, group
+        self.breakpoints, self.group = breakpoints, group
         # Compared in the dtype of the logits and rounded up, the edges divide these exactly as the breakpoints would.
         edges = breakpoints.edges.to(logits.dtype)
-        up = torch.nextafter(edges, edges.new_tensor(torch.inf))
+        up = torch.nextafter(edges, edges.new_full((), torch.inf))
         self.edges = torch.where(edges < breakpoints.edges, up, edges).to(logits.device)
         self.edges_among = edges_among
         self.in_one_interval = edges_among[0] == edges_among[1] and len(logits) > 0 and has_float64(logits.device)
         self.taken: Tensor | None = None
         if not self.in_one_interval and reach <= _FEW:
             self.taken = find(logits, lambda x: x >= self.edges[0])
-            self.values = logits.index_select(0, self.taken)
             self.others = targets.index_select(0, self.taken) != 0
         else:
-            self.values = logits
             self.others = (targets != 0).nonzero().squeeze(1) if ignored else positive
         self.placed: tuple[Tensor, Tensor] | None = None
 
-    def count(self) -> Tensor:
+    def count(self, logits: Tensor) -> Tensor:
         """Returns FP(i) = Σ_j H(n_j - p_i) for every positive, float64 [P]."""
         cut = self.breakpoints
-        totals = self._totals().to(cut.edges)
+        totals = self._totals(logits).to(cut.edges)
         if self.group is not None:
             dist.all_reduce(totals, group=self.group)
         counts, inside = totals[:, 1:]
@@ -139,7 +140,7 @@ class NegativesAbove:
         rising, rising_x = at_or_above[:, cut.lower] - above
         return above[0] + (rising_x - cut.axis[cut.lower] * rising).clamp(min=0)
 
-    def spread(self, weights: Tensor) -> Tensor:
+    def spread(self, weights: Tensor, logits: Tensor) -> Tensor:
         """Returns Σ_i weights_i H(n_j - p_i) at the negatives and 0 elsewhere, [A] in the dtype of the logits; weights float64 [P].
 
         As a function of n_j this is linear within an interval: value at its lower edge + slope · (n_j - edge).
@@ -149,74 +150,86 @@ class NegativesAbove:
         # Σ w x over these, and Σ w over those which have risen.
         one, none, wx = torch.ones_like(weights), torch.zeros_like(weights), weights * cut.axis[cut.lower]
         changes = torch.cat([torch.stack([one, weights, wx, none]), torch.stack([-one, -weights, -wx, weights])], 1)
-        rising, w, wx, risen = changes.index_select(1, cut.order).cumsum(1)
-        value, slope = risen, torch.zeros_like(w)
+        number, rising, rising_x, risen = changes.index_select(1, cut.order).cumsum(1)
+        value, slope = risen, torch.zeros_like(risen)
         if cut.delta > 0:
-            slope = torch.where(rising > 0, w, 0.0) / (2 * cut.delta)
-            value = risen + cut.axis * w - wx + slope * (self.edges.to(cut.edges) - cut.edges)
-        tables = pad(torch.stack([value, slope]), (1, 0)).to(self.logits)
+            slope = torch.where(number > 0, rising, 0.0) / (2 * cut.delta)
+            value = risen + cut.axis * rising - rising_x + slope * (self.edges.to(cut.edges) - cut.edges)
+        tables = pad(torch.stack([value, slope]), (1, 0)).to(logits)
         tables = torch.cat([tables, pad(self.edges, (1, 0))[None]])
 
         if self.in_one_interval:
-            value, slope, edge = tables.index_select(1, self._interval()).unbind(0)
-            return (self.logits - edge).mul_(slope).add_(value).index_fill_(0, self.others, 0)
-        bins, interval_of_bin = self.placed or self._place()
-        self.placed = None  # its memory becomes the result; a second call places the logits again
-        update = bins.view(torch.float32) if self.values.dtype == torch.float32 else torch.empty_like(self.values)
+            value, slope, edge = tables.index_select(1, self._interval(logits)).unbind(0)
+            return (logits - edge).mul_(slope).add_(value).index_fill_(0, self.others, 0)
+        values = self._values(logits)
+        bins, interval_of_bin = self.placed or self._place(values)
+        self.placed = None
+        update = bins.view(torch.float32) if values.dtype == torch.float32 else torch.empty_like(values)
         value, slope, edge = tables.index_select(1, interval_of_bin)
-        for bin_, x, out in _blocks(bins, self.values, update):
+        for bin_, x, out in _blocks(bins, values, update):
             # index_select, because indexing by brackets takes twenty times as long on a CPU.
             fall = edge.index_select(0, bin_).sub_(x).mul_(slope.index_select(0, bin_))
             torch.sub(value.index_select(0, bin_), fall, out=out)
-        return update if self.taken is None else torch.zeros_like(self.logits).index_copy_(0, self.taken, update)
+        return update if self.taken is None else torch.zeros_like(logits).index_copy_(0, self.taken, update)
 
-    def _interval(self) -> Tensor:
-        return torch.bucketize(self.logits[:1], self.edges, right=True)
+    def _values(self, logits: Tensor) -> Tensor:
+        return logits if self.taken is None else logits.index_select(0, self.taken)
 
-    def _totals(self) -> Tensor:
+    def _interval(self, logits: Tensor) -> Tensor:
+        return torch.bucketize(logits[:1], self.edges, right=True)
+
+    def _totals(self, logits: Tensor) -> Tensor:
         """Returns for each interval the number of negatives, and the sum of their distances to its lower edge, float64 [2, 2P + 1].
 
         The distance is in units; that in the highest and lowest interval, where no step rises, is left open.
         """
         cut, size = self.breakpoints, len(self.edges) + 1
-        if not has_float64(self.logits.device):
-            return self._totals_without_float64(*self._place())
-        if self.in_one_interval:
-            others = self.logits.index_select(0, self.others).double()
-            total = torch.stack([x.double().sum() for (x,) in _blocks(self.logits)]).sum() - others.sum()
-            number = torch.full_like(total, len(self.logits) - len(others))
-            counts, sums = total.new_zeros(2, size).index_copy_(
-                1, self._interval(), torch.stack([number, total])[:, None]
+        edge_of = torch.cat([cut.edges[:1], cut.edges])  # of interval 0, too, which does not matter
+        unit = 2 * cut.delta or 1.0
+        values = self._values(logits)
+        if not has_float64(logits.device):
+            counts, inside = self._totals_without_float64(values)
+            rounded = torch.cat([self.edges[:1], self.edges]).to(edge_of)
+            inside += counts * ((rounded - edge_of) / unit)
+        elif self.in_one_interval:
+            interval = self._interval(logits)
+            edge = edge_of.index_select(0, interval)
+            others = (logits.index_select(0, self.others).double() - edge).sum()
+            total = torch.stack([(x.double() - edge).sum() for (x,) in _blocks(logits)]).sum() - others
+            number = torch.full_like(total, len(logits) - len(self.others))
+            counts, inside = total.new_zeros(2, size).index_copy_(
+                1, interval, torch.stack([number, total / unit])[:, None]
             )
         else:
-            bins, interval_of_bin = self.placed = self._place()
+            bins, interval_of_bin = self.placed = self._place(values)
             counts = _histogram(interval_of_bin, _histogram(bins, None, len(interval_of_bin)), size)
             sums = counts.new_zeros(len(interval_of_bin))
-            for bin_, x in _blocks(bins, self.values):
+            for bin_, x in _blocks(bins, values):
                 sums += _histogram(bin_, x.double(), len(sums))
-            sums = _histogram(interval_of_bin, sums, size)
-        if cut.delta == 0:
-            return torch.stack([counts, torch.zeros_like(sums)])
+            inside = (_histogram(interval_of_bin, sums, size) - edge_of * counts) / unit
         # An interval on which a step rises is at most one unit wide.
-        inside = (sums - torch.cat([cut.edges[:1], cut.edges]) * counts) / (2 * cut.delta)
         return torch.stack([counts, inside.clamp(min=0).minimum(counts)])
 
-    def _totals_without_float64(self, bins: Tensor, interval_of_bin: Tensor) -> Tensor:
-        """The same in float32: distances, cut to one unit, are split into multiples of 2^-8, whose sums over 2^16 are exact, and rest."""
+    def _totals_without_float64(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Counts and sums of distances to the rounded edges, in float32 where they have the size of N.
+
+        Distances, cut to one unit, are split into multiples of 2^-8, whose sums over 2^16 are exact, and the rest.
+        """
+        bins, interval_of_bin = self._place(values)
         size, run = len(interval_of_bin), 1 << 16
         edge = torch.cat([self.edges[:1], self.edges]).index_select(0, interval_of_bin)
-        distance = ((self.values - edge.index_select(0, bins)) / (2 * self.breakpoints.delta or 1.0)).clamp_(0, 1)
+        distance = ((values - edge.index_select(0, bins)) / (2 * self.breakpoints.delta or 1.0)).clamp_(0, 1)
         coarse = (distance * 256).round_() / 256
         place = torch.arange(len(bins), device=bins.device) // run * size + bins
         runs = len(bins) // run + 1
-        parts = [torch.ones_like(distance), coarse, distance - coarse]
         sums = [
-            edge.new_zeros(runs * size).index_add_(0, place, x).cpu().double().view(runs, size).sum(0) for x in parts
+            edge.new_zeros(runs * size).index_add_(0, place, x).cpu().double().view(runs, size).sum(0)
+            for x in (torch.ones_like(distance), coarse, distance - coarse)
         ]
         counts, *inside = (_histogram(interval_of_bin.cpu(), x, len(self.edges) + 1) for x in sums)
-        return torch.stack([counts, inside[0] + inside[1]])
+        return counts, inside[0] + inside[1]
 
-    def _place(self) -> tuple[Tensor, Tensor]:
+    def _place(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Returns a bin for every value, int32 [n], and the interval which each bin belongs to; others are in interval 0.
 
         On a CPU `torch.bucketize` searches all edges for each value. Here a regular grid is laid over the edges, whose cells are the
@@ -224,18 +237,15 @@ class NegativesAbove:
         further bins, one for each interval. Values and edges come to their cells by the same monotone rule, so rounding cannot put
         an edge on the wrong side of a value.
         """
-        values, edges = self.values, self.edges
+        edges, (first, last) = self.edges, self.edges_among
         intervals = torch.arange(len(edges) + 1, dtype=torch.int32, device=values.device)
-        first, last = self.edges_among
         if not on_cpu(values) or len(values) < _GRID_PAYS or first == last:
-            bins = torch.bucketize(values, edges, out_int32=True, right=True)
-            bins[self.others] = 0
-            return bins, intervals
+            return self._without_others(torch.bucketize(values, edges, out_int32=True, right=True)), intervals
 
         within = edges[first:last]
         cells = min(_CELLS_PER_EDGE * len(within), len(values) // _LOGITS_PER_CELL, _MOST_CELLS)
         width = float(within[-1] - within[0])
-        scale = cells / width if width > 0 else 0.0
+        scale = cells / width if width > 1e-30 else 0.0
         # Where most values are below all edges some cells are there, too: a bincount is slow if many fall into one bin. Bin 0 is left
         # for the others.
         most_below = cells // 8
@@ -251,16 +261,24 @@ class NegativesAbove:
         for bin_, x in _blocks(bins, values):
             bin_.copy_(cell(x))
 
+        # Bins from here on are intervals.
         divided = (edges_in_cell > 0).index_select(0, bins).nonzero().squeeze(1)
-        x = values.index_select(0, divided)
         place = first_edge.index_select(0, bins.index_select(0, divided))
-        most = int(edges_in_cell.max())
-        padded = torch.cat([edges, edges.new_full((2 * most,), torch.inf)])
-        for step in (1 << bit for bit in reversed(range(most.bit_length()))):
-            place.add_(padded[step - 1 :].index_select(0, place) <= x, alpha=step)
-        bins.index_copy_(0, divided, place.add_(len(first_edge)))
-        bins[self.others] = 0
-        return bins, torch.cat([first_edge, intervals])
+        interval = _search(values.index_select(0, divided), edges, place, int(edges_in_cell.max()))
+        bins.index_copy_(0, divided, interval.add_(len(first_edge)))
+        return self._without_others(bins), torch.cat([first_edge, intervals])
+
+    def _without_others(self, bins: Tensor) -> Tensor:
+        is_mask = self.others.dtype == torch.bool
+        return bins.masked_fill_(self.others, 0) if is_mask else bins.index_fill_(0, self.others, 0)
+
+
+def _search(values: Tensor, edges: Tensor, place: Tensor, most: int) -> Tensor:
+    """Adds to `place`, how many edges are below a value for certain, how many of the next `most` edges are at or below it."""
+    padded = torch.cat([edges, edges.new_full((2 * most,), torch.inf)])
+    for step in (1 << bit for bit in reversed(range(most.bit_length()))):
+        place.add_(padded[step - 1 :].index_select(0, place) <= values, alpha=step)
+    return place
 
 
 def _histogram(bins: Tensor, weights: Tensor | None, size: int) -> Tensor:
@@ -311,7 +329,11 @@ class WorsePositivesAbove:
     A tree over the positives in the order of quality: at the root all of them, in each child a share which is better than the one
     before. Those worse than i are, on every level, in the children to the left of the path which leads to i. The nodes of a level
     lie side by side in one row of P positives, in each the positives by rising logit, so that differences of running sums along the
-    row give what is above i.
+    row give what is above i. With two children and positives named by quality, which have the logits d < a < c < b:
+
+        d a c b      the path to c goes right: a and b are worse, and of these, b comes after c in the row and so is above c
+        a b | d c    it goes left; d is to the right: better
+        a | b | c | d
 
     Args:
         breakpoints: of the positives.

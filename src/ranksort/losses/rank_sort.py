@@ -50,9 +50,9 @@ def rank_sort_loss(
     Raises:
         ValueError: where shapes differ, logits are not floating point, a target is above 1, or a value is not finite.
 
-    The host waits for the device at most three times a call, four with a process group.
+    The host waits for the device at most three times a call, five with a process group.
     """
-    examples = select_examples(logits, targets, delta, process_group)
+    examples = select_examples(logits, targets, float(delta), process_group)
     if examples is None:
         return RankSortOutput(no_loss(logits), no_loss(logits))
     return RankSortOutput(*ErrorDrivenUpdate.apply(logits, examples, *_errors_and_updates(examples)))
@@ -72,7 +72,7 @@ def _errors_and_updates(examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
     sorting = torch.where(worse > _EPS, current - target, 0.0)
     handed_on = worse_above.spread(sorting / worse.clamp(min=_EPS))
 
-    fp = examples.negatives.count()
+    fp = examples.negatives.count(examples.logits)
     rank = rank_positive + fp
     ranking = fp / rank
 
