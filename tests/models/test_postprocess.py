@@ -1,6 +1,8 @@
+import pytest
 import torch
+from oracles import paa as oracle
 
-from ranksort.models.postprocess import best_anchors, non_maximum_suppression
+from ranksort.models.postprocess import best_regions, non_maximum_suppression, score_voting
 
 
 def _suppress(boxes: list[list[float]], scores: list[list[float]], **options: float) -> dict[str, torch.Tensor]:
@@ -44,7 +46,33 @@ def test_nothing_above_the_threshold() -> None:
     assert {k: tuple(v.shape) for k, v in kept.items()} == {"boxes": (0, 4), "scores": (0,), "labels": (0,)}
 
 
-def test_best_anchors_goes_by_the_highest_class_of_each_level() -> None:
+def test_best_regions_goes_by_the_highest_class_of_each_level() -> None:
     first = torch.tensor([[0.0, 3.0], [5.0, -9.0], [1.0, 1.0], [4.0, 0.0]])
     second = torch.tensor([[7.0, 0.0]])
-    assert [i.tolist() for i in best_anchors([first, second], limit=3)] == [[1, 3, 0], [0]]
+    anchors = [torch.tensor([[10.0 * i, 0, 10 * i + 8, 8] for i in range(4)]), torch.tensor([[-5.0, 2, 70, 90]])]
+    boxes, scores = best_regions([first, second], [torch.zeros_like(a) for a in anchors], anchors, (50, 60), limit=3)
+    assert boxes.tolist() == [[10, 0, 18, 8], [30, 0, 38, 8], [0, 0, 8, 8], [0, 2, 60, 50]]  # clipped to the image
+    torch.testing.assert_close(scores, torch.cat([first[[1, 3, 0]], second]).sigmoid())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_score_voting(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(60, 2, generator=generator) * 40
+    boxes = torch.cat([corner, corner + 5 + torch.rand(60, 2, generator=generator) * 30], 1)
+    scores = torch.rand(60, 4, generator=generator) ** 2
+    kept = non_maximum_suppression(boxes, scores, score_threshold=0.1, nms_threshold=0.5, detections_per_image=30)
+    voted = score_voting(kept, boxes, scores, score_threshold=0.1)
+    expected = [
+        oracle.vote(box, label, boxes.tolist(), scores.tolist(), threshold=0.1, sigma=0.025)
+        for box, label in zip(kept["boxes"].tolist(), kept["labels"].tolist(), strict=True)
+    ]
+    torch.testing.assert_close(voted["boxes"], torch.tensor(expected))
+    assert not torch.equal(voted["boxes"], kept["boxes"])
+    assert all(voted[key] is kept[key] for key in ("scores", "labels"))
+
+
+def test_score_voting_leaves_a_box_without_area() -> None:
+    boxes, scores = torch.tensor([[60.0, 3, 60, 9], [0, 0, 10, 10]]), torch.tensor([[0.9], [0.5]])
+    kept = non_maximum_suppression(boxes, scores, score_threshold=0.1, nms_threshold=0.5, detections_per_image=30)
+    assert torch.equal(score_voting(kept, boxes, scores, score_threshold=0.1)["boxes"], boxes)

@@ -1,5 +1,6 @@
-"""Detectors trained by RS Loss, one file each: `atss.py`. They know nothing of data sets, recipes or the training engine."""
+"""Detectors trained by RS Loss, one file each; start with `atss.py`. They know nothing of data sets, recipes or the training engine."""
 
 from .atss import ATSS
+from .paa import PAA
 
-__all__ = ["ATSS"]
+__all__ = ["ATSS", "PAA"]

@@ -47,9 +47,9 @@ class DenseHead(nn.Module):
 
         The A_l = H_l · W_l · anchors_per_cell anchors are ordered by row, column, anchor.
         """
-        logits = [_per_anchor(self.class_logits(self.class_tower(x)), self.num_classes) for x in features]
+        logits = [per_anchor(self.class_logits(self.class_tower(x)), self.num_classes) for x in features]
         deltas = [
-            _per_anchor(self.box_deltas(self.box_tower(x)), 4) * scale
+            per_anchor(self.box_deltas(self.box_tower(x)), 4) * scale
             for x, scale in zip(features, self.scales, strict=True)
         ]
         return logits, deltas
@@ -65,6 +65,6 @@ class _ConvNormReLU(nn.Module):
         return self.norm(self.conv(x)).relu_()
 
 
-def _per_anchor(x: Tensor, values: int) -> Tensor:
+def per_anchor(x: Tensor, values: int) -> Tensor:
     """[B, anchors · values, H, W] -> [B, H · W · anchors, values]."""
     return x.permute(0, 2, 3, 1).reshape(len(x), -1, values)

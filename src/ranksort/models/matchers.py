@@ -1,4 +1,4 @@
-"""Matchers decide which object, if any, an anchor has to detect.
+"""Matchers decide which object, if any, an anchor or a proposal has to detect.
 
 Every matcher returns one int64 for each anchor: the index of its object, `NEGATIVE` where it has to stay silent, or `IGNORED` where it
 takes no part in training. With two objects, [1, -1, -1, 0, -2] reads: anchors 0 and 3 are positive, 1 and 2 negative, 4 ignored.
@@ -23,25 +23,63 @@ class Matched(NamedTuple):
         labels: the classes of their objects, int64 [P].
         boxes: the boxes of their objects, xyxy [P, 4].
         ignored: bool [B · A].
+        image: in which image each positive is, int64 [P], rising.
+        object: the index of its object among those of that image, int64 [P].
     """
 
     positive: Tensor
     labels: Tensor
     boxes: Tensor
     ignored: Tensor
+    image: Tensor
+    object: Tensor
 
 
 def collect(matches: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]) -> Matched:
-    """Joins the matches of B images, int64 [A] each, and looks up the objects in their `targets`."""
+    """Joins the matches of B images, int64 [A_b] each, and looks up the objects in their `targets`."""
     matched = torch.cat(list(matches))
     image = torch.arange(len(matches), device=matched.device).repeat_interleave(
         torch.tensor([len(m) for m in matches], device=matched.device)
     )
     objects = torch.tensor([0] + [len(t["labels"]) for t in targets], device=matched.device).cumsum(0)
     positive = (matched >= 0).nonzero().squeeze(1)
-    owner = matched[positive] + objects[image[positive]]
+    image = image[positive]
+    owner = matched[positive] + objects[image]
     labels, boxes = (torch.cat([t[key] for t in targets]) for key in ("labels", "boxes"))
-    return Matched(positive, labels[owner], boxes[owner], matched == IGNORED)
+    return Matched(positive, labels[owner], boxes[owner], matched == IGNORED, image, matched[positive])
+
+
+def match_iou(
+    regions: Tensor, objects: Tensor, *, positive: float, negative: float, low_quality: float | None = None
+) -> Tensor:
+    """Matching by IoU thresholds (Ren et al., NeurIPS 2015, section 3.1.2).
+
+    A region belongs to the object of its highest IoU, if that reaches `positive`; it is a negative, where that is below `negative`;
+    between the two it is ignored. With `low_quality` those regions which have the highest IoU with an object, all of them where there
+    are several, belong to that object from that lower IoU on, even if they fit another one better.
+
+    Args:
+        regions: anchors or proposals, xyxy [A, 4].
+        objects: xyxy [G, 4].
+        positive: least IoU of a positive.
+        negative: IoU which a negative stays below.
+        low_quality: least IoU of the best regions of an object; None: no exception for them.
+
+    Returns:
+        int64 [A], index of the object, NEGATIVE or IGNORED.
+    """
+    if len(objects) == 0:
+        return regions.new_full((len(regions),), NEGATIVE, dtype=torch.int64)
+    iou = box_iou(objects, regions)  # [G, A]
+    best, owner = iou.max(0)
+    matches = torch.where(best >= positive, owner, torch.where(best < negative, NEGATIVE, IGNORED))
+    if low_quality is None or len(regions) == 0:
+        return matches
+    best_of_object = iou.amax(1, keepdim=True)
+    is_best = (iou == best_of_object) & (best_of_object >= low_quality)
+    index = torch.arange(len(objects), device=iou.device)[:, None]
+    last = torch.where(is_best, index, NEGATIVE).amax(0)  # of several objects the last, as published
+    return torch.where(last >= 0, last, matches)
 
 
 def match_atss(anchors: Sequence[Tensor], objects: Tensor, in_image: Sequence[Tensor], top_k: int = 9) -> Tensor:

@@ -1,7 +1,13 @@
 """From class probabilities and boxes to the few detections which are reported."""
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
+
+from .boxes import decode_boxes
+from .images import Size
 
 _MOST = 20_000  # pairs of region and class; only detectors which know nothing yet have more
 
@@ -31,6 +37,47 @@ def non_maximum_suppression(
     return {"boxes": boxes[kept], "scores": score[kept], "labels": label[kept]}
 
 
-def best_anchors(logits: list[Tensor], limit: int) -> list[Tensor]:
-    """For each level the anchors of one image with the highest class logit, at most `limit`; [A_l, C] -> int64 [<= limit]."""
-    return [level.amax(1).topk(min(limit, len(level))).indices for level in logits]
+def best_regions(
+    logits: Sequence[Tensor], deltas: Sequence[Tensor], anchors: Sequence[Tensor], size: Size, limit: int = 1000
+) -> tuple[Tensor, Tensor]:
+    """The most promising anchors of one image as regions which detections are chosen from.
+
+    Args:
+        logits: one [A_l, C] for each level.
+        deltas: as of `decode_boxes`, one [A_l, 4] for each level.
+        anchors: xyxy in pixels, one [A_l, 4] for each level.
+        size: height and width of the image, which the boxes are clipped to.
+        limit: the most anchors of a level, those of the highest class logit.
+
+    Returns:
+        boxes: xyxy, float32 [R, 4]; and class probabilities, float32 [R, C].
+    """
+    best = [level.amax(1).topk(min(limit, len(level))).indices for level in logits]
+    boxes = torch.cat([decode_boxes(d[i].float(), a[i]) for d, a, i in zip(deltas, anchors, best, strict=True)])
+    scores = torch.cat([level[i].float().sigmoid() for level, i in zip(logits, best, strict=True)])
+    return clip_boxes_to_image(boxes, size), scores
+
+
+def score_voting(
+    detections: dict[str, Tensor], boxes: Tensor, scores: Tensor, *, score_threshold: float, sigma: float = 0.025
+) -> dict[str, Tensor]:
+    """Moves each detection to the mean of the regions around it (Kim and Lee, ECCV 2020, section 3.3).
+
+    The weight of a region is its score for the detection's class times exp(-(1 - IoU)² / `sigma`).
+
+    Args:
+        detections: what `non_maximum_suppression` left of these regions.
+        boxes: of the regions, xyxy [R, 4].
+        scores: class probabilities of the regions, [R, C].
+        score_threshold: scores above it take part.
+        sigma: how fast the weight falls with the IoU.
+
+    Returns:
+        The detections with other `boxes`.
+    """
+    score = scores.T[detections["labels"]]  # [D, R]
+    iou = box_iou(detections["boxes"], boxes)
+    weight = torch.where((iou > 0.01) & (score > score_threshold), score * (-((1 - iou) ** 2) / sigma).exp(), 0.0)
+    total = weight.sum(1, keepdim=True)
+    voted = torch.where(total > 0, weight @ boxes / total, detections["boxes"])  # a box without area has no neighbours
+    return {**detections, "boxes": voted}

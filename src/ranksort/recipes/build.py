@@ -14,12 +14,13 @@ from torch import nn
 from ..data.annotations import Category
 from ..data.coco import CocoDataset, find_split
 from ..data.transforms import training_transforms
-from ..models import ATSS
+from ..models import ATSS, PAA
 from ..models.backbones import build_backbone
 from ..models.images import ImageTransform
 from . import coco
 from .recipe import OptimizerSettings, Recipe
 
+_DETECTORS = {"atss": ATSS, "paa": PAA}
 _WARMUP_START = 0.001
 
 
@@ -87,8 +88,8 @@ def create_model(
     if num_classes is not None:
         settings.num_classes = num_classes
     recipe.check()
-    if settings.detector != "atss":
-        raise ValueError(f"there is no detector {settings.detector!r}: this version has atss")
+    if settings.detector not in _DETECTORS:
+        raise ValueError(f"there is no detector {settings.detector!r}: this version has {', '.join(_DETECTORS)}")
 
     backbone = build_backbone(
         settings.backbone,
@@ -99,7 +100,7 @@ def create_model(
     transform = ImageTransform(
         settings.min_size, settings.max_size, settings.pixel_mean, settings.pixel_std, recipe.data.train_min_sizes
     )
-    model = ATSS(
+    model = _DETECTORS[settings.detector](
         backbone,
         transform,
         settings.num_classes,

@@ -42,7 +42,7 @@ class DataSettings:
 class ModelSettings:
     """What the detector is made of, and how it reports."""
 
-    detector: Literal["atss"] = "atss"
+    detector: Literal["atss", "paa"] = "atss"
     """which detector"""
     backbone: str = "resnet50"
     """a ResNet or ResNeXt of torchvision, or timm/<model>"""
