@@ -57,6 +57,18 @@ def test_published_settings_of_atss() -> None:
     assert recipe.data.flip == 0.5
 
 
+def test_published_settings_of_yolact() -> None:
+    recipe = get_recipe("ranksort_yolact_r50_55e_coco")
+    assert (recipe.optimizer.lr, recipe.optimizer.lr_batch_size, recipe.optimizer.weight_decay) == (0.006, 32, 5e-4)
+    assert (recipe.optimizer.schedule, recipe.training.epochs, recipe.training.batch_size) == ("cosine", 55, 32)
+    assert (recipe.data.augmentation, recipe.data.min_box_size) == ("ssd", 4)
+    assert recipe.model.has_masks
+    model = create_model(recipe, num_classes=2)
+    assert (model.transform.min_size, model.transform.keep_ratio, model.nms_threshold) == (550, False, 0.5)
+    assert all(p.requires_grad for p in model.parameters())
+    assert model.backbone.body.bn1.training
+
+
 def test_setting_of_a_newer_version_is_refused() -> None:
     values = get_recipe(ATSS_R50).as_dict()
     values["model"]["telepathy"] = True

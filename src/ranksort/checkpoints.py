@@ -149,7 +149,8 @@ def convert_checkpoint(source: str | Path | Mapping[str, Any], recipe: str | Rec
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     content = source if isinstance(source, Mapping) else _torch_load(Path(source))
     state_dict = content.get("state_dict", content)
-    converted = {_our_name(name): tensor for name, tensor in state_dict.items()}
+    laterals = sum(bool(re.fullmatch(r"neck\.lateral_convs\.\d+\.conv\.bias", name)) for name in state_dict)
+    converted = {_our_name(name, laterals): tensor for name, tensor in state_dict.items()}
     load_weights(
         create_model(recipe), converted, "the published checkpoint" if isinstance(source, Mapping) else str(source)
     )
@@ -160,9 +161,6 @@ def convert_checkpoint(source: str | Path | Mapping[str, Any], recipe: str | Rec
 _RENAMED = [
     (r"^backbone\.", r"backbone.body."),
     (r"^neck\.lateral_convs\.(\d+)\.conv\.", r"fpn.laterals.\1."),
-    (r"^neck\.fpn_convs\.([012])\.conv\.", r"fpn.outputs.\1."),
-    (r"^neck\.fpn_convs\.3\.conv\.", r"fpn.extras.0."),
-    (r"^neck\.fpn_convs\.4\.conv\.", r"fpn.extras.1."),
     (r"^bbox_head\.cls_convs\.(\d+)\.conv\.", r"head.class_tower.\1.conv."),
     (r"^bbox_head\.cls_convs\.(\d+)\.gn\.", r"head.class_tower.\1.norm."),
     (r"^bbox_head\.reg_convs\.(\d+)\.conv\.", r"head.box_tower.\1.conv."),
@@ -170,10 +168,22 @@ _RENAMED = [
     (r"^bbox_head\.atss_cls\.", r"head.class_logits."),
     (r"^bbox_head\.atss_reg\.", r"head.box_deltas."),
     (r"^bbox_head\.scales\.(\d+)\.scale$", r"head.scales.\1"),
+    (r"^bbox_head\.head_convs\.0\.conv\.", r"head.shared.0."),
+    (r"^bbox_head\.conv_cls\.", r"head.class_logits."),
+    (r"^bbox_head\.conv_reg\.", r"head.box_deltas."),
+    (r"^bbox_head\.conv_coeff\.", r"head.coefficients."),
+    (r"^mask_head\.protonet\.8\.", r"prototypes.7."),  # theirs has a ReLU more after the upsampling
+    (r"^mask_head\.protonet\.10\.", r"prototypes.9."),
+    (r"^mask_head\.protonet\.", r"prototypes."),
 ]
 
 
-def _our_name(name: str) -> str:
+def _our_name(name: str, laterals: int) -> str:
+    """Our name of a published tensor, for a pyramid with that many lateral convolutions."""
+    output = re.match(r"neck\.fpn_convs\.(\d+)\.conv\.(.*)", name)
+    if output:
+        level = int(output[1])
+        return f"fpn.outputs.{level}.{output[2]}" if level < laterals else f"fpn.extras.{level - laterals}.{output[2]}"
     for pattern, replacement in _RENAMED:
         renamed, count = re.subn(pattern, replacement, name)
         if count:

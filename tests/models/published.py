@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.ops import box_iou
 
+from ranksort.checkpoints import convert_checkpoint
 from ranksort.models.images import ImageBatch, Size
+from ranksort.recipes import create_model
 
 GOLDEN = Path(__file__).resolve().parents[2] / "../shared/golden"
 
@@ -74,6 +76,19 @@ def published_state_dict(recipe: str, seed_offset: int = 0) -> dict[str, Tensor]
     return {key: published_entry(key, shape, dtype, seed_offset) for key, shape, dtype in published_entries(recipe)}
 
 
+def published_names(recipe: str) -> dict[str, str]:
+    """Our name -> the published one, by sending numbered tensors through the conversion."""
+    entries = published_entries(recipe)
+    markers = {key: torch.full(shape, i) for i, (key, shape, _) in enumerate(entries)}
+    return {ours: entries[int(marker.flatten()[0])][0] for ours, marker in convert_checkpoint(markers, recipe).items()}
+
+
+def assert_every_published_tensor_has_one_of_ours(recipe: str) -> None:
+    names = published_names(recipe)
+    assert list(names) == list(create_model(recipe).state_dict())
+    assert sorted(names.values()) == sorted(key for key, _, _ in published_entries(recipe))
+
+
 class GoldenInput(NamedTuple):
     """Two real images.
 
@@ -112,6 +127,24 @@ def golden_input(
         image = pixels[i] * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
         images.append(image[:, :height, :width] / 255)
     return GoldenInput(ImageBatch(pixels, sizes, originals), targets, images)
+
+
+def assert_same_gradient_norms(model: nn.Module, recipe: str, folder: str) -> None:
+    """Compares the gradient norm of every trained parameter with that in models/`folder`/train.json."""
+    expected = golden_json(f"models/{folder}/train.json")["grad_norms"]
+    names = published_names(recipe)
+    ours = {
+        names[name]: None if p.grad is None else p.grad.norm().item()
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
+    assert ours.keys() == expected.keys()
+    wrong = {
+        key: (norm, expected[key])
+        for key, norm in ours.items()
+        if (norm or 0.0) != pytest.approx(expected[key] or 0.0, rel=5e-3, abs=1e-9)
+    }
+    assert not wrong
 
 
 def assert_same_map(ours: Tensor, folder: str, name: str) -> None:
@@ -158,3 +191,14 @@ def assert_same_detections(ours: list[dict[str, Tensor]], folder: str, kind: str
             }.items():
                 assert int(alone.sum()) <= swaps, f"{kind}, image {i}: {int(alone.sum())} of {side} have no counterpart"
                 assert bool((score[alone] < cut).all()), f"{kind}, image {i}: {side} has a high one without counterpart"
+
+
+def assert_same_masks(masks: Tensor, recorded: list[dict[str, Any]]) -> None:
+    """Compares masks, bool [D, H, W], with run-length encoded ones in the same order: IoU above .995, or a few pixels of difference."""
+    from pycocotools import mask as rle
+
+    for ours, theirs in zip(masks, recorded, strict=True):
+        wanted = torch.tensor(rle.decode(theirs)).bool()
+        assert ours.shape == wanted.shape
+        different, union = int((ours ^ wanted).sum()), int((ours | wanted).sum())
+        assert different <= max(5, 0.005 * union)

@@ -2,5 +2,6 @@
 
 from .atss import ATSS
 from .paa import PAA
+from .yolact import YOLACT
 
-__all__ = ["ATSS", "PAA"]
+__all__ = ["ATSS", "PAA", "YOLACT"]

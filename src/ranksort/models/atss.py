@@ -124,7 +124,7 @@ class ATSS(nn.Module):
         anchors = self.anchors(sizes, batch.pixels.device)
         detections = []
         for image, size in enumerate(batch.sizes):
-            boxes, scores = best_regions([x[image] for x in logits], [x[image] for x in deltas], anchors, size)
+            boxes, scores, _ = best_regions([x[image] for x in logits], [x[image] for x in deltas], anchors, size)
             detections.append(
                 non_maximum_suppression(
                     boxes,

@@ -54,6 +54,7 @@ class ImageTransform(nn.Module):
         mean: of each RGB channel, in 0..255.
         std: of each RGB channel, in 0..255.
         train_min_sizes: in training one of these is drawn at random for each image, unless it has one of them; none: `min_size`.
+        keep_ratio: else every image becomes `min_size` x `min_size`, and there is no padding.
     """
 
     def __init__(
@@ -63,9 +64,11 @@ class ImageTransform(nn.Module):
         mean: Sequence[float],
         std: Sequence[float],
         train_min_sizes: Sequence[int] = (),
+        keep_ratio: bool = True,
     ):
         super().__init__()
-        self.min_size, self.max_size = min_size, max_size
+        self.min_size, self.max_size, self.keep_ratio = min_size, max_size, keep_ratio
+        self.divisor = ImageBatch.divisor if keep_ratio else 1
         self.train_min_sizes = tuple(train_min_sizes) or (min_size,)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) / 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1) / 255, persistent=False)
@@ -92,13 +95,15 @@ class ImageTransform(nn.Module):
             if targets is not None:
                 new_targets.append(_resized_target(targets[i], (height, width), size))
         sizes = [(x.shape[-2], x.shape[-1]) for x in resized]
-        largest = _round_up((max(h for h, _ in sizes), max(w for _, w in sizes)), ImageBatch.divisor)
+        largest = _round_up((max(h for h, _ in sizes), max(w for _, w in sizes)), self.divisor)
         pixels = resized[0].new_zeros(len(resized), 3, *largest)
         for row, image in zip(pixels, resized, strict=True):
             row[:, : image.shape[-2], : image.shape[-1]] = image
-        return ImageBatch(pixels, sizes, [(x.shape[-2], x.shape[-1]) for x in images]), new_targets
+        return ImageBatch(pixels, sizes, [(x.shape[-2], x.shape[-1]) for x in images], self.divisor), new_targets
 
     def _target_size(self, height: int, width: int) -> Size:
+        if not self.keep_ratio:
+            return self.min_size, self.min_size
         sizes = self.train_min_sizes if self.training else (self.min_size,)
         candidates = [resized_size(height, width, size, self.max_size) for size in sizes]
         if (height, width) in candidates:
@@ -131,7 +136,11 @@ def _resized_target(target: dict[str, Tensor], size: Size, new_size: Size) -> di
 
 
 def check_input(
-    images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None, num_classes: int, training: bool
+    images: Sequence[Tensor],
+    targets: Sequence[dict[str, Tensor]] | None,
+    num_classes: int,
+    training: bool,
+    masks: bool = False,
 ) -> None:
     """Looks whether a model can take `images` and `targets` (see the detectors for what they have to be).
 
@@ -150,14 +159,23 @@ def check_input(
     if targets is None or len(targets) != len(images):
         raise ValueError("in training mode a model needs one target for each image; call model.eval() to predict")
     for i, target in enumerate(targets):
-        if not {"boxes", "labels"} <= target.keys():
-            raise ValueError(f"target {i} of the batch needs boxes and labels, it has {', '.join(target) or 'nothing'}")
+        needed = ["boxes", "labels", "masks"] if masks else ["boxes", "labels"]
+        if not set(needed) <= target.keys():
+            raise ValueError(
+                f"target {i} of the batch needs {' and '.join(needed)}, it has {', '.join(target) or 'nothing'}"
+            )
         boxes, labels = target["boxes"], target["labels"]
         if not isinstance(boxes, Tensor) or not isinstance(labels, Tensor):
             raise ValueError(f"target {i} of the batch needs boxes and labels as tensors")
         if boxes.ndim != 2 or boxes.shape[1] != 4 or labels.shape != boxes.shape[:1]:
             raise ValueError(
                 f"target {i} of the batch needs boxes [G, 4] and labels [G], got {tuple(boxes.shape)} and {tuple(labels.shape)}"
+            )
+        size = images[i].shape[-2:]
+        if masks and target["masks"].shape != (len(labels), *size):
+            raise ValueError(
+                f"target {i} of the batch needs masks [G, H, W] of the size of its image, {(len(labels), *size)}, "
+                f"got {tuple(target['masks'].shape)}"
             )
         if labels.dtype != torch.int64:
             raise ValueError(f"target {i} of the batch needs labels of type int64, got {labels.dtype}")

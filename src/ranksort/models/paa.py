@@ -24,11 +24,9 @@ from .boxes import decode_chosen
 from .dense_head import DenseHead
 from .fpn import FPN
 from .images import ImageBatch, ImageTransform, Size, check_input
-from .matchers import IGNORED, collect, match_iou
+from .matchers import ANY_OVERLAP, IGNORED, collect, match_iou
 from .mixture import low_component
 from .postprocess import best_regions, non_maximum_suppression, score_voting
-
-_ANY_OVERLAP = 1e-6  # and not 0: an object outside the image would own every anchor
 
 
 class PAA(nn.Module):
@@ -86,7 +84,7 @@ class PAA(nn.Module):
             in_image = torch.cat(self.anchors.in_image(sizes, padded, device))
             match = torch.full_like(in_image, IGNORED, dtype=torch.int64)
             match[in_image] = match_iou(
-                all_anchors[in_image], target["boxes"], positive=0.1, negative=0.1, low_quality=_ANY_OVERLAP
+                all_anchors[in_image], target["boxes"], positive=0.1, negative=0.1, low_quality=ANY_OVERLAP
             )
             matches.append(match)
         candidates = collect(matches, targets)
@@ -118,7 +116,7 @@ class PAA(nn.Module):
         anchors = self.anchors(sizes, batch.pixels.device)
         detections = []
         for image, size in enumerate(batch.sizes):
-            boxes, scores = best_regions([x[image] for x in logits], [x[image] for x in deltas], anchors, size)
+            boxes, scores, _ = best_regions([x[image] for x in logits], [x[image] for x in deltas], anchors, size)
             kept = non_maximum_suppression(
                 boxes,
                 scores,

@@ -1,11 +1,13 @@
 """From class probabilities and boxes to the few detections which are reported."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 
+from ..losses.localization import paired_iou
 from .boxes import decode_boxes
 from .images import Size
 
@@ -39,7 +41,7 @@ def non_maximum_suppression(
 
 def best_regions(
     logits: Sequence[Tensor], deltas: Sequence[Tensor], anchors: Sequence[Tensor], size: Size, limit: int = 1000
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """The most promising anchors of one image as regions which detections are chosen from.
 
     Args:
@@ -50,12 +52,49 @@ def best_regions(
         limit: the most anchors of a level, those of the highest class logit.
 
     Returns:
-        boxes: xyxy, float32 [R, 4]; and class probabilities, float32 [R, C].
+        boxes: xyxy, float32 [R, 4].
+        scores: class probabilities, float32 [R, C].
+        anchor: which of the ΣA_l anchors each is, int64 [R].
     """
     best = [level.amax(1).topk(min(limit, len(level))).indices for level in logits]
     boxes = torch.cat([decode_boxes(d[i].float(), a[i]) for d, a, i in zip(deltas, anchors, best, strict=True)])
     scores = torch.cat([level[i].float().sigmoid() for level, i in zip(logits, best, strict=True)])
-    return clip_boxes_to_image(boxes, size), scores
+    starts = accumulate((len(level) for level in logits), initial=0)
+    anchor = torch.cat([i + start for i, start in zip(best, starts, strict=False)])
+    return clip_boxes_to_image(boxes, size), scores, anchor
+
+
+def fast_non_maximum_suppression(
+    boxes: Tensor,
+    scores: Tensor,
+    *,
+    score_threshold: float,
+    nms_threshold: float,
+    detections_per_image: int,
+    top_k: int = 200,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Fast NMS (Bolya et al., ICCV 2019, section 5): a box which is dropped may still drop others, so that all can go at once.
+
+    Args:
+        boxes: xyxy of the regions of one image, [R, 4].
+        scores: class probabilities, [R, C]. A region can be kept for several classes.
+        score_threshold: scores above it take part.
+        nms_threshold: a box is dropped where its IoU with any better one of its class is above this.
+        detections_per_image: how many are kept at most.
+        top_k: how many boxes of each class take part.
+
+    Returns:
+        The detections, as of `non_maximum_suppression`, and which region each of them is, int64 [D].
+    """
+    present = (scores > score_threshold).any(0).nonzero().squeeze(1)
+    score, region = scores[:, present].T.topk(min(top_k, len(scores)), dim=1)  # [classes which are present, K]
+    of_class = boxes[region]
+    iou_with_better = paired_iou(of_class[:, :, None], of_class[:, None]).triu(diagonal=1).amax(1)
+    kept, place = ((score > score_threshold) & (iou_with_better <= nms_threshold)).nonzero(as_tuple=True)
+    score, region, label = score[kept, place], region[kept, place], present[kept]
+    best = score.argsort(descending=True, stable=True)[:detections_per_image]
+    region = region[best]
+    return {"boxes": boxes[region], "scores": score[best], "labels": label[best]}, region
 
 
 def score_voting(

@@ -13,14 +13,14 @@ from torch import nn
 
 from ..data.annotations import Category
 from ..data.coco import CocoDataset, find_split
-from ..data.transforms import training_transforms
-from ..models import ATSS, PAA
+from ..data.transforms import ssd_transforms, training_transforms
+from ..models import ATSS, PAA, YOLACT
 from ..models.backbones import build_backbone
 from ..models.images import ImageTransform
 from . import coco
 from .recipe import OptimizerSettings, Recipe
 
-_DETECTORS = {"atss": ATSS, "paa": PAA}
+_DETECTORS: dict[str, Callable[..., nn.Module]] = {"atss": ATSS, "paa": PAA, "yolact": YOLACT}
 _WARMUP_START = 0.001
 
 
@@ -98,19 +98,23 @@ def create_model(
         train_batch_norm=settings.train_batch_norm,
     )
     transform = ImageTransform(
-        settings.min_size, settings.max_size, settings.pixel_mean, settings.pixel_std, recipe.data.train_min_sizes
+        settings.min_size,
+        settings.max_size,
+        settings.pixel_mean,
+        settings.pixel_std,
+        recipe.data.train_min_sizes,
+        keep_ratio=settings.detector != "yolact",
     )
-    model = _DETECTORS[settings.detector](
-        backbone,
-        transform,
-        settings.num_classes,
-        channels=settings.channels,
-        head_convs=settings.head_convs,
-        prior=settings.prior,
-        score_threshold=settings.score_threshold,
-        nms_threshold=settings.nms_threshold,
-        detections_per_image=settings.detections_per_image,
-    )
+    options: dict[str, Any] = {
+        "channels": settings.channels,
+        "prior": settings.prior,
+        "score_threshold": settings.score_threshold,
+        "nms_threshold": settings.nms_threshold,
+        "detections_per_image": settings.detections_per_image,
+    }
+    if settings.detector in ("atss", "paa"):
+        options["head_convs"] = settings.head_convs
+    model = _DETECTORS[settings.detector](backbone, transform, settings.num_classes, **options)
     if weights is not None:
         from ..checkpoints import load_weights, read_checkpoint
 
@@ -142,13 +146,19 @@ def build_dataset(
         images, annotations = images or found[0], found[1]
     training = split == "train"
     sizes = data.train_min_sizes or (model.min_size,)
+    transforms = (
+        ssd_transforms(model.min_size, model.pixel_mean, data.flip)
+        if data.augmentation == "ssd"
+        else training_transforms(sizes, model.max_size, data.flip)
+    )
     return CocoDataset(
         Path(images),
         Path(annotations),
         training=training,
+        masks=model.has_masks,
         keep_empty_images=data.keep_empty_images,
         categories=categories,
-        transform=training_transforms(sizes, model.max_size, data.flip) if training else None,
+        transform=transforms if training else None,
         min_box_size=data.min_box_size,
     )
 

@@ -30,6 +30,8 @@ class DataSettings:
     """short sides in pixels, one drawn at random for each training image; none: model.min-size"""
     flip: float = 0.5
     """probability of a horizontal flip"""
+    augmentation: Literal["flip", "ssd"] = "flip"
+    """what is done to training images besides resizing; ssd: colours are distorted, margins added and parts cut out, too"""
     keep_empty_images: bool = False
     """train on images without objects, too"""
     min_box_size: float = 1.0
@@ -42,7 +44,7 @@ class DataSettings:
 class ModelSettings:
     """What the detector is made of, and how it reports."""
 
-    detector: Literal["atss", "paa"] = "atss"
+    detector: Literal["atss", "paa", "yolact"] = "atss"
     """which detector"""
     backbone: str = "resnet50"
     """a ResNet or ResNeXt of torchvision, or timm/<model>"""
@@ -61,7 +63,7 @@ class ModelSettings:
     num_classes: int = 80
     """classes of a model made without data; training takes them from the annotation file"""
     min_size: int = 800
-    """short side in pixels after resizing"""
+    """short side in pixels after resizing; for yolact, both sides"""
     max_size: int = 1333
     """bound of the long side in pixels"""
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
@@ -74,6 +76,11 @@ class ModelSettings:
     """IoU above which the lower of two detections of a class is dropped"""
     detections_per_image: int = 100
     """most detections reported for an image"""
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether the detector learns and predicts masks."""
+        return self.detector == "yolact"
 
 
 @dataclass
