@@ -69,6 +69,17 @@ def test_published_settings_of_yolact() -> None:
     assert model.backbone.body.bn1.training
 
 
+def test_published_settings_of_solov2() -> None:
+    light, full = (get_recipe(f"ranksort_solov2_{x}_fpn_3x") for x in ("light_448_r34", "r101"))
+    assert (light.optimizer.lr, light.training.batch_size, light.optimizer.clip_norm) == (0.012, 32, 35)
+    assert (full.optimizer.lr, full.training.batch_size, full.optimizer.clip_norm) == (0.006, 16, 35)
+    assert (light.data.train_min_sizes[0], light.data.train_min_sizes[-1]) == (352, 512)
+    assert (light.model.min_size, light.model.max_size, full.model.min_size) == (448, 768, 800)
+    for recipe in (light, full):
+        assert (recipe.training.epochs, recipe.optimizer.milestones) == (36, (27, 33))
+        assert recipe.model.has_masks
+
+
 def test_setting_of_a_newer_version_is_refused() -> None:
     values = get_recipe(ATSS_R50).as_dict()
     values["model"]["telepathy"] = True

@@ -175,6 +175,16 @@ _RENAMED = [
     (r"^mask_head\.protonet\.8\.", r"prototypes.7."),  # theirs has a ReLU more after the upsampling
     (r"^mask_head\.protonet\.10\.", r"prototypes.9."),
     (r"^mask_head\.protonet\.", r"prototypes."),
+    (r"^bbox_head\.cate_convs\.(\d+)\.conv\.", r"head.class_tower.\1.conv."),
+    (r"^bbox_head\.cate_convs\.(\d+)\.gn\.", r"head.class_tower.\1.norm."),
+    (r"^bbox_head\.kernel_convs\.(\d+)\.conv\.", r"head.kernel_tower.\1.conv."),
+    (r"^bbox_head\.kernel_convs\.(\d+)\.gn\.", r"head.kernel_tower.\1.norm."),
+    (r"^bbox_head\.solo_cate\.", r"head.class_logits."),
+    (r"^bbox_head\.solo_kernel\.", r"head.kernels."),
+    (r"^mask_feat_head\.convs_all_levels\.(\d+)\.conv(\d+)\.conv\.", r"mask_features.levels.\1.\2.conv."),
+    (r"^mask_feat_head\.convs_all_levels\.(\d+)\.conv(\d+)\.gn\.", r"mask_features.levels.\1.\2.norm."),
+    (r"^mask_feat_head\.conv_pred\.0\.conv\.", r"mask_features.output.conv."),
+    (r"^mask_feat_head\.conv_pred\.0\.gn\.", r"mask_features.output.norm."),
 ]
 
 

@@ -4,44 +4,20 @@ from typing import Any
 
 import pytest
 import torch
+from instances import NUM_CLASSES, batch, sample
 from oracles import yolact as oracle
 from torch import Tensor
 from torchvision.ops import box_iou
 
 from ranksort.models import YOLACT, yolact
-from ranksort.models.yolact import assemble_masks, resize_masks
+from ranksort.models.yolact import assemble_masks
 from ranksort.recipes import create_model
-
-NUM_CLASSES = 3
-Sample = tuple[Tensor, dict[str, Tensor]]
 
 
 def _model(**overrides: Any) -> YOLACT:
     torch.manual_seed(0)
     small = {"backbone": "resnet18", "channels": 64, "min_size": 96}
     return create_model("ranksort_yolact_r50_55e_coco", num_classes=NUM_CLASSES, **(small | overrides))
-
-
-def _sample(height: int, width: int, objects: list[list[float]]) -> Sample:
-    """A noisy dark image with a bright ellipse for each (x1, y1, x2, y2, label), in the channel of its label, cut by the border."""
-    image = torch.rand(3, height, width) * 0.2
-    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
-    boxes, masks = torch.tensor(objects).reshape(-1, 5)[:, :4], []
-    for x1, y1, x2, y2, label in objects:
-        mask = ((2 * x - x1 - x2) / (x2 - x1)) ** 2 + ((2 * y - y1 - y2) / (y2 - y1)) ** 2 < 1
-        image[int(label), mask] = 0.9
-        masks.append(mask)
-    boxes = torch.stack([boxes[:, i].clamp(0, (width, height)[i % 2]) for i in range(4)], 1)
-    labels = torch.tensor([int(o[4]) for o in objects], dtype=torch.int64)
-    return image, {
-        "boxes": boxes,
-        "labels": labels,
-        "masks": torch.stack(masks) if masks else torch.zeros(0, height, width, dtype=torch.bool),
-    }
-
-
-def _batch(*samples: Sample) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    return [image for image, _ in samples], [target for _, target in samples]
 
 
 def _losses_and_gradients(model: YOLACT, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -57,8 +33,8 @@ def _losses_and_gradients(model: YOLACT, images: list[Tensor], targets: list[dic
 
 def test_learns_two_images() -> None:
     model = _model()
-    images, targets = _batch(
-        _sample(96, 96, [[8, 8, 50, 44, 0], [52, 40, 92, 90, 1]]), _sample(80, 60, [[10, 14, 46, 70, 2]])
+    images, targets = batch(
+        sample(96, 96, [[8, 8, 50, 44, 0], [52, 40, 92, 90, 1]]), sample(80, 60, [[10, 14, 46, 70, 2]])
     )
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     for _ in range(40):
@@ -84,7 +60,7 @@ def test_learns_two_images() -> None:
 
 
 def test_losses_are_balanced() -> None:
-    losses = _losses_and_gradients(_model(), *_batch(_sample(96, 96, [[10, 10, 60, 50, 0], [30, 30, 90, 90, 1]])))
+    losses = _losses_and_gradients(_model(), *batch(sample(96, 96, [[10, 10, 60, 50, 0], [30, 30, 90, 90, 1]])))
     for task in ("box", "mask"):
         torch.testing.assert_close(losses[task], losses["ranking"] + losses["sorting"])
 
@@ -96,20 +72,20 @@ def test_losses_are_balanced() -> None:
 )
 def test_objects_cut_by_the_border_and_tiny_ones(objects: list[list[float]]) -> None:
     model = _model()
-    _losses_and_gradients(model, *_batch(_sample(96, 96, objects), _sample(70, 110, [])))
+    _losses_and_gradients(model, *batch(sample(96, 96, objects), sample(70, 110, [])))
     assert model.num_positives >= len(objects)
 
 
 def test_batch_without_any_object() -> None:
     model = _model()
-    losses = _losses_and_gradients(model, *_batch(_sample(64, 80, []), _sample(64, 80, [])))
+    losses = _losses_and_gradients(model, *batch(sample(64, 80, []), sample(64, 80, [])))
     assert [x.item() for x in losses.values()] == [0, 0, 0, 0]
     assert model.num_positives == 0
 
 
 def test_mixed_precision() -> None:
     model = _model()
-    images, targets = _batch(_sample(64, 80, [[10, 10, 50, 60, 1]]), _sample(64, 80, []))
+    images, targets = batch(sample(64, 80, [[10, 10, 50, 60, 1]]), sample(64, 80, []))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = _losses_and_gradients(model, images, targets)
         with torch.no_grad():
@@ -119,7 +95,7 @@ def test_mixed_precision() -> None:
 
 def test_of_more_masks_than_the_limit_some_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """The more are drawn, the nearer is their mean loss to that of all."""
-    images, targets = _batch(_sample(96, 96, [[5, 5, 50, 44, 0], [40, 40, 92, 90, 1]]))
+    images, targets = batch(sample(96, 96, [[5, 5, 50, 44, 0], [40, 40, 92, 90, 1]]))
     model, means = _model(), {}
     before = {k: v.clone() for k, v in model.state_dict().items()}
     drawn: list[int] = []
@@ -136,9 +112,9 @@ def test_of_more_masks_than_the_limit_some_are_drawn(monkeypatch: pytest.MonkeyP
     assert sum(means[3]) / 10 == pytest.approx(means[1000][0], rel=0.2)
 
 
-def test_detections_do_not_depend_on_the_batch() -> None:
+def test_detections_do_not_depend_on_thebatch() -> None:
     model = _model(score_threshold=0.005).eval()
-    images, _ = _batch(_sample(96, 64, [[10, 10, 60, 50, 0]]), _sample(50, 96, []))
+    images, _ = batch(sample(96, 64, [[10, 10, 60, 50, 0]]), sample(50, 96, []))
     with torch.no_grad():
         together, alone = model(images), [model([image])[0] for image in images]
     for a, b in zip(together, alone, strict=True):
@@ -147,7 +123,7 @@ def test_detections_do_not_depend_on_the_batch() -> None:
 
 
 def test_masks_are_asked_for() -> None:
-    image, target = _sample(64, 64, [[5, 5, 40, 40, 0]])
+    image, target = sample(64, 64, [[5, 5, 40, 40, 0]])
     with pytest.raises(
         ValueError, match="target 0 of the batch needs boxes and labels and masks, it has boxes, labels"
     ):
@@ -168,13 +144,3 @@ def test_assemble_masks(size: tuple[int, int]) -> None:
         oracle.mask(prototypes.tolist(), c, b, size) for c, b in zip(coefficients.tolist(), boxes.tolist(), strict=True)
     ]
     torch.testing.assert_close(assemble_masks(prototypes, coefficients, boxes, size), torch.tensor(expected))
-
-
-def test_resize_masks() -> None:
-    soft = torch.zeros(1, 4, 4)
-    soft[0, 1:3, 1:3] = 0.9
-    large = resize_masks(soft, (16, 16))
-    assert large.dtype == torch.bool
-    assert bool(large[0, 5:11, 5:11].all())
-    assert int(large.sum()) < 100
-    assert resize_masks(soft[:0], (5, 7)).shape == (0, 5, 7)

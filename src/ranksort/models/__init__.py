@@ -2,6 +2,7 @@
 
 from .atss import ATSS
 from .paa import PAA
+from .solov2 import SOLOv2
 from .yolact import YOLACT
 
-__all__ = ["ATSS", "PAA", "YOLACT"]
+__all__ = ["ATSS", "PAA", "YOLACT", "SOLOv2"]

@@ -30,8 +30,8 @@ class DenseHead(nn.Module):
     ):
         super().__init__()
         self.num_classes = num_classes
-        self.class_tower = nn.Sequential(*(_ConvNormReLU(in_channels) for _ in range(convs)))
-        self.box_tower = nn.Sequential(*(_ConvNormReLU(in_channels) for _ in range(convs)))
+        self.class_tower = nn.Sequential(*(ConvNormReLU(in_channels, in_channels) for _ in range(convs)))
+        self.box_tower = nn.Sequential(*(ConvNormReLU(in_channels, in_channels) for _ in range(convs)))
         self.class_logits = nn.Conv2d(in_channels, anchors_per_cell * num_classes, 3, padding=1)
         self.box_deltas = nn.Conv2d(in_channels, anchors_per_cell * 4, 3, padding=1)
         self.scales = nn.ParameterList(torch.ones(()) for _ in range(levels))
@@ -55,11 +55,13 @@ class DenseHead(nn.Module):
         return logits, deltas
 
 
-class _ConvNormReLU(nn.Module):
-    def __init__(self, channels: int):
+class ConvNormReLU(nn.Module):
+    """A convolution without bias, GroupNorm of 32 groups, ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.norm = nn.GroupNorm(32, channels)
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
+        self.norm = nn.GroupNorm(32, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x)).relu_()

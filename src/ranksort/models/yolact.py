@@ -14,7 +14,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..losses.detection import confidence, rank_sort_detection_losses, self_balanced, weighted_mean
 from ..losses.localization import dice_loss
@@ -24,6 +23,7 @@ from .boxes import decode_chosen
 from .dense_head import per_anchor
 from .fpn import FPN
 from .images import ImageBatch, ImageTransform, Size, check_input
+from .masks import resize_masks
 from .matchers import ANY_OVERLAP, collect, match_iou
 from .postprocess import best_regions, fast_non_maximum_suppression
 
@@ -236,10 +236,3 @@ def assemble_masks(prototypes: Tensor, coefficients: Tensor, boxes: Tensor, size
     x, y = torch.arange(width, device=boxes.device), torch.arange(height, device=boxes.device)
     inside = ((y >= top) & (y < bottom))[:, :, None] & ((x >= left) & (x < right))[:, None]
     return masks * inside
-
-
-def resize_masks(masks: Tensor, size: Sequence[int]) -> Tensor:
-    """Resizes masks or probabilities in 0..1, float [D, H, W], and cuts them at 1/2; bool [D, *size]."""
-    if len(masks) == 0:
-        return masks.new_zeros(0, *size, dtype=torch.bool)
-    return F.interpolate(masks[None], tuple(size), mode="bilinear")[0] > 0.5

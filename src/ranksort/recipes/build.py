@@ -6,6 +6,7 @@ import inspect
 import math
 import runpy
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,13 +15,19 @@ from torch import nn
 from ..data.annotations import Category
 from ..data.coco import CocoDataset, find_split
 from ..data.transforms import ssd_transforms, training_transforms
-from ..models import ATSS, PAA, YOLACT
+from ..models import ATSS, PAA, YOLACT, SOLOv2
 from ..models.backbones import build_backbone
 from ..models.images import ImageTransform
 from . import coco
 from .recipe import OptimizerSettings, Recipe
 
-_DETECTORS: dict[str, Callable[..., nn.Module]] = {"atss": ATSS, "paa": PAA, "yolact": YOLACT}
+_DETECTORS: dict[str, Callable[..., nn.Module]] = {
+    "atss": ATSS,
+    "paa": PAA,
+    "yolact": YOLACT,
+    "solov2": SOLOv2,
+    "solov2_light": partial(SOLOv2, light=True),
+}
 _WARMUP_START = 0.001
 
 
@@ -109,11 +116,12 @@ def create_model(
         "channels": settings.channels,
         "prior": settings.prior,
         "score_threshold": settings.score_threshold,
-        "nms_threshold": settings.nms_threshold,
         "detections_per_image": settings.detections_per_image,
     }
-    if settings.detector in ("atss", "paa"):
+    if settings.detector != "yolact":
         options["head_convs"] = settings.head_convs
+    if not settings.detector.startswith("solov2"):
+        options["nms_threshold"] = settings.nms_threshold
     model = _DETECTORS[settings.detector](backbone, transform, settings.num_classes, **options)
     if weights is not None:
         from ..checkpoints import load_weights, read_checkpoint

@@ -44,8 +44,8 @@ class DataSettings:
 class ModelSettings:
     """What the detector is made of, and how it reports."""
 
-    detector: Literal["atss", "paa", "yolact"] = "atss"
-    """which detector"""
+    detector: Literal["atss", "paa", "yolact", "solov2", "solov2_light"] = "atss"
+    """which detector; solov2_light has a head of half the width, for images of half the size"""
     backbone: str = "resnet50"
     """a ResNet or ResNeXt of torchvision, or timm/<model>"""
     pretrained_backbone: bool = True
@@ -73,14 +73,14 @@ class ModelSettings:
     score_threshold: float = 0.05
     """least score of a detection"""
     nms_threshold: float = 0.6
-    """IoU above which the lower of two detections of a class is dropped"""
+    """IoU above which the lower of two detections of a class is dropped; solov2 lowers scores instead"""
     detections_per_image: int = 100
     """most detections reported for an image"""
 
     @property
     def has_masks(self) -> bool:
         """Whether the detector learns and predicts masks."""
-        return self.detector == "yolact"
+        return self.detector in ("yolact", "solov2", "solov2_light")
 
 
 @dataclass
