@@ -175,6 +175,14 @@ def test_overrides_reach_the_model() -> None:
     assert (model.transform.mean.flatten() * 255).tolist() == pytest.approx([1, 2, 3])
 
 
+def test_channels_which_the_norms_cannot_group() -> None:
+    for recipe, channels, step in ((ATSS_R50, 80, 32), ("ranksort_solov2_light_448_r34_fpn_3x", 96, 64)):
+        with pytest.raises(
+            ValueError, match=f"--model.channels must be a multiple of {step} from 64 on, got {channels}"
+        ):
+            create_model(recipe, channels=channels)
+
+
 def test_unknown_override() -> None:
     with pytest.raises(
         ValueError, match=r"no field 'learning_rate'; it has detector, backbone, .*detections_per_image"

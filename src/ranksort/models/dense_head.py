@@ -35,11 +35,7 @@ class DenseHead(nn.Module):
         self.class_logits = nn.Conv2d(in_channels, anchors_per_cell * num_classes, 3, padding=1)
         self.box_deltas = nn.Conv2d(in_channels, anchors_per_cell * 4, 3, padding=1)
         self.scales = nn.ParameterList(torch.ones(()) for _ in range(levels))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.01)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        initialise_convs(self)
         nn.init.constant_(self.class_logits.bias, -math.log((1 - prior) / prior))  # type: ignore[arg-type]
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -65,6 +61,15 @@ class ConvNormReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x)).relu_()
+
+
+def initialise_convs(module: nn.Module) -> None:
+    """Draws the weights of its convolutions from N(0, .01²) and sets their biases to 0."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.normal_(layer.weight, std=0.01)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def per_anchor(x: Tensor, values: int) -> Tensor:

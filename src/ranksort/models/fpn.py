@@ -42,10 +42,7 @@ class FPN(nn.Module):
             nn.Conv2d(source, out_channels, 3, stride=2, padding=1) if extra_convs else nn.MaxPool2d(1, stride=2)
             for source in sources[:extras]
         )
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        xavier_convs(self)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Takes the backbone's features from fine to coarse, [B, C_l, H_l, W_l], to `levels` maps [B, out_channels, H_l, W_l]."""
@@ -56,3 +53,11 @@ class FPN(nn.Module):
         for i, extra in enumerate(self.extras):
             maps.append(extra(features[-1] if self.from_input and i == 0 else maps[-1]))
         return maps
+
+
+def xavier_convs(module: nn.Module) -> None:
+    """Initialises its convolutions as Glorot and Bengio (2010) do, with biases of 0."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]

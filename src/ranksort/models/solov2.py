@@ -23,7 +23,7 @@ from ..losses.detection import confidence, quality_targets, self_balanced, weigh
 from ..losses.localization import dice_loss
 from ..losses.rank_sort import rank_sort_loss
 from .backbones import Backbone
-from .dense_head import ConvNormReLU, per_anchor
+from .dense_head import ConvNormReLU, initialise_convs, per_anchor
 from .fpn import FPN
 from .images import ImageBatch, ImageTransform, Size, check_input
 from .masks import boxes_around, centres_and_areas, quarter_masks, resize_masks
@@ -43,22 +43,15 @@ _LEAST_SCORE = 0.05  # after Matrix NMS
 
 
 class SOLOv2(nn.Module):
-    """RS-SOLOv2, called as torchvision's detectors are.
-
-    Attributes:
-        num_positives: positive cells of the last training batch, for the logs.
+    """RS-SOLOv2, called as torchvision's detectors are; attributes and arguments are those of `ATSS` but for
+    `nms_threshold`, and these.
 
     Args:
         backbone: gives features of strides 4, 8, 16 and 32.
-        transform: resizing and normalisation.
-        num_classes: C; labels are 0..C-1, there is no background class.
         channels: of the pyramid, a multiple of 64.
-        head_convs: depth of the head's towers.
         light: a head of half the width, for images of half the size.
-        prior: class probability which training starts from.
         score_threshold: least class probability of a detection, in 0..1. What is reported is this times maskness times the decay of
             Matrix NMS, and at least .05.
-        detections_per_image: most detections reported.
     """
 
     def __init__(
@@ -90,20 +83,10 @@ class SOLOv2(nn.Module):
     def forward(
         self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Losses in training mode, detections in evaluation mode.
+        """Losses in training mode, detections in evaluation mode, with arguments, returns and errors of `ATSS.forward`, and masks.
 
-        Args:
-            images: RGB, float in 0..1 (or uint8), [3, H, W] each, of any sizes.
-            targets: for training; one dict an image with `boxes` [G, 4] xyxy in pixels, `labels` int64 [G] in 0..C-1, and `masks`
-                [G, H, W] of 0 and 1. G may be 0. Objects with an empty mask have no positives.
-
-        Returns:
-            In training mode `ranking`, `sorting` and `mask`, to be summed. In evaluation mode one dict an image with `boxes` [D, 4], which
-            are those around the masks, xyxy in pixels of the original image, `scores` [D] in 0..1, falling, `labels` [D], and `masks`,
-            bool [D, H, W].
-
-        Raises:
-            ValueError: in training mode without targets, or where an image or target has the wrong shape or a box has no area.
+        Targets have `masks` [G, H, W] of 0 and 1; an object with an empty one has no positives. Losses are `ranking`, `sorting` and
+        `mask`. Detections have `masks`, bool [D, H, W], of the original image's size; their `boxes` are those around the masks.
         """
         check_input(images, targets, self.num_classes, self.training, masks=True)
         batch, targets = self.transform(images, targets)
@@ -204,7 +187,7 @@ class SOLOv2Head(nn.Module):
         self.kernel_tower = nn.Sequential(*map(ConvNormReLU, [in_channels + 2, *widths[1:]], widths))
         self.class_logits = nn.Conv2d(channels, num_classes, 3, padding=1)
         self.kernels = nn.Conv2d(channels, kernel_channels, 3, padding=1)
-        _initialise(self)
+        initialise_convs(self)
         nn.init.constant_(self.class_logits.bias, -math.log((1 - prior) / prior))  # type: ignore[arg-type]
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -234,7 +217,7 @@ class MaskFeatures(nn.Module):
             convs = [ConvNormReLU(width if i == 0 else channels, channels) for i in range(max(level, 1))]
             self.levels.append(nn.Sequential(*convs))
         self.output = ConvNormReLU(channels, out_channels, kernel_size=1)
-        _initialise(self)
+        initialise_convs(self)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Takes P2..P5 to [B, out_channels, H / 4, W / 4]."""
@@ -254,14 +237,6 @@ def with_coordinates(x: Tensor) -> Tensor:
     column = torch.linspace(-1, 1, width, device=x.device, dtype=x.dtype).expand(len(x), 1, height, width)
     row = torch.linspace(-1, 1, height, device=x.device, dtype=x.dtype)[:, None].expand(len(x), 1, height, width)
     return torch.cat([x, column, row], 1)
-
-
-def _initialise(module: nn.Module) -> None:
-    for layer in module.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.normal_(layer.weight, std=0.01)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
 
 
 def match_cells(boxes: Tensor, masks: Tensor, size: Size, ranges: Sequence[tuple[int, int]]) -> Tensor:

@@ -21,7 +21,7 @@ from .anchors import AnchorGenerator
 from .backbones import Backbone
 from .boxes import decode_chosen
 from .dense_head import per_anchor
-from .fpn import FPN
+from .fpn import FPN, xavier_convs
 from .images import ImageBatch, ImageTransform, Size, check_input
 from .masks import resize_masks
 from .matchers import ANY_OVERLAP, collect, match_iou
@@ -32,21 +32,11 @@ MASKS_PER_IMAGE = 100  # which are trained on: each of them is a whole map
 
 
 class YOLACT(nn.Module):
-    """RS-YOLACT, called as torchvision's detectors are.
-
-    Attributes:
-        num_positives: positives of the last training batch, for the logs.
+    """RS-YOLACT, called as torchvision's detectors are; attributes and arguments are those of `ATSS`, and these.
 
     Args:
-        backbone: gives features of strides 8, 16 and 32 as the last three of its levels.
-        transform: resizing to squares, and normalisation.
-        num_classes: C; labels are 0..C-1, there is no background class.
-        channels: of the pyramid, the head and the prototype branch.
+        transform: makes squares of the images.
         prototypes: how many there are.
-        prior: class probability which training starts from.
-        score_threshold: least score of a detection, in 0..1.
-        nms_threshold: IoU above which the lower of two detections of a class is dropped.
-        detections_per_image: most detections reported.
     """
 
     def __init__(
@@ -85,19 +75,9 @@ class YOLACT(nn.Module):
     def forward(
         self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Losses in training mode, detections in evaluation mode.
+        """Losses in training mode, detections in evaluation mode, with arguments, returns and errors of `ATSS.forward`, and masks.
 
-        Args:
-            images: RGB, float in 0..1 (or uint8), [3, H, W] each, of any sizes.
-            targets: for training; one dict an image with `boxes` [G, 4] xyxy in pixels, `labels` int64 [G] in 0..C-1, and `masks`
-                [G, H, W] of 0 and 1. G may be 0.
-
-        Returns:
-            In training mode `ranking`, `sorting`, `box` and `mask`, to be summed. In evaluation mode one dict an image with `boxes` [D, 4]
-            xyxy in pixels of the original image, `scores` [D] in 0..1, falling, `labels` [D], and `masks`, bool [D, H, W].
-
-        Raises:
-            ValueError: in training mode without targets, or where an image or target has the wrong shape or a box has no area.
+        Targets have `masks` [G, H, W] of 0 and 1, losses have `mask`, and detections `masks`, bool [D, H, W], of the original image's size.
         """
         check_input(images, targets, self.num_classes, self.training, masks=True)
         batch, targets = self.transform(images, targets)
@@ -183,7 +163,7 @@ class YOLACTHead(nn.Module):
         self.class_logits = nn.Conv2d(channels, anchors_per_cell * num_classes, 3, padding=1)
         self.box_deltas = nn.Conv2d(channels, anchors_per_cell * 4, 3, padding=1)
         self.coefficients = nn.Conv2d(channels, anchors_per_cell * prototypes, 3, padding=1)
-        _initialise(self)
+        xavier_convs(self)
         nn.init.constant_(self.class_logits.bias, -math.log((1 - prior) / prior))  # type: ignore[arg-type]
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -205,15 +185,8 @@ def _prototype_branch(channels: int, prototypes: int) -> nn.Sequential:
     layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True)]
     layers += [nn.Conv2d(channels, prototypes, 1), nn.ReLU(inplace=True)]
     branch = nn.Sequential(*layers)
-    _initialise(branch)
+    xavier_convs(branch)
     return branch
-
-
-def _initialise(module: nn.Module) -> None:
-    for layer in module.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
 
 def assemble_masks(prototypes: Tensor, coefficients: Tensor, boxes: Tensor, size: Size) -> Tensor:

@@ -170,8 +170,10 @@ class Recipe:
                 raise ValueError(f"--{option} must be {least} or more, got {value}")
         if not 0 <= data.flip <= 1:
             raise ValueError(f"--data.flip is a probability, got {data.flip}")
-        if model.channels % 32 or model.channels < 64:
-            raise ValueError(f"--model.channels must be a multiple of 32 from 64 on, got {model.channels}")
+        # The norms have 32 groups, and SOLOv2's mask features half the channels.
+        step = 64 if model.detector.startswith("solov2") else 32
+        if model.channels % step or model.channels < 64:
+            raise ValueError(f"--model.channels must be a multiple of {step} from 64 on, got {model.channels}")
 
     def check_resumes(self, previous: "Recipe") -> None:
         """Raises ValueError where settings differ from those of a run to go on with and would not take effect."""
