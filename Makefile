@@ -11,7 +11,7 @@ BIN = .venv/bin
 INSTALLED = .venv/installed
 
 .DEFAULT_GOAL = help
-.PHONY: help quickstart test lint types format bench build clean
+.PHONY: help quickstart test lint types format bench docs build clean
 
 help:
 	@echo "make quickstart  make a small data set, train a detector on it in minutes, show what it finds"
@@ -20,6 +20,7 @@ help:
 	@echo "make types       check the type annotations"
 	@echo "make format      mend style and formatting"
 	@echo "make bench       compare the cost of the losses with focal loss"
+	@echo "make docs        draw the figures of docs/ anew"
 	@echo "make build       build the sdist and the wheel into dist/"
 	@echo "make clean       remove caches and dist/ (never .venv, data or runs)"
 
@@ -42,6 +43,9 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/loss_speed.py $(ARGS)
+
+docs: $(INSTALLED)
+	$(BIN)/python docs/figures.py
 
 build: $(INSTALLED)
 	rm -rf dist

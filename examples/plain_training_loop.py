@@ -1,6 +1,6 @@
 """Trains a detector with nothing but PyTorch: the exit door from our engine, and where its cost can be measured.
 
-python examples/plain_training_loop.py my_data --epochs 3
+python examples/plain_training_loop.py [my_data] --epochs 3     # a folder in COCO format; none: drawn images
 """
 
 import argparse
@@ -13,34 +13,30 @@ from ranksort import create_model, evaluate_detections
 from ranksort.data.batch import data_loader
 from ranksort.data.coco import CocoDataset, find_split
 from ranksort.data.samplers import AspectRatioBatchSampler
+from ranksort.data.synthetic import write_synthetic_dataset
 from ranksort.data.transforms import training_transforms
 from ranksort.evaluation.results import to_coco_results
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("root", type=Path, help="folder with annotations/instances_{train,val}.json and images/")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path, nargs="?", help="has annotations/instances_{train,val}.json and images/")
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--min-size", type=int, default=256)
-    parser.add_argument("--lr", type=float, default=0.001)
     options = parser.parse_args()
+    root = options.root or write_synthetic_dataset(Path("datasets/synthetic"))
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    sizes = {"min_size": options.min_size, "max_size": 2 * options.min_size}
 
     transform = training_transforms([options.min_size], 2 * options.min_size)
-    train_set = CocoDataset(*find_split(options.root, "train"), training=True, transform=transform)
-    val_set = CocoDataset(*find_split(options.root, "val"), training=False, categories=train_set.categories)
-    sampler = AspectRatioBatchSampler(train_set.landscape, options.batch_size)
+    train_set = CocoDataset(*find_split(root, "train"), training=True, transform=transform)
+    val_set = CocoDataset(*find_split(root, "val"), training=False, categories=train_set.categories)
+    sampler = AspectRatioBatchSampler(train_set.landscape, batch_size=4)
     train_loader = data_loader(train_set, batch_sampler=sampler, workers=2)
 
-    model = create_model(
-        "ranksort_atss_lite0_small",
-        num_classes=len(train_set.categories),
-        pretrained_backbone=True,
-        min_size=options.min_size,
-        max_size=2 * options.min_size,
-    ).to(device)
-    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=options.lr, weight_decay=0.05)
+    classes = len(train_set.categories)
+    model = create_model("ranksort_atss_lite0_small", num_classes=classes, pretrained_backbone=True, **sizes).to(device)
+    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=0.001, weight_decay=0.05)
     for epoch in range(options.epochs):
         sampler.set_epoch(epoch)
         model.train()
@@ -53,18 +49,17 @@ def main() -> None:
             sum(losses.values()).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
             optimizer.step()
+        last = {name: round(loss.item(), 3) for name, loss in losses.items()}  # before the clock: it waits for the GPU
         seconds = (time.perf_counter() - start) / len(train_loader)
-        print(
-            f"epoch {epoch + 1}: {seconds:.3f} s a step, last losses", {k: f"{v.item():.3f}" for k, v in losses.items()}
-        )
+        print(f"epoch {epoch + 1}: {seconds:.3f} s a step, last losses {last}", flush=True)
 
     model.eval()
     results = []
-    category_ids = [category.id for category in val_set.categories]
     with torch.inference_mode():
         for images, targets in data_loader(val_set):
             detections = model([image.to(device) for image in images])
-            results += to_coco_results(detections, [target["image_id"] for target in targets], category_ids)
+            image_ids = [target["image_id"] for target in targets]
+            results += to_coco_results(detections, image_ids, [category.id for category in val_set.categories])
     print(evaluate_detections(val_set.annotations_path, results))
 
 

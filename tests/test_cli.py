@@ -11,7 +11,10 @@ import torch
 from PIL import Image
 
 from ranksort import cli
-from ranksort.recipes import Recipe, create_model, list_recipes
+from ranksort.checkpoints import save_model
+from ranksort.data.annotations import Category
+from ranksort.evaluation.results import decode_masks
+from ranksort.recipes import Recipe, create_model, get_recipe, list_recipes
 
 SMALL = """
 from ranksort.recipes import Recipe
@@ -104,6 +107,22 @@ def test_predict(run: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.Capt
     message = fails("predict", run, images, "--out", out)
     assert "1 of 2 images could not be read" in message
     assert "broken.jpg" in message
+
+
+def test_predict_masks(tmp_path: Path) -> None:
+    recipe = get_recipe("ranksort_mask_rcnn_r50_fpn_1x_coco")
+    recipe.model.backbone, recipe.model.channels, recipe.model.min_size = "resnet18", 64, 64
+    recipe.model.score_threshold = 0.005
+    torch.manual_seed(0)
+    categories = [Category(1, "cat"), Category(2, "dog")]
+    save_model(tmp_path / "m.safetensors", create_model(recipe, num_classes=2), recipe, categories)
+    Image.new("RGB", (90, 130), "gray").save(tmp_path / "one.png")
+    out = tmp_path / "out"
+    arguments = [tmp_path / "m.safetensors", tmp_path / "one.png", "--out", out, "--score-threshold", "0.0"]
+    cli.main(["predict", *map(str, arguments)])
+    detections = json.loads((out / "detections.json").read_text())
+    assert 0 < len(detections) <= 100
+    assert decode_masks([d["segmentation"] for d in detections], 130, 90).shape == (len(detections), 130, 90)
 
 
 def test_evaluate(tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

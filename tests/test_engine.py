@@ -62,6 +62,23 @@ def test_run_folder(tiny_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureF
     assert model.class_names == build_dataset(tiny_recipe, "val").class_names
 
 
+def test_masks_are_trained_evaluated_and_reported(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    """On images without objects and with crowds, too."""
+    tiny_recipe.model.detector, tiny_recipe.model.score_threshold = "mask_rcnn", 0.005
+    tiny_recipe.model.detections_per_image = 10
+    tiny_recipe.data.keep_empty_images = True
+    tiny_recipe.training.epochs = 1
+    run = tmp_path / "run"
+    report = engine.train(tiny_recipe, run)
+    assert report.iou_type == "segm"
+    for folder, iou_type in (("report", "bbox"), ("report/masks", "segm")):
+        assert json.loads((run / folder / "report.json").read_text())["iou_type"] == iou_type
+    assert len(list((run / "report" / "pictures").glob("*.jpg"))) == 2
+    (logged,) = [row for row in rows(run) if row["val/AP"]]
+    assert float(logged["val/mask_oLRP"]) == pytest.approx(report.as_dict()["oLRP"], abs=1e-6)
+    assert {"train/mask", "train/rpn_ranking"} <= set(logged)
+
+
 def test_three_epochs_are_two_and_one_resumed(tiny_recipe: Recipe, tmp_path: Path) -> None:
     tiny_recipe.training.epochs = 3
     engine.train(tiny_recipe, tmp_path / "whole")

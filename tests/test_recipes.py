@@ -3,6 +3,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from ranksort.models import ATSS
 from ranksort.recipes import Recipe, create_model, get_recipe, list_recipes
@@ -80,6 +81,36 @@ def test_published_settings_of_solov2() -> None:
         assert recipe.model.has_masks
 
 
+RCNNS = {  # detector, backbone, CARAFE, DCN, short sides in training, epochs
+    "faster_rcnn_r50_fpn_1x": ("faster_rcnn", "resnet50", False, False, (), 12),
+    "faster_rcnn+_r50_fpn_1x": ("faster_rcnn", "resnet50", True, False, (), 12),
+    "faster_rcnn_r101_fpn_1x": ("faster_rcnn", "resnet101", False, False, (), 12),
+    "faster_rcnn_r101_fpn_mstrain_dcn_3x": ("faster_rcnn", "resnet101", False, True, range(480, 961, 80), 36),
+    "faster_rcnn+_r101_fpn_mstrain_dcn_3x": ("faster_rcnn", "resnet101", True, True, range(480, 961, 80), 36),
+    "cascade_rcnn_r50_fpn_1x": ("cascade_rcnn", "resnet50", False, False, (), 12),
+    "mask_rcnn_r50_fpn_1x": ("mask_rcnn", "resnet50", False, False, (), 12),
+    "mask_rcnn+_r50_fpn_1x": ("mask_rcnn", "resnet50", True, False, (), 12),
+    "mask_rcnn_r101_fpn_mstrain_3x": ("mask_rcnn", "resnet101", False, False, range(640, 801, 32), 36),
+    "mask_rcnn+_r101_fpn_mstrain_3x": ("mask_rcnn", "resnet101", True, False, range(640, 801, 32), 36),
+    "mask_rcnn+_r101_dcn_fpn_mstrain_3x": ("mask_rcnn", "resnet101", True, True, range(640, 801, 32), 36),
+    "mask_rcnn+_x101_dcn_fpn_mstrain_3x": ("mask_rcnn", "resnext101_64x4d", True, True, range(640, 801, 32), 36),
+}
+
+
+@pytest.mark.parametrize("name", RCNNS)
+def test_published_settings_of_the_rcnns(name: str) -> None:
+    recipe = get_recipe(f"ranksort_{name}_coco")
+    model, optimizer = recipe.model, recipe.optimizer
+    detector, backbone, carafe, dcn, sizes, epochs = RCNNS[name]
+    assert (model.detector, model.backbone) == (detector, backbone)
+    assert (model.upsampling, model.deformable_convs) == ("carafe" if carafe else "nearest", dcn)
+    assert model.has_masks == (detector == "mask_rcnn")
+    assert (model.score_threshold, model.nms_threshold, model.detections_per_image) == (0.4, 0.5, 100)
+    assert recipe.data.train_min_sizes == tuple(sizes)
+    assert (recipe.training.epochs, optimizer.milestones) == (epochs, (8, 11) if epochs == 12 else (27, 33))
+    assert (optimizer.lr, optimizer.lr_batch_size, recipe.training.batch_size) == (0.012, 16, 16)
+
+
 def test_setting_of_a_newer_version_is_refused() -> None:
     values = get_recipe(ATSS_R50).as_dict()
     values["model"]["telepathy"] = True
@@ -149,9 +180,10 @@ def test_create_model_from_a_name_or_a_recipe() -> None:
     assert create_model(ATSS_R50, **TINY).num_classes == 80
 
 
-def test_every_recipe_makes_a_model() -> None:
-    for name in list_recipes():
-        create_model(name, num_classes=2)
+@pytest.mark.parametrize("name", list_recipes())
+def test_every_recipe_makes_a_model(name: str) -> None:
+    with torch.device("meta"):  # without filling hundreds of megabytes of weights
+        assert create_model(name, num_classes=2).num_classes == 2
 
 
 def test_overrides_reach_the_model() -> None:
@@ -183,6 +215,11 @@ def test_channels_which_the_norms_cannot_group() -> None:
             create_model(recipe, channels=channels)
 
 
+def test_upsampling_of_a_detector_which_has_none_to_choose() -> None:
+    with pytest.raises(ValueError, match=r"--model\.upsampling carafe is for the R-CNNs, not for atss"):
+        create_model(ATSS_R50, upsampling="carafe")
+
+
 def test_unknown_override() -> None:
     with pytest.raises(
         ValueError, match=r"no field 'learning_rate'; it has detector, backbone, .*detections_per_image"
@@ -191,8 +228,6 @@ def test_unknown_override() -> None:
 
 
 def test_model_is_the_same_for_the_same_seed() -> None:
-    import torch
-
     states = []
     for _ in range(2):
         torch.manual_seed(3)

@@ -112,6 +112,11 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
     Raises:
         ValueError: naming the first few tensors which are missing, left over or of another shape.
     """
+    _check_fit(model, state_dict, source)
+    model.load_state_dict(state_dict)
+
+
+def _check_fit(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
     own = model.state_dict()
     problems = {
         "lacks": [k for k in own if k not in state_dict],
@@ -129,7 +134,6 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
     ]
     if found:
         raise ValueError(f"the weights of {source} do not fit this model: it {' and '.join(found)}")
-    model.load_state_dict(state_dict)
 
 
 def convert_checkpoint(source: str | Path | Mapping[str, Any], recipe: str | Recipe) -> dict[str, Tensor]:
@@ -151,9 +155,9 @@ def convert_checkpoint(source: str | Path | Mapping[str, Any], recipe: str | Rec
     state_dict = content.get("state_dict", content)
     laterals = sum(bool(re.fullmatch(r"neck\.lateral_convs\.\d+\.conv\.bias", name)) for name in state_dict)
     converted = {_our_name(name, laterals): tensor for name, tensor in state_dict.items()}
-    load_weights(
-        create_model(recipe), converted, "the published checkpoint" if isinstance(source, Mapping) else str(source)
-    )
+    with torch.device("meta"):  # names and shapes without weights
+        model = create_model(recipe)
+    _check_fit(model, converted, "the published checkpoint" if isinstance(source, Mapping) else str(source))
     return converted
 
 
@@ -161,6 +165,8 @@ def convert_checkpoint(source: str | Path | Mapping[str, Any], recipe: str | Rec
 _RENAMED = [
     (r"^backbone\.", r"backbone.body."),
     (r"^neck\.lateral_convs\.(\d+)\.conv\.", r"fpn.laterals.\1."),
+    (r"^neck\.upsample_modules\.(\d+)\.channel_compressor\.", r"fpn.upsamplers.\1.compress."),
+    (r"^neck\.upsample_modules\.(\d+)\.content_encoder\.", r"fpn.upsamplers.\1.encode."),
     (r"^bbox_head\.cls_convs\.(\d+)\.conv\.", r"head.class_tower.\1.conv."),
     (r"^bbox_head\.cls_convs\.(\d+)\.gn\.", r"head.class_tower.\1.norm."),
     (r"^bbox_head\.reg_convs\.(\d+)\.conv\.", r"head.box_tower.\1.conv."),
@@ -185,6 +191,15 @@ _RENAMED = [
     (r"^mask_feat_head\.convs_all_levels\.(\d+)\.conv(\d+)\.gn\.", r"mask_features.levels.\1.\2.norm."),
     (r"^mask_feat_head\.conv_pred\.0\.conv\.", r"mask_features.output.conv."),
     (r"^mask_feat_head\.conv_pred\.0\.gn\.", r"mask_features.output.norm."),
+    (r"^rpn_head\.rpn_conv\.", r"rpn.conv."),
+    (r"^rpn_head\.rpn_cls\.", r"rpn.objectness."),
+    (r"^rpn_head\.rpn_reg\.", r"rpn.box_deltas."),
+    (r"^roi_head\.bbox_head\.(\d+\.)?shared_fcs\.", r"box_head.\1layers."),
+    (r"^roi_head\.bbox_head\.(\d+\.)?fc_cls\.", r"box_head.\1class_logits."),
+    (r"^roi_head\.bbox_head\.(\d+\.)?fc_reg\.", r"box_head.\1box_deltas."),
+    (r"^roi_head\.mask_head\.convs\.(\d+)\.conv\.", r"mask_head.convs.\1."),
+    (r"^roi_head\.mask_head\.upsample\.", r"mask_head.upsample."),
+    (r"^roi_head\.mask_head\.conv_logits\.", r"mask_head.logits."),
 ]
 
 

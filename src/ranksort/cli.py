@@ -16,7 +16,7 @@ except ModuleNotFoundError:
 from tyro.conf import Positional, arg
 
 from . import recipes as recipes_package
-from .recipes.build import get_recipe, list_recipes
+from .recipes.build import get_recipe, recipe_functions
 from .recipes.recipe import (
     DataSettings,
     EvaluationSettings,
@@ -57,7 +57,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             prog="ranksort",
             description="Detectors trained by Rank & Sort Loss.",
             args=arguments,
-            config=(tyro.conf.FlagCreatePairsOff,),
         )
     except (ValueError, OSError) as error:
         if os.environ.get("RANKSORT_TRACEBACK"):
@@ -69,10 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def recipes() -> None:
     """List the recipes."""
-    width = max(map(len, list_recipes()))
-    for name in list_recipes():
-        about = getattr(recipes_package.coco, name).__doc__ or ""
-        print(f"{name:<{width}}  {' '.join(about.split())}")
+    functions = recipe_functions()
+    width = max(map(len, functions))
+    for name, function in functions.items():
+        print(f"{name:<{width}}  {' '.join((function.__doc__ or '').split())}")
 
 
 def quickstart(

@@ -53,7 +53,7 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False) -> Report:
         resume: continue from `run/checkpoints/last.ckpt`.
 
     Returns:
-        The report of the best epoch, which is also in `run/report`.
+        The report of the best epoch, by masks where the detector has them; reports and pictures of it are in `run/report`.
 
     Raises:
         ValueError, FileNotFoundError: where data, settings or checkpoint cannot be used.
@@ -75,7 +75,7 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False) -> Report:
     if previous is not None:
         load_weights(model, previous.state_dict, str(last))  # for its clear error: Lightning loads them again
     module = _Training(recipe, model, train_set, val_set)
-    read_ground_truth(module.ground_truth, "bbox", "coco")  # better now than after an epoch
+    read_ground_truth(module.ground_truth, module.iou_types[-1], "coco")  # better now than after an epoch
     trainer = _trainer(module, run, resume)
     if len(val_set) < trainer.world_size:
         raise ValueError(f"{len(val_set)} validation images are too few for {trainer.world_size} devices")
@@ -107,13 +107,14 @@ def test(checkpoint: Checkpoint, out: Path) -> Report:
 class _Training(pl.LightningModule):
     """What Lightning has to know about a detector: its losses, its optimiser and how to evaluate it."""
 
-    report: Report | None = None
+    reports: dict[str, Report]
 
     def __init__(self, recipe: Recipe, model: nn.Module, train_set: CocoDataset | None, val_set: CocoDataset):
         super().__init__()
         self.recipe, self.train_set, self.val_set = recipe, train_set, val_set
         self.model = model.to(memory_format=torch.channels_last)  # convolutions are a third faster so, on CPU and GPU
         self.ground_truth = json.loads(val_set.annotations_path.read_bytes())
+        self.iou_types = ("bbox", "segm") if recipe.model.has_masks else ("bbox",)
         self.results: list[dict[str, Any]] = []
         self.progress = {
             "epoch": 0,
@@ -169,17 +170,30 @@ class _Training(pl.LightningModule):
             parts = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(parts, self.results)
         self.results = [result for part in parts for result in part]
-        report = evaluate_detections(self.ground_truth, self.results) if self.trainer.is_global_zero else None
-        self.report = report = self.trainer.strategy.broadcast(report)
-        assert report is not None
+        reports = {kind: self._evaluate(kind) for kind in self.iou_types} if self.trainer.is_global_zero else {}
+        self.reports = self.trainer.strategy.broadcast(reports)
         if self.trainer.state.fn == "fit":
-            self.log_dict({f"val/{name}": value for name, value in report.as_dict().items()}, rank_zero_only=False)
-            self.print(f"\nepoch {self.current_epoch + 1} of {self.trainer.max_epochs}\n{report}\n")
+            for kind, report in self.reports.items():
+                prefix = "val/mask_" if kind == "segm" else "val/"
+                self.log_dict({f"{prefix}{name}": v for name, v in report.as_dict().items()}, rank_zero_only=False)
+            text = "\n\n".join(map(str, self.reports.values()))
+            self.print(f"\nepoch {self.current_epoch + 1} of {self.trainer.max_epochs}\n{text}\n")
             if not self.results:
                 self.print(
                     f"no detection scored above --model.score-threshold {self.recipe.model.score_threshold}: early in a "
                     f"training scores are still near --model.prior {self.recipe.model.prior}\n"
                 )
+
+    def _evaluate(self, iou_type: str) -> Report:
+        # Without boxes, for else small and large masks would be told apart by the area of their boxes.
+        hidden = "bbox" if iou_type == "segm" else "segmentation"
+        results = [{key: value for key, value in result.items() if key != hidden} for result in self.results]
+        return evaluate_detections(self.ground_truth, results, iou_type)
+
+    @property
+    def report(self) -> Report:
+        """That of the last evaluation: of masks where there are any, else of boxes."""
+        return self.reports[self.iou_types[-1]]
 
     def configure_optimizers(self) -> Any:
         settings, epochs = self.recipe.optimizer, self.recipe.training.epochs
@@ -241,7 +255,7 @@ class _Checkpoints(pl.Callback):
             self._save(trainer, *trainer.strategy.broadcast((self.requested, late)))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        ap = self.module.report.as_dict()["AP"] if self.module.report else 0.0
+        ap = self.module.report.as_dict()["AP"]
         if trainer.state.fn == "fit" and ap > self.module.progress["best"]:
             self.module.progress["best"] = ap
             trainer.save_checkpoint(self.folder / "best.ckpt")
@@ -261,13 +275,18 @@ class _Checkpoints(pl.Callback):
             print(f"to go on: ranksort train {self.folder.parent} --resume")
 
 
+class _ProgressBar(RichProgressBar):
+    def get_metrics(self, *args: Any) -> dict[str, Any]:
+        return {name: value for name, value in super().get_metrics(*args).items() if name != "v_num"}
+
+
 def _trainer(module: _Training, run: Path | None = None, resume: bool = False) -> pl.Trainer:
     """Lightning's trainer; without a run folder, one which only evaluates."""
     recipe, training = module.recipe, module.recipe.training
     steps = len(module.train_set) // training.batch_size if module.train_set else 0
     if training.devices == 0:
         training.devices = max(torch.cuda.device_count(), 1)
-    callbacks: list[pl.Callback] = [RichProgressBar()] if sys.stdout.isatty() else []
+    callbacks: list[pl.Callback] = [_ProgressBar()] if sys.stdout.isatty() else []
     loggers: list[Any] = []
     if run is not None:
         if training.ema_decay:
@@ -308,9 +327,11 @@ def _csv_logger(run: Path, resume: bool) -> CSVLogger:
 
 
 def _write_report(trainer: pl.Trainer, module: _Training, folder: Path) -> Report:
-    assert module.report is not None
+    """Saves the report of boxes to the folder, that of masks, if there are any, to `folder/masks`; returns the last."""
     if trainer.is_global_zero:
-        module.report.save(folder)
+        for kind, report in module.reports.items():
+            report.save(folder / "masks" if kind == "segm" else folder)
         save_comparisons(folder / "pictures", module.val_set, module.results, module.recipe.evaluation.pictures)
-    trainer.print(f"\n{module.report}\n\nreport and pictures: {folder}")
+    text = "\n\n".join(map(str, module.reports.values()))
+    trainer.print(f"\n{text}\n\nreport and pictures: {folder}")
     return module.report

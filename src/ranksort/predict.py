@@ -12,6 +12,7 @@ from rich.progress import track
 
 from .checkpoints import load_model
 from .data.coco import read_image, to_rgb
+from .evaluation.results import encode_masks
 from .visualize import draw_detections, save_image
 
 
@@ -24,7 +25,7 @@ def predict_images(
         checkpoint: a run folder, .ckpt or .safetensors.
         images: image files.
         out: folder; gets one picture an image, numbered in their order, and `detections.json`: a list of `file`, `class`,
-            `score` in 0..1 and `bbox` [x, y, width, height] in pixels.
+            `score` in 0..1, `bbox` [x, y, width, height] in pixels, and `segmentation` as RLE where the model predicts masks.
         score_threshold: least score of a detection.
         device: by default what there is.
 
@@ -48,11 +49,13 @@ def predict_images(
             detections = model([image.to(place)])[0]
         kept = detections["scores"] >= score_threshold
         detections = {key: value[kept].cpu() for key, value in detections.items()}
-        for (x1, y1, x2, y2), score, label in zip(
-            *(detections[k].tolist() for k in ("boxes", "scores", "labels")), strict=True
-        ):
+        masks = encode_masks(detections["masks"]) if "masks" in detections else None
+        columns = (detections[key].tolist() for key in ("boxes", "scores", "labels"))
+        for i, ((x1, y1, x2, y2), score, label) in enumerate(zip(*columns, strict=True)):
             box = [x1, y1, x2 - x1, y2 - y1]
             found.append({"file": str(path), "class": names[label], "score": score, "bbox": box})
+            if masks is not None:
+                found[-1]["segmentation"] = masks[i]
         save_image(draw_detections(image, detections, names, score_threshold), out / f"{number:05d}_{path.stem}.jpg")
     (out / "detections.json").write_text(json.dumps(found, indent=1) + "\n")
     return failures

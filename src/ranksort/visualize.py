@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.utils import draw_bounding_boxes
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from .data.coco import CocoDataset
+from .evaluation.results import decode_masks
 
 _FONT = str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf")
 _SHOWN = 0.3
@@ -20,11 +21,12 @@ _SHOWN = 0.3
 def draw_detections(
     image: Tensor, detections: dict[str, Tensor], class_names: Sequence[str], score_threshold: float = _SHOWN
 ) -> Tensor:
-    """Draws boxes with class names, and with scores where there are any.
+    """Draws boxes with class names, and with scores and masks where there are any.
 
     Args:
         image: uint8 RGB, [3, H, W].
-        detections: `boxes` [D, 4] xyxy in pixels of the image, `labels` [D]; `scores` [D] in 0..1 where they are a model's.
+        detections: `boxes` [D, 4] xyxy in pixels of the image, `labels` [D]; `scores` [D] in 0..1 where they are a model's; perhaps `masks`
+            [D, H, W].
         class_names: of the labels.
         score_threshold: detections below it are not drawn.
 
@@ -43,11 +45,15 @@ def draw_detections(
     size = image.shape[-2:]
     if not len(boxes):
         return image.clone()
+    image, colors = image.as_subclass(Tensor), [_color(label) for label in labels]
+    if "masks" in detections:
+        masks = detections["masks"].as_subclass(Tensor)[shown].bool().cpu()
+        image = draw_segmentation_masks(image, masks, alpha=0.5, colors=colors)
     return draw_bounding_boxes(
-        image.as_subclass(Tensor),
+        image,
         boxes,
         labels=texts,
-        colors=[_color(label) for label in labels],
+        colors=colors,
         width=max(1, round(min(size) / 200)),
         font=_FONT,
         font_size=max(9, round(min(size) / 36)),
@@ -62,7 +68,7 @@ def save_comparisons(folder: Path, dataset: CocoDataset, results: list[dict[str,
     Args:
         folder: where the pictures go.
         dataset: images and objects.
-        results: COCO results with boxes.
+        results: COCO results with boxes, and with masks where the data set has them.
         limit: how many pictures.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,6 +83,8 @@ def save_comparisons(folder: Path, dataset: CocoDataset, results: list[dict[str,
             "scores": torch.tensor([r["score"] for r in of_image]),
             "labels": torch.tensor([label[r["category_id"]] for r in of_image], dtype=torch.int64),
         }
+        if dataset.masks:
+            detections["masks"] = decode_masks([r["segmentation"] for r in of_image], *image.shape[-2:])
         truth, found = (draw_detections(image, d, dataset.class_names) for d in (target, detections))
         gap = torch.full((3, truth.shape[1], 8), 255, dtype=torch.uint8)
         save_image(torch.cat([truth, gap, found], 2), folder / f"{target['image_id']}.jpg")

@@ -1,11 +1,7 @@
 import pytest
+from ranking_cases import WAYS, count_in
 
-from ranksort.losses import counting
 
-
-@pytest.fixture(params=["dense", "tree"])
+@pytest.fixture(params=WAYS)
 def sums(request, monkeypatch):
-    """Either way of summing over the positives, the tree with leaves so small that few positives make it grow."""
-    if request.param == "tree":
-        monkeypatch.setattr(counting, "_DENSE", 0)
-        monkeypatch.setattr(counting, "_LEAF", 2)
+    count_in(request.param, monkeypatch)

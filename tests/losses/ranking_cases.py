@@ -6,9 +6,32 @@ import numpy as np
 import pytest
 import torch
 
+from ranksort.losses import _ranking, counting
+
 GOLDEN = Path(__file__).parents[1] / "golden" / "losses"
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "golden" / "losses"
 DELTAS = [0.0, 0.1, 0.5, 1.0, 5.0]
+# Ways of counting which otherwise only large inputs take: rows, a coarse and a fine grid, a deep tree; all negatives in place or taken out.
+SMALL = {"_GRID_PAYS": 1, "_ROW": 2, "_LOGITS_PER_CELL": 1, "_FAN_OUT_BITS": 1}
+WAYS = {
+    "default": {},
+    "coarse grid": SMALL | {"_CELLS_PER_EDGE": 1, "_FEW": -1.0},
+    "fine grid, taken out": SMALL | {"_CELLS_PER_EDGE": 8, "_FEW": 1.0},
+}
+
+
+WAYS["accelerator"] = {"on_cpu": lambda x: False}
+
+
+def count_in(way, patch):
+    for name, value in WAYS[way].items():
+        patch.setattr(counting, name, value)
+
+
+def without_float64(patch):
+    """As on a device which has none."""
+    for module in (counting, _ranking):
+        patch.setattr(module, "has_float64", lambda device: False)
 
 
 def golden_case(name):

@@ -6,10 +6,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles.rank_sort import rank_sort
-from ranking_cases import DELTAS, GOLDEN, assert_gradient_close, golden_case, random_batch
+from ranking_cases import (
+    DELTAS,
+    GOLDEN,
+    WAYS,
+    assert_gradient_close,
+    count_in,
+    golden_case,
+    random_batch,
+    without_float64,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ranksort.losses import RankSortLoss, RankSortOutput, counting, rank_sort_loss
+from ranksort.losses import RankSortLoss, counting, rank_sort_loss
 
 CASES = sorted(path.stem for path in GOLDEN.glob("ranksort_*.npz"))
 LARGE_CASES = [
@@ -57,41 +66,21 @@ EXAMPLES = st.lists(
 )
 
 
-@pytest.mark.parametrize("tree", [False, True])
+@pytest.mark.parametrize("way", WAYS)
 @settings(deadline=None, max_examples=150)
 @given(examples=EXAMPLES, scale=st.sampled_from([0.0625, 0.1, 1.0, 50.0]), delta=st.sampled_from(DELTAS))
-def test_follows_the_equations(tree, examples, scale, delta):
+def test_follows_the_equations(way, examples, scale, delta):
     logits = torch.tensor([scale * ticks for ticks, _ in examples], dtype=torch.float64)
     targets = torch.tensor([target for _, target in examples], dtype=torch.float64)
     expected = rank_sort(logits.tolist(), targets.tolist(), delta)
     with pytest.MonkeyPatch.context() as patch:
-        if tree:
-            patch.setattr(counting, "_DENSE", 0)
-            patch.setattr(counting, "_LEAF", 2)
+        count_in(way, patch)
         for weights in ((1, 0), (0, 1), (2, 3)):
             ranking, sorting, gradient = loss_and_gradient(logits, targets, delta, weights)
             assert ranking.item() == pytest.approx(expected.ranking, abs=1e-12)
             assert sorting.item() == pytest.approx(expected.sorting, abs=1e-12)
             update = weights[0] * expected.ranking_gradient + weights[1] * expected.sorting_gradient
             np.testing.assert_allclose(gradient.numpy(), update, rtol=0, atol=1e-11)
-
-
-@pytest.mark.parametrize("delta", DELTAS)
-def test_many_positives(delta):
-    random = np.random.default_rng(0)
-    # Rounded, so that there are ties; 3000 is above the limit of the dense sums and no multiple of a leaf.
-    s, y = random.normal(0, 2, 3000).round(2), random.uniform(0.01, 1, 3000).round(2)
-    weights = random.uniform(size=(3000, 2))
-    h = (s >= s[:, None]) * 1.0 if delta == 0 else np.clip((s - s[:, None]) / (2 * delta) + 0.5, 0, 1)
-    worse = h * (y < y[:, None])
-    positives = counting.PositivesAbove(torch.from_numpy(s), torch.from_numpy(y), delta)
-    assert not positives.dense
-    for actual, expected in (
-        (positives.sum(torch.from_numpy(weights)), h @ weights),
-        (positives.sum_over_worse(torch.from_numpy(weights)), worse @ weights),
-        (positives.spread_to_worse(torch.from_numpy(weights[:, 0])), weights[:, 0] @ worse),
-    ):
-        np.testing.assert_allclose(actual.numpy(), expected, rtol=0, atol=1e-9)
 
 
 def test_hard_step_tells_close_positives_apart(sums):
@@ -275,13 +264,6 @@ def test_finite_values_whose_sum_overflows_are_fine():
     assert ranking.item() == pytest.approx(2 / 2.5)
 
 
-def test_check_finite_can_be_left_out():
-    logits, targets = random_batch(20, 100)
-    assert rank_sort_loss(logits, targets, check_finite=False) == rank_sort_loss(logits, targets)
-    logits[targets.argmin()] = math.nan
-    assert isinstance(rank_sort_loss(logits, targets, check_finite=False), RankSortOutput)
-
-
 @pytest.mark.parametrize(
     ("logits", "targets", "delta", "message"),
     [
@@ -301,40 +283,93 @@ def test_errors(logits, targets, delta, message):
 
 
 class Operators(TorchDispatchMode):
-    """Counts the operators that run, and keeps the size of the largest tensor which any of them returns."""
+    """Counts the operators which run and those which make the host wait, and keeps the size of the largest result in bytes."""
+
+    WAITS = ("nonzero", "_local_scalar_dense", "masked_select", "item", "unique", "is_nonzero", "equal")
 
     def __init__(self):
         super().__init__()
-        self.count, self.largest = 0, 0
+        self.count, self.waits, self.largest = 0, 0, 0
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         result = operator(*args, **(kwargs or {}))
-        self.count += 1
+        self.count += not operator.is_view
+        self.waits += operator._opname in self.WAITS
         tensors = result if isinstance(result, (tuple, list)) else [result]
-        self.largest = max([self.largest, *(x.numel() for x in tensors if isinstance(x, torch.Tensor))])
+        self.largest = max([self.largest, *(x.nbytes for x in tensors if isinstance(x, torch.Tensor))])
         return result
 
 
-def operators(positives, negatives):
+def operators(positives, negatives, ignored=0):
+    logits, targets = (x.float() for x in random_batch(positives, negatives, ignored))
     with Operators() as seen:
-        loss_and_gradient(*random_batch(positives, negatives))
+        loss_and_gradient(logits, targets)
     return seen
 
 
-def test_few_positives_take_few_operators():
-    assert operators(900, 5_000).count <= 300
-    # A denser grid cell is searched in one step more.
-    assert abs(operators(900, 5_000).count - operators(900, 500_000).count) < 20
-
-
-def test_many_positives_take_more_operators_only_as_the_tree_grows():
-    small, large = operators(2000, 10_000).count, operators(16_000, 10_000).count
-    assert small < large < 2 * small
+@pytest.mark.parametrize(("way", "most"), [("default", 480), ("accelerator", 340)])
+def test_number_of_operators(way, most, monkeypatch):
+    count_in(way, monkeypatch)
+    counts = [operators(positives, 5_000).count for positives in (100, 1_000, 10_000)]
+    assert sorted(counts) == counts, "they grow with the levels of the tree"
+    assert counts[-1] - counts[0] <= 40
+    # A cell of the grid with more edges is searched in one step more; else they do not grow with the negatives.
+    assert abs(operators(1_000, 500_000).count - counts[1]) <= 8
+    assert max(counts) <= most
 
 
 def test_no_tensor_holds_all_pairs():
-    assert operators(500, 300_000).largest <= 300_500  # 500 x 500 is smaller
-    assert operators(8000, 1000).largest <= 8000 * 2 * counting._LEAF
+    assert operators(500, 300_000).largest <= 8 * 300_500  # the positions of all, at most
+    positives = 8000
+    columns = (1 << counting._FAN_OUT_BITS) - 1
+    levels = -(-positives.bit_length() // counting._FAN_OUT_BITS)
+    assert operators(positives, 1000).largest <= 8 * levels * (columns + 2) * (positives + 1)
+
+
+@pytest.mark.parametrize("ignored", [0, 1000])
+@pytest.mark.parametrize("few", [-1.0, 1.0])
+def test_host_waits_at_most_three_times(ignored, few, monkeypatch):
+    count_in("accelerator", monkeypatch)
+    monkeypatch.setattr(counting, "_FEW", few)
+    lists = []
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda x, tolist=torch.Tensor.tolist: lists.append(x) or tolist(x))
+    assert operators(300, 20_000, ignored).waits + len(lists) <= 3
+
+
+# ---- devices without float64
+
+
+@pytest.mark.parametrize("name", CASES + LARGE_CASES)
+def test_golden_without_float64(name, monkeypatch):
+    without_float64(monkeypatch)
+    golden = golden_case(name)
+    logits, targets = torch.from_numpy(golden["logits"]).float(), torch.from_numpy(golden["targets"]).float()
+    ranking, sorting, gradient = loss_and_gradient(logits, targets, golden["delta"].item())
+    assert ranking.item() == pytest.approx(golden["ranking_loss"].item(), abs=1e-6)
+    assert sorting.item() == pytest.approx(golden["sorting_loss"].item(), abs=1e-6)
+    assert_gradient_close(gradient, golden["grad"], 1e-5)
+
+
+def test_many_logits_without_float64(monkeypatch):
+    logits, targets = (x.float() for x in random_batch(100, 1_000_000))
+    expected = loss_and_gradient(logits.double(), targets.double())
+    without_float64(monkeypatch)
+    ranking, sorting, gradient = loss_and_gradient(logits, targets)
+    assert (ranking.item(), sorting.item()) == pytest.approx([x.item() for x in expected[:2]], abs=1e-6)
+    assert_gradient_close(gradient, expected[2], 1e-6)
+
+    class NoLargeFloat64(TorchDispatchMode):
+        def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+            result = operator(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor) and result.numel() >= len(logits):
+                assert result.dtype != torch.float64, operator
+            return result
+
+    with NoLargeFloat64():
+        loss_and_gradient(logits, targets)
+
+
+# ---- with a model
 
 
 def test_compile():

@@ -55,3 +55,11 @@ def test_bilinear_upsampling() -> None:
         torch.nn.init.dirac_(module.weight)
     fine, coarse = torch.randn(1, 4, 9, 7), torch.randn(1, 4, 5, 4)
     torch.testing.assert_close(fpn([fine, coarse])[0], fine + F.interpolate(coarse, (9, 7), mode="bilinear"))
+
+
+def test_without_extra_convolutions_the_coarser_levels_are_every_second_cell() -> None:
+    fpn = FPN((4, 4), 4, levels=4, extra_convs=False)
+    maps = fpn([torch.randn(1, 4, 8, 8), torch.randn(1, 4, 5, 4)])
+    assert torch.equal(maps[2], maps[1][:, :, ::2, ::2])
+    assert torch.equal(maps[3], maps[1][:, :, ::4, ::4])
+    assert not list(fpn.extras.parameters())

@@ -1,11 +1,13 @@
+import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from oracles import atss as oracle
+from oracles import rcnn as rcnn_oracle
 from torch import Tensor
 
 from ranksort.models.anchors import AnchorGenerator
-from ranksort.models.matchers import IGNORED, NEGATIVE, collect, match_atss
+from ranksort.models.matchers import IGNORED, NEGATIVE, collect, match_atss, match_iou
 
 CPU = torch.device("cpu")
 SIDE = 96  # pixels of the batch
@@ -120,6 +122,38 @@ def test_padding_is_never_positive_and_changes_nothing_else() -> None:
     assert int((expected >= 0).sum()) > 3
 
 
+integer_boxes = st.tuples(*[st.integers(0, 12)] * 2, *[st.integers(1, 8)] * 2).map(
+    lambda b: [float(b[0]), float(b[1]), float(b[0] + b[2]), float(b[1] + b[3])]
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    regions=st.lists(integer_boxes, max_size=12),
+    objects=st.lists(integer_boxes, max_size=4),
+    thresholds=st.sampled_from([(0.7, 0.3, 0.3), (0.5, 0.5, None), (0.5, 0.5, 0.5), (0.6, 0.2, 0.0)]),
+)
+def test_match_iou(
+    regions: list[list[float]], objects: list[list[float]], thresholds: tuple[float, float, float | None]
+) -> None:
+    """Boxes of few sizes at few places: many equal IoUs."""
+    given_regions, given_objects = torch.tensor(regions).reshape(-1, 4), torch.tensor(objects).reshape(-1, 4)
+    positive, negative, low_quality = thresholds
+    matches = match_iou(given_regions, given_objects, positive=positive, negative=negative, low_quality=low_quality)
+    assert matches.dtype == torch.int64
+    assert matches.tolist() == rcnn_oracle.match_iou(given_regions, given_objects, *thresholds)
+
+
+@pytest.mark.parametrize(
+    ("low_quality", "expected"),
+    [(None, [0, NEGATIVE, IGNORED]), (0.3, [0, NEGATIVE, 1]), (0.7, [0, NEGATIVE, IGNORED])],
+)
+def test_match_iou_by_hand(low_quality: float | None, expected: list[int]) -> None:
+    objects = torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60]])
+    regions = torch.tensor([[0.0, 0, 10, 9], [30, 30, 40, 40], [50, 50, 60, 55]])  # IoUs .9, 0, .5
+    assert match_iou(regions, objects, positive=0.7, negative=0.3, low_quality=low_quality).tolist() == expected
+
+
 def test_collect() -> None:
     targets = [
         {"labels": torch.tensor([5, 7]), "boxes": torch.tensor([[0.0, 0, 1, 1], [0, 0, 2, 2]])},
@@ -132,6 +166,8 @@ def test_collect() -> None:
     assert matched.labels.tolist() == [7, 5, 9, 9]
     assert matched.boxes[:, 2].tolist() == [2, 1, 3, 3]
     assert matched.ignored.nonzero().flatten().tolist() == [3, 5, 8]
+    assert matched.image.tolist() == [0, 0, 2, 2]
+    assert matched.object.tolist() == [1, 0, 0, 0]
 
 
 def test_collect_without_any_object() -> None:

@@ -32,6 +32,14 @@ def test_classes_do_not_suppress_each_other_and_a_box_may_have_several() -> None
     assert len(_suppress([A], [[0.6, 0.5]])["labels"]) == 2
 
 
+def test_a_box_for_each_class() -> None:
+    boxes = torch.tensor([[A, B], [NEAR_A, A]])  # of two regions
+    options = {"score_threshold": 0.05, "nms_threshold": 0.5, "detections_per_image": 100}
+    kept = non_maximum_suppression(boxes, torch.tensor([[0.6, 0.5], [0.9, 0.4]]), **options)
+    assert kept["boxes"].tolist() == [NEAR_A, B, A]
+    assert kept["labels"].tolist() == [0, 1, 1]
+
+
 def test_thresholds() -> None:
     assert len(_suppress([A, NEAR_A], [[0.6], [0.5]], nms_threshold=0.89)["scores"]) == 1  # their IoU is 0.9
     assert len(_suppress([A, NEAR_A], [[0.6], [0.5]], nms_threshold=0.91)["scores"]) == 2

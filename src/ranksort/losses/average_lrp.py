@@ -8,10 +8,11 @@ updates, and a localisation part, which has a derivative with respect to the loc
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from ._ranking import ErrorDrivenUpdate, check_inputs, require_finite, select_examples
-from .counting import NegativesAbove, PositivesAbove
+from ._ranking import ErrorDrivenUpdate, gather, no_loss, select_examples
+from .counting import PositivesAbove
 
 _EPS = 1e-5
 
@@ -27,7 +28,12 @@ class AverageLRPOutput(NamedTuple):
 
 
 def average_lrp_loss(
-    logits: Tensor, targets: Tensor, regression_losses: Tensor, *, delta: float = 1.0, check_finite: bool = True
+    logits: Tensor,
+    targets: Tensor,
+    regression_losses: Tensor,
+    *,
+    delta: float = 1.0,
+    process_group: "dist.ProcessGroup | None" = None,
 ) -> AverageLRPOutput:
     """aLRP Loss, exact, in O((P + N) log P + P log² P) time for P positives and N negatives.
 
@@ -51,7 +57,7 @@ def average_lrp_loss(
         regression_losses: E, floating point [P], >= 0, for example 1 - IoU: of the positives in the order in which
             `targets[targets > 0]` lists them.
         delta: half the width of the smoothed step, in units of the logits, >= 0. For 0 the step is hard with H(0) = 1.
-        check_finite: look for NaN and infinite values in all three tensors, and for negative regression losses.
+        process_group: rank over the examples of all its processes, as in `rank_sort_loss`.
 
     Returns:
         `AverageLRPOutput(classification, localization)`, float64 for float64 logits (regression losses) and else float32. Both are
@@ -61,45 +67,38 @@ def average_lrp_loss(
         ValueError: where shapes differ, logits are not floating point, a target is above 1, the regression losses are not one for
             each positive or one is negative, or a value is not finite.
     """
-    check_inputs(logits, targets, delta)
-    if check_finite:
-        require_finite(logits=logits, targets=targets, regression_losses=regression_losses)
-        if (regression_losses < 0).any():
-            raise ValueError(
-                f"regression_losses must be 0 or more, the smallest is {regression_losses.min():.6g}: "
-                "pass an error like 1 - IoU, not the IoU or its negative"
-            )
-    examples = select_examples(logits, targets, delta)
-    p = examples.positive_logits
-    if regression_losses.shape != p.shape:
+    examples = select_examples(logits, targets, delta, process_group, regression_losses=regression_losses)
+    num_positives = 0 if examples is None else len(examples.positive)
+    if regression_losses.shape != (num_positives,):
         raise ValueError(
-            f"regression_losses needs one value for each of the {len(p)} positive targets, in their order; "
+            f"regression_losses needs one value for each of the {num_positives} positive targets, in their order; "
             f"got shape {tuple(regression_losses.shape)}"
         )
-    errors = regression_losses.to(torch.promote_types(regression_losses.dtype, torch.float32))
-    if len(p) == 0:
-        return AverageLRPOutput(ErrorDrivenUpdate.apply(logits, p.sum(), examples, p, p), errors.sum())
-    negatives = NegativesAbove(p, examples.negative_logits, delta)
-    positives = PositivesAbove(p, examples.qualities, delta)
-    fp = negatives.count()
-    one_and_error = torch.stack([torch.ones_like(p), errors.detach().to(p.dtype)], 1)
-    num_above, error_above = positives.sum_over_others(one_and_error).unbind(1)
-    rank = 1 + num_above + fp
+    losses = regression_losses.to(torch.promote_types(regression_losses.dtype, torch.float32))
+    if examples is None:
+        return AverageLRPOutput(no_loss(logits), losses.sum())
 
-    update = torch.where(fp > _EPS, (fp + error_above) / rank, 0.0) / len(p)
-    to_negative = negatives.spread(torch.where(fp > _EPS, update / fp, 0.0))
-    classification = ErrorDrivenUpdate.apply(logits, (fp / rank).mean(), examples, -update, to_negative)
-
-    # The same sum seen from E_j, which counts in every ℓ_L(i) of a positive i scored below j.
-    localization = (errors * _sum_at_or_below(p, 1 / rank, delta).to(errors.dtype)).sum() / len(p)
-    return AverageLRPOutput(classification, localization)
+    with torch.no_grad():
+        p = examples.breakpoints.positives
+        errors = gather(losses.to(p)[None], process_group)[0][0, examples.order]
+        fp = examples.negatives.count()
+        one_and_error = torch.stack([torch.ones_like(p), errors])
+        num_above, error_above = PositivesAbove(examples.breakpoints).sum_over_others(one_and_error)
+        rank = 1 + num_above + fp
+        update = torch.where(fp > _EPS, (fp + error_above) / rank, 0.0)[None] / len(p)
+        shares = torch.where(fp > _EPS, update / fp, 0.0)
+        # The sum of ℓ_L seen from E_j, which counts in every ℓ_L(i) of a positive i scored below j.
+        weight = _sum_at_or_below(p, 1 / rank, delta) / len(p)
+    classification = ErrorDrivenUpdate.apply(logits, examples, (fp / rank).mean()[None], -update, shares).squeeze(0)
+    localization = (losses * weight[examples.own].to(losses)).sum()
+    elsewhere = (errors * weight).sum().to(losses) - localization.detach()
+    return AverageLRPOutput(classification, localization + elsewhere)
 
 
 def _sum_at_or_below(p: Tensor, weights: Tensor, delta: float) -> Tensor:
-    """Returns weights_j + Σ_{i≠j} [p_i < p_j] weights_i for every j, [P], and of the i with p_i = p_j the share H(0)."""
-    in_order, order = p.sort()
-    sums = nn.functional.pad(weights[order].cumsum(0), (1, 0))
-    below, not_above = sums[torch.searchsorted(in_order, p)], sums[torch.searchsorted(in_order, p, right=True)]
+    """Returns weights_j + Σ_{i≠j} [p_i < p_j] weights_i for every j, [P], and of the i with p_i = p_j the share H(0); p rises."""
+    sums = nn.functional.pad(weights.cumsum(0), (1, 0))
+    below, not_above = sums[torch.searchsorted(p, p)], sums[torch.searchsorted(p, p, right=True)]
     return below + (not_above - below + weights) / 2 if delta > 0 else not_above
 
 

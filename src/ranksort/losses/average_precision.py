@@ -5,13 +5,16 @@ negatives which are scored above that positive.
 """
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from ._ranking import ErrorDrivenUpdate, check_inputs, require_finite, select_examples
-from .counting import NegativesAbove, PositivesAbove
+from ._ranking import ErrorDrivenUpdate, Examples, no_loss, select_examples
+from .counting import PositivesAbove
 
 
-def average_precision_loss(logits: Tensor, targets: Tensor, *, delta: float = 1.0, check_finite: bool = True) -> Tensor:
+def average_precision_loss(
+    logits: Tensor, targets: Tensor, *, delta: float = 1.0, process_group: "dist.ProcessGroup | None" = None
+) -> Tensor:
     """AP Loss, exact, in O((P + N) log P + P log² P) time for P positives and N negatives.
 
     For each positive i, with H the step smoothed over ± `delta` and x_ij = s_j - s_i:
@@ -27,7 +30,7 @@ def average_precision_loss(logits: Tensor, targets: Tensor, *, delta: float = 1.
             a gradient.
         delta: half the width of the smoothed step, in units of the logits, >= 0. For 0 the step is hard with H(0) = 1: a tie with a
             negative counts as an error.
-        check_finite: look for NaN and infinite values in both tensors, as in `rank_sort_loss`.
+        process_group: rank over the examples of all its processes, as in `rank_sort_loss`.
 
     Returns:
         The loss, a scalar in [0, 1], float64 for float64 logits and else float32. It is 0, with a zero gradient, where there is no
@@ -36,24 +39,25 @@ def average_precision_loss(logits: Tensor, targets: Tensor, *, delta: float = 1.
     Raises:
         ValueError: where shapes differ, logits are not floating point, a target is above 1, or a value is not finite.
     """
-    check_inputs(logits, targets, delta)
-    if check_finite:
-        require_finite(logits=logits, targets=targets)
-    examples = select_examples(logits, targets, delta)
-    p = examples.positive_logits
-    if len(p) == 0:
-        return ErrorDrivenUpdate.apply(logits, p.sum(), examples, p, p)
-    negatives = NegativesAbove(p, examples.negative_logits, delta)
-    fp = negatives.count()
-    positives = PositivesAbove(p, examples.qualities, delta)
-    rank = 1 + positives.sum_over_others(torch.ones_like(p)[:, None]).squeeze(1) + fp
+    examples = select_examples(logits, targets, delta, process_group)
+    if examples is None:
+        return no_loss(logits)
+    return ErrorDrivenUpdate.apply(logits, examples, *_error_and_update(examples)).squeeze(0)
+
+
+@torch.no_grad()
+def _error_and_update(examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the loss, float64 [1], what goes to the positives and what they hand on to the negatives, [1, P]."""
+    p = examples.breakpoints.positives
+    fp = examples.negatives.count()
+    (num_above,) = PositivesAbove(examples.breakpoints).sum_over_others(torch.ones_like(p)[None])
+    rank = 1 + num_above + fp
 
     # The precision at a recall is the best one at this recall or beyond it: of this positive, or of one scored lower.
-    order = p.argsort()
-    error = torch.empty_like(p).scatter_(0, order, (fp / rank)[order].cummin(0).values)
+    error = (fp / rank).cummin(0).values
 
-    to_negative = negatives.spread(torch.where(fp > 0, error / fp, 0.0) / len(p))
-    return ErrorDrivenUpdate.apply(logits, error.mean(), examples, -error / len(p), to_negative)
+    to_negative = torch.where(fp > 0, error / fp, 0.0)
+    return error.mean()[None], -error[None] / len(p), to_negative[None] / len(p)
 
 
 class APLoss(nn.Module):

@@ -4,6 +4,9 @@ targets           a positive's target is the IoU of its predicted box with its o
 ranking, sorting  RS Loss over all logits of the batch
 box, mask         means over the positives, each weighted by its confidence
 balance           every box and mask loss scaled to the value of the classification loss: no task weight to tune
+
+A detector with a box branch calls `rank_sort_detection_losses` after its own assignment of anchors or proposals to objects, with all
+images of the batch in one list. Whoever has masks, or another quality than the IoU, puts the other functions together as it does.
 """
 
 import torch
@@ -22,8 +25,9 @@ def quality_targets(
         logits: [A, C]; only shape, dtype and device matter.
         positive: int64 [P], which of the A examples are positive.
         labels: int64 [P], their classes, 0..C-1.
-        quality: [P], their localisation qualities in [0, 1]. One of exactly 0 leaves its example a negative, as published.
-        ignored: bool [A], examples which take no part; None where all do.
+        quality: [P], their localisation qualities in [0, 1]. One of exactly 0 leaves its example a negative, as published. Where all
+            can be 0, as with arbitrary first predictions, nothing is learnt: clamp them above 0.
+        ignored: bool [A], examples which take no part in any class, unless they are positive; None where all do.
 
     Returns:
         [A, C]: the quality at (positive, label), -1 in ignored rows, else 0.
@@ -41,14 +45,18 @@ def confidence(logits: Tensor) -> Tensor:
 
 
 def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
-    """Σ weights · losses / Σ weights, for losses and weights [P]; 0, connected to the graph, where P = 0."""
+    """Σ weights · losses / Σ weights, for losses and weights [P]; 0, connected to the graph, where P = 0.
+
+    With `confidence` as weights this is the box or mask loss of section 4: what scores high is what gets reported, so it should fit.
+    """
     return (losses * weights).sum() / weights.sum().clamp(min=1e-10)
 
 
 def self_balanced(task_loss: Tensor, ranking: Tensor, sorting: Tensor) -> Tensor:
     """`task_loss` scaled by λ = detach(ranking + sorting) / detach(task_loss) (section 4.2, "self-balancing"); all scalars.
 
-    Its value becomes that of the classification loss, its gradient keeps its direction. A task loss of 0 stays 0.
+    Its value becomes that of the classification loss, its gradient keeps its direction. A task loss of 0 stays 0. Several tasks are
+    balanced one by one.
     """
     task = task_loss.detach()
     scale = (ranking + sorting).detach() / torch.where(task == 0, 1.0, task)
@@ -69,15 +77,19 @@ def rank_sort_detection_losses(
 
     Args:
         logits: class scores before the sigmoid, [A, C].
-        positive: int64 [P], which of the A examples are positive.
-        labels: int64 [P], the classes of their objects, 0..C-1.
+        positive: int64 [P], which of the A examples are positive, each once.
+        labels: int64 [P], the classes of their objects, 0..C-1; of the other classes a positive is a negative.
         boxes: the predicted boxes of the positives, decoded, with gradient, xyxy [P, 4].
         object_boxes: the boxes of their objects, xyxy [P, 4].
         ignored: bool [A], examples which take no part in the ranking.
         delta: half the width of RS Loss's smoothed step.
 
     Returns:
-        `ranking`, `sorting` and `box` (GIoU, confidence-weighted, self-balanced), scalars to be summed. Without positives all are 0.
+        `ranking`, `sorting` and `box` (GIoU, confidence-weighted, self-balanced), float32 scalars to be summed as they are. Without
+        positives all are 0, connected to the graph.
+
+    Raises:
+        ValueError: where logits or boxes are not finite.
     """
     logits, boxes, object_boxes = logits.float(), boxes.float(), object_boxes.float()
     quality = paired_iou(boxes.detach(), object_boxes)

@@ -5,13 +5,14 @@ order of their localisation quality (*sorting*). Both errors are counts, so they
 hands its error, as *error-driven update*, to those examples which cause it by being scored above it.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from ._ranking import check_inputs, require_finite, select_examples
-from .counting import NegativesAbove, PositivesAbove
+from ._ranking import ErrorDrivenUpdate, Examples, no_loss, select_examples
+from .counting import WorsePositivesAbove
 
 _EPS = 1e-10
 
@@ -23,7 +24,9 @@ class RankSortOutput(NamedTuple):
     sorting: Tensor
 
 
-def rank_sort_loss(logits: Tensor, targets: Tensor, *, delta: float = 0.5, check_finite: bool = True) -> RankSortOutput:
+def rank_sort_loss(
+    logits: Tensor, targets: Tensor, *, delta: float = 0.5, process_group: "dist.ProcessGroup | None" = None
+) -> RankSortOutput:
     """Rank & Sort Loss, exact, in O((P + N) log P + P log² P) time for P positives and N negatives.
 
     For each positive i, with H the step smoothed over ± `delta` and x_ij = s_j - s_i:
@@ -36,7 +39,9 @@ def rank_sort_loss(logits: Tensor, targets: Tensor, *, delta: float = 0.5, check
         targets: y, same shape. In (0, 1]: a positive and its localisation quality (IoU or Dice of its prediction, without gradient).
             0: a negative. Below 0: ignored, neither counted nor given a gradient.
         delta: half the width of the smoothed step, in units of the logits, >= 0.
-        check_finite: look for NaN and infinite values in both tensors: a pass over each, and on a GPU one more synchronisation.
+        process_group: rank over the examples of all its processes, exactly. Each must call, and gets the same losses; the gradients
+            are those of its own examples. Since DDP takes the mean of the processes' gradients, multiply the losses by their number.
+            None: over this process's alone.
 
     Returns:
         `RankSortOutput(ranking, sorting)`, means over the positives, float64 for float64 logits and else float32. Both are 0, with a
@@ -44,11 +49,37 @@ def rank_sort_loss(logits: Tensor, targets: Tensor, *, delta: float = 0.5, check
 
     Raises:
         ValueError: where shapes differ, logits are not floating point, a target is above 1, or a value is not finite.
+
+    The host waits for the device at most three times a call, four with a process group.
     """
-    check_inputs(logits, targets, delta)
-    if check_finite:
-        require_finite(logits=logits, targets=targets)
-    return RankSortOutput(*_RankSort.apply(logits, targets, float(delta)))
+    examples = select_examples(logits, targets, delta, process_group)
+    if examples is None:
+        return RankSortOutput(no_loss(logits), no_loss(logits))
+    return RankSortOutput(*ErrorDrivenUpdate.apply(logits, examples, *_errors_and_updates(examples)))
+
+
+@torch.no_grad()
+def _errors_and_updates(examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns L_R and L_S, float64 [2], and of each what goes to the positives and what they hand on to the negatives, [2, P]."""
+    quality = examples.qualities
+    one_and_error = torch.stack([torch.ones_like(quality), 1 - quality])
+    worse_above = WorsePositivesAbove(examples.breakpoints, quality)
+    rank_positive, error_sum = worse_above.positives.sum(one_and_error)
+    worse, worse_error_sum = worse_above.sum(one_and_error)
+
+    current = error_sum / rank_positive
+    target = (error_sum - worse_error_sum) / (rank_positive - worse)
+    sorting = torch.where(worse > _EPS, current - target, 0.0)
+    handed_on = worse_above.spread(sorting / worse.clamp(min=_EPS))
+
+    fp = examples.negatives.count()
+    rank = rank_positive + fp
+    ranking = fp / rank
+
+    losses = torch.stack([ranking.mean(), sorting.mean()])
+    to_positive = torch.stack([-ranking, handed_on - sorting])
+    to_negative = torch.stack([1 / rank, torch.zeros_like(rank)])  # ℓ_R(i) / FP(i) is 1 / rank(i)
+    return losses, to_positive / len(quality), to_negative / len(quality)
 
 
 class RankSortLoss(nn.Module):
@@ -63,47 +94,3 @@ class RankSortLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return f"delta={self.delta}"
-
-
-class _RankSort(torch.autograd.Function):
-    """The losses, and in place of their derivatives the error-driven updates of section 3.2."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, delta: float) -> tuple[Tensor, Tensor]:
-        positive, negative, p, n, quality = select_examples(logits, targets, delta)
-        ctx.shape, ctx.dtype = logits.shape, logits.dtype
-        if len(p) == 0:
-            ctx.save_for_backward(negative, n, positive, n, n)
-            return n.sum(), n.sum()
-        dtype = n.dtype
-
-        negatives = NegativesAbove(p, n, delta)
-        positives = PositivesAbove(p, quality, delta)
-        one_and_error = torch.stack([torch.ones_like(quality), 1 - quality], 1)
-        rank_positive, error_sum = positives.sum(one_and_error).unbind(1)
-        worse, worse_error_sum = positives.sum_over_worse(one_and_error).unbind(1)
-
-        fp = negatives.count()
-        ranking = fp / (rank_positive + fp)
-        current = error_sum / rank_positive
-        target = (error_sum - worse_error_sum) / (rank_positive - worse)
-        sorting = torch.where(worse > _EPS, current - target, 0.0)
-
-        share = torch.where(fp > _EPS, ranking / fp, 0.0)
-        to_negative = negatives.spread(share / len(p))
-        ranking_to_positive = -torch.where(fp > _EPS, ranking, 0.0) / len(p)
-        share = torch.where(worse > _EPS, sorting / worse, 0.0)
-        sorting_to_positive = (positives.spread_to_worse(share) - sorting) / len(p)
-        ctx.save_for_backward(
-            negative, to_negative, positive, ranking_to_positive.to(dtype), sorting_to_positive.to(dtype)
-        )
-        return ranking.mean().to(dtype), sorting.mean().to(dtype)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_ranking: Tensor, grad_sorting: Tensor) -> tuple[Tensor, None, None]:
-        negative, to_negative, positive, ranking, sorting = ctx.saved_tensors
-        grad = torch.zeros(ctx.shape.numel(), dtype=ctx.dtype, device=to_negative.device)
-        grad.index_copy_(0, negative, (to_negative * grad_ranking).to(ctx.dtype))
-        grad.index_copy_(0, positive, (ranking * grad_ranking + sorting * grad_sorting).to(ctx.dtype))
-        return grad.view(ctx.shape), None, None

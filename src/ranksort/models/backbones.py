@@ -1,14 +1,17 @@
-"""Backbones: torchvision's ResNets and ResNeXts, and timm's convolutional feature extractors."""
+"""Backbones: torchvision's ResNets and ResNeXts, plain or with deformable convolutions, and timm's convolutional feature extractors."""
 
 import contextlib
 import difflib
 import importlib.util
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 import torchvision
 from torch import Tensor, nn
+
+from .deformable import DeformableConv2d
 
 
 class Backbone(nn.Module):
@@ -45,7 +48,14 @@ class Backbone(nn.Module):
         return self
 
 
-def build_backbone(name: str, *, pretrained: bool, frozen_stages: int = 1, train_batch_norm: bool = False) -> Backbone:
+def build_backbone(
+    name: str,
+    *,
+    pretrained: bool,
+    frozen_stages: int = 1,
+    train_batch_norm: bool = False,
+    deformable_convs: bool = False,
+) -> Backbone:
     """Builds a backbone by name.
 
     Args:
@@ -56,11 +66,16 @@ def build_backbone(name: str, *, pretrained: bool, frozen_stages: int = 1, train
         frozen_stages: how many stages keep their weights, and all that is before them. 0 is the stem alone (of a ResNet; nothing
             of a timm model), -1 nothing.
         train_batch_norm: see `Backbone`.
+        deformable_convs: make the 3x3 convolution of every block in the stages 2 to 4 of a ResNet or ResNeXt deformable.
 
     Raises:
-        ValueError: where there is no such backbone, or it gives no pyramid.
+        ValueError: where there is no such backbone, or it gives no pyramid, or cannot be made deformable.
     """
     if name.startswith("timm/"):
+        if deformable_convs:
+            raise ValueError(
+                f"{name} cannot have deformable convolutions: choose a ResNet or ResNeXt, such as resnet50"
+            )
         return _timm(name.removeprefix("timm/"), pretrained, frozen_stages, train_batch_norm)
     known = torchvision.models.list_models(torchvision.models, include=["resnet*", "resnext*"])
     if name not in known:
@@ -69,6 +84,9 @@ def build_backbone(name: str, *, pretrained: bool, frozen_stages: int = 1, train
         resnet = torchvision.models.get_model(name, weights="IMAGENET1K_V1" if pretrained else None)
     body = _ResNetBody(resnet)
     stages = [body.layer1, body.layer2, body.layer3, body.layer4]
+    if deformable_convs:
+        for block in itertools.chain(*stages[1:]):
+            block.conv2 = DeformableConv2d(block.conv2)
     frozen = [body.conv1, body.bn1, *stages[:frozen_stages]] if frozen_stages >= 0 else []
     channels = [resnet.fc.in_features // 2**i for i in (3, 2, 1, 0)]
     return Backbone(body, channels, [p for module in frozen for p in module.parameters()], train_batch_norm)

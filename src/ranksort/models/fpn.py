@@ -1,6 +1,7 @@
 """Feature Pyramid Network (Lin et al., CVPR 2017): the neck which gives every level the context of the coarser ones."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,7 +19,7 @@ class FPN(nn.Module):
         levels: how many levels there are in the end.
         extra_convs: whether the coarser levels are convolutions.
         from_input: whether the first of them is on the last input.
-        upsampling: "nearest" or "bilinear".
+        upsampling: of the top-down path. CARAFE goes another way down: `CarafeFPN`.
     """
 
     def __init__(
@@ -29,7 +30,7 @@ class FPN(nn.Module):
         extra_convs: bool = True,
         *,
         from_input: bool = False,
-        upsampling: str = "nearest",
+        upsampling: Literal["nearest", "bilinear"] = "nearest",
     ):
         super().__init__()
         self.channels = out_channels

@@ -20,7 +20,7 @@ def non_maximum_suppression(
     """Keeps, class by class, the boxes which no better box of the same class covers.
 
     Args:
-        boxes: xyxy of the regions of one image, [R, 4].
+        boxes: xyxy of the regions of one image, [R, 4], or [R, C, 4] where they have one for each class.
         scores: class probabilities, [R, C]. A region can be kept for several classes.
         score_threshold: scores above it take part.
         nms_threshold: a box is dropped where its IoU with a better one of its class is above this.
@@ -34,7 +34,7 @@ def non_maximum_suppression(
     if len(score) > _MOST:
         score, best = score.topk(_MOST)
         region, label = region[best], label[best]
-    boxes = boxes[region]
+    boxes = boxes[region] if boxes.ndim == 2 else boxes[region, label]
     kept = batched_nms(boxes, score, label, nms_threshold)[:detections_per_image]
     return {"boxes": boxes[kept], "scores": score[kept], "labels": label[kept]}
 

@@ -15,25 +15,34 @@ from torch import nn
 from ..data.annotations import Category
 from ..data.coco import CocoDataset, find_split
 from ..data.transforms import ssd_transforms, training_transforms
-from ..models import ATSS, PAA, YOLACT, SOLOv2
-from ..models.backbones import build_backbone
+from ..models import ATSS, PAA, YOLACT, CascadeRCNN, FasterRCNN, MaskRCNN, SOLOv2
+from ..models.backbones import Backbone, build_backbone
+from ..models.carafe import CarafeFPN
+from ..models.fpn import FPN
 from ..models.images import ImageTransform
 from . import coco
-from .recipe import OptimizerSettings, Recipe
+from .recipe import ModelSettings, OptimizerSettings, Recipe
 
-_DETECTORS: dict[str, Callable[..., nn.Module]] = {
+_WARMUP_START = 0.001
+_RCNNS = {"faster_rcnn": FasterRCNN, "cascade_rcnn": CascadeRCNN, "mask_rcnn": MaskRCNN}
+_ONE_STAGE: dict[str, Callable[..., nn.Module]] = {
     "atss": ATSS,
     "paa": PAA,
     "yolact": YOLACT,
     "solov2": SOLOv2,
     "solov2_light": partial(SOLOv2, light=True),
 }
-_WARMUP_START = 0.001
+
+
+def recipe_functions() -> dict[str, Callable[[], Recipe]]:
+    """The functions which make our recipes and the paper's, by the recipes' names."""
+    functions = {name: value for name, value in vars(coco).items() if inspect.isfunction(value)}
+    return {name.replace("_plus_", "+_"): f for name, f in functions.items() if name.startswith("ranksort_")}
 
 
 def list_recipes() -> list[str]:
     """The names of the recipes, ours and the paper's."""
-    return [name for name, value in vars(coco).items() if name.startswith("ranksort_") and inspect.isfunction(value)]
+    return list(recipe_functions())
 
 
 def get_recipe(name: str) -> Recipe:
@@ -57,11 +66,11 @@ def get_recipe(name: str) -> Recipe:
         if not isinstance(recipe, Recipe):
             raise ValueError(f"{name} must return a ranksort Recipe, it returned a {type(recipe).__name__}")
         return recipe
-    if name not in list_recipes():
+    if name not in recipe_functions():
         raise ValueError(
             f"there is no recipe {name!r}: `ranksort recipes` lists them, file.py:function names one of your own"
         )
-    return getattr(coco, name)()
+    return recipe_functions()[name]()
 
 
 def create_model(
@@ -95,14 +104,12 @@ def create_model(
     if num_classes is not None:
         settings.num_classes = num_classes
     recipe.check()
-    if settings.detector not in _DETECTORS:
-        raise ValueError(f"there is no detector {settings.detector!r}: this version has {', '.join(_DETECTORS)}")
-
     backbone = build_backbone(
         settings.backbone,
         pretrained=pretrained_backbone,
         frozen_stages=settings.frozen_stages,
         train_batch_norm=settings.train_batch_norm,
+        deformable_convs=settings.deformable_convs,
     )
     transform = ImageTransform(
         settings.min_size,
@@ -112,22 +119,32 @@ def create_model(
         recipe.data.train_min_sizes,
         keep_ratio=settings.detector != "yolact",
     )
-    options: dict[str, Any] = {
-        "channels": settings.channels,
-        "prior": settings.prior,
-        "score_threshold": settings.score_threshold,
-        "detections_per_image": settings.detections_per_image,
-    }
-    if settings.detector != "yolact":
-        options["head_convs"] = settings.head_convs
-    if not settings.detector.startswith("solov2"):
-        options["nms_threshold"] = settings.nms_threshold
-    model = _DETECTORS[settings.detector](backbone, transform, settings.num_classes, **options)
+    model = _build_detector(settings, backbone, transform)
     if weights is not None:
         from ..checkpoints import load_weights, read_checkpoint
 
         load_weights(model, read_checkpoint(weights).state_dict, str(weights))
     return model
+
+
+def _build_detector(settings: ModelSettings, backbone: Backbone, transform: ImageTransform) -> nn.Module:
+    kind = settings.detector
+    options: dict[str, Any] = {
+        "prior": settings.prior,
+        "score_threshold": settings.score_threshold,
+        "detections_per_image": settings.detections_per_image,
+    }
+    if not kind.startswith("solov2"):
+        options["nms_threshold"] = settings.nms_threshold
+    if kind in _RCNNS:
+        pyramid = CarafeFPN if settings.upsampling == "carafe" else partial(FPN, extra_convs=False)
+        fpn = pyramid(backbone.channels[-4:], settings.channels)
+        return _RCNNS[kind](backbone, fpn, transform, settings.num_classes, **options)
+    if kind not in _ONE_STAGE:
+        raise ValueError(f"there is no detector {kind!r}: choose one of {', '.join([*_ONE_STAGE, *_RCNNS])}")
+    if kind != "yolact":
+        options["head_convs"] = settings.head_convs
+    return _ONE_STAGE[kind](backbone, transform, settings.num_classes, channels=settings.channels, **options)
 
 
 def build_dataset(

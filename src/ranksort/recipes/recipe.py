@@ -44,7 +44,9 @@ class DataSettings:
 class ModelSettings:
     """What the detector is made of, and how it reports."""
 
-    detector: Literal["atss", "paa", "yolact", "solov2", "solov2_light"] = "atss"
+    detector: Literal["atss", "paa", "faster_rcnn", "cascade_rcnn", "mask_rcnn", "yolact", "solov2", "solov2_light"] = (
+        "atss"
+    )
     """which detector; solov2_light has a head of half the width, for images of half the size"""
     backbone: str = "resnet50"
     """a ResNet or ResNeXt of torchvision, or timm/<model>"""
@@ -54,6 +56,10 @@ class ModelSettings:
     """backbone stages which keep their weights, the stem with them; -1: none"""
     train_batch_norm: bool = False
     """normalise by the statistics of the batch instead of the stored ones"""
+    deformable_convs: bool = False
+    """modulated deformable 3x3 convolutions (DCNv2) in the stages 2 to 4 of a ResNet or ResNeXt"""
+    upsampling: Literal["nearest", "carafe"] = "nearest"
+    """how the pyramid of an R-CNN goes from coarse to fine"""
     channels: int = 256
     """channels of the pyramid and the heads"""
     head_convs: int = 4
@@ -80,7 +86,7 @@ class ModelSettings:
     @property
     def has_masks(self) -> bool:
         """Whether the detector learns and predicts masks."""
-        return self.detector in ("yolact", "solov2", "solov2_light")
+        return self.detector in ("mask_rcnn", "yolact", "solov2", "solov2_light")
 
 
 @dataclass
@@ -170,6 +176,8 @@ class Recipe:
                 raise ValueError(f"--{option} must be {least} or more, got {value}")
         if not 0 <= data.flip <= 1:
             raise ValueError(f"--data.flip is a probability, got {data.flip}")
+        if model.upsampling != "nearest" and not model.detector.endswith("_rcnn"):
+            raise ValueError(f"--model.upsampling {model.upsampling} is for the R-CNNs, not for {model.detector}")
         # The norms have 32 groups, and SOLOv2's mask features half the channels.
         step = 64 if model.detector.startswith("solov2") else 32
         if model.channels % step or model.channels < 64:

@@ -1,0 +1,112 @@
+"""RS-Cascade R-CNN (Cai and Vasconcelos, CVPR 2018): three box heads, each of which starts from the boxes of the one before.
+
+    images -> backbone C2..C5 -> FPN P2..P6 -> RPN: proposals -> box head 0 -> boxes -> box head 1 -> boxes -> box head 2
+    training: match objects to the regions of each head at a higher IoU than before -> RS Loss and GIoU in the RPN and each head
+    testing:  the boxes of the last head, with the mean of the logits of all three -> NMS
+
+The heads predict one box for all classes. Nothing is sampled. As published, and unlike in other Cascade R-CNNs, no head's loss is weighted
+and all heads have one scale of box deltas.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .backbones import Backbone
+from .carafe import CarafeFPN
+from .fpn import FPN
+from .images import ImageBatch, ImageTransform, check_input
+from .postprocess import non_maximum_suppression
+from .roi_heads import BoxHead, match_regions
+from .rpn import RPN
+
+IOU_THRESHOLDS = (0.5, 0.6, 0.7)
+
+
+class CascadeRCNN(nn.Module):
+    """RS-Cascade R-CNN, called as torchvision's detectors are.
+
+    Attributes:
+        num_positives: positive regions of the last head in the last training batch, for the logs.
+
+    Args: as of `FasterRCNN`.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        fpn: FPN | CarafeFPN,
+        transform: ImageTransform,
+        num_classes: int,
+        *,
+        prior: float = 0.01,
+        score_threshold: float = 0.4,
+        nms_threshold: float = 0.5,
+        detections_per_image: int = 100,
+    ):
+        super().__init__()
+        self.transform = transform
+        self.backbone = backbone
+        self.fpn = fpn
+        self.rpn = RPN(fpn.channels, ignore_crossing=True)
+        self.box_head: Sequence[BoxHead] = nn.ModuleList(  # type: ignore[assignment]
+            BoxHead(fpn.channels, num_classes, class_agnostic=True, prior=prior) for _ in IOU_THRESHOLDS
+        )
+        self.num_classes = num_classes
+        self.num_positives = 0
+        self.score_threshold = score_threshold
+        self.nms_threshold = nms_threshold
+        self.detections_per_image = detections_per_image
+
+    def forward(
+        self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Losses in training mode, detections in evaluation mode.
+
+        Args and returns as of `FasterRCNN`, but that there are the losses of three box heads: their names begin with `stage0_`, `stage1_`
+        and `stage2_`.
+        """
+        check_input(images, targets, self.num_classes, self.training)
+        batch, targets = self.transform(images, targets)
+        if self.training:
+            return self.losses(batch, targets)
+        return self.transform.to_original(self.detect(batch), batch)
+
+    def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The losses of a batch whose targets are in its coordinates; see `forward`."""
+        features = self.fpn(self.backbone(batch.pixels)[-4:])
+        anchors = self.rpn(features)
+        losses = self.rpn.losses(anchors, batch, targets)
+        regions = self.rpn.proposals(anchors, batch.sizes)
+        for stage, (head, iou_threshold) in enumerate(zip(self.box_head, IOU_THRESHOLDS, strict=True)):
+            regions, matched = match_regions(regions, targets, iou_threshold=iou_threshold)
+            self.num_positives = len(matched.positive)
+            logits, deltas = head(features, regions)
+            of_stage = head.losses(logits, deltas, regions, matched)
+            losses |= {f"stage{stage}_{name}": loss for name, loss in of_stage.items()}
+            boxes = head.boxes(deltas.detach(), regions, batch.sizes)
+            # What became of the objects' own boxes does not count: the next head gets them as they are.
+            regions = [b[len(target["boxes"]) :, 0] for b, target in zip(boxes, targets, strict=True)]
+        return losses
+
+    def detect(self, batch: ImageBatch) -> list[dict[str, Tensor]]:
+        """The detections of a batch, boxes in its coordinates; see `forward`."""
+        features = self.fpn(self.backbone(batch.pixels)[-4:])
+        regions = self.rpn.proposals(self.rpn(features), batch.sizes)
+        all_logits = []
+        for head in self.box_head:
+            logits, deltas = head(features, regions)
+            all_logits.append(logits.float())
+            regions = [b.squeeze(1) for b in head.boxes(deltas, regions, batch.sizes)]
+        scores = torch.stack(all_logits).mean(0).sigmoid().split([len(r) for r in regions])
+        return [
+            non_maximum_suppression(
+                b,
+                s,
+                score_threshold=self.score_threshold,
+                nms_threshold=self.nms_threshold,
+                detections_per_image=self.detections_per_image,
+            )
+            for b, s in zip(regions, scores, strict=True)
+        ]

@@ -1,0 +1,148 @@
+"""RS-Mask R-CNN: RS-Faster R-CNN with a mask head (He et al., ICCV 2017).
+
+    images -> backbone C2..C5 -> FPN P2..P6 -> RPN: proposals -> box head: classes and boxes
+    training: ... and the mask head, on positive proposals -> Dice loss
+    testing:  NMS -> the mask head, on the detections -> masks pasted into the original image
+
+The mask head changes nothing about the ranking, whose targets remain IoUs of boxes. Its loss is weighted by confidence and balanced as that
+of the boxes is.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..losses.detection import confidence, self_balanced, weighted_mean
+from ..losses.localization import dice_loss
+from .backbones import Backbone
+from .carafe import CarafeFPN
+from .fpn import FPN
+from .images import ImageBatch, ImageTransform, check_input
+from .matchers import Matched
+from .postprocess import non_maximum_suppression
+from .roi_heads import BoxHead, MaskHead, mask_targets, match_regions, paste_masks
+from .rpn import RPN
+
+MOST_MASKS = 200  # in a training batch
+
+
+class MaskRCNN(nn.Module):
+    """RS-Mask R-CNN, called as torchvision's detectors are.
+
+    Attributes:
+        num_positives: positive proposals of the last training batch, for the logs.
+
+    Args: as of `FasterRCNN`.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        fpn: FPN | CarafeFPN,
+        transform: ImageTransform,
+        num_classes: int,
+        *,
+        prior: float = 0.01,
+        score_threshold: float = 0.4,
+        nms_threshold: float = 0.5,
+        detections_per_image: int = 100,
+    ):
+        super().__init__()
+        self.transform = transform
+        self.backbone = backbone
+        self.fpn = fpn
+        self.rpn = RPN(fpn.channels)
+        self.box_head = BoxHead(fpn.channels, num_classes, prior=prior)
+        self.mask_head = MaskHead(fpn.channels, num_classes)
+        self.num_classes = num_classes
+        self.num_positives = 0
+        self.score_threshold = score_threshold
+        self.nms_threshold = nms_threshold
+        self.detections_per_image = detections_per_image
+
+    def forward(
+        self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Losses in training mode, detections in evaluation mode.
+
+        Args:
+            images: RGB, float in 0..1 (or uint8), [3, H, W] each, of any sizes.
+            targets: for training; one dict an image with `boxes` [G, 4] xyxy in pixels, `labels` int64 [G] in 0..C-1 and `masks` [G, H, W],
+                bool or 0 and 1. G may be 0.
+
+        Returns:
+            In training mode `rpn_ranking`, `rpn_sorting`, `rpn_box`, `ranking`, `sorting`, `box` and `mask`, to be summed. In evaluation
+            mode one dict an image with `boxes` [D, 4] xyxy in pixels of the original image, `scores` [D] in 0..1, falling, `labels` [D] and
+            `masks` bool [D, H, W], of the size of the original image.
+
+        Raises:
+            ValueError: in training mode without targets, or where an image or target has the wrong shape or a box has no area.
+        """
+        check_input(images, targets, self.num_classes, self.training, masks=True)
+        batch, targets = self.transform(images, targets)
+        if self.training:
+            return self.losses(batch, targets)
+        return self.to_original(self.detect(batch), batch)
+
+    def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The losses of a batch whose targets are in its coordinates; see `forward`."""
+        features = self.fpn(self.backbone(batch.pixels)[-4:])
+        anchors = self.rpn(features)
+        proposals = self.rpn.proposals(anchors, batch.sizes)
+        # Here a proposal which fits an object best is that object's even if it fits another one better.
+        regions, matched = match_regions(proposals, targets, low_quality=0.5)
+        self.num_positives = len(matched.positive)
+        logits, deltas = self.box_head(features, regions)
+        losses = self.box_head.losses(logits, deltas, regions, matched)
+        mask = self.mask_loss(features, regions, matched, logits, [target["masks"] for target in targets])
+        losses["mask"] = self_balanced(mask, losses["ranking"], losses["sorting"])
+        return self.rpn.losses(anchors, batch, targets) | losses
+
+    def mask_loss(
+        self,
+        features: Sequence[Tensor],
+        regions: Sequence[Tensor],
+        matched: Matched,
+        logits: Tensor,
+        masks: Sequence[Tensor],
+    ) -> Tensor:
+        """Dice loss of positive regions, weighted by confidence, not yet balanced."""
+        chosen = torch.arange(len(matched.positive), device=logits.device)
+        if len(chosen) > MOST_MASKS:
+            chosen = torch.randperm(len(chosen), device=logits.device)[:MOST_MASKS].sort().values
+        positive, image = matched.positive[chosen], matched.image[chosen]
+        boxes = torch.cat(list(regions))[positive]
+        of_image = [boxes[image == i] for i in range(len(masks))]
+        predicted = self.mask_head(features, of_image, matched.labels[chosen]).float().sigmoid()
+        expected = mask_targets(masks, of_image, matched.object[chosen])
+        return weighted_mean(dice_loss(predicted, expected), confidence(logits[positive].float()))
+
+    def detect(self, batch: ImageBatch) -> list[dict[str, Tensor]]:
+        """The detections of a batch, boxes in its coordinates; `masks` are probabilities inside the boxes, [D, 28, 28]."""
+        features = self.fpn(self.backbone(batch.pixels)[-4:])
+        proposals = self.rpn.proposals(self.rpn(features), batch.sizes)
+        logits, deltas = self.box_head(features, proposals)
+        boxes = self.box_head.boxes(deltas, proposals, batch.sizes)
+        scores = logits.float().sigmoid().split([len(p) for p in proposals])
+        detections = [
+            non_maximum_suppression(
+                b,
+                s,
+                score_threshold=self.score_threshold,
+                nms_threshold=self.nms_threshold,
+                detections_per_image=self.detections_per_image,
+            )
+            for b, s in zip(boxes, scores, strict=True)
+        ]
+        labels = [d["labels"] for d in detections]
+        masks = self.mask_head(features, [d["boxes"] for d in detections], torch.cat(labels)).float().sigmoid()
+        of_image = masks.split([len(x) for x in labels])
+        return [{**d, "masks": m} for d, m in zip(detections, of_image, strict=True)]
+
+    def to_original(self, detections: list[dict[str, Tensor]], batch: ImageBatch) -> list[dict[str, Tensor]]:
+        """Takes what `detect` found to the original images: `boxes` in their pixels, `masks` bool [D, H, W]."""
+        return [
+            {**d, "masks": paste_masks(d["masks"], d["boxes"], size)}
+            for d, size in zip(self.transform.to_original(detections, batch), batch.original_sizes, strict=True)
+        ]

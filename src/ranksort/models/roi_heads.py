@@ -1,0 +1,193 @@
+"""What a two-stage detector does inside its regions of interest: features from the pyramid, then classes, boxes and masks from them.
+
+Regions are given as boxes xyxy in pixels of the batch, one [R_b, 4] for each image; R is how many there are in all.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import box_area, clip_boxes_to_image, roi_align
+
+from ..losses.detection import rank_sort_detection_losses
+from .boxes import decode_boxes
+from .images import Size
+from .matchers import Matched, collect, match_iou
+
+_STRIDES = (4, 8, 16, 32)
+_FINEST_SIDE = 56  # regions whose sides are below twice this many pixels are looked at on P2
+_PIXELS_AT_ONCE = 2**25  # of masks which are pasted together
+
+
+def match_regions(
+    proposals: Sequence[Tensor],
+    targets: Sequence[dict[str, Tensor]],
+    *,
+    iou_threshold: float = 0.5,
+    low_quality: float | None = None,
+) -> tuple[list[Tensor], Matched]:
+    """The regions to train RoI heads on: the objects of each image, then all its proposals, with what each of them has to detect.
+
+    Args:
+        proposals: xyxy, for each image [R_b, 4].
+        targets: the objects of each image.
+        iou_threshold: a proposal is positive from this IoU on, else negative.
+        low_quality: see `match_iou`.
+    """
+    regions, matches = [], []
+    for boxes, target in zip(proposals, targets, strict=True):
+        objects = target["boxes"]
+        regions.append(torch.cat([objects, boxes]))
+        own = match_iou(boxes, objects, positive=iou_threshold, negative=iou_threshold, low_quality=low_quality)
+        matches.append(torch.cat([torch.arange(len(objects), device=boxes.device), own]))
+    return regions, collect(matches, targets)
+
+
+def pool_regions(features: Sequence[Tensor], regions: Sequence[Tensor], side: int) -> Tensor:
+    """RoIAlign (He et al., ICCV 2017), each region from the level which suits its size (Lin et al., CVPR 2017, equation 1).
+
+    Args:
+        features: P2..P5 of the pyramid, and perhaps coarser ones which are not used, [B, channels, H_l, W_l].
+        regions: for each image [R_b, 4].
+        side: cells of the output.
+
+    Returns:
+        [R, channels, side, side].
+    """
+    rois = torch.cat([torch.cat([torch.full_like(boxes[:, :1], i), boxes], 1) for i, boxes in enumerate(regions)])
+    level = (box_area(rois[:, 1:]).sqrt() / _FINEST_SIDE + 1e-6).log2().floor().clamp(0, len(_STRIDES) - 1)
+    pooled = rois.new_zeros(len(rois), features[0].shape[1], side, side)
+    for i, stride in enumerate(_STRIDES):
+        own = (level == i).nonzero().squeeze(1)
+        pooled = pooled.index_copy(0, own, roi_align(features[i].float(), rois[own], side, 1 / stride, aligned=True))
+    return pooled
+
+
+class BoxHead(nn.Module):
+    """RoIAlign 7x7, two fully connected layers, class logits and box deltas.
+
+    Args:
+        channels: of the pyramid.
+        num_classes: C.
+        class_agnostic: whether a region has one box for all classes (K = 1) instead of one for each (K = C).
+        prior: class probability which training starts from.
+        hidden: width of the layers.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        *,
+        class_agnostic: bool = False,
+        prior: float = 0.01,
+        hidden: int = 1024,
+    ):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(channels * 7 * 7, hidden), nn.Linear(hidden, hidden)])
+        self.class_logits = nn.Linear(hidden, num_classes)
+        self.box_deltas = nn.Linear(hidden, 4 if class_agnostic else 4 * num_classes)
+        for layer in self.layers:
+            nn.init.xavier_uniform_(layer.weight)  # type: ignore[arg-type]
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        nn.init.normal_(self.class_logits.weight, std=0.01)
+        nn.init.constant_(self.class_logits.bias, -math.log((1 - prior) / prior))
+        nn.init.normal_(self.box_deltas.weight, std=0.001)
+        nn.init.zeros_(self.box_deltas.bias)
+
+    def forward(self, features: Sequence[Tensor], regions: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Takes the pyramid to class logits [R, C] and box deltas [R, K, 4] of the regions."""
+        x = pool_regions(features, regions, 7).flatten(1)
+        for layer in self.layers:
+            x = layer(x).relu_()
+        return self.class_logits(x), self.box_deltas(x).unflatten(1, (-1, 4))
+
+    def boxes(self, deltas: Tensor, regions: Sequence[Tensor], sizes: Sequence[Size]) -> list[Tensor]:
+        """Takes box deltas [R, K, 4] of regions to boxes xyxy, clipped to the image, for each image [R_b, K, 4]."""
+        boxes = decode_boxes(deltas.float(), torch.cat(list(regions))[:, None]).split([len(r) for r in regions])
+        return [clip_boxes_to_image(b, size) for b, size in zip(boxes, sizes, strict=True)]
+
+    def losses(self, logits: Tensor, deltas: Tensor, regions: Sequence[Tensor], matched: Matched) -> dict[str, Tensor]:
+        """RS Loss over all regions and classes, GIoU over the boxes of the positives: `ranking`, `sorting` and `box`."""
+        positive = matched.positive
+        deltas = deltas[positive, matched.labels if deltas.shape[1] > 1 else 0]
+        boxes = decode_boxes(deltas.float(), torch.cat(list(regions))[positive])
+        return rank_sort_detection_losses(logits, positive, matched.labels, boxes, matched.boxes)
+
+
+class MaskHead(nn.Module):
+    """Four 3x3 convolutions, an upsampling one, and one mask for each class.
+
+    Args:
+        channels: of the pyramid and the convolutions.
+        num_classes: C.
+    """
+
+    side = 14  # of the regions' features, in cells; masks have twice that
+
+    def __init__(self, channels: int, num_classes: int):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(4))
+        self.upsample = nn.ConvTranspose2d(channels, channels, 2, stride=2)
+        self.logits = nn.Conv2d(channels, num_classes, 1)
+        for layer in (*self.convs, self.upsample, self.logits):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, features: Sequence[Tensor], regions: Sequence[Tensor], labels: Tensor) -> Tensor:
+        """Takes the pyramid to the mask of each region's own class: logits [R, 28, 28]; labels are int64 [R]."""
+        x = pool_regions(features, regions, self.side)
+        for conv in self.convs:
+            x = conv(x).relu_()
+        x = self.upsample(x).relu_()
+        # Of the C masks which the last convolution would give, most by far would be thrown away.
+        weight, bias = self.logits.weight[labels, :, 0, 0], self.logits.bias[labels]  # type: ignore[index]
+        return torch.einsum("rchw,rc->rhw", x, weight) + bias[:, None, None]
+
+
+def mask_targets(masks: Sequence[Tensor], regions: Sequence[Tensor], objects: Tensor, side: int = 28) -> Tensor:
+    """What the mask head has to predict: the masks of objects, cut out by regions and brought to one size.
+
+    Args:
+        masks: bool or 0 and 1, for each image [G, H, W].
+        regions: for each image [R_b, 4].
+        objects: whose mask to take, the index among those of the image, int64 [R].
+        side: points of the output.
+
+    Returns:
+        float [R, side, side], 0 or 1.
+    """
+    targets = []
+    for of_image, boxes, index in zip(masks, regions, objects.split([len(r) for r in regions]), strict=True):
+        rois = torch.cat([index[:, None], boxes], 1)
+        targets.append(roi_align(of_image[:, None].to(rois.dtype), rois, side, aligned=True).squeeze(1))
+    return (torch.cat(targets) >= 0.5).float()
+
+
+def paste_masks(masks: Tensor, boxes: Tensor, size: Size) -> Tensor:
+    """Resamples masks from their boxes to an image, bilinearly, at the centres of its pixels.
+
+    Args:
+        masks: probabilities, [D, M, M].
+        boxes: xyxy in pixels of the image, [D, 4].
+        size: height and width of the image.
+
+    Returns:
+        bool [D, height, width], where the probability is above 1/2.
+    """
+    pasted = torch.zeros(len(masks), *size, dtype=torch.bool, device=masks.device)
+    at_once = max(1, _PIXELS_AT_ONCE // (size[0] * size[1]))
+    for part in torch.arange(len(masks), device=masks.device).split(at_once):
+        # Bilinear interpolation is one matrix for the rows and one for the columns.
+        rows = _interpolation(boxes[part, 1], boxes[part, 3], size[0], masks.shape[1])
+        columns = _interpolation(boxes[part, 0], boxes[part, 2], size[1], masks.shape[2])
+        pasted[part] = rows @ masks[part].float() @ columns.mT > 0.5
+    return pasted
+
+
+def _interpolation(start: Tensor, end: Tensor, pixels: int, points: int) -> Tensor:
+    """How much each of the points between `start` and `end`, [D] each, counts at the centre of each pixel: [D, pixels, points]."""
+    centres = torch.arange(pixels, device=start.device) + 0.5
+    position = (centres - start[:, None]) / (end - start).clamp(min=1e-6)[:, None] * points - 0.5
+    return (1 - (position[..., None] - torch.arange(points, device=start.device)).abs()).clamp(min=0)

@@ -1,0 +1,60 @@
+"""Small images with objects, and what has to hold for the losses and detections of any detector."""
+
+import torch
+from torch import Tensor, nn
+
+Sample = tuple[Tensor, dict[str, Tensor]]
+Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
+
+
+def sample(height: int, width: int, objects: list[list[float]]) -> Sample:
+    """A noisy dark image with a bright rectangle for each (x1, y1, x2, y2, label), in the channel of its label."""
+    image = torch.rand(3, height, width) * 0.2
+    masks = torch.zeros(len(objects), height, width, dtype=torch.bool)
+    for mask, (x1, y1, x2, y2, label) in zip(masks, objects, strict=True):
+        mask[int(y1) : int(y2), int(x1) : int(x2)] = True
+        image[int(label), mask] = 0.9
+    given = torch.tensor(objects).reshape(-1, 5)
+    return image, {"boxes": given[:, :4], "labels": given[:, 4].long(), "masks": masks}
+
+
+def batch(*samples: Sample) -> Batch:
+    return [image for image, _ in samples], [target for _, target in samples]
+
+
+def two_images() -> Batch:
+    return batch(sample(96, 128, [[10, 10, 60, 50, 0], [70, 30, 110, 90, 1]]), sample(120, 96, [[20, 30, 80, 100, 2]]))
+
+
+def losses_and_gradients(model: nn.Module, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The losses; checks that they and the gradients which they give to everything trained are finite."""
+    losses = model.train()(images, targets)
+    assert all(x.ndim == 0 and bool(x.isfinite()) for x in losses.values())
+    model.zero_grad()
+    sum(losses.values()).backward()
+    for name, p in model.named_parameters():
+        assert (p.grad is not None) == p.requires_grad, name
+        assert p.grad is None or bool(p.grad.isfinite().all()), name
+    return losses
+
+
+def detections_of(model: nn.Module, images: list[Tensor]) -> list[dict[str, Tensor]]:
+    """The detections in evaluation mode; checks what holds for any."""
+    with torch.no_grad():
+        detections = model.eval()(images)
+    assert len(detections) == len(images)
+    for image, d in zip(images, detections, strict=True):
+        assert d["boxes"].shape == (len(d["scores"]), 4)
+        assert len(d["scores"]) <= model.detections_per_image
+        assert bool((d["scores"] > model.score_threshold).all())
+        assert bool((d["scores"] <= 1).all())
+        assert bool((d["scores"].diff() <= 0).all())
+        assert d["labels"].dtype == torch.int64
+        assert bool(((d["labels"] >= 0) & (d["labels"] < model.num_classes)).all())
+        height, width = image.shape[-2:]
+        assert bool((d["boxes"][:, :2] >= 0).all())
+        assert bool((d["boxes"][:, 2:] <= torch.tensor([width, height]) + 1e-3).all())
+        if "masks" in d:
+            assert d["masks"].dtype == torch.bool
+            assert d["masks"].shape == (len(d["scores"]), height, width)
+    return detections

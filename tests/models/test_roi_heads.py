@@ -1,0 +1,153 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import rcnn as oracle
+from torch import Tensor
+from torchvision.ops import roi_align
+
+from ranksort.models import roi_heads
+from ranksort.models.roi_heads import (
+    BoxHead,
+    MaskHead,
+    mask_targets,
+    match_regions,
+    paste_masks,
+    pool_regions,
+)
+
+
+def _features(channels: int = 3, size: int = 256) -> list[Tensor]:
+    """P2..P6 of two images."""
+    return [torch.randn(2, channels, size // stride, size // stride) for stride in (4, 8, 16, 32, 64)]
+
+
+def _target(boxes: list[list[float]]) -> dict[str, Tensor]:
+    return {"boxes": torch.tensor(boxes).reshape(-1, 4), "labels": torch.arange(len(boxes))}
+
+
+def test_each_region_comes_from_the_level_of_its_size() -> None:
+    """Sides up to 112 from P2, up to 224 from P3, and so on; the others have no part in it."""
+    features = _features()
+    sides = [1.0, 56, 111.9, 112, 150, 223.9, 224, 447.9, 448, 2000]
+    levels = [0, 0, 0, 1, 1, 1, 2, 2, 3, 3]
+    boxes = torch.tensor([[0, 0, side, side] for side in sides])
+    pooled = pool_regions(features, [boxes[:0], boxes], 7)  # all of the second image
+    for i, level in enumerate(levels):
+        roi = torch.tensor([[1.0, 0, 0, sides[i], sides[i]]])
+        expected = roi_align(features[level], roi, 7, 1 / (4, 8, 16, 32)[level], aligned=True)
+        torch.testing.assert_close(pooled[i], expected[0])
+
+
+def test_pooled_values_are_those_at_the_place() -> None:
+    """On a map which holds the x of its cells' centres."""
+    x = (torch.arange(64) + 0.5) * 4
+    features = [x.expand(1, 1, 64, 64), *(f[:1, :1] for f in _features()[1:])]
+    pooled = pool_regions(features, [torch.tensor([[16.0, 40, 86, 110]])], 7)
+    torch.testing.assert_close(pooled[0, 0, 3], torch.arange(7) * 10 + 21.0)
+
+
+def test_regions_without_area_and_no_regions() -> None:
+    pooled = pool_regions(_features(), [torch.tensor([[9.0, 9, 9, 9], [0, 5, 100, 5]])], 7)
+    assert bool(pooled.isfinite().all())
+    features = [f.requires_grad_() for f in _features()]
+    none = pool_regions(features, [torch.zeros(0, 4)] * 2, 7)
+    assert none.shape == (0, 3, 7, 7)
+    none.sum().backward()
+    assert not features[0].grad.any()
+
+
+def test_objects_are_regions_of_their_own() -> None:
+    targets = [_target([[0, 0, 10, 10], [20, 20, 40, 40]]), _target([])]
+    proposals = [torch.tensor([[0.0, 0, 10, 6], [0, 0, 10, 4]]), torch.tensor([[1.0, 1, 5, 5]])]
+    regions, matched = match_regions(proposals, targets)
+    assert [len(r) for r in regions] == [4, 1]
+    assert torch.equal(regions[0], torch.cat([targets[0]["boxes"], proposals[0]]))
+    assert matched.positive.tolist() == [0, 1, 2]
+    assert matched.object.tolist() == [0, 1, 0]
+    assert not matched.ignored.any()
+    assert match_regions(proposals, targets, iou_threshold=0.7)[1].positive.tolist() == [0, 1]
+
+
+def test_equal_objects_are_regions_of_their_own_each() -> None:
+    _, matched = match_regions([torch.zeros(0, 4)], [_target([[0, 0, 10, 10], [0, 0, 10, 10]])])
+    assert matched.labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("class_agnostic", [False, True])
+def test_box_head(class_agnostic: bool) -> None:
+    """Each positive's box is that of its own class."""
+    head = BoxHead(3, 5, class_agnostic=class_agnostic, hidden=8)
+    proposals = [torch.tensor([[10.0, 10, 60, 40], [0, 0, 30, 30]]), torch.tensor([[5.0, 5, 100, 120]])]
+    targets = [_target([[8, 12, 55, 44]]), _target([])]
+    regions, matched = match_regions(proposals, targets)
+    logits, deltas = head(_features(), regions)
+    assert logits.shape == (4, 5)
+    assert deltas.shape == (4, 1 if class_agnostic else 5, 4)
+    assert logits.sigmoid().mean().item() == pytest.approx(0.01, rel=0.3)
+    deltas.retain_grad()
+    boxes = head.boxes(deltas, regions, [(50, 60), (256, 256)])
+    assert [tuple(b.shape[:2]) for b in boxes] == [(3, deltas.shape[1]), (1, deltas.shape[1])]
+    assert bool((boxes[0].amax((0, 1)) <= torch.tensor([60, 50, 60, 50])).all())
+    losses = head.losses(logits, deltas, regions, matched)
+    losses["box"].backward()
+    touched = deltas.grad.abs().sum(-1) > 0
+    assert touched.nonzero().tolist() == [[0, 0], [1, 0]]
+
+
+def test_mask_head_gives_the_mask_of_the_class() -> None:
+    head = MaskHead(3, 4)
+    regions = [torch.tensor([[10.0, 10, 60, 40]]), torch.tensor([[0.0, 0, 30, 30]])]
+    features = _features()
+    masks = [head(features, regions, torch.tensor([a, b])) for a, b in ((0, 3), (0, 1), (2, 3))]
+    assert masks[0].shape == (2, 28, 28)
+    torch.testing.assert_close(masks[0][0], masks[1][0])
+    torch.testing.assert_close(masks[0][1], masks[2][1])
+    assert not torch.equal(masks[0][1], masks[1][1])
+    assert head(features, [torch.zeros(0, 4)] * 2, torch.zeros(0, dtype=torch.int64)).shape == (0, 28, 28)
+
+
+def test_mask_targets() -> None:
+    """A region of 28x28 pixels sees the mask as it is; one twice as large every other pixel's mean; one outside nothing."""
+    masks = [torch.rand(2, 80, 90) > 0.5, torch.rand(1, 60, 70) > 0.5]
+    boxes = torch.tensor([[10.0, 5, 38, 33], [20, 20, 76, 76], [200, 200, 210, 210], [0, 10, 28, 38]])
+    targets = mask_targets(masks, boxes.split([3, 1]), torch.tensor([1, 0, 0, 0]))
+    assert targets.shape == (4, 28, 28)
+    assert torch.equal(targets[0], masks[0][1, 5:33, 10:38].float())
+    mean = masks[0][0, 20:76, 20:76].float().unflatten(1, (28, 2)).unflatten(0, (28, 2)).mean((1, 3))
+    assert torch.equal(targets[1], (mean >= 0.5).float())
+    assert not targets[2].any()
+    assert torch.equal(targets[3], masks[1][0, 10:38, :28].float())
+
+
+coordinates = st.floats(-20, 60, width=32)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    coordinates,
+    coordinates,
+    st.floats(0.5, 80),
+    st.floats(0.5, 80),
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.integers(0),
+)
+def test_paste_masks(x: float, y: float, width: float, height: float, rows: int, columns: int, seed: int) -> None:
+    mask = torch.rand(28, 28, generator=torch.Generator().manual_seed(seed % 2**31))
+    box = [x, y, x + width, y + height]
+    expected = oracle.paste_mask(mask, box, rows, columns)
+    pasted = paste_masks(mask[None], torch.tensor([box]), (rows, columns))[0]
+    clear = (expected - 0.5).abs() > 1e-4
+    assert pasted.shape == (rows, columns)
+    assert torch.equal(pasted[clear], (expected > 0.5)[clear])
+
+
+def test_paste_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    masks, corners = torch.rand(7, 28, 28), torch.rand(7, 2) * 40
+    boxes = torch.cat([corners, corners + 30], 1)
+    expected = paste_masks(masks, boxes, (64, 80))
+    monkeypatch.setattr(roi_heads, "_PIXELS_AT_ONCE", 3 * 64 * 80)
+    assert torch.equal(paste_masks(masks, boxes, (64, 80)), expected)
+    assert paste_masks(masks[:0], boxes[:0], (64, 80)).shape == (0, 64, 80)
+    assert not paste_masks(masks[:1], torch.tensor([[9.0, 9, 9, 9]]), (64, 80)).any()

