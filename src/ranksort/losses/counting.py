@@ -7,7 +7,7 @@ All three losses ask, for each positive i, how many examples j are scored above 
 and then hand each positive's error back to those j. As a function of s_j, H(x_ij) is 0 below s_i - δ, 1 above s_i + δ and linear
 between. So the 2P *breakpoints* s_i ± δ cut the score axis into intervals (`Breakpoints`), and all that the positives need to know
 of the negatives is the count and the sum of the logits in each (`NegativesAbove`). Among the positives the sums carry the
-additional condition y_j < y_i, which makes them two-dimensional dominance sums (`PositivesAbove`).
+additional condition y_j < y_i, which makes them two-dimensional dominance sums (`PositivesAbove`, `WorsePositivesAbove`).
 
 What has the size of P is computed in float64: float32 prefix sums would lose everything to cancellation.
 """
@@ -59,7 +59,7 @@ class Breakpoints:
     """The score axis as the positives cut it.
 
     Args:
-        positives: logits p, float64 [P], rising, P >= 1.
+        positives: logits p, float64 [P], rising.
         delta: half the width of the smoothed step.
 
     Attributes:
