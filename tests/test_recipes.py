@@ -58,6 +58,29 @@ def test_published_settings_of_atss() -> None:
     assert recipe.data.flip == 0.5
 
 
+def test_published_settings_of_yolact() -> None:
+    recipe = get_recipe("ranksort_yolact_r50_55e_coco")
+    assert (recipe.optimizer.lr, recipe.optimizer.lr_batch_size, recipe.optimizer.weight_decay) == (0.006, 32, 5e-4)
+    assert (recipe.optimizer.schedule, recipe.training.epochs, recipe.training.batch_size) == ("cosine", 55, 32)
+    assert (recipe.data.augmentation, recipe.data.min_box_size) == ("ssd", 4)
+    assert recipe.model.has_masks
+    model = create_model(recipe, num_classes=2)
+    assert (model.transform.min_size, model.transform.keep_ratio, model.nms_threshold) == (550, False, 0.5)
+    assert all(p.requires_grad for p in model.parameters())
+    assert model.backbone.body.bn1.training
+
+
+def test_published_settings_of_solov2() -> None:
+    light, full = (get_recipe(f"ranksort_solov2_{x}_fpn_3x") for x in ("light_448_r34", "r101"))
+    assert (light.optimizer.lr, light.training.batch_size, light.optimizer.clip_norm) == (0.012, 32, 35)
+    assert (full.optimizer.lr, full.training.batch_size, full.optimizer.clip_norm) == (0.006, 16, 35)
+    assert (light.data.train_min_sizes[0], light.data.train_min_sizes[-1]) == (352, 512)
+    assert (light.model.min_size, light.model.max_size, full.model.min_size) == (448, 768, 800)
+    for recipe in (light, full):
+        assert (recipe.training.epochs, recipe.optimizer.milestones) == (36, (27, 33))
+        assert recipe.model.has_masks
+
+
 RCNNS = {  # detector, backbone, CARAFE, DCN, short sides in training, epochs
     "faster_rcnn_r50_fpn_1x": ("faster_rcnn", "resnet50", False, False, (), 12),
     "faster_rcnn+_r50_fpn_1x": ("faster_rcnn", "resnet50", True, False, (), 12),
@@ -182,6 +205,14 @@ def test_overrides_reach_the_model() -> None:
     assert model.backbone.body.bn1.training
     assert (model.transform.max_size, model.nms_threshold, model.detections_per_image) == (500, 0.7, 5)
     assert (model.transform.mean.flatten() * 255).tolist() == pytest.approx([1, 2, 3])
+
+
+def test_channels_which_the_norms_cannot_group() -> None:
+    for recipe, channels, step in ((ATSS_R50, 80, 32), ("ranksort_solov2_light_448_r34_fpn_3x", 96, 64)):
+        with pytest.raises(
+            ValueError, match=f"--model.channels must be a multiple of {step} from 64 on, got {channels}"
+        ):
+            create_model(recipe, channels=channels)
 
 
 def test_upsampling_of_a_detector_which_has_none_to_choose() -> None:

@@ -7,7 +7,7 @@ import torch
 from torchvision import tv_tensors
 
 from ranksort.data.coco import CocoDataset
-from ranksort.data.transforms import DropEmptyBoxes, ResizeShortSide, training_transforms
+from ranksort.data.transforms import DropEmptyBoxes, ResizeShortSide, ssd_transforms, training_transforms
 
 Write = Callable[[Any], tuple[Path, Path]]
 
@@ -83,3 +83,32 @@ def test_images_without_objects_pass(content: dict[str, Any], write: Write) -> N
     assert target["boxes"].shape == (0, 4)
     assert target["masks"].shape == (0, 32, 43)
     assert DropEmptyBoxes()(image, target)[1]["labels"].shape == (0,)
+
+
+def test_ssd_keeps_objects_and_all_they_have_together() -> None:
+    """Whatever is cut out: uint8 squares, at least one object, and boxes which are those of their masks."""
+    seen = set()
+    for seed in range(40):
+        torch.manual_seed(seed)
+        image, target = _sample(60, 80, [[10, 10, 70, 50], [0, 0, 30, 20], [50, 30, 80, 60]])
+        new_image, new = ssd_transforms(64, (123.0, 117.0, 104.0))(image, target)
+        assert (new_image.shape, new_image.dtype) == ((3, 64, 64), torch.uint8)
+        assert 1 <= len(new["boxes"]) == len(new["labels"]) == len(new["masks"])
+        assert new["masks"].shape[1:] == (64, 64)
+        seen.add(tuple(new["labels"].tolist()))
+        for box, mask in zip(new["boxes"], new["masks"], strict=True):
+            x1, y1, x2, y2 = box.tolist()
+            assert 0 <= x1 < x2 <= 64
+            assert 0 <= y1 < y2 <= 64
+            rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
+            if len(rows):
+                extent = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+                assert [x1, y1, x2, y2] == pytest.approx([float(x) for x in extent], abs=3)
+    assert len(seen) > 2
+
+
+def test_ssd_takes_images_without_objects() -> None:
+    torch.manual_seed(0)
+    image, target = _sample(60, 80, [])
+    target["boxes"] = tv_tensors.BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=(60, 80))
+    assert ssd_transforms(64, (123.0, 117.0, 104.0))(image, target)[0].shape == (3, 64, 64)

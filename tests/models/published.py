@@ -183,3 +183,14 @@ def assert_same_detections(ours: list[dict[str, Tensor]], folder: str, kind: str
             }.items():
                 assert int(alone.sum()) <= swaps, f"{kind}, image {i}: {int(alone.sum())} of {side} have no counterpart"
                 assert bool((score[alone] < cut).all()), f"{kind}, image {i}: {side} has a high one without counterpart"
+
+
+def assert_same_masks(masks: Tensor, recorded: list[dict[str, Any]]) -> None:
+    """Compares masks, bool [D, H, W], with run-length encoded ones in the same order: IoU above .995, or a few pixels of difference."""
+    from pycocotools import mask as rle
+
+    for ours, theirs in zip(masks, recorded, strict=True):
+        wanted = torch.tensor(rle.decode(theirs)).bool()
+        assert ours.shape == wanted.shape
+        different, union = int((ours ^ wanted).sum()), int((ours | wanted).sum())
+        assert different <= max(5, 0.005 * union)

@@ -58,3 +58,11 @@ def test_in_image_marks_cells_which_begin_inside(padded: tuple[int, int]) -> Non
         expected = (centres[:, 0] < padded[1]) & (centres[:, 1] < padded[0])
         assert torch.equal(inside, expected), stride
     assert all(bool(x.all()) for x in generator.in_image(sizes, (160, 128), CPU))
+
+
+def test_offset_and_base_sizes() -> None:
+    generator = AnchorGenerator([550 / 69], scales=[3], ratios=[1.0], base_sizes=[8], offset=0.5)
+    (level,) = generator([(2, 2)], CPU)
+    half, stride = torch.tensor([-12.0, -12, 12, 12]), 550 / 69
+    centres = torch.tensor([[0.5, 0.5], [1.5, 0.5], [0.5, 1.5], [1.5, 1.5]]) * stride
+    torch.testing.assert_close(level, centres.repeat(1, 2) + half)

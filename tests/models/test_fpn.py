@@ -40,6 +40,23 @@ def test_extra_levels_come_from_the_last_output() -> None:
     torch.testing.assert_close(maps[3], F.conv2d(p4, fpn.extras[1].weight, fpn.extras[1].bias, stride=2, padding=1))
 
 
+def test_first_extra_level_from_the_input() -> None:
+    fpn = FPN((4, 8), 4, levels=4, from_input=True)
+    features = [torch.randn(1, 4, 9, 9), torch.randn(1, 8, 5, 5)]
+    maps = fpn(features)
+    first, second = (lambda x, extra=extra: F.conv2d(x, extra.weight, extra.bias, 2, 1) for extra in fpn.extras)
+    torch.testing.assert_close(maps[2], first(features[1]))
+    torch.testing.assert_close(maps[3], second(maps[2]))
+
+
+def test_bilinear_upsampling() -> None:
+    fpn = FPN((4, 4), 4, levels=2, upsampling="bilinear")
+    for module in (*fpn.laterals, *fpn.outputs):
+        torch.nn.init.dirac_(module.weight)
+    fine, coarse = torch.randn(1, 4, 9, 7), torch.randn(1, 4, 5, 4)
+    torch.testing.assert_close(fpn([fine, coarse])[0], fine + F.interpolate(coarse, (9, 7), mode="bilinear"))
+
+
 def test_without_extra_convolutions_the_coarser_levels_are_every_second_cell() -> None:
     fpn = FPN((4, 4), 4, levels=4, extra_convs=False)
     maps = fpn([torch.randn(1, 4, 8, 8), torch.randn(1, 4, 5, 4)])

@@ -183,3 +183,19 @@ def test_training_needs_a_target_for_each_image(targets: list[dict[str, Tensor]]
 def test_targets_are_not_looked_at_in_evaluation() -> None:
     check_input([IMAGE], None, num_classes=3, training=False)
     check_input([IMAGE], [_target([[1.0, 2, 1, 4]])], num_classes=3, training=False)
+
+
+def test_squares_without_padding() -> None:
+    transform = ImageTransform(55, 55, (0.0, 0, 0), (255.0, 255, 255), keep_ratio=False)
+    target = {
+        "boxes": torch.tensor([[10.0, 20, 30, 40]]),
+        "labels": torch.tensor([0]),
+        "masks": torch.ones(1, 110, 220, dtype=torch.bool),
+    }
+    batch, (new,) = transform([torch.rand(3, 110, 220)], [target])
+    assert batch.pixels.shape == (1, 3, 55, 55)
+    assert batch.padded_sizes == batch.sizes == [(55, 55)]
+    assert new["boxes"].tolist() == [[2.5, 10, 7.5, 20]]
+    assert new["masks"].shape == (1, 55, 55)
+    (back,) = transform.to_original([{"boxes": new["boxes"]}], batch)
+    assert torch.equal(back["boxes"], target["boxes"])

@@ -1,6 +1,13 @@
+import pytest
 import torch
+from oracles import paa, yolact
 
-from ranksort.models.postprocess import best_anchors, non_maximum_suppression
+from ranksort.models.postprocess import (
+    best_regions,
+    fast_non_maximum_suppression,
+    non_maximum_suppression,
+    score_voting,
+)
 
 
 def _suppress(boxes: list[list[float]], scores: list[list[float]], **options: float) -> dict[str, torch.Tensor]:
@@ -52,7 +59,63 @@ def test_nothing_above_the_threshold() -> None:
     assert {k: tuple(v.shape) for k, v in kept.items()} == {"boxes": (0, 4), "scores": (0,), "labels": (0,)}
 
 
-def test_best_anchors_goes_by_the_highest_class_of_each_level() -> None:
+def test_best_regions_goes_by_the_highest_class_of_each_level() -> None:
     first = torch.tensor([[0.0, 3.0], [5.0, -9.0], [1.0, 1.0], [4.0, 0.0]])
     second = torch.tensor([[7.0, 0.0]])
-    assert [i.tolist() for i in best_anchors([first, second], limit=3)] == [[1, 3, 0], [0]]
+    anchors = [torch.tensor([[10.0 * i, 0, 10 * i + 8, 8] for i in range(4)]), torch.tensor([[-5.0, 2, 70, 90]])]
+    boxes, scores, anchor = best_regions(
+        [first, second], [torch.zeros_like(a) for a in anchors], anchors, (50, 60), limit=3
+    )
+    assert boxes.tolist() == [[10, 0, 18, 8], [30, 0, 38, 8], [0, 0, 8, 8], [0, 2, 60, 50]]  # clipped to the image
+    assert anchor.tolist() == [1, 3, 0, 4]
+    torch.testing.assert_close(scores, torch.cat([first[[1, 3, 0]], second]).sigmoid())
+
+
+def _regions(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Boxes which often overlap, [60, 4], and their scores in four classes."""
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(60, 2, generator=generator) * 40
+    boxes = torch.cat([corner, corner + 5 + torch.rand(60, 2, generator=generator) * 30], 1)
+    return boxes, torch.rand(60, 4, generator=generator) ** 2
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("top_k", [200, 20])
+def test_fast_nms(seed: int, top_k: int) -> None:
+    boxes, scores = _regions(seed)
+    scores[:, 2] *= 0.2  # a class of which nothing is above the threshold
+    settings = {"score_threshold": 0.2, "nms_threshold": 0.4, "detections_per_image": 25, "top_k": top_k}
+    kept, region = fast_non_maximum_suppression(boxes, scores, **settings)
+    expected = yolact.fast_nms(boxes.tolist(), scores.tolist(), *settings.values())
+    assert [label for _, label, _ in expected] == kept["labels"].tolist()
+    assert [i for _, _, i in expected] == region.tolist()
+    torch.testing.assert_close(kept["scores"], torch.tensor([score for score, _, _ in expected]))
+    assert torch.equal(kept["boxes"], boxes[region])
+
+
+def test_fast_nms_with_nothing_above_the_threshold() -> None:
+    kept, region = fast_non_maximum_suppression(
+        *_regions(0), score_threshold=1.0, nms_threshold=0.5, detections_per_image=9
+    )
+    assert kept["boxes"].shape == (0, 4)
+    assert len(region) == len(kept["labels"]) == 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_score_voting(seed: int) -> None:
+    boxes, scores = _regions(seed)
+    kept = non_maximum_suppression(boxes, scores, score_threshold=0.1, nms_threshold=0.5, detections_per_image=30)
+    voted = score_voting(kept, boxes, scores, score_threshold=0.1)
+    expected = [
+        paa.vote(box, label, boxes.tolist(), scores.tolist(), threshold=0.1, sigma=0.025)
+        for box, label in zip(kept["boxes"].tolist(), kept["labels"].tolist(), strict=True)
+    ]
+    torch.testing.assert_close(voted["boxes"], torch.tensor(expected))
+    assert not torch.equal(voted["boxes"], kept["boxes"])
+    assert all(voted[key] is kept[key] for key in ("scores", "labels"))
+
+
+def test_score_voting_leaves_a_box_without_area() -> None:
+    boxes, scores = torch.tensor([[60.0, 3, 60, 9], [0, 0, 10, 10]]), torch.tensor([[0.9], [0.5]])
+    kept = non_maximum_suppression(boxes, scores, score_threshold=0.1, nms_threshold=0.5, detections_per_image=30)
+    assert torch.equal(score_voting(kept, boxes, scores, score_threshold=0.1)["boxes"], boxes)

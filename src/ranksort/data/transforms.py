@@ -64,3 +64,30 @@ def training_transforms(min_sizes: Sequence[int], max_size: int, flip: float = 0
             DropEmptyBoxes(),
         ]
     )
+
+
+def ssd_transforms(size: int, fill: Sequence[float], flip: float = 0.5) -> v2.Compose:
+    """The augmentation of SSD (Liu et al., ECCV 2016, section 2.2), which YOLACT trains with.
+
+    Colours are distorted; a margin makes the image up to four times as wide and high; a part is cut out whose IoU with an object is
+    at least one of 0, .1, .3, .5, .7 and .9, or nothing is cut; and what remains becomes a square.
+
+    Args:
+        size: the side of the square, in pixels.
+        fill: the colour of the margin, RGB in 0..255.
+        flip: the probability of a flip from left to right.
+
+    Returns:
+        A transform of (image, target) as `CocoDataset` has them, image uint8.
+    """
+    return v2.Compose(
+        [
+            v2.RandomPhotometricDistort(),
+            v2.RandomZoomOut(fill={tv_tensors.Image: list(fill), tv_tensors.Mask: 0}, side_range=(1, 4)),
+            v2.RandomIoUCrop(),
+            v2.Resize((size, size), antialias=True),
+            v2.RandomHorizontalFlip(flip),
+            v2.ClampBoundingBoxes(),
+            DropEmptyBoxes(),
+        ]
+    )

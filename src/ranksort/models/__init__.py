@@ -1,8 +1,11 @@
-"""Detectors trained by RS Loss, one file each. They know nothing of data sets, recipes or the training engine."""
+"""Detectors trained by RS Loss, one file each; start with `atss.py`. They know nothing of data sets, recipes or the training engine."""
 
 from .atss import ATSS
 from .cascade_rcnn import CascadeRCNN
 from .faster_rcnn import FasterRCNN
 from .mask_rcnn import MaskRCNN
+from .paa import PAA
+from .solov2 import SOLOv2
+from .yolact import YOLACT
 
-__all__ = ["ATSS", "CascadeRCNN", "FasterRCNN", "MaskRCNN"]
+__all__ = ["ATSS", "PAA", "YOLACT", "CascadeRCNN", "FasterRCNN", "MaskRCNN", "SOLOv2"]

@@ -14,14 +14,18 @@ class AnchorGenerator:
     """Anchors of every ratio and scale, centred on the upper left corner of each cell and not rounded.
 
     Attributes:
-        strides: pixels between cells, one a level; the base size of the level's anchors, too.
-        scales: sides of a square anchor in strides.
+        strides: pixels between cells, one a level.
+        scales: sides of a square anchor in base sizes.
         ratios: height / width; the area is that of the square.
+        base_sizes: in pixels, one a level; None: the strides.
+        offset: of the centre from the upper left corner of its cell, in strides.
     """
 
-    strides: Sequence[int]
+    strides: Sequence[float]
     scales: Sequence[float]
     ratios: Sequence[float] = (1.0,)
+    base_sizes: Sequence[float] | None = None
+    offset: float = 0.0
 
     @property
     def per_cell(self) -> int:
@@ -31,13 +35,14 @@ class AnchorGenerator:
     def __call__(self, feature_sizes: Sequence[Size], device: torch.device) -> list[Tensor]:
         """Returns for each level xyxy [H · W · per_cell, 4], ordered by row, column, anchor."""
         levels = []
-        for stride, (height, width) in zip(self.strides, feature_sizes, strict=True):
+        for stride, base, (height, width) in zip(
+            self.strides, self.base_sizes or self.strides, feature_sizes, strict=True
+        ):
             root = torch.tensor(self.ratios, device=device).sqrt()[:, None]
-            side = torch.tensor(self.scales, device=device) * stride
+            side = torch.tensor(self.scales, device=device) * base
             half = torch.stack([(side / root).flatten(), (side * root).flatten()], 1) / 2
-            y, x = torch.meshgrid(
-                torch.arange(height, device=device) * stride, torch.arange(width, device=device) * stride, indexing="ij"
-            )
+            rows, columns = ((torch.arange(n, device=device) + self.offset) * stride for n in (height, width))
+            y, x = torch.meshgrid(rows, columns, indexing="ij")
             centre = torch.stack([x, y], -1).reshape(-1, 1, 2)
             levels.append(torch.cat([centre - half, centre + half], -1).reshape(-1, 4))
         return levels

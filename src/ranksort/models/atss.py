@@ -11,17 +11,16 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import clip_boxes_to_image
 
 from ..losses.detection import rank_sort_detection_losses
 from .anchors import AnchorGenerator
 from .backbones import Backbone
-from .boxes import decode_boxes
+from .boxes import decode_chosen
 from .dense_head import DenseHead
 from .fpn import FPN
 from .images import ImageBatch, ImageTransform, Size, check_input
 from .matchers import collect, match_atss
-from .postprocess import best_anchors, non_maximum_suppression
+from .postprocess import best_regions, non_maximum_suppression
 
 STRIDES = (8, 16, 32, 64, 128)
 
@@ -110,13 +109,11 @@ class ATSS(nn.Module):
             targets,
         )
         self.num_positives = len(matched.positive)
-        of_positive = torch.cat(anchors).repeat(len(targets), 1)[matched.positive]
-        boxes = decode_boxes(torch.cat(deltas, 1).flatten(0, 1)[matched.positive].float(), of_positive)
         return rank_sort_detection_losses(
             torch.cat(logits, 1).flatten(0, 1),
             matched.positive,
             matched.labels,
-            boxes,
+            decode_chosen(deltas, anchors, matched.positive),
             matched.boxes,
             ignored=matched.ignored,
         )
@@ -127,15 +124,10 @@ class ATSS(nn.Module):
         anchors = self.anchors(sizes, batch.pixels.device)
         detections = []
         for image, size in enumerate(batch.sizes):
-            of_image = [level[image].float() for level in logits]
-            best = best_anchors(of_image, limit=1000)
-            boxes = torch.cat(
-                [decode_boxes(d[image][i].float(), a[i]) for d, a, i in zip(deltas, anchors, best, strict=True)]
-            )
-            scores = torch.cat([level[i] for level, i in zip(of_image, best, strict=True)]).sigmoid()
+            boxes, scores, _ = best_regions([x[image] for x in logits], [x[image] for x in deltas], anchors, size)
             detections.append(
                 non_maximum_suppression(
-                    clip_boxes_to_image(boxes, size),
+                    boxes,
                     scores,
                     score_threshold=self.score_threshold,
                     nms_threshold=self.nms_threshold,

@@ -37,7 +37,7 @@ class Backbone(nn.Module):
         self.train()
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Takes images [B, 3, H, W], H and W multiples of 32, to one map a level."""
+        """Takes images [B, 3, H, W] to one map a level, whose sides are rounded up where H or W is no multiple of its stride."""
         return self.body(x)
 
     def train(self, mode: bool = True) -> "Backbone":

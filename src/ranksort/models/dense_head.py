@@ -30,16 +30,12 @@ class DenseHead(nn.Module):
     ):
         super().__init__()
         self.num_classes = num_classes
-        self.class_tower = nn.Sequential(*(_ConvNormReLU(in_channels) for _ in range(convs)))
-        self.box_tower = nn.Sequential(*(_ConvNormReLU(in_channels) for _ in range(convs)))
+        self.class_tower = nn.Sequential(*(ConvNormReLU(in_channels, in_channels) for _ in range(convs)))
+        self.box_tower = nn.Sequential(*(ConvNormReLU(in_channels, in_channels) for _ in range(convs)))
         self.class_logits = nn.Conv2d(in_channels, anchors_per_cell * num_classes, 3, padding=1)
         self.box_deltas = nn.Conv2d(in_channels, anchors_per_cell * 4, 3, padding=1)
         self.scales = nn.ParameterList(torch.ones(()) for _ in range(levels))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.01)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        initialise_convs(self)
         nn.init.constant_(self.class_logits.bias, -math.log((1 - prior) / prior))  # type: ignore[arg-type]
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -55,14 +51,25 @@ class DenseHead(nn.Module):
         return logits, deltas
 
 
-class _ConvNormReLU(nn.Module):
-    def __init__(self, channels: int):
+class ConvNormReLU(nn.Module):
+    """A convolution without bias, GroupNorm of 32 groups, ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.norm = nn.GroupNorm(32, channels)
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
+        self.norm = nn.GroupNorm(32, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x)).relu_()
+
+
+def initialise_convs(module: nn.Module) -> None:
+    """Draws the weights of its convolutions from N(0, .01²) and sets their biases to 0."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.normal_(layer.weight, std=0.01)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def per_anchor(x: Tensor, values: int) -> Tensor:

@@ -54,6 +54,7 @@ class ImageTransform(nn.Module):
         mean: of each RGB channel, in 0..255.
         std: of each RGB channel, in 0..255.
         train_min_sizes: in training one of these is drawn at random for each image, unless it has one of them; none: `min_size`.
+        keep_ratio: else every image becomes `min_size` x `min_size`, and there is no padding.
     """
 
     def __init__(
@@ -63,9 +64,11 @@ class ImageTransform(nn.Module):
         mean: Sequence[float],
         std: Sequence[float],
         train_min_sizes: Sequence[int] = (),
+        keep_ratio: bool = True,
     ):
         super().__init__()
-        self.min_size, self.max_size = min_size, max_size
+        self.min_size, self.max_size, self.keep_ratio = min_size, max_size, keep_ratio
+        self.divisor = ImageBatch.divisor if keep_ratio else 1
         self.train_min_sizes = tuple(train_min_sizes) or (min_size,)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) / 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1) / 255, persistent=False)
@@ -92,13 +95,15 @@ class ImageTransform(nn.Module):
             if targets is not None:
                 new_targets.append(_resized_target(targets[i], (height, width), size))
         sizes = [(x.shape[-2], x.shape[-1]) for x in resized]
-        largest = _round_up((max(h for h, _ in sizes), max(w for _, w in sizes)), ImageBatch.divisor)
+        largest = _round_up((max(h for h, _ in sizes), max(w for _, w in sizes)), self.divisor)
         pixels = resized[0].new_zeros(len(resized), 3, *largest)
         for row, image in zip(pixels, resized, strict=True):
             row[:, : image.shape[-2], : image.shape[-1]] = image
-        return ImageBatch(pixels, sizes, [(x.shape[-2], x.shape[-1]) for x in images]), new_targets
+        return ImageBatch(pixels, sizes, [(x.shape[-2], x.shape[-1]) for x in images], self.divisor), new_targets
 
     def _target_size(self, height: int, width: int) -> Size:
+        if not self.keep_ratio:
+            return self.min_size, self.min_size
         sizes = self.train_min_sizes if self.training else (self.min_size,)
         candidates = [resized_size(height, width, size, self.max_size) for size in sizes]
         if (height, width) in candidates:

@@ -13,6 +13,7 @@ from torchvision.ops import box_iou
 
 NEGATIVE = -1
 IGNORED = -2
+ANY_OVERLAP = 1e-6  # for `low_quality`, and not 0: an object outside the image would own every anchor
 
 
 class Matched(NamedTuple):

@@ -5,15 +5,15 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import batched_nms, clip_boxes_to_image
+from torchvision.ops import batched_nms
 
 from ..losses.detection import rank_sort_detection_losses
 from .anchors import AnchorGenerator
-from .boxes import decode_boxes
+from .boxes import decode_chosen
 from .dense_head import per_anchor
 from .images import ImageBatch, Size
 from .matchers import IGNORED, collect, match_iou
-from .postprocess import best_anchors
+from .postprocess import best_regions
 
 STRIDES = (4, 8, 16, 32, 64)
 _LOSS_WEIGHT = 0.2
@@ -82,12 +82,11 @@ class RPN(nn.Module):
             of_usable = match_iou(anchors[usable], target["boxes"], positive=0.7, negative=0.3, low_quality=0.3)
             matches.append(torch.full_like(usable, IGNORED, dtype=torch.int64).masked_scatter_(usable, of_usable))
         matched = collect(matches, targets)
-        deltas = torch.cat(output.deltas, 1).flatten(0, 1)[matched.positive]
         losses = rank_sort_detection_losses(
             torch.cat(output.logits, 1).flatten(0, 1),
             matched.positive,
             torch.zeros_like(matched.labels),
-            decode_boxes(deltas.float(), anchors.repeat(len(targets), 1)[matched.positive]),
+            decode_chosen(output.deltas, output.anchors, matched.positive),
             matched.boxes,
             ignored=matched.ignored,
         )
@@ -101,18 +100,15 @@ class RPN(nn.Module):
         """
         proposals = []
         for image, size in enumerate(image_sizes):
-            logits = [level[image].float() for level in output.logits]
-            best = best_anchors(logits, limit=2000 if self.training else 1000)
-            boxes = clip_boxes_to_image(
-                torch.cat(
-                    [
-                        decode_boxes(deltas[image][i].float(), anchors[i])
-                        for deltas, anchors, i in zip(output.deltas, output.anchors, best, strict=True)
-                    ]
-                ),
+            boxes, scores, anchor = best_regions(
+                [x[image] for x in output.logits],
+                [x[image] for x in output.deltas],
+                output.anchors,
                 size,
+                limit=2000 if self.training else 1000,
             )
-            scores = torch.cat([level[i, 0] for level, i in zip(logits, best, strict=True)])
-            level = torch.cat([torch.full_like(i, number) for number, i in enumerate(best)])
+            ends = torch.tensor([len(a) for a in output.anchors], device=anchor.device).cumsum(0)
+            level = torch.bucketize(anchor, ends, right=True)
+            scores = scores[:, 0]
             proposals.append(boxes[batched_nms(boxes, scores, level, self.nms_threshold)[: self.limit]])
         return proposals

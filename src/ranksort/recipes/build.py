@@ -6,6 +6,7 @@ import inspect
 import math
 import runpy
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,17 +14,24 @@ from torch import nn
 
 from ..data.annotations import Category
 from ..data.coco import CocoDataset, find_split
-from ..data.transforms import training_transforms
-from ..models import ATSS, CascadeRCNN, FasterRCNN, MaskRCNN
-from ..models.backbones import build_backbone
+from ..data.transforms import ssd_transforms, training_transforms
+from ..models import ATSS, PAA, YOLACT, CascadeRCNN, FasterRCNN, MaskRCNN, SOLOv2
+from ..models.backbones import Backbone, build_backbone
 from ..models.carafe import CarafeFPN
 from ..models.fpn import FPN
 from ..models.images import ImageTransform
 from . import coco
-from .recipe import OptimizerSettings, Recipe
+from .recipe import ModelSettings, OptimizerSettings, Recipe
 
 _WARMUP_START = 0.001
 _RCNNS = {"faster_rcnn": FasterRCNN, "cascade_rcnn": CascadeRCNN, "mask_rcnn": MaskRCNN}
+_ONE_STAGE: dict[str, Callable[..., nn.Module]] = {
+    "atss": ATSS,
+    "paa": PAA,
+    "yolact": YOLACT,
+    "solov2": SOLOv2,
+    "solov2_light": partial(SOLOv2, light=True),
+}
 
 
 def recipe_functions() -> dict[str, Callable[[], Recipe]]:
@@ -104,33 +112,39 @@ def create_model(
         deformable_convs=settings.deformable_convs,
     )
     transform = ImageTransform(
-        settings.min_size, settings.max_size, settings.pixel_mean, settings.pixel_std, recipe.data.train_min_sizes
+        settings.min_size,
+        settings.max_size,
+        settings.pixel_mean,
+        settings.pixel_std,
+        recipe.data.train_min_sizes,
+        keep_ratio=settings.detector != "yolact",
     )
-    options: dict[str, Any] = {
-        "prior": settings.prior,
-        "score_threshold": settings.score_threshold,
-        "nms_threshold": settings.nms_threshold,
-        "detections_per_image": settings.detections_per_image,
-    }
-    model: nn.Module
-    if settings.detector == "atss":
-        options |= {"channels": settings.channels, "head_convs": settings.head_convs}
-        model = ATSS(backbone, transform, settings.num_classes, **options)
-    elif settings.detector in _RCNNS:
-        channels = backbone.channels[-4:]
-        fpn = (
-            CarafeFPN(channels, settings.channels)
-            if settings.upsampling == "carafe"
-            else FPN(channels, settings.channels, extra_convs=False)
-        )
-        model = _RCNNS[settings.detector](backbone, fpn, transform, settings.num_classes, **options)
-    else:
-        raise ValueError(f"there is no detector {settings.detector!r}: choose one of atss, {', '.join(_RCNNS)}")
+    model = _build_detector(settings, backbone, transform)
     if weights is not None:
         from ..checkpoints import load_weights, read_checkpoint
 
         load_weights(model, read_checkpoint(weights).state_dict, str(weights))
     return model
+
+
+def _build_detector(settings: ModelSettings, backbone: Backbone, transform: ImageTransform) -> nn.Module:
+    kind = settings.detector
+    options: dict[str, Any] = {
+        "prior": settings.prior,
+        "score_threshold": settings.score_threshold,
+        "detections_per_image": settings.detections_per_image,
+    }
+    if not kind.startswith("solov2"):
+        options["nms_threshold"] = settings.nms_threshold
+    if kind in _RCNNS:
+        pyramid = CarafeFPN if settings.upsampling == "carafe" else partial(FPN, extra_convs=False)
+        fpn = pyramid(backbone.channels[-4:], settings.channels)
+        return _RCNNS[kind](backbone, fpn, transform, settings.num_classes, **options)
+    if kind not in _ONE_STAGE:
+        raise ValueError(f"there is no detector {kind!r}: choose one of {', '.join([*_ONE_STAGE, *_RCNNS])}")
+    if kind != "yolact":
+        options["head_convs"] = settings.head_convs
+    return _ONE_STAGE[kind](backbone, transform, settings.num_classes, channels=settings.channels, **options)
 
 
 def build_dataset(
@@ -157,6 +171,11 @@ def build_dataset(
         images, annotations = images or found[0], found[1]
     training = split == "train"
     sizes = data.train_min_sizes or (model.min_size,)
+    transforms = (
+        ssd_transforms(model.min_size, model.pixel_mean, data.flip)
+        if data.augmentation == "ssd"
+        else training_transforms(sizes, model.max_size, data.flip)
+    )
     return CocoDataset(
         Path(images),
         Path(annotations),
@@ -164,7 +183,7 @@ def build_dataset(
         masks=model.has_masks,
         keep_empty_images=data.keep_empty_images,
         categories=categories,
-        transform=training_transforms(sizes, model.max_size, data.flip) if training else None,
+        transform=transforms if training else None,
         min_box_size=data.min_box_size,
     )
 

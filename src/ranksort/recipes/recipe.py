@@ -30,6 +30,8 @@ class DataSettings:
     """short sides in pixels, one drawn at random for each training image; none: model.min-size"""
     flip: float = 0.5
     """probability of a horizontal flip"""
+    augmentation: Literal["flip", "ssd"] = "flip"
+    """what is done to training images besides resizing; ssd: colours are distorted, margins added and parts cut out, too"""
     keep_empty_images: bool = False
     """train on images without objects, too"""
     min_box_size: float = 1.0
@@ -42,8 +44,10 @@ class DataSettings:
 class ModelSettings:
     """What the detector is made of, and how it reports."""
 
-    detector: Literal["atss", "faster_rcnn", "cascade_rcnn", "mask_rcnn"] = "atss"
-    """which detector"""
+    detector: Literal["atss", "paa", "faster_rcnn", "cascade_rcnn", "mask_rcnn", "yolact", "solov2", "solov2_light"] = (
+        "atss"
+    )
+    """which detector; solov2_light has a head of half the width, for images of half the size"""
     backbone: str = "resnet50"
     """a ResNet or ResNeXt of torchvision, or timm/<model>"""
     pretrained_backbone: bool = True
@@ -65,7 +69,7 @@ class ModelSettings:
     num_classes: int = 80
     """classes of a model made without data; training takes them from the annotation file"""
     min_size: int = 800
-    """short side in pixels after resizing"""
+    """short side in pixels after resizing; for yolact, both sides"""
     max_size: int = 1333
     """bound of the long side in pixels"""
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
@@ -75,14 +79,14 @@ class ModelSettings:
     score_threshold: float = 0.05
     """least score of a detection"""
     nms_threshold: float = 0.6
-    """IoU above which the lower of two detections of a class is dropped"""
+    """IoU above which the lower of two detections of a class is dropped; solov2 lowers scores instead"""
     detections_per_image: int = 100
     """most detections reported for an image"""
 
     @property
     def has_masks(self) -> bool:
         """Whether the detector learns and predicts masks."""
-        return self.detector == "mask_rcnn"
+        return self.detector in ("mask_rcnn", "yolact", "solov2", "solov2_light")
 
 
 @dataclass
@@ -174,8 +178,10 @@ class Recipe:
             raise ValueError(f"--data.flip is a probability, got {data.flip}")
         if model.upsampling != "nearest" and not model.detector.endswith("_rcnn"):
             raise ValueError(f"--model.upsampling {model.upsampling} is for the R-CNNs, not for {model.detector}")
-        if model.channels % 32 or model.channels < 64:
-            raise ValueError(f"--model.channels must be a multiple of 32 from 64 on, got {model.channels}")
+        # The norms have 32 groups, and SOLOv2's mask features half the channels.
+        step = 64 if model.detector.startswith("solov2") else 32
+        if model.channels % step or model.channels < 64:
+            raise ValueError(f"--model.channels must be a multiple of {step} from 64 on, got {model.channels}")
 
     def check_resumes(self, previous: "Recipe") -> None:
         """Raises ValueError where settings differ from those of a run to go on with and would not take effect."""

@@ -1,5 +1,7 @@
-"""RS-ATSS end to end, small: ResNet-18, 64 channels, 64 to 128 pixels."""
+"""RS-ATSS and RS-PAA end to end, small: ResNet-18, 64 channels, 64 to 128 pixels."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,16 +10,22 @@ from torch import Tensor
 from torchvision.ops import box_iou
 from torchvision.tv_tensors import BoundingBoxes, Image
 
-from ranksort.models import ATSS
+from ranksort.models import ATSS, PAA
 from ranksort.recipes import create_model
 
 NUM_CLASSES = 3
+Make = Callable[..., ATSS | PAA]
 
 
-def _model(seed: int = 0, **overrides: Any) -> ATSS:
-    torch.manual_seed(seed)
+@pytest.fixture(params=["atss", "paa"])
+def make(request: pytest.FixtureRequest) -> Make:
+    return partial(_model, f"ranksort_{request.param}_r50_fpn_1x_coco")
+
+
+def _model(recipe: str, **overrides: Any) -> ATSS | PAA:
+    torch.manual_seed(0)
     small = {"backbone": "resnet18", "channels": 64, "head_convs": 1, "min_size": 64, "max_size": 128}
-    return create_model("ranksort_atss_r50_fpn_1x_coco", num_classes=NUM_CLASSES, **(small | overrides))
+    return create_model(recipe, num_classes=NUM_CLASSES, **(small | overrides))
 
 
 def _sample(height: int, width: int, objects: list[list[float]]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -39,7 +47,9 @@ def _two_images() -> tuple[list[Tensor], list[dict[str, Tensor]]]:
     )
 
 
-def _losses_and_gradients(model: ATSS, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+def _losses_and_gradients(
+    model: ATSS | PAA, images: list[Tensor], targets: list[dict[str, Tensor]]
+) -> dict[str, Tensor]:
     """The losses; checks that they and the gradients which they give to everything trained are finite."""
     losses = model.train()(images, targets)
     assert list(losses) == ["ranking", "sorting", "box"]
@@ -51,7 +61,7 @@ def _losses_and_gradients(model: ATSS, images: list[Tensor], targets: list[dict[
     return losses
 
 
-def _assert_detections(model: ATSS, images: list[Tensor]) -> list[dict[str, Tensor]]:
+def _assert_detections(model: ATSS | PAA, images: list[Tensor]) -> list[dict[str, Tensor]]:
     """The detections in evaluation mode; checks what holds for any."""
     with torch.no_grad():
         detections = model.eval()(images)
@@ -71,8 +81,8 @@ def _assert_detections(model: ATSS, images: list[Tensor]) -> list[dict[str, Tens
     return detections
 
 
-def test_learns_two_images() -> None:
-    model = _model(frozen_stages=-1)
+def test_learns_two_images(make: Make) -> None:
+    model = make(frozen_stages=-1)
     images, targets = _batch(
         _sample(64, 96, [[8, 8, 44, 40, 0], [52, 22, 84, 58, 1]]), _sample(96, 64, [[12, 24, 50, 80, 2]])
     )
@@ -95,13 +105,13 @@ def test_learns_two_images() -> None:
         assert torch.equal(d["labels"][iou.argmax(1)], target["labels"])
 
 
-def test_losses_are_balanced() -> None:
-    losses = _losses_and_gradients(_model(), *_two_images())
+def test_losses_are_balanced(make: Make) -> None:
+    losses = _losses_and_gradients(make(), *_two_images())
     torch.testing.assert_close(losses["box"], losses["ranking"] + losses["sorting"])
 
 
-def test_image_without_objects_among_others() -> None:
-    model = _model()
+def test_image_without_objects_among_others(make: Make) -> None:
+    model = make()
     images, targets = _batch(_sample(64, 80, [[10, 10, 50, 60, 1]]), _sample(64, 96, []))
     with_empty = _losses_and_gradients(model, images, targets)
     assert model.num_positives > 0
@@ -111,16 +121,16 @@ def test_image_without_objects_among_others() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_batch_without_any_object(count: int) -> None:
-    model = _model()
+def test_batch_without_any_object(make: Make, count: int) -> None:
+    model = make()
     losses = _losses_and_gradients(model, *_batch(*[_sample(64, 80, [])] * count))
     assert [x.item() for x in losses.values()] == [0, 0, 0]
     assert model.num_positives == 0
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 
 
-def test_batch_of_very_different_sizes() -> None:
-    model = _model()
+def test_batch_of_very_different_sizes(make: Make) -> None:
+    model = make()
     images, targets = _batch(
         _sample(20, 200, [[5, 2, 60, 18, 0]]), _sample(300, 30, [[2, 40, 28, 200, 1]]), _sample(7, 7, [[1, 1, 6, 6, 2]])
     )
@@ -128,9 +138,9 @@ def test_batch_of_very_different_sizes() -> None:
     _assert_detections(model, images)
 
 
-def test_padding_of_the_batch_has_no_part_in_the_ranking() -> None:
+def test_padding_of_the_batch_has_no_part_in_the_ranking(make: Make) -> None:
     """At the start all logits are near one another, so that every anchor which takes part has a gradient."""
-    model = _model().train()
+    model = make().train()
     images, targets = _batch(_sample(64, 64, [[10, 10, 50, 60, 1]]), _sample(64, 128, []))
     outputs = {}
 
@@ -148,8 +158,8 @@ def test_padding_of_the_batch_has_no_part_in_the_ranking() -> None:
         assert bool(large.all())
 
 
-def test_detections_do_not_depend_on_the_order_of_the_batch() -> None:
-    model = _model(score_threshold=0.005)
+def test_detections_do_not_depend_on_the_order_of_the_batch(make: Make) -> None:
+    model = make(score_threshold=0.005)
     images, _ = _two_images()
     forward, backward = _assert_detections(model, images), _assert_detections(model, images[::-1])[::-1]
     for a, b in zip(forward, backward, strict=True):
@@ -157,9 +167,9 @@ def test_detections_do_not_depend_on_the_order_of_the_batch() -> None:
         torch.testing.assert_close(a, b)
 
 
-def test_detections_are_in_pixels_of_the_original_image() -> None:
+def test_detections_are_in_pixels_of_the_original_image(make: Make) -> None:
     """An image and itself at double size, where the model sees both at one size."""
-    model = _model(score_threshold=0.005)
+    model = make(score_threshold=0.005)
     image, _ = _sample(64, 96, [[10, 10, 50, 60, 1]])
     (small,) = _assert_detections(model, [image])
     (large,) = _assert_detections(model, [image.repeat_interleave(2, 1).repeat_interleave(2, 2)])
@@ -168,20 +178,20 @@ def test_detections_are_in_pixels_of_the_original_image() -> None:
     assert found[:5].min() > 0.8
 
 
-def test_thresholds_and_limit_are_those_given() -> None:
+def test_thresholds_and_limit_are_those_given(make: Make) -> None:
     images, _ = _two_images()
-    everything = _assert_detections(_model(score_threshold=0.001, detections_per_image=1000), images)
+    everything = _assert_detections(make(score_threshold=0.001, detections_per_image=1000), images)
     assert all(len(d["scores"]) > 20 for d in everything)
-    limited = _assert_detections(_model(score_threshold=0.001, detections_per_image=7), images)
+    limited = _assert_detections(make(score_threshold=0.001, detections_per_image=7), images)
     assert [len(d["scores"]) for d in limited] == [7, 7]
     for a, b in zip(everything, limited, strict=True):
         torch.testing.assert_close({k: v[:7] for k, v in a.items()}, b)
-    assert [len(d["scores"]) for d in _assert_detections(_model(score_threshold=0.9), images)] == [0, 0]
+    assert [len(d["scores"]) for d in _assert_detections(make(score_threshold=0.9), images)] == [0, 0]
 
 
 @pytest.mark.parametrize("objects", [[[10, 10, 50, 60, 1]], []])
-def test_mixed_precision(objects: list[list[float]]) -> None:
-    model = _model()
+def test_mixed_precision(make: Make, objects: list[list[float]]) -> None:
+    model = make()
     images, targets = _batch(_sample(64, 80, objects))
     exact = {k: v.item() for k, v in model(images, targets).items()}
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -191,8 +201,8 @@ def test_mixed_precision(objects: list[list[float]]) -> None:
     assert {k: v.item() for k, v in losses.items()} == pytest.approx(exact, rel=0.05)
 
 
-def test_uint8_images_and_tv_tensors() -> None:
-    model = _model(min_size=96)
+def test_uint8_images_and_tv_tensors(make: Make) -> None:
+    model = make(min_size=96)
     images, targets = _two_images()
     images = [(x * 255).round().to(torch.uint8) for x in images]
     wrapped = [
@@ -203,28 +213,28 @@ def test_uint8_images_and_tv_tensors() -> None:
     torch.testing.assert_close(ours, model([x / 255 for x in images], targets))
 
 
-def test_targets_are_left_alone() -> None:
+def test_targets_are_left_alone(make: Make) -> None:
     images, targets = _two_images()
     before = [{k: v.clone() for k, v in t.items()} for t in targets], [x.clone() for x in images]
-    _model()(images, targets)
+    make()(images, targets)
     torch.testing.assert_close((targets, images), before, rtol=0, atol=0)
 
 
-def test_training_without_targets_is_explained() -> None:
+def test_training_without_targets_is_explained(make: Make) -> None:
     images, _ = _two_images()
     with pytest.raises(ValueError, match=r"call model.eval\(\) to predict"):
-        _model()(images)
+        make()(images)
 
 
-def test_label_beyond_the_classes_is_explained() -> None:
+def test_label_beyond_the_classes_is_explained(make: Make) -> None:
     images, targets = _batch(_sample(64, 64, [[1, 1, 30, 30, 2]]))
     targets[0]["labels"] += 1
     with pytest.raises(ValueError, match=r"labels 3\.\.3, the model knows 0\.\.2"):
-        _model()(images, targets)
+        make()(images, targets)
 
 
-def test_only_unfrozen_parameters_change() -> None:
-    model = _model(frozen_stages=2)
+def test_only_unfrozen_parameters_change(make: Make) -> None:
+    model = make(frozen_stages=2)
     _losses_and_gradients(model, *_two_images())
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert {n.split(".")[2] for n in trained if n.startswith("backbone.")} == {"layer3", "layer4"}

@@ -1,0 +1,52 @@
+"""Masks of whole images, from one resolution to another."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def resize_masks(masks: Tensor, size: Sequence[int]) -> Tensor:
+    """Resizes masks or probabilities in 0..1, float [D, H, W], and cuts them at 1/2; bool [D, *size]."""
+    if len(masks) == 0:
+        return masks.new_zeros(0, *size, dtype=torch.bool)
+    return F.interpolate(masks[None], tuple(size), mode="bilinear")[0] > 0.5
+
+
+def quarter_masks(masks: Tensor, size: Sequence[int]) -> Tensor:
+    """Masks at stride 4: a cell is set where half of its four middle pixels are, which is bilinear resizing.
+
+    Args:
+        masks: bool [G, H, W].
+        size: height and width of the result, which may reach beyond H / 4 and W / 4.
+
+    Returns:
+        bool [G, *size].
+    """
+    height, width = masks.shape[-2:]
+    masks = F.pad(masks, (0, -width % 4, 0, -height % 4)).view(torch.uint8)
+    middle = sum(masks[:, i::4, j::4] for i in (1, 2) for j in (1, 2))
+    result = masks.new_zeros(len(masks), *size, dtype=torch.bool)
+    result[:, : masks.shape[1] // 4, : masks.shape[2] // 4] = middle >= 2
+    return result
+
+
+def centres_and_areas(masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean x and y of the pixels of each mask, bool [G, H, W] -> float32 [G, 2], (0, 0) for an empty one; and their number [G]."""
+    # int16, which holds every side of an image: the sums are preceded by a copy of that type, of perhaps hundreds of masks.
+    of_columns, of_rows = (masks.sum(dim, dtype=torch.int16).float() for dim in (1, 2))
+    area = of_columns.sum(1)
+    x, y = (torch.arange(n, device=masks.device, dtype=torch.float32) for n in (masks.shape[2], masks.shape[1]))
+    return torch.stack([of_columns @ x, of_rows @ y], 1) / area.clamp(min=1)[:, None], area
+
+
+def boxes_around(masks: Tensor) -> Tensor:
+    """The boxes which enclose masks, bool [D, H, W] -> float32 xyxy [D, 4]; all 0 for an empty one."""
+    sides = []
+    for occupied in (masks.any(1), masks.any(2)):  # columns, rows
+        place = torch.arange(occupied.shape[1], device=masks.device)
+        last = torch.where(occupied, place + 1, 0).amax(1)
+        sides.append((torch.where(occupied, place, occupied.shape[1]).amin(1).minimum(last), last))
+    (left, right), (top, bottom) = sides
+    return torch.stack([left, top, right, bottom], 1).float()

@@ -1,0 +1,333 @@
+"""RS-SOLOv2: instance segmentation without boxes (Wang et al., NeurIPS 2020) trained by RS Loss.
+
+    images -> backbone C2..C5 -> FPN P2..P6
+           -> head: on each level a grid over the image; at every cell class logits, and the weights of a 1x1 convolution, its kernel
+           -> mask features, one map at stride 4
+    the mask of a cell is its kernel applied to the mask features
+    training: match cells to objects -> RS Loss on all logits, Dice on the masks of the positives
+    testing:  cells above the score threshold -> masks -> score times maskness -> Matrix NMS
+
+Next to SOLOv2 as published there is no focal loss, nor any weight between the tasks. The localisation quality of a positive is the Dice
+coefficient of its own mask; the authors' code gives a positive that of another one of its level and image.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from ..losses.detection import confidence, quality_targets, self_balanced, weighted_mean
+from ..losses.localization import dice_loss
+from ..losses.rank_sort import rank_sort_loss
+from .backbones import Backbone
+from .dense_head import ConvNormReLU, initialise_convs, per_anchor
+from .fpn import FPN
+from .images import ImageBatch, ImageTransform, Size, check_input
+from .masks import boxes_around, centres_and_areas, quarter_masks, resize_masks
+from .matchers import NEGATIVE, collect
+
+GRIDS = (40, 36, 24, 16, 12)  # cells on each side of the image, one a level
+STRIDES = (8, 8, 16, 32, 32)  # of the maps which the grids are laid on; a mask has to have more cells than this
+RANGES = ((1, 96), (48, 192), (96, 384), (192, 768), (384, 2048))  # √area in pixels of the objects of each level
+LIGHT_RANGES = ((1, 56), (28, 112), (56, 224), (112, 448), (224, 896))
+
+_CENTRE = 0.2  # share of the box around the centre of mass whose cells are positive
+_MASKS_AT_ONCE = 128  # in training: more are made, and made again for the gradient, in parts
+_MOST = 1000  # pairs of cell and class in testing; only detectors which know nothing yet have more
+_MATRIX_NMS_LIMIT = 500
+_SIGMA = 2.0
+_LEAST_SCORE = 0.05  # after Matrix NMS
+
+
+class SOLOv2(nn.Module):
+    """RS-SOLOv2, called as torchvision's detectors are; attributes and arguments are those of `ATSS` but for
+    `nms_threshold`, and these.
+
+    Args:
+        backbone: gives features of strides 4, 8, 16 and 32.
+        channels: of the pyramid, a multiple of 64.
+        light: a head of half the width, for images of half the size.
+        score_threshold: least class probability of a detection, in 0..1. What is reported is this times maskness times the decay of
+            Matrix NMS, and at least .05.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        transform: ImageTransform,
+        num_classes: int,
+        *,
+        channels: int = 256,
+        head_convs: int = 4,
+        light: bool = False,
+        prior: float = 0.01,
+        score_threshold: float = 0.2,
+        detections_per_image: int = 100,
+    ):
+        super().__init__()
+        self.transform = transform
+        self.backbone = backbone
+        self.fpn = FPN(backbone.channels[-4:], channels, extra_convs=False)
+        width = channels if light else 2 * channels
+        self.head = SOLOv2Head(channels, width, num_classes, width // 2, head_convs, prior)
+        self.mask_features = MaskFeatures(channels, channels // 2, width // 2)
+        self.ranges = LIGHT_RANGES if light else RANGES
+        self.num_classes = num_classes
+        self.num_positives = 0
+        self.score_threshold = score_threshold
+        self.detections_per_image = detections_per_image
+
+    def forward(
+        self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Losses in training mode, detections in evaluation mode, with arguments, returns and errors of `ATSS.forward`, and masks.
+
+        Targets have `masks` [G, H, W] of 0 and 1; an object with an empty one has no positives. Losses are `ranking`, `sorting` and
+        `mask`. Detections have `masks`, bool [D, H, W], of the original image's size; their `boxes` are those around the masks.
+        """
+        check_input(images, targets, self.num_classes, self.training, masks=True)
+        batch, targets = self.transform(images, targets)
+        if self.training:
+            return self.losses(batch, targets)
+        return self.to_original(self.detect(batch), batch)
+
+    def predict(self, pixels: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """What the network says of normalised images [B, 3, H, W].
+
+        Returns:
+            For each level the class logits [B, S²_l, C] and the kernels [B, S²_l, E] of the cells, by row and column; and the mask features
+            [B, E, H / 4, W / 4].
+        """
+        features = self.fpn(self.backbone(pixels)[-4:])
+        logits, kernels = self.head(features)
+        return logits, kernels, self.mask_features(features[:4])
+
+    def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The losses of a batch whose targets are in its coordinates; see `forward`."""
+        logits, kernels, features = self.predict(batch.pixels)
+        size = batch.pixels.shape[-2], batch.pixels.shape[-1]
+        masks = [target["masks"].bool() for target in targets]
+        matched = collect(
+            [match_cells(t["boxes"], m, size, self.ranges) for t, m in zip(targets, masks, strict=True)], targets
+        )
+        self.num_positives = len(matched.positive)
+        of_positive = torch.cat(kernels, 1).flatten(0, 1)[matched.positive]
+        counts = matched.image.bincount(minlength=len(masks)).tolist()
+        of_images = zip(features, of_positive.split(counts), masks, matched.object.split(counts), strict=True)
+        dice = torch.cat(
+            [mask_losses(f, k, quarter_masks(m, features.shape[-2:]), owner) for f, k, m, owner in of_images]
+        )
+        all_logits = torch.cat(logits, 1).flatten(0, 1).float()
+        wanted = quality_targets(all_logits, matched.positive, matched.labels, 1 - dice.detach())
+        ranking, sorting = rank_sort_loss(all_logits, wanted)
+        mask = weighted_mean(dice, confidence(all_logits[matched.positive]))
+        return {"ranking": ranking, "sorting": sorting, "mask": self_balanced(mask, ranking, sorting)}
+
+    def detect(self, batch: ImageBatch) -> list[dict[str, Tensor]]:
+        """The detections of a batch without boxes, masks as probabilities at stride 4 of each padded image; see `forward`.
+
+        The grids span the whole input, so that each image is given to the network alone: what it shows must not depend on its batch.
+        """
+        return [
+            self._detect_one(pixels[None, :, :height, :width])
+            for pixels, (height, width) in zip(batch.pixels, batch.padded_sizes, strict=True)
+        ]
+
+    def _detect_one(self, pixels: Tensor) -> dict[str, Tensor]:
+        logits, kernels, features = self.predict(pixels)
+        scores = torch.cat([peaks(x[0].float().sigmoid(), grid) for x, grid in zip(logits, GRIDS, strict=True)])
+        cell, label = (scores > self.score_threshold).nonzero(as_tuple=True)
+        score = scores[cell, label]
+        if len(score) > _MOST:
+            score, best = score.topk(_MOST)
+            cell, label = cell[best], label[best]
+        masks = torch.einsum("pe,ehw->phw", torch.cat(kernels, 1)[0, cell].float(), features[0].float()).sigmoid()
+        least_area = torch.tensor(STRIDES, device=cell.device).repeat_interleave(
+            torch.tensor(GRIDS, device=cell.device) ** 2
+        )
+        inside = masks > 0.5
+        area = inside.sum((1, 2), dtype=torch.int32)
+        large = area > least_area[cell]
+        masks, inside, area, score, label = masks[large], inside[large], area[large], score[large], label[large]
+        maskness = (masks * inside).sum((1, 2)) / area
+
+        score, best = (score * maskness).sort(descending=True, stable=True)
+        best = best[:_MATRIX_NMS_LIMIT]
+        score = score[:_MATRIX_NMS_LIMIT] * matrix_nms_decay(inside[best], label[best])
+        score, order = score.sort(descending=True, stable=True)
+        order = order[score >= _LEAST_SCORE][: self.detections_per_image]
+        return {"scores": score[: len(order)], "labels": label[best[order]], "masks": masks[best[order]]}
+
+    @staticmethod
+    def to_original(detections: list[dict[str, Tensor]], batch: ImageBatch) -> list[dict[str, Tensor]]:
+        """Takes what `detect` found to the original images, with the boxes around the masks."""
+        result = []
+        for found, (height, width), size in zip(detections, batch.sizes, batch.original_sizes, strict=True):
+            soft = found["masks"]
+            if len(soft):
+                soft = F.interpolate(soft[None], scale_factor=4, mode="bilinear")[0, :, :height, :width]
+            masks = resize_masks(soft, size)
+            result.append({"boxes": boxes_around(masks), **found, "masks": masks})
+        return result
+
+
+class SOLOv2Head(nn.Module):
+    """Towers for classes and kernels on a grid over each level; that of the kernels sees coordinates, too."""
+
+    def __init__(
+        self, in_channels: int, channels: int, num_classes: int, kernel_channels: int, convs: int, prior: float
+    ):
+        super().__init__()
+        self.num_classes, self.kernel_channels = num_classes, kernel_channels
+        widths = [channels] * convs
+        self.class_tower = nn.Sequential(*map(ConvNormReLU, [in_channels, *widths[1:]], widths))
+        self.kernel_tower = nn.Sequential(*map(ConvNormReLU, [in_channels + 2, *widths[1:]], widths))
+        self.class_logits = nn.Conv2d(channels, num_classes, 3, padding=1)
+        self.kernels = nn.Conv2d(channels, kernel_channels, 3, padding=1)
+        initialise_convs(self)
+        nn.init.constant_(self.class_logits.bias, -math.log((1 - prior) / prior))  # type: ignore[arg-type]
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Takes P2..P6 to class logits [B, S²_l, C] and kernels [B, S²_l, E] of each level."""
+        p2, *middle, p6 = features
+        maps = [
+            F.interpolate(p2, scale_factor=0.5, mode="bilinear"),
+            *middle,
+            F.interpolate(p6, size=middle[-1].shape[-2:], mode="bilinear"),
+        ]
+        logits, kernels = [], []
+        for x, grid in zip(maps, GRIDS, strict=True):
+            x = F.interpolate(with_coordinates(x), size=(grid, grid), mode="bilinear")
+            logits.append(per_anchor(self.class_logits(self.class_tower(x[:, :-2])), self.num_classes))
+            kernels.append(per_anchor(self.kernels(self.kernel_tower(x)), self.kernel_channels))
+        return logits, kernels
+
+
+class MaskFeatures(nn.Module):
+    """One map at stride 4 from P2..P5, each doubled in size by convolution and upsampling until it is there, and summed."""
+
+    def __init__(self, in_channels: int, channels: int, out_channels: int):
+        super().__init__()
+        self.levels = nn.ModuleList()
+        for level in range(4):
+            width = in_channels + 2 if level == 3 else in_channels  # the coarsest level sees coordinates
+            convs = [ConvNormReLU(width if i == 0 else channels, channels) for i in range(max(level, 1))]
+            self.levels.append(nn.Sequential(*convs))
+        self.output = ConvNormReLU(channels, out_channels, kernel_size=1)
+        initialise_convs(self)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Takes P2..P5 to [B, out_channels, H / 4, W / 4]."""
+        *fine, coarsest = features
+        maps = []
+        for level, (convs, x) in enumerate(zip(self.levels, [*fine, with_coordinates(coarsest)], strict=True)):
+            for conv in convs.children():
+                x = conv(x)
+                x = F.interpolate(x, scale_factor=2, mode="bilinear") if level > 0 else x
+            maps.append(x)
+        return self.output(sum(maps))
+
+
+def with_coordinates(x: Tensor) -> Tensor:
+    """Appends two channels, x and y from -1 to 1 over the map; [B, C, H, W] -> [B, C + 2, H, W]."""
+    height, width = x.shape[-2:]
+    column = torch.linspace(-1, 1, width, device=x.device, dtype=x.dtype).expand(len(x), 1, height, width)
+    row = torch.linspace(-1, 1, height, device=x.device, dtype=x.dtype)[:, None].expand(len(x), 1, height, width)
+    return torch.cat([x, column, row], 1)
+
+
+def match_cells(boxes: Tensor, masks: Tensor, size: Size, ranges: Sequence[tuple[int, int]]) -> Tensor:
+    """Which object each cell of the grids has to find.
+
+    Objects belong to the levels in whose range their √area is. There the cells around the centre of mass, at most one away, are
+    positive which the middle fifth of the box touches. A cell wanted by several objects goes to the last.
+
+    Args:
+        boxes: of the objects, xyxy [G, 4].
+        masks: bool [G, h, w], in the same pixels; an object with an empty one has no cells.
+        size: height and width which the grids span, at least h and w.
+        ranges: least and greatest √area, one pair for each level.
+
+    Returns:
+        int64 [ΣS²], index of the object or NEGATIVE; cells by level, row and column.
+    """
+    device = boxes.device
+    grids = torch.tensor(GRIDS, device=device)
+    least, greatest = torch.tensor(ranges, device=device).unbind(1)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    scale = sides.prod(1).sqrt()[:, None]
+    centre, area = centres_and_areas(masks)
+    in_range = (scale >= least) & (scale <= greatest) & (area > 0)[:, None]  # [G, L]
+
+    extent = boxes.new_tensor([size[1], size[0]])
+    half = sides / 2 * _CENTRE
+    # Column and row on each level, [G, L, 2].
+    first, middle, last = (
+        ((point / extent)[:, None] * grids[:, None]).floor().long() for point in (centre - half, centre, centre + half)
+    )
+    step = torch.tensor([-1, 0, 1], device=device)
+    cells = middle[:, :, None] + step[:, None]  # [G, L, 3, 2]
+    touched = (cells >= first[:, :, None].clamp(min=0)) & (cells <= torch.minimum(last, grids[:, None] - 1)[:, :, None])
+    columns, rows = cells.unbind(-1)
+    wanted = touched[:, :, :, None, 1] & touched[:, :, None, :, 0] & in_range[:, :, None, None]  # [G, L, 3, 3]
+    start = (grids**2).cumsum(0) - grids**2
+    index = start[:, None, None] + rows[:, :, :, None] * grids[:, None, None] + columns[:, :, None]
+    owner = torch.arange(len(boxes), device=device)[:, None, None, None].expand_as(index)
+    matches = torch.full((int((grids**2).sum()),), NEGATIVE, device=device)
+    return matches.scatter_reduce(0, index[wanted], owner[wanted], "amax")
+
+
+def mask_losses(features: Tensor, kernels: Tensor, objects: Tensor, owner: Tensor) -> Tensor:
+    """Dice loss of the masks of some cells of one image.
+
+    Only `_MASKS_AT_ONCE` masks are in memory at a time: an image of 200 objects has thousands of positives.
+
+    Args:
+        features: mask features, [E, h, w].
+        kernels: [P, E].
+        objects: masks of the image's objects, bool [G, h, w].
+        owner: int64 [P], which object each cell has to find.
+
+    Returns:
+        [P], in 0..1.
+    """
+
+    def of_part(kernels: Tensor, owner: Tensor) -> Tensor:
+        masks = torch.einsum("pe,ehw->phw", kernels.float(), features.float()).sigmoid()
+        return dice_loss(masks, objects[owner])
+
+    if len(kernels) <= _MASKS_AT_ONCE:
+        return of_part(kernels, owner)
+    parts = zip(kernels.split(_MASKS_AT_ONCE), owner.split(_MASKS_AT_ONCE), strict=True)
+    return torch.cat([checkpoint(of_part, k, o, use_reentrant=False) for k, o in parts])
+
+
+def peaks(scores: Tensor, grid: int) -> Tensor:
+    """Keeps scores which are the greatest of their cell, the one left, the one above and the one between; [S², C]."""
+    heat = scores.T.reshape(1, -1, grid, grid)
+    greatest = F.max_pool2d(heat, 2, stride=1, padding=1)[:, :, :-1, :-1]
+    return torch.where(greatest == heat, heat, 0.0).flatten(2)[0].T
+
+
+def matrix_nms_decay(masks: Tensor, labels: Tensor) -> Tensor:
+    """Matrix NMS (Wang et al., 2020, section 3.4) with a Gaussian: what the score of each mask is multiplied by.
+
+    Args:
+        masks: bool [D, h, w], by falling score.
+        labels: int64 [D].
+
+    Returns:
+        [D], in 0..1: the least exp(-σ (IoU² - c²)) over all better masks of the class, where c is the highest IoU of that mask with one
+        better still. 1 for the best.
+    """
+    flat = masks.flatten(1).float()
+    both = flat @ flat.T
+    area = flat.sum(1)
+    iou = both / (area[:, None] + area - both)
+    iou = torch.where(labels[:, None] == labels, iou, 0.0).triu(diagonal=1)
+    highest = iou.amax(0) if len(iou) else iou.new_zeros(0)
+    decay = (-_SIGMA * (iou.square() - highest.square()[:, None])).exp()
+    return decay.amin(0) if len(decay) else highest

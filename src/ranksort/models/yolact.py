@@ -1,0 +1,211 @@
+"""RS-YOLACT: one-stage instance segmentation (Bolya et al., ICCV 2019) trained by RS Loss.
+
+    images -> backbone C3..C5 -> FPN P3..P7 -> head: logits, box deltas and 32 mask coefficients for three anchors at every cell
+                              -> P3 -> 32 prototypes, maps at stride 4
+    a mask is the sigmoid of the prototypes' sum, weighted by the coefficients of its anchor, within its box
+    training: match anchors to objects by IoU -> RS Loss on all logits, GIoU on the boxes and Dice on the masks of the positives
+    testing:  1000 best anchors of each level -> decode -> Fast NMS -> masks
+
+Next to YOLACT as published there is no sampling of negatives, no semantic segmentation branch, nor any weight between the tasks.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..losses.detection import confidence, rank_sort_detection_losses, self_balanced, weighted_mean
+from ..losses.localization import dice_loss
+from .anchors import AnchorGenerator
+from .backbones import Backbone
+from .boxes import decode_chosen
+from .dense_head import per_anchor
+from .fpn import FPN, xavier_convs
+from .images import ImageBatch, ImageTransform, Size, check_input
+from .masks import resize_masks
+from .matchers import ANY_OVERLAP, collect, match_iou
+from .postprocess import best_regions, fast_non_maximum_suppression
+
+STRIDES = (8, 16, 32, 64, 128)
+MASKS_PER_IMAGE = 100  # which are trained on: each of them is a whole map
+
+
+class YOLACT(nn.Module):
+    """RS-YOLACT, called as torchvision's detectors are; attributes and arguments are those of `ATSS`, and these.
+
+    Args:
+        transform: makes squares of the images.
+        prototypes: how many there are.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        transform: ImageTransform,
+        num_classes: int,
+        *,
+        channels: int = 256,
+        prototypes: int = 32,
+        prior: float = 0.01,
+        score_threshold: float = 0.05,
+        nms_threshold: float = 0.5,
+        detections_per_image: int = 100,
+    ):
+        super().__init__()
+        self.transform = transform
+        self.backbone = backbone
+        self.fpn = FPN(backbone.channels[-3:], channels, levels=len(STRIDES), from_input=True, upsampling="bilinear")
+        side = transform.min_size  # which the cells share evenly, whether or not it is a multiple of their stride
+        self.anchors = AnchorGenerator(
+            [side / math.ceil(side / stride) for stride in STRIDES],
+            scales=[3],
+            ratios=[0.5, 1, 2],
+            base_sizes=STRIDES,
+            offset=0.5,
+        )
+        self.head = YOLACTHead(channels, num_classes, self.anchors.per_cell, prototypes, prior)
+        self.prototypes = _prototype_branch(channels, prototypes)
+        self.num_classes = num_classes
+        self.num_positives = 0
+        self.score_threshold = score_threshold
+        self.nms_threshold = nms_threshold
+        self.detections_per_image = detections_per_image
+
+    def forward(
+        self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Losses in training mode, detections in evaluation mode, with arguments, returns and errors of `ATSS.forward`, and masks.
+
+        Targets have `masks` [G, H, W] of 0 and 1, losses have `mask`, and detections `masks`, bool [D, H, W], of the original image's size.
+        """
+        check_input(images, targets, self.num_classes, self.training, masks=True)
+        batch, targets = self.transform(images, targets)
+        if self.training:
+            return self.losses(batch, targets)
+        return [
+            {**d, "masks": resize_masks(d["masks"], size)}
+            for d, size in zip(self.transform.to_original(self.detect(batch), batch), batch.original_sizes, strict=True)
+        ]
+
+    def predict(self, batch: ImageBatch) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor, list[Size]]:
+        """What the network says.
+
+        Returns:
+            For each level the class logits [B, A_l, C], the box deltas [B, A_l, 4] and the mask coefficients [B, A_l, prototypes]; the
+            prototypes [B, prototypes, H / 4, W / 4]; and the size of each level's map.
+        """
+        features = self.fpn(self.backbone(batch.pixels)[-3:])
+        return *self.head(features), self.prototypes(features[0]), [(x.shape[-2], x.shape[-1]) for x in features]
+
+    def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The losses of a batch whose targets are in its coordinates; see `forward`."""
+        logits, deltas, coefficients, prototypes, sizes = self.predict(batch)
+        anchors = self.anchors(sizes, batch.pixels.device)
+        all_anchors, all_logits = torch.cat(anchors), torch.cat(logits, 1).flatten(0, 1)
+        matched = collect(
+            [match_iou(all_anchors, t["boxes"], positive=0.5, negative=0.4, low_quality=ANY_OVERLAP) for t in targets],
+            targets,
+        )
+        self.num_positives = len(matched.positive)
+        losses = rank_sort_detection_losses(
+            all_logits,
+            matched.positive,
+            matched.labels,
+            decode_chosen(deltas, anchors, matched.positive),
+            matched.boxes,
+            ignored=matched.ignored,
+        )
+
+        of_positive = torch.cat(coefficients, 1).flatten(0, 1)[matched.positive]
+        weights = confidence(all_logits[matched.positive].float())
+        mask_losses, mask_weights = [], []
+        for image, target in enumerate(targets):
+            chosen = (matched.image == image).nonzero().squeeze(1)
+            if len(chosen) > MASKS_PER_IMAGE:
+                chosen = chosen[torch.randperm(len(chosen), device=chosen.device)[:MASKS_PER_IMAGE]]
+            probabilities = assemble_masks(
+                prototypes[image], of_positive[chosen], matched.boxes[chosen], batch.sizes[image]
+            )
+            wanted = resize_masks(target["masks"].float(), probabilities.shape[-2:])[matched.object[chosen]]
+            mask_losses.append(dice_loss(probabilities, wanted))
+            mask_weights.append(weights[chosen])
+        mask = weighted_mean(torch.cat(mask_losses), torch.cat(mask_weights))
+        return {**losses, "mask": self_balanced(mask, losses["ranking"], losses["sorting"])}
+
+    def detect(self, batch: ImageBatch) -> list[dict[str, Tensor]]:
+        """The detections of a batch, boxes in its coordinates, masks as probabilities at the prototypes' stride; see `forward`."""
+        logits, deltas, coefficients, prototypes, sizes = self.predict(batch)
+        anchors = self.anchors(sizes, batch.pixels.device)
+        all_coefficients = torch.cat(coefficients, 1)
+        detections = []
+        for image, size in enumerate(batch.sizes):
+            boxes, scores, anchor = best_regions([x[image] for x in logits], [x[image] for x in deltas], anchors, size)
+            kept, region = fast_non_maximum_suppression(
+                boxes,
+                scores,
+                score_threshold=self.score_threshold,
+                nms_threshold=self.nms_threshold,
+                detections_per_image=self.detections_per_image,
+            )
+            masks = assemble_masks(prototypes[image], all_coefficients[image, anchor[region]], kept["boxes"], size)
+            detections.append({**kept, "masks": masks})
+        return detections
+
+
+class YOLACTHead(nn.Module):
+    """One shared convolution, then one each for classes, boxes and mask coefficients, the same on all levels."""
+
+    def __init__(self, channels: int, num_classes: int, anchors_per_cell: int, prototypes: int, prior: float):
+        super().__init__()
+        self.num_classes, self.num_prototypes = num_classes, prototypes
+        self.shared = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True))
+        self.class_logits = nn.Conv2d(channels, anchors_per_cell * num_classes, 3, padding=1)
+        self.box_deltas = nn.Conv2d(channels, anchors_per_cell * 4, 3, padding=1)
+        self.coefficients = nn.Conv2d(channels, anchors_per_cell * prototypes, 3, padding=1)
+        xavier_convs(self)
+        nn.init.constant_(self.class_logits.bias, -math.log((1 - prior) / prior))  # type: ignore[arg-type]
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Takes the pyramid to class logits, box deltas and mask coefficients in -1..1 of each level; see `YOLACT.predict`."""
+        shared = [self.shared(x) for x in features]
+        return (
+            [per_anchor(self.class_logits(x), self.num_classes) for x in shared],
+            [per_anchor(self.box_deltas(x), 4) for x in shared],
+            [per_anchor(self.coefficients(x), self.num_prototypes).tanh() for x in shared],
+        )
+
+
+def _prototype_branch(channels: int, prototypes: int) -> nn.Sequential:
+    """Three convolutions on P3, upsampling to stride 4, one more, and the prototypes, which are not negative."""
+    layers: list[nn.Module] = []
+    for _ in range(3):
+        layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True)]
+    layers += [nn.Upsample(scale_factor=2, mode="bilinear")]
+    layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True)]
+    layers += [nn.Conv2d(channels, prototypes, 1), nn.ReLU(inplace=True)]
+    branch = nn.Sequential(*layers)
+    xavier_convs(branch)
+    return branch
+
+
+def assemble_masks(prototypes: Tensor, coefficients: Tensor, boxes: Tensor, size: Size) -> Tensor:
+    """The masks of some instances of one image.
+
+    Args:
+        prototypes: [K, h, w].
+        coefficients: [P, K].
+        boxes: xyxy in pixels of the image, [P, 4]; outside of them, and a pixel around, the masks are 0.
+        size: height and width of the image.
+
+    Returns:
+        Probabilities, float32 [P, h, w].
+    """
+    height, width = prototypes.shape[-2:]
+    masks = torch.einsum("pk,khw->phw", coefficients.float(), prototypes.float()).sigmoid()
+    scale = boxes.new_tensor([width / size[1], height / size[0]])
+    left, top = (boxes[:, :2] * scale - 1).T[:, :, None]
+    right, bottom = (boxes[:, 2:] * scale + 1).T[:, :, None]
+    x, y = torch.arange(width, device=boxes.device), torch.arange(height, device=boxes.device)
+    inside = ((y >= top) & (y < bottom))[:, :, None] & ((x >= left) & (x < right))[:, None]
+    return masks * inside

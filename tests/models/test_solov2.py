@@ -1,0 +1,222 @@
+"""RS-SOLOv2 end to end, small: ResNet-18, 64 channels, 96 to 160 pixels; and its parts against loops."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from instances import NUM_CLASSES, batch, sample
+from oracles import solov2 as oracle
+from torch import Tensor
+
+from ranksort.models import SOLOv2, solov2
+from ranksort.models.solov2 import (
+    GRIDS,
+    LIGHT_RANGES,
+    RANGES,
+    mask_losses,
+    match_cells,
+    matrix_nms_decay,
+    peaks,
+    with_coordinates,
+)
+from ranksort.recipes import create_model
+
+
+def _model(light: bool = True, **overrides: Any) -> SOLOv2:
+    torch.manual_seed(0)
+    name = "ranksort_solov2_light_448_r34_fpn_3x" if light else "ranksort_solov2_r101_fpn_3x"
+    small = {"backbone": "resnet18", "channels": 64, "head_convs": 1, "min_size": 96, "max_size": 160}
+    return create_model(name, num_classes=NUM_CLASSES, **(small | overrides))
+
+
+def _losses_and_gradients(model: SOLOv2, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    model.transform.train_min_sizes = (96,)
+    losses = model.train()(images, targets)
+    assert list(losses) == ["ranking", "sorting", "mask"]
+    assert all(x.ndim == 0 and bool(x.isfinite()) for x in losses.values())
+    sum(losses.values()).backward()
+    for name, p in model.named_parameters():
+        assert (p.grad is not None) == p.requires_grad, name
+        assert p.grad is None or bool(p.grad.isfinite().all()), name
+    return losses
+
+
+def test_learns_two_images() -> None:
+    model = _model(frozen_stages=-1)
+    images, targets = batch(
+        sample(96, 128, [[8, 8, 60, 44, 0], [64, 40, 120, 90, 1]]), sample(128, 96, [[12, 24, 70, 110, 2]])
+    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for _ in range(45):
+        losses = _losses_and_gradients(model, images, targets)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 10)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses["ranking"] < 0.3
+    with torch.no_grad():
+        detections = model.eval()(images)
+    for image, d, target in zip(images, detections, targets, strict=True):
+        assert d["masks"].dtype == torch.bool
+        assert d["masks"].shape == (len(d["scores"]), *image.shape[-2:])
+        assert d["boxes"].shape == (len(d["scores"]), 4)
+        assert bool((d["scores"].diff() <= 0).all())
+        both = (d["masks"][:, None] & target["masks"]).sum((2, 3))
+        iou = both / (d["masks"][:, None] | target["masks"]).sum((2, 3))
+        iou = torch.where(d["labels"][:, None] == target["labels"], iou, 0.0)
+        assert bool((iou.amax(0) > 0.6).all())
+        torch.testing.assert_close(d["boxes"][iou.argmax(0)], target["boxes"], rtol=0, atol=15)
+
+
+@pytest.mark.parametrize("light", [True, False])
+def test_losses_are_balanced(light: bool) -> None:
+    model = _model(light)
+    losses = _losses_and_gradients(
+        model, *batch(sample(96, 128, [[10, 10, 70, 50, 0], [30, 30, 120, 90, 1]]), sample(96, 96, []))
+    )
+    torch.testing.assert_close(losses["mask"], losses["ranking"] + losses["sorting"])
+    assert model.num_positives > 5
+
+
+@pytest.mark.parametrize(
+    "objects",
+    [[[-20, 10, 30, 60, 0]], [[60, 70, 140, 120, 1]], [[-30, -30, 130, 130, 2]], [[2, 2, 4, 4, 0], [3, 3, 93, 93, 0]]],
+    ids=["left", "corner", "larger than the image", "tiny"],
+)
+def test_objects_cut_by_the_border_and_tiny_ones(objects: list[list[float]]) -> None:
+    model = _model()
+    _losses_and_gradients(model, *batch(sample(96, 96, objects), sample(60, 90, [])))
+    assert model.num_positives >= 1
+
+
+def test_batch_without_any_object_or_positive() -> None:
+    model = _model()
+    image, target = sample(64, 80, [[10, 10, 50, 50, 0]])
+    without_mask = target | {"masks": torch.zeros_like(target["masks"])}
+    for other in (sample(64, 80, []), (image, without_mask)):
+        losses = _losses_and_gradients(model, *batch(sample(64, 80, []), other))
+        assert [x.item() for x in losses.values()] == [0, 0, 0]
+        assert model.num_positives == 0
+
+
+def test_nothing_is_found() -> None:
+    model = _model(score_threshold=0.99).eval()
+    with torch.no_grad():
+        (found,) = model([torch.rand(3, 70, 90)])
+    assert {k: tuple(v.shape) for k, v in found.items()} == {
+        "boxes": (0, 4),
+        "scores": (0,),
+        "labels": (0,),
+        "masks": (0, 70, 90),
+    }
+
+
+def test_mixed_precision() -> None:
+    model = _model(score_threshold=0.005)
+    images, targets = batch(sample(96, 128, [[10, 10, 50, 60, 1]]), sample(96, 96, []))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = _losses_and_gradients(model, images, targets)
+        with torch.no_grad():
+            model.eval()(images)
+    assert all(x.dtype == torch.float32 for x in losses.values())
+
+
+def test_detections_do_not_depend_on_the_batch() -> None:
+    """Nor on the size of the others: the grids span the image alone."""
+    model = _model(score_threshold=0.1, prior=0.3).eval()
+    images, _ = batch(sample(96, 64, [[10, 10, 60, 50, 0]]), sample(40, 96, [[10, 10, 60, 30, 1]]))
+    with torch.no_grad():
+        together, alone = model(images), [model([image])[0] for image in images]
+    for a, b in zip(together, alone, strict=True):
+        assert len(a["scores"]) > 5
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
+
+
+def _objects(count: int, height: int, width: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Boxes which may cross the border, and masks somewhere within them; the last may be empty."""
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(count, 2, generator=generator) * torch.tensor([width, height]) - 10
+    sides = torch.rand(count, 2, generator=generator) ** 2 * torch.tensor([width, height]) + 3
+    boxes = torch.cat([corner, corner + sides], 1)
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    x1, y1, x2, y2 = boxes.T[:, :, None, None]
+    inside = (x >= x1) & (x < x2) & (y >= y1) & (y < y2)
+    return boxes, inside & (torch.rand(count, height, width, generator=generator) < 0.6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    count=st.integers(0, 6),
+    size=st.sampled_from([(96, 96), (96, 128), (60, 110)]),
+    margin=st.sampled_from([0, 32]),
+    light=st.booleans(),
+)
+def test_cells_agree_with_the_paper(seed: int, count: int, size: tuple[int, int], margin: int, light: bool) -> None:
+    boxes, masks = _objects(count, *size, seed)
+    ranges = LIGHT_RANGES if light else RANGES
+    span = (size[0] + margin, size[1])
+    expected = oracle.match(boxes.tolist(), masks.tolist(), span, list(ranges), list(GRIDS))
+    assume(expected.margin > 1e-4)
+    ours = match_cells(boxes, masks, span, ranges)
+    assert ours.dtype == torch.int64
+    assert ours.tolist() == expected.owner
+
+
+def test_cell_of_two_objects_goes_to_the_last() -> None:
+    box, mask = torch.tensor([[16.0, 16, 80, 80]]), torch.zeros(1, 96, 96, dtype=torch.bool)
+    mask[:, 16:80, 16:80] = True
+    once, twice = (match_cells(box.repeat(n, 1), mask.repeat(n, 1, 1), (96, 96), RANGES) for n in (1, 2))
+    assert torch.equal(twice, torch.where(once >= 0, 1, -1))
+    assert int((once >= 0).sum()) > 9  # on several levels
+
+
+def test_masks_in_parts_have_the_same_losses_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    objects = torch.rand(5, 12, 10, generator=generator) < 0.3
+    owner = torch.randint(5, (50,), generator=generator)
+    features, kernels = (torch.randn(*shape, generator=generator) for shape in ((8, 12, 10), (50, 8)))
+    weights = torch.rand(50, generator=generator)
+    results = []
+    for limit in (128, 7):
+        monkeypatch.setattr(solov2, "_MASKS_AT_ONCE", limit)
+        leaves = [features.clone().requires_grad_(), kernels.clone().requires_grad_()]
+        losses = mask_losses(*leaves, objects, owner)
+        (losses * weights).sum().backward()
+        results.append([losses.detach(), *(leaf.grad for leaf in leaves)])
+    torch.testing.assert_close(results[0], results[1])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_matrix_nms(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    masks = torch.rand(20, 6, 7, generator=generator) < torch.rand(20, 1, 1, generator=generator).clamp(0.1)
+    masks[5] = masks[2]
+    masks[:, 0, 0] = True
+    labels = torch.randint(3, (20,), generator=generator)
+    pixels = [set(mask.flatten().nonzero().flatten().tolist()) for mask in masks]
+    expected = torch.tensor(oracle.matrix_nms(pixels, labels.tolist()))
+    torch.testing.assert_close(matrix_nms_decay(masks, labels), expected)
+
+
+def test_matrix_nms_of_nothing() -> None:
+    assert matrix_nms_decay(torch.zeros(0, 4, 4, dtype=torch.bool), torch.zeros(0, dtype=torch.long)).shape == (0,)
+
+
+def test_peaks() -> None:
+    """A score stays where none is greater among its cell, the one left, the one above, and the one above left."""
+    scores = torch.rand(6 * 6, 4)
+    ours = peaks(scores, 6).reshape(6, 6, 4)
+    grid = scores.reshape(6, 6, 4)
+    for y in range(6):
+        for x in range(6):
+            rivals = grid[max(y - 1, 0) : y + 1, max(x - 1, 0) : x + 1].flatten(0, 1).amax(0)
+            assert torch.equal(ours[y, x], torch.where(grid[y, x] == rivals, grid[y, x], 0.0))
+
+
+def test_coordinates() -> None:
+    x = with_coordinates(torch.zeros(2, 1, 3, 5))
+    assert x.shape == (2, 3, 3, 5)
+    assert x[1, 1, 2].tolist() == [-1, -0.5, 0, 0.5, 1]
+    assert x[1, 2, :, 4].tolist() == [-1, 0, 1]

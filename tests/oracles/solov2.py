@@ -1,0 +1,62 @@
+"""SOLOv2 (Wang et al., NeurIPS 2020) in loops: which cells find which object, and Matrix NMS (section 3.4)."""
+
+import math
+from typing import NamedTuple
+
+
+class Cells(NamedTuple):
+    """The outcome, and how clear it was.
+
+    Attributes:
+        owner: index of the object of each cell, by level, row and column; -1: none.
+        margin: the smallest distance of a number to where it would have decided otherwise.
+    """
+
+    owner: list[int]
+    margin: float
+
+
+def match(
+    boxes: list[list[float]],
+    masks: list[list[list[bool]]],
+    size: tuple[int, int],
+    ranges: list[tuple[int, int]],
+    grids: list[int],
+) -> Cells:
+    """The last of several objects which want a cell gets it."""
+    owner: list[int] = []
+    margins = [1.0]
+    for grid, (least, greatest) in zip(grids, ranges, strict=True):
+        of_level = [[-1] * grid for _ in range(grid)]
+        for g, (box, mask) in enumerate(zip(boxes, masks, strict=True)):
+            pixels = [(x, y) for y, row in enumerate(mask) for x, set_ in enumerate(row) if set_]
+            side = math.sqrt((box[2] - box[0]) * (box[3] - box[1]))
+            margins += [abs(side - least), abs(side - greatest)]
+            if not pixels or not least <= side <= greatest:
+                continue
+            bounds = []
+            for axis, length in ((0, size[1]), (1, size[0])):
+                centre = sum(p[axis] for p in pixels) / len(pixels)
+                half = 0.2 * (box[axis + 2] - box[axis]) / 2
+                places = [(centre + d) / length * grid for d in (-half, 0, half)]
+                margins += [abs(p - round(p)) for p in places]
+                first, middle, last = (math.floor(p) for p in places)
+                bounds.append(range(max(first, middle - 1, 0), min(last, middle + 1, grid - 1) + 1))
+            for y in bounds[1]:
+                for x in bounds[0]:
+                    of_level[y][x] = g
+        owner += [g for row in of_level for g in row]
+    return Cells(owner, min(margins))
+
+
+def matrix_nms(masks: list[set[int]], labels: list[int], sigma: float = 2.0) -> list[float]:
+    """The factor on each score, for masks as sets of pixels by falling score."""
+
+    def iou(i: int, j: int) -> float:
+        return len(masks[i] & masks[j]) / len(masks[i] | masks[j]) if labels[i] == labels[j] else 0.0
+
+    highest = [max([iou(i, k) for k in range(i)], default=0.0) for i in range(len(masks))]
+    return [
+        min([math.exp(-sigma * (iou(i, j) ** 2 - highest[i] ** 2)) for i in range(j)], default=1.0)
+        for j in range(len(masks))
+    ]
