@@ -167,30 +167,20 @@ _RENAMED = [
     (r"^neck\.lateral_convs\.(\d+)\.conv\.", r"fpn.laterals.\1."),
     (r"^neck\.upsample_modules\.(\d+)\.channel_compressor\.", r"fpn.upsamplers.\1.compress."),
     (r"^neck\.upsample_modules\.(\d+)\.content_encoder\.", r"fpn.upsamplers.\1.encode."),
-    (r"^bbox_head\.cls_convs\.(\d+)\.conv\.", r"head.class_tower.\1.conv."),
-    (r"^bbox_head\.cls_convs\.(\d+)\.gn\.", r"head.class_tower.\1.norm."),
-    (r"^bbox_head\.reg_convs\.(\d+)\.conv\.", r"head.box_tower.\1.conv."),
-    (r"^bbox_head\.reg_convs\.(\d+)\.gn\.", r"head.box_tower.\1.norm."),
-    (r"^bbox_head\.atss_cls\.", r"head.class_logits."),
-    (r"^bbox_head\.atss_reg\.", r"head.box_deltas."),
+    (r"^bbox_head\.(?:cls|cate)_convs\.", r"head.class_tower."),
+    (r"^bbox_head\.reg_convs\.", r"head.box_tower."),
+    (r"^bbox_head\.kernel_convs\.", r"head.kernel_tower."),
+    (r"^bbox_head\.(?:atss_cls|conv_cls|solo_cate)\.", r"head.class_logits."),
+    (r"^bbox_head\.(?:atss_reg|conv_reg)\.", r"head.box_deltas."),
+    (r"^bbox_head\.conv_coeff\.", r"head.coefficients."),
+    (r"^bbox_head\.solo_kernel\.", r"head.kernels."),
     (r"^bbox_head\.scales\.(\d+)\.scale$", r"head.scales.\1"),
     (r"^bbox_head\.head_convs\.0\.conv\.", r"head.shared.0."),
-    (r"^bbox_head\.conv_cls\.", r"head.class_logits."),
-    (r"^bbox_head\.conv_reg\.", r"head.box_deltas."),
-    (r"^bbox_head\.conv_coeff\.", r"head.coefficients."),
     (r"^mask_head\.protonet\.8\.", r"prototypes.7."),  # theirs has a ReLU more after the upsampling
     (r"^mask_head\.protonet\.10\.", r"prototypes.9."),
     (r"^mask_head\.protonet\.", r"prototypes."),
-    (r"^bbox_head\.cate_convs\.(\d+)\.conv\.", r"head.class_tower.\1.conv."),
-    (r"^bbox_head\.cate_convs\.(\d+)\.gn\.", r"head.class_tower.\1.norm."),
-    (r"^bbox_head\.kernel_convs\.(\d+)\.conv\.", r"head.kernel_tower.\1.conv."),
-    (r"^bbox_head\.kernel_convs\.(\d+)\.gn\.", r"head.kernel_tower.\1.norm."),
-    (r"^bbox_head\.solo_cate\.", r"head.class_logits."),
-    (r"^bbox_head\.solo_kernel\.", r"head.kernels."),
-    (r"^mask_feat_head\.convs_all_levels\.(\d+)\.conv(\d+)\.conv\.", r"mask_features.levels.\1.\2.conv."),
-    (r"^mask_feat_head\.convs_all_levels\.(\d+)\.conv(\d+)\.gn\.", r"mask_features.levels.\1.\2.norm."),
-    (r"^mask_feat_head\.conv_pred\.0\.conv\.", r"mask_features.output.conv."),
-    (r"^mask_feat_head\.conv_pred\.0\.gn\.", r"mask_features.output.norm."),
+    (r"^mask_feat_head\.convs_all_levels\.(\d+)\.conv(\d+)\.", r"mask_features.levels.\1.\2."),
+    (r"^mask_feat_head\.conv_pred\.0\.", r"mask_features.output."),
     (r"^rpn_head\.rpn_conv\.", r"rpn.conv."),
     (r"^rpn_head\.rpn_cls\.", r"rpn.objectness."),
     (r"^rpn_head\.rpn_reg\.", r"rpn.box_deltas."),
@@ -209,6 +199,7 @@ def _our_name(name: str, laterals: int) -> str:
     if output:
         level = int(output[1])
         return f"fpn.outputs.{level}.{output[2]}" if level < laterals else f"fpn.extras.{level - laterals}.{output[2]}"
+    name = name.replace(".gn.", ".norm.")
     for pattern, replacement in _RENAMED:
         renamed, count = re.subn(pattern, replacement, name)
         if count:

@@ -1,5 +1,6 @@
 """The published models on the golden data: weights by the rule of its README, inputs, and comparison with what was recorded."""
 
+import functools
 import json
 import math
 import zlib
@@ -41,6 +42,7 @@ def golden_file(name: str) -> Path:
     return path
 
 
+@functools.cache
 def golden_json(name: str) -> Any:
     return json.loads(golden_file(name).read_text())
 
@@ -115,6 +117,7 @@ def golden_input(
     return GoldenInput(ImageBatch(pixels, sizes, originals), targets, images)
 
 
+@functools.cache
 def published_names(recipe: str) -> dict[str, str]:
     """Our name -> the published one, by sending numbered tensors through the conversion."""
     entries = published_entries(recipe)
@@ -157,6 +160,12 @@ def assert_same_map(ours: Tensor, folder: str, name: str) -> None:
                 atol=tolerance,
                 msg=lambda m, what=f"{name}/{recorded}": f"{what}: {m}",
             )
+
+
+def assert_same_levels(levels: list[Tensor], sizes: list[Size], folder: str, name: str) -> None:
+    """Compares what a head says about the anchors of each level, [B, A_l, values], by `assert_same_map`."""
+    for level, (x, (height, width)) in enumerate(zip(levels, sizes, strict=True)):
+        assert_same_map(x.reshape(len(x), height, width, -1).permute(0, 3, 1, 2), folder, f"{name}/{level}")
 
 
 def assert_same_detections(ours: list[dict[str, Tensor]], folder: str, kind: str, swaps: int = 2) -> None:

@@ -2,20 +2,22 @@
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import clip_boxes_to_image
 
 Sample = tuple[Tensor, dict[str, Tensor]]
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
 
 
 def sample(height: int, width: int, objects: list[list[float]]) -> Sample:
-    """A noisy dark image with a bright rectangle for each (x1, y1, x2, y2, label), in the channel of its label."""
+    """A noisy dark image with a bright rectangle for each (x1, y1, x2, y2, label), cut by the border, in the channel of its label."""
     image = torch.rand(3, height, width) * 0.2
     masks = torch.zeros(len(objects), height, width, dtype=torch.bool)
-    for mask, (x1, y1, x2, y2, label) in zip(masks, objects, strict=True):
-        mask[int(y1) : int(y2), int(x1) : int(x2)] = True
-        image[int(label), mask] = 0.9
-    given = torch.tensor(objects).reshape(-1, 5)
-    return image, {"boxes": given[:, :4], "labels": given[:, 4].long(), "masks": masks}
+    given = torch.tensor(objects, dtype=torch.float32).reshape(-1, 5)
+    boxes, labels = clip_boxes_to_image(given[:, :4], (height, width)), given[:, 4].long()
+    for mask, (x1, y1, x2, y2), label in zip(masks, boxes.int().tolist(), labels, strict=True):
+        mask[y1:y2, x1:x2] = True
+        image[label, mask] = 0.9
+    return image, {"boxes": boxes, "labels": labels, "masks": masks}
 
 
 def batch(*samples: Sample) -> Batch:
@@ -36,6 +38,28 @@ def losses_and_gradients(model: nn.Module, images: list[Tensor], targets: list[d
         assert (p.grad is not None) == p.requires_grad, name
         assert p.grad is None or bool(p.grad.isfinite().all()), name
     return losses
+
+
+def fit(
+    model: nn.Module,
+    images: list[Tensor],
+    targets: list[dict[str, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    steps: int,
+) -> list[float]:
+    """Trains on one batch; the sums of the losses. The learning rate falls to 0: the end shall not hang on rounding."""
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    history = []
+    for _ in range(steps):
+        losses = model.train()(images, targets)
+        total = sum(losses.values())
+        optimizer.zero_grad()
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 10)
+        optimizer.step()
+        schedule.step()
+        history.append(total.item())
+    return history
 
 
 def detections_of(model: nn.Module, images: list[Tensor]) -> list[dict[str, Tensor]]:

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from ranksort.models.anchors import AnchorGenerator
+from ranksort.models.anchors import AnchorGenerator, AnchorPredictions
 
 CPU = torch.device("cpu")
 
@@ -66,3 +66,20 @@ def test_offset_and_base_sizes() -> None:
     half, stride = torch.tensor([-12.0, -12, 12, 12]), 550 / 69
     centres = torch.tensor([[0.5, 0.5], [1.5, 0.5], [0.5, 1.5], [1.5, 1.5]]) * stride
     torch.testing.assert_close(level, centres.repeat(1, 2) + half)
+
+
+def test_best_regions_goes_by_the_highest_class_of_each_level() -> None:
+    first = torch.tensor([[0.0, 3.0], [5.0, -9.0], [1.0, 1.0], [4.0, 0.0]])
+    second = torch.tensor([[7.0, 0.0]])
+    anchors = [torch.tensor([[10.0 * i, 0, 10 * i + 8, 8] for i in range(4)]), torch.tensor([[-5.0, 2, 70, 90]])]
+    # Of the second image; the first one's logits would say otherwise.
+    predictions = AnchorPredictions(
+        [torch.stack([-x, x]) for x in (first, second)], [torch.zeros(2, *a.shape) for a in anchors], anchors, []
+    )
+    boxes, scores, anchor = predictions.best_regions(1, (50, 60), limit=3)
+    assert boxes.tolist() == [[10, 0, 18, 8], [30, 0, 38, 8], [0, 0, 8, 8], [0, 2, 60, 50]]  # clipped to the image
+    assert anchor.tolist() == [1, 3, 0, 4]
+    torch.testing.assert_close(scores, torch.cat([first[[1, 3, 0]], second]).sigmoid())
+    assert predictions.level(anchor).tolist() == predictions.level(anchor + 5).tolist() == [0, 0, 0, 1]
+    assert torch.equal(predictions.all_logits()[5 + anchor].sigmoid(), scores)
+    torch.testing.assert_close(predictions.boxes(torch.tensor([1, 5 + 1, 9])), torch.cat(anchors)[[1, 1, 4]])

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from samples import batch, detections_of, fit, losses_and_gradients, sample, two_images
 from torch import Tensor
 from torchvision.ops import box_iou
 from torchvision.tv_tensors import BoundingBoxes, Image
@@ -13,7 +14,6 @@ from torchvision.tv_tensors import BoundingBoxes, Image
 from ranksort.models import ATSS, PAA
 from ranksort.recipes import create_model
 
-NUM_CLASSES = 3
 Make = Callable[..., ATSS | PAA]
 
 
@@ -25,95 +25,34 @@ def make(request: pytest.FixtureRequest) -> Make:
 def _model(recipe: str, **overrides: Any) -> ATSS | PAA:
     torch.manual_seed(0)
     small = {"backbone": "resnet18", "channels": 64, "head_convs": 1, "min_size": 64, "max_size": 128}
-    return create_model(recipe, num_classes=NUM_CLASSES, **(small | overrides))
+    return create_model(recipe, num_classes=3, **(small | overrides))
 
 
-def _sample(height: int, width: int, objects: list[list[float]]) -> tuple[Tensor, dict[str, Tensor]]:
-    """A noisy dark image with a bright rectangle for each (x1, y1, x2, y2, label), in the channel of its label."""
-    image = torch.rand(3, height, width) * 0.2
-    for x1, y1, x2, y2, label in objects:
-        image[int(label), int(y1) : int(y2), int(x1) : int(x2)] = 0.9
-    given = torch.tensor(objects).reshape(-1, 5)
-    return image, {"boxes": given[:, :4], "labels": given[:, 4].long()}
-
-
-def _batch(*samples: tuple[Tensor, dict[str, Tensor]]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    return [image for image, _ in samples], [target for _, target in samples]
-
-
-def _two_images() -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    return _batch(
-        _sample(96, 128, [[10, 10, 60, 50, 0], [70, 30, 110, 90, 1]]), _sample(120, 96, [[20, 30, 80, 100, 2]])
-    )
-
-
-def _losses_and_gradients(
-    model: ATSS | PAA, images: list[Tensor], targets: list[dict[str, Tensor]]
-) -> dict[str, Tensor]:
-    """The losses; checks that they and the gradients which they give to everything trained are finite."""
-    losses = model.train()(images, targets)
-    assert list(losses) == ["ranking", "sorting", "box"]
-    assert all(x.ndim == 0 and bool(x.isfinite()) for x in losses.values())
-    sum(losses.values()).backward()
-    for name, p in model.named_parameters():
-        assert (p.grad is not None) == p.requires_grad, name
-        assert p.grad is None or bool(p.grad.isfinite().all()), name
-    return losses
-
-
-def _assert_detections(model: ATSS | PAA, images: list[Tensor]) -> list[dict[str, Tensor]]:
-    """The detections in evaluation mode; checks what holds for any."""
-    with torch.no_grad():
-        detections = model.eval()(images)
-    assert len(detections) == len(images)
-    for image, d in zip(images, detections, strict=True):
-        assert set(d) == {"boxes", "scores", "labels"}
-        assert d["boxes"].shape == (len(d["scores"]), 4)
-        assert len(d["scores"]) <= model.detections_per_image
-        assert bool((d["scores"] > model.score_threshold).all())
-        assert bool((d["scores"] <= 1).all())
-        assert bool((d["scores"].diff() <= 0).all())
-        assert d["labels"].dtype == torch.int64
-        assert bool(((d["labels"] >= 0) & (d["labels"] < NUM_CLASSES)).all())
-        height, width = image.shape[-2:]
-        assert bool((d["boxes"][:, :2] >= 0).all())
-        assert bool((d["boxes"][:, 2:] <= torch.tensor([width, height]) + 1e-3).all())
-    return detections
-
-
-def test_learns_two_images(make: Make) -> None:
+def test_learnstwo_images(make: Make) -> None:
     model = make(frozen_stages=-1)
-    images, targets = _batch(
-        _sample(64, 96, [[8, 8, 44, 40, 0], [52, 22, 84, 58, 1]]), _sample(96, 64, [[12, 24, 50, 80, 2]])
+    images, targets = batch(
+        sample(64, 96, [[8, 8, 44, 40, 0], [52, 22, 84, 58, 1]]), sample(96, 64, [[12, 24, 50, 80, 2]])
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
-    history = []
-    for _ in range(20):
-        losses = model(images, targets)
-        total = sum(losses.values())
-        optimizer.zero_grad()
-        total.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 10)
-        optimizer.step()
-        history.append(total.item())
+    history = fit(model, images, targets, optimizer, steps=20)
     assert model.num_positives > 10
     assert history[0] > 2  # half is the box loss, scaled to the value of the others
     assert sum(history[-3:]) / 3 < 1
-    for d, target in zip(_assert_detections(model, images), targets, strict=True):
+    for d, target in zip(detections_of(model, images), targets, strict=True):
         iou = box_iou(target["boxes"], d["boxes"][:5])
         assert bool((iou.amax(1) > 0.5).all())
         assert torch.equal(d["labels"][iou.argmax(1)], target["labels"])
 
 
 def test_losses_are_balanced(make: Make) -> None:
-    losses = _losses_and_gradients(make(), *_two_images())
+    losses = losses_and_gradients(make(), *two_images())
     torch.testing.assert_close(losses["box"], losses["ranking"] + losses["sorting"])
 
 
 def test_image_without_objects_among_others(make: Make) -> None:
     model = make()
-    images, targets = _batch(_sample(64, 80, [[10, 10, 50, 60, 1]]), _sample(64, 96, []))
-    with_empty = _losses_and_gradients(model, images, targets)
+    images, targets = batch(sample(64, 80, [[10, 10, 50, 60, 1]]), sample(64, 96, []))
+    with_empty = losses_and_gradients(model, images, targets)
     assert model.num_positives > 0
     assert with_empty["ranking"] > 0
     alone = model(images[:1], targets[:1])
@@ -123,7 +62,7 @@ def test_image_without_objects_among_others(make: Make) -> None:
 @pytest.mark.parametrize("count", [1, 2])
 def test_batch_without_any_object(make: Make, count: int) -> None:
     model = make()
-    losses = _losses_and_gradients(model, *_batch(*[_sample(64, 80, [])] * count))
+    losses = losses_and_gradients(model, *batch(*[sample(64, 80, [])] * count))
     assert [x.item() for x in losses.values()] == [0, 0, 0]
     assert model.num_positives == 0
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
@@ -131,17 +70,17 @@ def test_batch_without_any_object(make: Make, count: int) -> None:
 
 def test_batch_of_very_different_sizes(make: Make) -> None:
     model = make()
-    images, targets = _batch(
-        _sample(20, 200, [[5, 2, 60, 18, 0]]), _sample(300, 30, [[2, 40, 28, 200, 1]]), _sample(7, 7, [[1, 1, 6, 6, 2]])
+    images, targets = batch(
+        sample(20, 200, [[5, 2, 60, 18, 0]]), sample(300, 30, [[2, 40, 28, 200, 1]]), sample(7, 7, [[1, 1, 6, 6, 2]])
     )
-    _losses_and_gradients(model, images, targets)
-    _assert_detections(model, images)
+    losses_and_gradients(model, images, targets)
+    detections_of(model, images)
 
 
 def test_padding_of_the_batch_has_no_part_in_the_ranking(make: Make) -> None:
     """At the start all logits are near one another, so that every anchor which takes part has a gradient."""
     model = make().train()
-    images, targets = _batch(_sample(64, 64, [[10, 10, 50, 60, 1]]), _sample(64, 128, []))
+    images, targets = batch(sample(64, 64, [[10, 10, 50, 60, 1]]), sample(64, 128, []))
     outputs = {}
 
     def keep(_: Any, __: Any, output: tuple[list[Tensor], list[Tensor]]) -> None:
@@ -158,10 +97,10 @@ def test_padding_of_the_batch_has_no_part_in_the_ranking(make: Make) -> None:
         assert bool(large.all())
 
 
-def test_detections_do_not_depend_on_the_order_of_the_batch(make: Make) -> None:
+def test_detections_do_not_depend_on_the_order_of_thebatch(make: Make) -> None:
     model = make(score_threshold=0.005)
-    images, _ = _two_images()
-    forward, backward = _assert_detections(model, images), _assert_detections(model, images[::-1])[::-1]
+    images, _ = two_images()
+    forward, backward = detections_of(model, images), detections_of(model, images[::-1])[::-1]
     for a, b in zip(forward, backward, strict=True):
         assert len(a["scores"]) > 5
         torch.testing.assert_close(a, b)
@@ -170,40 +109,40 @@ def test_detections_do_not_depend_on_the_order_of_the_batch(make: Make) -> None:
 def test_detections_are_in_pixels_of_the_original_image(make: Make) -> None:
     """An image and itself at double size, where the model sees both at one size."""
     model = make(score_threshold=0.005)
-    image, _ = _sample(64, 96, [[10, 10, 50, 60, 1]])
-    (small,) = _assert_detections(model, [image])
-    (large,) = _assert_detections(model, [image.repeat_interleave(2, 1).repeat_interleave(2, 2)])
+    image, _ = sample(64, 96, [[10, 10, 50, 60, 1]])
+    (small,) = detections_of(model, [image])
+    (large,) = detections_of(model, [image.repeat_interleave(2, 1).repeat_interleave(2, 2)])
     assert len(small["scores"]) > 5
     found = box_iou(small["boxes"] * 2, large["boxes"])[:, : len(small["boxes"])].amax(1)
     assert found[:5].min() > 0.8
 
 
 def test_thresholds_and_limit_are_those_given(make: Make) -> None:
-    images, _ = _two_images()
-    everything = _assert_detections(make(score_threshold=0.001, detections_per_image=1000), images)
+    images, _ = two_images()
+    everything = detections_of(make(score_threshold=0.001, detections_per_image=1000), images)
     assert all(len(d["scores"]) > 20 for d in everything)
-    limited = _assert_detections(make(score_threshold=0.001, detections_per_image=7), images)
+    limited = detections_of(make(score_threshold=0.001, detections_per_image=7), images)
     assert [len(d["scores"]) for d in limited] == [7, 7]
     for a, b in zip(everything, limited, strict=True):
         torch.testing.assert_close({k: v[:7] for k, v in a.items()}, b)
-    assert [len(d["scores"]) for d in _assert_detections(make(score_threshold=0.9), images)] == [0, 0]
+    assert [len(d["scores"]) for d in detections_of(make(score_threshold=0.9), images)] == [0, 0]
 
 
 @pytest.mark.parametrize("objects", [[[10, 10, 50, 60, 1]], []])
 def test_mixed_precision(make: Make, objects: list[list[float]]) -> None:
     model = make()
-    images, targets = _batch(_sample(64, 80, objects))
+    images, targets = batch(sample(64, 80, objects))
     exact = {k: v.item() for k, v in model(images, targets).items()}
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses = _losses_and_gradients(model, images, targets)
-        _assert_detections(model, images)
+        losses = losses_and_gradients(model, images, targets)
+        detections_of(model, images)
     assert all(x.dtype == torch.float32 for x in losses.values())
     assert {k: v.item() for k, v in losses.items()} == pytest.approx(exact, rel=0.05)
 
 
 def test_uint8_images_and_tv_tensors(make: Make) -> None:
     model = make(min_size=96)
-    images, targets = _two_images()
+    images, targets = two_images()
     images = [(x * 255).round().to(torch.uint8) for x in images]
     wrapped = [
         {**t, "boxes": BoundingBoxes(t["boxes"], format="XYXY", canvas_size=tuple(x.shape[-2:]))}
@@ -214,20 +153,20 @@ def test_uint8_images_and_tv_tensors(make: Make) -> None:
 
 
 def test_targets_are_left_alone(make: Make) -> None:
-    images, targets = _two_images()
+    images, targets = two_images()
     before = [{k: v.clone() for k, v in t.items()} for t in targets], [x.clone() for x in images]
     make()(images, targets)
     torch.testing.assert_close((targets, images), before, rtol=0, atol=0)
 
 
 def test_training_without_targets_is_explained(make: Make) -> None:
-    images, _ = _two_images()
+    images, _ = two_images()
     with pytest.raises(ValueError, match=r"call model.eval\(\) to predict"):
         make()(images)
 
 
 def test_label_beyond_the_classes_is_explained(make: Make) -> None:
-    images, targets = _batch(_sample(64, 64, [[1, 1, 30, 30, 2]]))
+    images, targets = batch(sample(64, 64, [[1, 1, 30, 30, 2]]))
     targets[0]["labels"] += 1
     with pytest.raises(ValueError, match=r"labels 3\.\.3, the model knows 0\.\.2"):
         make()(images, targets)
@@ -235,6 +174,6 @@ def test_label_beyond_the_classes_is_explained(make: Make) -> None:
 
 def test_only_unfrozen_parameters_change(make: Make) -> None:
     model = make(frozen_stages=2)
-    _losses_and_gradients(model, *_two_images())
+    losses_and_gradients(model, *two_images())
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert {n.split(".")[2] for n in trained if n.startswith("backbone.")} == {"layer3", "layer4"}

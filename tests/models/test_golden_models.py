@@ -9,6 +9,7 @@ from published import (
     GoldenInput,
     assert_same_detections,
     assert_same_gradients,
+    assert_same_levels,
     assert_same_map,
     golden_input,
     golden_json,
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from ranksort.checkpoints import convert_checkpoint
 from ranksort.models import ATSS, PAA
+from ranksort.models.anchors import AnchorPredictions
 from ranksort.recipes import create_model
 
 
@@ -34,9 +36,7 @@ class Case(NamedTuple):
 class Evaluated(NamedTuple):
     backbone: list[Tensor]
     neck: list[Tensor]
-    logits: list[Tensor]
-    deltas: list[Tensor]
-    sizes: list[tuple[int, int]]
+    predictions: AnchorPredictions
     detections: list[dict[str, Tensor]]
 
 
@@ -63,7 +63,7 @@ def evaluated(case: Case, losses: dict[str, Tensor]) -> Evaluated:
     with torch.no_grad():
         backbone = model.backbone(batch.pixels)
         neck = model.fpn(backbone[-3:])
-        return Evaluated(backbone, neck, *model.predict(batch), model.detect(batch))
+        return Evaluated(backbone, neck, model.predict(batch), model.detect(batch))
 
 
 def test_weight_rule() -> None:
@@ -107,10 +107,8 @@ def test_feature_maps(case: Case, evaluated: Evaluated) -> None:
 
 
 def test_head_outputs(case: Case, evaluated: Evaluated) -> None:
-    for name, levels in (("cls", evaluated.logits), ("reg", evaluated.deltas)):
-        for level, (x, (height, width)) in enumerate(zip(levels, evaluated.sizes, strict=True)):
-            as_map = x.reshape(len(x), height, width, -1).permute(0, 3, 1, 2)
-            assert_same_map(as_map, case.folder, f"bbox_head/{name}/{level}")
+    for name, levels in (("cls", evaluated.predictions.logits), ("reg", evaluated.predictions.deltas)):
+        assert_same_levels(levels, evaluated.predictions.map_sizes, case.folder, f"bbox_head/{name}")
 
 
 def test_detections_in_the_batch(case: Case, evaluated: Evaluated) -> None:

@@ -9,6 +9,7 @@ from published import (
     GoldenInput,
     assert_same_detections,
     assert_same_gradients,
+    assert_same_levels,
     assert_same_map,
     golden_file,
     golden_input,
@@ -23,8 +24,8 @@ from torchvision.ops import box_iou
 
 from ranksort.checkpoints import convert_checkpoint
 from ranksort.models import CascadeRCNN, FasterRCNN, MaskRCNN
+from ranksort.models.anchors import AnchorPredictions
 from ranksort.models.roi_heads import pool_regions
-from ranksort.models.rpn import RPNOutput
 from ranksort.recipes import create_model, list_recipes
 
 FOLDERS = {  # the score threshold is the recorded one
@@ -44,7 +45,7 @@ class Case(NamedTuple):
     losses: dict[str, Tensor]  # of one training step, whose gradients are in the model
     backbone: list[Tensor]
     neck: list[Tensor]
-    anchors: RPNOutput
+    anchors: AnchorPredictions
     detections: list[dict[str, Tensor]]
 
 
@@ -104,9 +105,7 @@ def test_feature_maps(case: Case) -> None:
 
 def test_outputs_of_the_rpn(case: Case) -> None:
     for name, levels in (("cls", case.anchors.logits), ("reg", case.anchors.deltas)):
-        for level, (x, (height, width)) in enumerate(zip(levels, case.anchors.map_sizes, strict=True)):
-            as_map = x.reshape(len(x), height, width, -1).permute(0, 3, 1, 2)
-            assert_same_map(as_map, case.folder, f"rpn_head/{name}/{level}")
+        assert_same_levels(levels, case.anchors.map_sizes, case.folder, f"rpn_head/{name}")
 
 
 def test_proposals(case: Case) -> None:

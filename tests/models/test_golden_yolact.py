@@ -8,6 +8,7 @@ import torch
 from published import (
     assert_same_detections,
     assert_same_gradients,
+    assert_same_levels,
     assert_same_map,
     assert_same_masks,
     golden_input,
@@ -80,10 +81,9 @@ def test_maps(model: YOLACT) -> None:
         for level, x in enumerate(levels):
             assert_same_map(x, FOLDER, f"{name}/{level}")
     assert_same_map(model.prototypes(neck[0]), FOLDER, "mask_head/prototypes")
+    sizes = [tuple(x.shape[-2:]) for x in neck]
     for name, levels in zip(("cls", "reg", "coeff"), model.head(neck), strict=True):
-        for level, (x, of_neck) in enumerate(zip(levels, neck, strict=True)):
-            as_map = x.reshape(len(x), *of_neck.shape[-2:], -1).permute(0, 3, 1, 2)
-            assert_same_map(as_map, FOLDER, f"bbox_head/{name}/{level}")
+        assert_same_levels(levels, sizes, FOLDER, f"bbox_head/{name}")
 
 
 @pytest.mark.usefixtures("without_gradient")

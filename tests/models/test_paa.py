@@ -1,7 +1,9 @@
 """The assignment of PAA against loops with scikit-learn; the whole detector is in `test_atss_and_paa.py`."""
 
+from collections import Counter
+
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from oracles import paa as oracle
 from torch import Tensor
@@ -22,6 +24,7 @@ def _choose(losses: Tensor, owner: list[int], level: list[int], objects: int, le
 
 
 @settings(max_examples=60, deadline=None)
+@example(seed=65203, candidates=10, objects=2, levels=1, digits=6)  # two equally likely
 @given(
     seed=st.integers(0, 2**31),
     candidates=st.integers(0, 200),
@@ -35,11 +38,12 @@ def test_agrees_with_the_paper(seed: int, candidates: int, objects: int, levels:
     owner = torch.randint(objects, (candidates,), generator=generator).tolist()
     level = torch.randint(levels, (candidates,), generator=generator).tolist()
     ours = _choose(losses, owner, level, objects, levels)
-    expected = oracle.choose(losses.double().tolist(), owner, level)
+    certain, possible = oracle.choose(losses.double().tolist(), owner, level)
     if digits > 1:
-        assert ours == expected
+        assert certain <= ours <= possible
     else:  # which of equal losses are among the best 9 is open
-        assert sorted(losses[list(ours)].tolist()) == sorted(losses[list(expected)].tolist())
+        least, found, most = (Counter(losses[list(chosen)].tolist()) for chosen in (certain, ours, possible))
+        assert least <= found <= most
 
 
 def test_of_equal_losses_all_are_positive() -> None:

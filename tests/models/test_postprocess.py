@@ -3,7 +3,6 @@ import torch
 from oracles import paa, yolact
 
 from ranksort.models.postprocess import (
-    best_regions,
     fast_non_maximum_suppression,
     non_maximum_suppression,
     score_voting,
@@ -57,18 +56,6 @@ def test_limit_keeps_the_best() -> None:
 def test_nothing_above_the_threshold() -> None:
     kept = _suppress([A], [[0.01, 0.02]])
     assert {k: tuple(v.shape) for k, v in kept.items()} == {"boxes": (0, 4), "scores": (0,), "labels": (0,)}
-
-
-def test_best_regions_goes_by_the_highest_class_of_each_level() -> None:
-    first = torch.tensor([[0.0, 3.0], [5.0, -9.0], [1.0, 1.0], [4.0, 0.0]])
-    second = torch.tensor([[7.0, 0.0]])
-    anchors = [torch.tensor([[10.0 * i, 0, 10 * i + 8, 8] for i in range(4)]), torch.tensor([[-5.0, 2, 70, 90]])]
-    boxes, scores, anchor = best_regions(
-        [first, second], [torch.zeros_like(a) for a in anchors], anchors, (50, 60), limit=3
-    )
-    assert boxes.tolist() == [[10, 0, 18, 8], [30, 0, 38, 8], [0, 0, 8, 8], [0, 2, 60, 50]]  # clipped to the image
-    assert anchor.tolist() == [1, 3, 0, 4]
-    torch.testing.assert_close(scores, torch.cat([first[[1, 3, 0]], second]).sigmoid())
 
 
 def _regions(seed: int) -> tuple[torch.Tensor, torch.Tensor]:

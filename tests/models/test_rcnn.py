@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from samples import Batch, batch, detections_of, losses_and_gradients, sample, two_images
+from samples import Batch, batch, detections_of, fit, losses_and_gradients, sample, two_images
 from torch import Tensor
 from torchvision.ops import box_iou, masks_to_boxes
 
@@ -40,20 +40,6 @@ def make(request: pytest.FixtureRequest) -> Make:
 make_mask_rcnn = partial(_model, "ranksort_mask_rcnn_r50_fpn_1x_coco")
 
 
-def _train(model: RCNN, images: list[Tensor], targets: list[dict[str, Tensor]], lr: float, steps: int) -> list[float]:
-    """The sums of the losses."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
-    history = []
-    for _ in range(steps):
-        losses = model(images, targets)
-        optimizer.zero_grad()
-        sum(losses.values()).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 10)
-        optimizer.step()
-        history.append(sum(losses.values()).item())
-    return history
-
-
 def _two_small_images() -> Batch:
     return batch(sample(64, 96, [[8, 8, 44, 40, 0], [52, 22, 84, 58, 1]]), sample(96, 64, [[12, 24, 50, 80, 2]]))
 
@@ -61,7 +47,7 @@ def _two_small_images() -> Batch:
 def test_learns_two_images() -> None:
     model = make_mask_rcnn(frozen_stages=-1, train_batch_norm=True, score_threshold=0.02)
     images, targets = _two_small_images()
-    history = _train(model, images, targets, lr=0.02, steps=40)
+    history = fit(model, images, targets, torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9), steps=40)
     assert sum(history[-3:]) / 3 < history[0] / 3
     for d, target in zip(detections_of(model, images), targets, strict=True):
         iou, best = box_iou(target["boxes"], d["boxes"][:5]).max(1)
@@ -74,7 +60,7 @@ def test_learns_two_images() -> None:
 def test_cascade_learns() -> None:
     model = _model("ranksort_cascade_rcnn_r50_fpn_1x_coco", frozen_stages=-1, train_batch_norm=True)
     images, targets = _two_small_images()
-    history = _train(model, images, targets, lr=0.005, steps=15)
+    history = fit(model, images, targets, torch.optim.SGD(model.parameters(), lr=0.005, momentum=0.9), steps=15)
     assert sum(history[-3:]) / 3 < history[0] / 2
     # A head whose boxes have all left their objects has no positives, and so no loss: that would not be learning.
     assert all(value > 0 for name, value in model(images, targets).items() if name.endswith("box"))

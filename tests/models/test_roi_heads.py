@@ -1,18 +1,13 @@
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from oracles import rcnn as oracle
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from ranksort.models import roi_heads
 from ranksort.models.roi_heads import (
     BoxHead,
     MaskHead,
     mask_targets,
     match_regions,
-    paste_masks,
     pool_regions,
 )
 
@@ -118,36 +113,3 @@ def test_mask_targets() -> None:
     assert torch.equal(targets[1], (mean >= 0.5).float())
     assert not targets[2].any()
     assert torch.equal(targets[3], masks[1][0, 10:38, :28].float())
-
-
-coordinates = st.floats(-20, 60, width=32)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    coordinates,
-    coordinates,
-    st.floats(0.5, 80),
-    st.floats(0.5, 80),
-    st.integers(1, 40),
-    st.integers(1, 40),
-    st.integers(0),
-)
-def test_paste_masks(x: float, y: float, width: float, height: float, rows: int, columns: int, seed: int) -> None:
-    mask = torch.rand(28, 28, generator=torch.Generator().manual_seed(seed % 2**31))
-    box = [x, y, x + width, y + height]
-    expected = oracle.paste_mask(mask, box, rows, columns)
-    pasted = paste_masks(mask[None], torch.tensor([box]), (rows, columns))[0]
-    clear = (expected - 0.5).abs() > 1e-4
-    assert pasted.shape == (rows, columns)
-    assert torch.equal(pasted[clear], (expected > 0.5)[clear])
-
-
-def test_paste_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    masks, corners = torch.rand(7, 28, 28), torch.rand(7, 2) * 40
-    boxes = torch.cat([corners, corners + 30], 1)
-    expected = paste_masks(masks, boxes, (64, 80))
-    monkeypatch.setattr(roi_heads, "_PIXELS_AT_ONCE", 3 * 64 * 80)
-    assert torch.equal(paste_masks(masks, boxes, (64, 80)), expected)
-    assert paste_masks(masks[:0], boxes[:0], (64, 80)).shape == (0, 64, 80)
-    assert not paste_masks(masks[:1], torch.tensor([[9.0, 9, 9, 9]]), (64, 80)).any()

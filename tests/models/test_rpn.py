@@ -3,14 +3,15 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from ranksort.models.anchors import AnchorPredictions
 from ranksort.models.images import ImageBatch
-from ranksort.models.rpn import RPN, RPNOutput
+from ranksort.models.rpn import RPN
 
 SIZES = [(96, 128), (128, 70)]
 STRIDES = (4, 8, 16, 32, 64)
 
 
-def _rpn(**options: bool) -> tuple[RPN, RPNOutput, ImageBatch]:
+def _rpn(**options: bool) -> tuple[RPN, AnchorPredictions, ImageBatch]:
     """A fresh RPN, and what it says to two images of a batch of 128x128."""
     torch.manual_seed(0)
     rpn = RPN(8, **options)
@@ -25,7 +26,7 @@ def _targets(*boxes: list[list[float]]) -> list[dict[str, Tensor]]:
     return [{"boxes": torch.tensor(b).reshape(-1, 4), "labels": torch.full((len(b),), 7)} for b in boxes]
 
 
-def _takes_part(rpn: RPN, output: RPNOutput, batch: ImageBatch) -> Tensor:
+def _takes_part(rpn: RPN, output: AnchorPredictions, batch: ImageBatch) -> Tensor:
     """Which anchors of each image have a gradient: at the start all logits are near one another."""
     sum(rpn.losses(output, batch, _targets([[30.0, 30, 70, 70]], [])).values()).backward()
     return torch.cat([level.grad[..., 0] != 0 for level in output.logits], 1)
@@ -89,7 +90,7 @@ def test_proposals_of_a_level_do_not_cover_those_of_another() -> None:
     rpn.limit = 10**6
     kept = rpn.proposals(output, batch.sizes)[0]
     alone = [
-        rpn.proposals(RPNOutput(*([values[level]] for values in output)), batch.sizes)[0]
+        rpn.proposals(AnchorPredictions(*([values[level]] for values in output)), batch.sizes)[0]
         for level in range(len(STRIDES))
     ]
     assert sorted(kept.tolist()) == sorted(torch.cat(alone).tolist())

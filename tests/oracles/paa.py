@@ -24,9 +24,13 @@ def mixture(values: list[float]) -> tuple[list[bool], list[float]]:
     return (gaussians.predict(x) == 0).tolist(), gaussians.score_samples(x).tolist()
 
 
-def choose(losses: list[float], owner: list[int], level: list[int], top_k: int = 9) -> set[int]:
-    """The positives among the candidates. Of several which are equally likely, the one of the highest loss counts as the likeliest."""
-    positives: set[int] = set()
+def choose(losses: list[float], owner: list[int], level: list[int], top_k: int = 9) -> tuple[set[int], set[int]]:
+    """The candidates which are positive for certain, and those which may be.
+
+    They differ where the likeliest member of a component is open but for rounding: two alone are always equally likely.
+    """
+    certain: set[int] = set()
+    possible: set[int] = set()
     for g in set(owner):
         kept: list[int] = []
         for k in set(level):
@@ -37,9 +41,11 @@ def choose(losses: list[float], owner: list[int], level: list[int], top_k: int =
         belongs, likelihood = mixture([losses[i] for i in kept])
         members = [(value, losses[i]) for i, value, member in zip(kept, likelihood, belongs, strict=True) if member]
         if members:
-            limit = max(members)[1]
-            positives |= {i for i, member in zip(kept, belongs, strict=True) if member and losses[i] <= limit}
-    return positives
+            limits = [loss for value, loss in members if value > max(members)[0] - 1e-9]
+            of_component = [i for i, member in zip(kept, belongs, strict=True) if member]
+            certain |= {i for i in of_component if losses[i] <= min(limits)}
+            possible |= {i for i in of_component if losses[i] <= max(limits)}
+    return certain, possible
 
 
 def vote(

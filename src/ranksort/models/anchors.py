@@ -1,11 +1,15 @@
-"""Anchors: the boxes of fixed shapes at every cell of the feature maps which a dense head starts from."""
+"""Anchors, the boxes of fixed shapes at every cell of the feature maps, and what a head predicts for them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torchvision.ops import clip_boxes_to_image
 
+from .boxes import decode_boxes
 from .images import Size
 
 
@@ -55,3 +59,62 @@ class AnchorGenerator:
             column = torch.arange(width, device=device) < -(-padded_size[1] // stride)
             levels.append((row[:, None] & column).reshape(-1, 1).expand(-1, self.per_cell).reshape(-1))
         return levels
+
+    def predictions(
+        self, features: Sequence[Tensor], logits: list[Tensor], deltas: list[Tensor]
+    ) -> "AnchorPredictions":
+        """Joins what a head says about `features` with the anchors there."""
+        sizes = [(x.shape[-2], x.shape[-1]) for x in features]
+        return AnchorPredictions(logits, deltas, self(sizes, features[0].device), sizes)
+
+
+class AnchorPredictions(NamedTuple):
+    """What a head says about the anchors of a batch.
+
+    Attributes:
+        logits: of the classes, for each level [B, A_l, C].
+        deltas: as of `decode_boxes`, for each level [B, A_l, 4].
+        anchors: xyxy in pixels of the batch, for each level [A_l, 4].
+        map_sizes: height and width of each level.
+    """
+
+    logits: list[Tensor]
+    deltas: list[Tensor]
+    anchors: list[Tensor]
+    map_sizes: list[Size]
+
+    def all_logits(self) -> Tensor:
+        """Those of all anchors of all images in one row, [B · ΣA_l, C]."""
+        return torch.cat(self.logits, 1).flatten(0, 1)
+
+    def boxes(self, chosen: Tensor) -> Tensor:
+        """The predicted boxes of some anchors, int64 [P], places in the row of `all_logits`: xyxy in pixels, float32 [P, 4]."""
+        anchors = torch.cat(self.anchors)
+        return decode_boxes(torch.cat(self.deltas, 1).flatten(0, 1)[chosen].float(), anchors[chosen % len(anchors)])
+
+    def level(self, chosen: Tensor) -> Tensor:
+        """On which level each of some anchors is; int64 [P], as of `boxes`."""
+        counts = [len(level) for level in self.anchors]
+        ends = torch.tensor(counts, device=chosen.device).cumsum(0)
+        return torch.bucketize(chosen % sum(counts), ends, right=True)
+
+    def best_regions(self, image: int, size: Size, limit: int = 1000) -> tuple[Tensor, Tensor, Tensor]:
+        """The most promising anchors of one image as regions which detections or proposals are chosen from.
+
+        Args:
+            image: its place in the batch.
+            size: height and width of the image, which the boxes are clipped to.
+            limit: the most anchors of a level, those of the highest class logit.
+
+        Returns:
+            boxes: xyxy, float32 [R, 4].
+            scores: class probabilities, float32 [R, C].
+            anchor: which of the ΣA_l anchors each is, int64 [R].
+        """
+        best = [level[image].amax(1).topk(min(limit, level.shape[1])).indices for level in self.logits]
+        levels = zip(self.deltas, self.anchors, best, strict=True)
+        boxes = torch.cat([decode_boxes(d[image, i].float(), a[i]) for d, a, i in levels])
+        scores = torch.cat([level[image, i].float().sigmoid() for level, i in zip(self.logits, best, strict=True)])
+        starts = accumulate((len(level) for level in self.anchors), initial=0)
+        anchor = torch.cat([i + start for i, start in zip(best, starts, strict=False)])
+        return clip_boxes_to_image(boxes, size), scores, anchor

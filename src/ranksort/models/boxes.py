@@ -1,7 +1,6 @@
 """Box deltas to boxes."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -26,20 +25,3 @@ def decode_boxes(deltas: Tensor, anchors: Tensor, stds: tuple[float, float, floa
     centre = (anchors[..., :2] + anchors[..., 2:]) / 2 + deltas[..., :2] * size
     half = size * deltas[..., 2:].clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp() / 2
     return torch.cat([centre - half, centre + half], -1)
-
-
-def decode_chosen(deltas: Sequence[Tensor], anchors: Sequence[Tensor], chosen: Tensor) -> Tensor:
-    """The predicted boxes of some anchors of a batch.
-
-    Args:
-        deltas: as of `decode_boxes`, one [B, A_l, 4] for each level.
-        anchors: xyxy in pixels, one [A_l, 4] for each level.
-        chosen: int64 [P], places in the row of all anchors of all images, B · ΣA_l.
-
-    Returns:
-        Boxes xyxy in pixels, float32 [P, 4].
-    """
-    all_anchors = torch.cat(list(anchors))
-    return decode_boxes(
-        torch.cat(list(deltas), 1).flatten(0, 1)[chosen].float(), all_anchors[chosen % len(all_anchors)]
-    )

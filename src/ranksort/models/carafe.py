@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .layers import xavier_convs
+
 
 class Carafe(nn.Module):
     """Doubles the size of a map: every new cell is a weighted mean of the 5x5 old cells around it, with weights predicted from the map.
@@ -53,10 +55,7 @@ class CarafeFPN(nn.Module):
         self.laterals = nn.ModuleList(nn.Conv2d(channels, out_channels, 1) for channels in in_channels)
         self.laterals.append(nn.Conv2d(in_channels[-1], out_channels, 3, stride=2, padding=1))
         self.outputs = nn.ModuleList(nn.Conv2d(out_channels, out_channels, 3, padding=1) for _ in self.laterals)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        xavier_convs(self)
         self.upsamplers = nn.ModuleList(Carafe(out_channels) for _ in in_channels)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:

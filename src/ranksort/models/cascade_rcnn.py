@@ -15,22 +15,19 @@ from torch import Tensor, nn
 
 from .backbones import Backbone
 from .carafe import CarafeFPN
+from .detector import Detector
 from .fpn import FPN
-from .images import ImageBatch, ImageTransform, check_input
-from .postprocess import non_maximum_suppression
+from .images import ImageBatch, ImageTransform
 from .roi_heads import BoxHead, match_regions
 from .rpn import RPN
 
 IOU_THRESHOLDS = (0.5, 0.6, 0.7)
 
 
-class CascadeRCNN(nn.Module):
-    """RS-Cascade R-CNN, called as torchvision's detectors are.
+class CascadeRCNN(Detector):
+    """RS-Cascade R-CNN: losses as of `FasterRCNN`, but that those of the three box heads begin with `stage0_`, `stage1_` and `stage2_`.
 
-    Attributes:
-        num_positives: positive regions of the last head in the last training batch, for the logs.
-
-    Args: as of `FasterRCNN`.
+    Positives are regions of the last head. Args: as of `FasterRCNN`.
     """
 
     def __init__(
@@ -45,33 +42,19 @@ class CascadeRCNN(nn.Module):
         nms_threshold: float = 0.5,
         detections_per_image: int = 100,
     ):
-        super().__init__()
-        self.transform = transform
-        self.backbone = backbone
+        super().__init__(
+            backbone,
+            transform,
+            num_classes,
+            score_threshold=score_threshold,
+            nms_threshold=nms_threshold,
+            detections_per_image=detections_per_image,
+        )
         self.fpn = fpn
         self.rpn = RPN(fpn.channels, ignore_crossing=True)
         self.box_head: Sequence[BoxHead] = nn.ModuleList(  # type: ignore[assignment]
             BoxHead(fpn.channels, num_classes, class_agnostic=True, prior=prior) for _ in IOU_THRESHOLDS
         )
-        self.num_classes = num_classes
-        self.num_positives = 0
-        self.score_threshold = score_threshold
-        self.nms_threshold = nms_threshold
-        self.detections_per_image = detections_per_image
-
-    def forward(
-        self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None
-    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Losses in training mode, detections in evaluation mode.
-
-        Args and returns as of `FasterRCNN`, but that there are the losses of three box heads: their names begin with `stage0_`, `stage1_`
-        and `stage2_`.
-        """
-        check_input(images, targets, self.num_classes, self.training)
-        batch, targets = self.transform(images, targets)
-        if self.training:
-            return self.losses(batch, targets)
-        return self.transform.to_original(self.detect(batch), batch)
 
     def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """The losses of a batch whose targets are in its coordinates; see `forward`."""
@@ -100,13 +83,4 @@ class CascadeRCNN(nn.Module):
             all_logits.append(logits.float())
             regions = [b.squeeze(1) for b in head.boxes(deltas, regions, batch.sizes)]
         scores = torch.stack(all_logits).mean(0).sigmoid().split([len(r) for r in regions])
-        return [
-            non_maximum_suppression(
-                b,
-                s,
-                score_threshold=self.score_threshold,
-                nms_threshold=self.nms_threshold,
-                detections_per_image=self.detections_per_image,
-            )
-            for b, s in zip(regions, scores, strict=True)
-        ]
+        return [self.suppress(b, s) for b, s in zip(regions, scores, strict=True)]

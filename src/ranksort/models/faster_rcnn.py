@@ -9,32 +9,23 @@ Nothing is sampled: all anchors are ranked with one another, and so are the logi
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from .backbones import Backbone
 from .carafe import CarafeFPN
+from .detector import Detector
 from .fpn import FPN
-from .images import ImageBatch, ImageTransform, check_input
-from .postprocess import non_maximum_suppression
+from .images import ImageBatch, ImageTransform
 from .roi_heads import BoxHead, match_regions
 from .rpn import RPN
 
 
-class FasterRCNN(nn.Module):
-    """RS-Faster R-CNN, called as torchvision's detectors are.
+class FasterRCNN(Detector):
+    """RS-Faster R-CNN: losses `rpn_ranking`, `rpn_sorting`, `rpn_box`, `ranking`, `sorting` and `box`. Positives are proposals.
 
-    Attributes:
-        num_positives: positive proposals of the last training batch, for the logs.
-
-    Args:
-        backbone: gives features of strides 4, 8, 16 and 32.
-        fpn: takes them to levels of strides 4, 8, 16, 32 and 64.
-        transform: resizing and normalisation.
-        num_classes: C; labels are 0..C-1, there is no background class.
+    Args: as of `Detector`, and these.
+        fpn: takes the backbone's features to levels of strides 4, 8, 16, 32 and 64.
         prior: class probability which training starts from.
-        score_threshold: least score of a detection, in 0..1.
-        nms_threshold: IoU above which the lower of two detections of a class is dropped.
-        detections_per_image: most detections reported.
     """
 
     def __init__(
@@ -49,39 +40,17 @@ class FasterRCNN(nn.Module):
         nms_threshold: float = 0.5,
         detections_per_image: int = 100,
     ):
-        super().__init__()
-        self.transform = transform
-        self.backbone = backbone
+        super().__init__(
+            backbone,
+            transform,
+            num_classes,
+            score_threshold=score_threshold,
+            nms_threshold=nms_threshold,
+            detections_per_image=detections_per_image,
+        )
         self.fpn = fpn
         self.rpn = RPN(fpn.channels)
         self.box_head = BoxHead(fpn.channels, num_classes, prior=prior)
-        self.num_classes = num_classes
-        self.num_positives = 0
-        self.score_threshold = score_threshold
-        self.nms_threshold = nms_threshold
-        self.detections_per_image = detections_per_image
-
-    def forward(
-        self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None
-    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Losses in training mode, detections in evaluation mode.
-
-        Args:
-            images: RGB, float in 0..1 (or uint8), [3, H, W] each, of any sizes.
-            targets: for training; one dict an image with `boxes` [G, 4] xyxy in pixels and `labels` int64 [G] in 0..C-1. G may be 0.
-
-        Returns:
-            In training mode `rpn_ranking`, `rpn_sorting`, `rpn_box`, `ranking`, `sorting` and `box`, to be summed. In evaluation mode
-            one dict an image with `boxes` [D, 4] xyxy in pixels of the original image, `scores` [D] in 0..1, falling, and `labels` [D].
-
-        Raises:
-            ValueError: in training mode without targets, or where an image or target has the wrong shape or a box has no area.
-        """
-        check_input(images, targets, self.num_classes, self.training)
-        batch, targets = self.transform(images, targets)
-        if self.training:
-            return self.losses(batch, targets)
-        return self.transform.to_original(self.detect(batch), batch)
 
     def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """The losses of a batch whose targets are in its coordinates; see `forward`."""
@@ -100,13 +69,4 @@ class FasterRCNN(nn.Module):
         logits, deltas = self.box_head(features, proposals)
         boxes = self.box_head.boxes(deltas, proposals, batch.sizes)
         scores = logits.float().sigmoid().split([len(p) for p in proposals])
-        return [
-            non_maximum_suppression(
-                b,
-                s,
-                score_threshold=self.score_threshold,
-                nms_threshold=self.nms_threshold,
-                detections_per_image=self.detections_per_image,
-            )
-            for b, s in zip(boxes, scores, strict=True)
-        ]
+        return [self.suppress(b, s) for b, s in zip(boxes, scores, strict=True)]

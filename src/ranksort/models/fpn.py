@@ -6,6 +6,8 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .layers import xavier_convs
+
 
 class FPN(nn.Module):
     """Lateral 1x1 convolutions, a top-down path of upsampling, 3x3 output convolutions, and coarser levels on top.
@@ -54,11 +56,3 @@ class FPN(nn.Module):
         for i, extra in enumerate(self.extras):
             maps.append(extra(features[-1] if self.from_input and i == 0 else maps[-1]))
         return maps
-
-
-def xavier_convs(module: nn.Module) -> None:
-    """Initialises its convolutions as Glorot and Bengio (2010) do, with biases of 0."""
-    for layer in module.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]

@@ -11,30 +11,27 @@ of the boxes is.
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..losses.detection import confidence, self_balanced, weighted_mean
 from ..losses.localization import dice_loss
 from .backbones import Backbone
 from .carafe import CarafeFPN
+from .detector import Detector
 from .fpn import FPN
-from .images import ImageBatch, ImageTransform, check_input
+from .images import ImageBatch, ImageTransform
+from .masks import paste_masks
 from .matchers import Matched
-from .postprocess import non_maximum_suppression
-from .roi_heads import BoxHead, MaskHead, mask_targets, match_regions, paste_masks
+from .roi_heads import BoxHead, MaskHead, mask_targets, match_regions
 from .rpn import RPN
 
 MOST_MASKS = 200  # in a training batch
 
 
-class MaskRCNN(nn.Module):
-    """RS-Mask R-CNN, called as torchvision's detectors are.
+class MaskRCNN(Detector):
+    """RS-Mask R-CNN: losses as of `FasterRCNN`, and `mask`. Args: as of `FasterRCNN`."""
 
-    Attributes:
-        num_positives: positive proposals of the last training batch, for the logs.
-
-    Args: as of `FasterRCNN`.
-    """
+    has_masks = True
 
     def __init__(
         self,
@@ -48,42 +45,18 @@ class MaskRCNN(nn.Module):
         nms_threshold: float = 0.5,
         detections_per_image: int = 100,
     ):
-        super().__init__()
-        self.transform = transform
-        self.backbone = backbone
+        super().__init__(
+            backbone,
+            transform,
+            num_classes,
+            score_threshold=score_threshold,
+            nms_threshold=nms_threshold,
+            detections_per_image=detections_per_image,
+        )
         self.fpn = fpn
         self.rpn = RPN(fpn.channels)
         self.box_head = BoxHead(fpn.channels, num_classes, prior=prior)
         self.mask_head = MaskHead(fpn.channels, num_classes)
-        self.num_classes = num_classes
-        self.num_positives = 0
-        self.score_threshold = score_threshold
-        self.nms_threshold = nms_threshold
-        self.detections_per_image = detections_per_image
-
-    def forward(
-        self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None
-    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Losses in training mode, detections in evaluation mode.
-
-        Args:
-            images: RGB, float in 0..1 (or uint8), [3, H, W] each, of any sizes.
-            targets: for training; one dict an image with `boxes` [G, 4] xyxy in pixels, `labels` int64 [G] in 0..C-1 and `masks` [G, H, W],
-                bool or 0 and 1. G may be 0.
-
-        Returns:
-            In training mode `rpn_ranking`, `rpn_sorting`, `rpn_box`, `ranking`, `sorting`, `box` and `mask`, to be summed. In evaluation
-            mode one dict an image with `boxes` [D, 4] xyxy in pixels of the original image, `scores` [D] in 0..1, falling, `labels` [D] and
-            `masks` bool [D, H, W], of the size of the original image.
-
-        Raises:
-            ValueError: in training mode without targets, or where an image or target has the wrong shape or a box has no area.
-        """
-        check_input(images, targets, self.num_classes, self.training, masks=True)
-        batch, targets = self.transform(images, targets)
-        if self.training:
-            return self.losses(batch, targets)
-        return self.to_original(self.detect(batch), batch)
 
     def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """The losses of a batch whose targets are in its coordinates; see `forward`."""
@@ -125,16 +98,7 @@ class MaskRCNN(nn.Module):
         logits, deltas = self.box_head(features, proposals)
         boxes = self.box_head.boxes(deltas, proposals, batch.sizes)
         scores = logits.float().sigmoid().split([len(p) for p in proposals])
-        detections = [
-            non_maximum_suppression(
-                b,
-                s,
-                score_threshold=self.score_threshold,
-                nms_threshold=self.nms_threshold,
-                detections_per_image=self.detections_per_image,
-            )
-            for b, s in zip(boxes, scores, strict=True)
-        ]
+        detections = [self.suppress(b, s) for b, s in zip(boxes, scores, strict=True)]
         labels = [d["labels"] for d in detections]
         masks = self.mask_head(features, [d["boxes"] for d in detections], torch.cat(labels)).float().sigmoid()
         of_image = masks.split([len(x) for x in labels])
@@ -144,5 +108,5 @@ class MaskRCNN(nn.Module):
         """Takes what `detect` found to the original images: `boxes` in their pixels, `masks` bool [D, H, W]."""
         return [
             {**d, "masks": paste_masks(d["masks"], d["boxes"], size)}
-            for d, size in zip(self.transform.to_original(detections, batch), batch.original_sizes, strict=True)
+            for d, size in zip(super().to_original(detections, batch), batch.original_sizes, strict=True)
         ]

@@ -1,4 +1,4 @@
-"""Masks of whole images, from one resolution to another."""
+"""Masks from one resolution to another, from boxes to images, and the boxes and centres of masks."""
 
 from collections.abc import Sequence
 
@@ -6,12 +6,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .images import Size
+
+_PIXELS_AT_ONCE = 2**25  # of masks in floating point which are made together
+
 
 def resize_masks(masks: Tensor, size: Sequence[int]) -> Tensor:
     """Resizes masks or probabilities in 0..1, float [D, H, W], and cuts them at 1/2; bool [D, *size]."""
     if len(masks) == 0:
         return masks.new_zeros(0, *size, dtype=torch.bool)
-    return F.interpolate(masks[None], tuple(size), mode="bilinear")[0] > 0.5
+    at_once = max(1, _PIXELS_AT_ONCE // (size[0] * size[1]))
+    return torch.cat([F.interpolate(m[None], tuple(size), mode="bilinear")[0] > 0.5 for m in masks.split(at_once)])
 
 
 def quarter_masks(masks: Tensor, size: Sequence[int]) -> Tensor:
@@ -50,3 +55,31 @@ def boxes_around(masks: Tensor) -> Tensor:
         sides.append((torch.where(occupied, place, occupied.shape[1]).amin(1).minimum(last), last))
     (left, right), (top, bottom) = sides
     return torch.stack([left, top, right, bottom], 1).float()
+
+
+def paste_masks(masks: Tensor, boxes: Tensor, size: Size) -> Tensor:
+    """Resamples masks from their boxes to an image, bilinearly, at the centres of its pixels.
+
+    Args:
+        masks: probabilities, [D, M, M].
+        boxes: xyxy in pixels of the image, [D, 4].
+        size: height and width of the image.
+
+    Returns:
+        bool [D, height, width], where the probability is above 1/2.
+    """
+    pasted = torch.zeros(len(masks), *size, dtype=torch.bool, device=masks.device)
+    at_once = max(1, _PIXELS_AT_ONCE // (size[0] * size[1]))
+    for part in torch.arange(len(masks), device=masks.device).split(at_once):
+        # Bilinear interpolation is one matrix for the rows and one for the columns.
+        rows = _interpolation(boxes[part, 1], boxes[part, 3], size[0], masks.shape[1])
+        columns = _interpolation(boxes[part, 0], boxes[part, 2], size[1], masks.shape[2])
+        pasted[part] = rows @ masks[part].float() @ columns.mT > 0.5
+    return pasted
+
+
+def _interpolation(start: Tensor, end: Tensor, pixels: int, points: int) -> Tensor:
+    """How much each of the points between `start` and `end`, [D] each, counts at the centre of each pixel: [D, pixels, points]."""
+    centres = torch.arange(pixels, device=start.device) + 0.5
+    position = (centres - start[:, None]) / (end - start).clamp(min=1e-6)[:, None] * points - 0.5
+    return (1 - (position[..., None] - torch.arange(points, device=start.device)).abs()).clamp(min=0)

@@ -51,7 +51,13 @@ def collect(matches: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]) -> 
 
 
 def match_iou(
-    regions: Tensor, objects: Tensor, *, positive: float, negative: float, low_quality: float | None = None
+    regions: Tensor,
+    objects: Tensor,
+    *,
+    positive: float,
+    negative: float,
+    low_quality: float | None = None,
+    usable: Tensor | None = None,
 ) -> Tensor:
     """Matching by IoU thresholds (Ren et al., NeurIPS 2015, section 3.1.2).
 
@@ -65,10 +71,17 @@ def match_iou(
         positive: least IoU of a positive.
         negative: IoU which a negative stays below.
         low_quality: least IoU of the best regions of an object; None: no exception for them.
+        usable: bool [A]; the other regions are ignored, and not the best of any object either. None: all are.
 
     Returns:
         int64 [A], index of the object, NEGATIVE or IGNORED.
     """
+    if usable is not None:
+        matches = torch.full_like(usable, IGNORED, dtype=torch.int64)
+        matches[usable] = match_iou(
+            regions[usable], objects, positive=positive, negative=negative, low_quality=low_quality
+        )
+        return matches
     if len(objects) == 0:
         return regions.new_full((len(regions),), NEGATIVE, dtype=torch.int64)
     iou = box_iou(objects, regions)  # [G, A]

@@ -11,26 +11,26 @@ Next to PAA as published there is no IoU branch, nor any weight between the task
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from ..losses.detection import rank_sort_detection_losses
 from ..losses.localization import giou_loss
-from .anchors import AnchorGenerator
-from .atss import STRIDES
+from .anchors import AnchorPredictions
+from .atss import ANCHORS, STRIDES
 from .backbones import Backbone
-from .boxes import decode_chosen
 from .dense_head import DenseHead
+from .detector import Detector
 from .fpn import FPN
-from .images import ImageBatch, ImageTransform, Size, check_input
-from .matchers import ANY_OVERLAP, IGNORED, collect, match_iou
+from .images import ImageBatch, ImageTransform
+from .matchers import ANY_OVERLAP, collect, match_iou
 from .mixture import low_component
-from .postprocess import best_regions, non_maximum_suppression, score_voting
+from .postprocess import score_voting
 
 
-class PAA(nn.Module):
-    """RS-PAA, called as torchvision's detectors are; attributes and arguments are those of `ATSS`."""
+class PAA(Detector):
+    """RS-PAA: losses `ranking`, `sorting` and `box`. Args: as of `ATSS`."""
 
     def __init__(
         self,
@@ -45,60 +45,51 @@ class PAA(nn.Module):
         nms_threshold: float = 0.6,
         detections_per_image: int = 100,
     ):
-        super().__init__()
-        self.transform = transform
-        self.backbone = backbone
+        super().__init__(
+            backbone,
+            transform,
+            num_classes,
+            score_threshold=score_threshold,
+            nms_threshold=nms_threshold,
+            detections_per_image=detections_per_image,
+        )
         self.fpn = FPN(backbone.channels[-3:], channels, levels=len(STRIDES))
-        self.anchors = AnchorGenerator(STRIDES, scales=[4 * 2 ** (i / 3) for i in range(3)])
+        self.anchors = ANCHORS
         self.head = DenseHead(channels, num_classes, self.anchors.per_cell, len(STRIDES), head_convs, prior)
-        self.num_classes = num_classes
-        self.num_positives = 0
-        self.score_threshold = score_threshold
-        self.nms_threshold = nms_threshold
-        self.detections_per_image = detections_per_image
 
-    def forward(
-        self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None
-    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Losses in training mode, detections in evaluation mode, with arguments, returns and errors of `ATSS.forward`."""
-        check_input(images, targets, self.num_classes, self.training)
-        batch, targets = self.transform(images, targets)
-        if self.training:
-            return self.losses(batch, targets)
-        return self.transform.to_original(self.detect(batch), batch)
-
-    def predict(self, batch: ImageBatch) -> tuple[list[Tensor], list[Tensor], list[Size]]:
-        """Returns for each level the class logits [B, A_l, C], the box deltas [B, A_l, 4] and the size of its map."""
+    def predict(self, batch: ImageBatch) -> AnchorPredictions:
+        """What the network says."""
         features = self.fpn(self.backbone(batch.pixels)[-3:])
-        logits, deltas = self.head(features)
-        return logits, deltas, [(x.shape[-2], x.shape[-1]) for x in features]
+        return self.anchors.predictions(features, *self.head(features))
 
     def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """The losses of a batch whose targets are in its coordinates; see `forward`."""
-        logits, deltas, sizes = self.predict(batch)
-        device = batch.pixels.device
-        anchors = self.anchors(sizes, device)
-        all_anchors, all_logits = torch.cat(anchors), torch.cat(logits, 1).flatten(0, 1)
+        output = self.predict(batch)
+        anchors, all_logits = torch.cat(output.anchors), output.all_logits()
         matches = []
         for target, padded in zip(targets, batch.padded_sizes, strict=True):
-            in_image = torch.cat(self.anchors.in_image(sizes, padded, device))
-            match = torch.full_like(in_image, IGNORED, dtype=torch.int64)
-            match[in_image] = match_iou(
-                all_anchors[in_image], target["boxes"], positive=0.1, negative=0.1, low_quality=ANY_OVERLAP
+            in_image = torch.cat(self.anchors.in_image(output.map_sizes, padded, anchors.device))
+            matches.append(
+                match_iou(
+                    anchors,
+                    target["boxes"],
+                    positive=0.1,
+                    negative=0.1,
+                    low_quality=ANY_OVERLAP,
+                    usable=in_image,
+                )
             )
-            matches.append(match)
         candidates = collect(matches, targets)
-        boxes = decode_chosen(deltas, anchors, candidates.positive)
-        ends = torch.tensor([len(a) for a in anchors], device=device).cumsum(0)
+        boxes = output.boxes(candidates.positive)
         most_objects = max(len(target["labels"]) for target in targets)
         chosen = choose_positives(
             candidate_losses(
                 all_logits[candidates.positive].detach(), candidates.labels, boxes.detach(), candidates.boxes
             ),
             owner=candidates.image * most_objects + candidates.object,
-            level=torch.bucketize(candidates.positive % len(all_anchors), ends, right=True),
+            level=output.level(candidates.positive),
             num_objects=len(targets) * most_objects,
-            num_levels=len(anchors),
+            num_levels=len(output.anchors),
         )
         self.num_positives = len(chosen)
         return rank_sort_detection_losses(
@@ -112,18 +103,11 @@ class PAA(nn.Module):
 
     def detect(self, batch: ImageBatch) -> list[dict[str, Tensor]]:
         """The detections of a batch, boxes in its coordinates; see `forward`."""
-        logits, deltas, sizes = self.predict(batch)
-        anchors = self.anchors(sizes, batch.pixels.device)
+        output = self.predict(batch)
         detections = []
         for image, size in enumerate(batch.sizes):
-            boxes, scores, _ = best_regions([x[image] for x in logits], [x[image] for x in deltas], anchors, size)
-            kept = non_maximum_suppression(
-                boxes,
-                scores,
-                score_threshold=self.score_threshold,
-                nms_threshold=self.nms_threshold,
-                detections_per_image=self.detections_per_image,
-            )
+            boxes, scores, _ = output.best_regions(image, size)
+            kept = self.suppress(boxes, scores)
             detections.append(score_voting(kept, boxes, scores, score_threshold=self.score_threshold))
         return detections
 

@@ -1,17 +1,22 @@
 """From class probabilities and boxes to the few detections which are reported."""
 
-from collections.abc import Sequence
-from itertools import accumulate
-
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
+from torchvision.ops import batched_nms, box_iou
 
 from ..losses.localization import paired_iou
-from .boxes import decode_boxes
-from .images import Size
 
 _MOST = 20_000  # pairs of region and class; only detectors which know nothing yet have more
+
+
+def above_threshold(scores: Tensor, threshold: float, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The scores above a threshold, of [R, C], no more than the `most` highest; and the region and the class of each, int64."""
+    region, label = (scores > threshold).nonzero(as_tuple=True)
+    score = scores[region, label]
+    if len(score) > most:
+        score, best = score.topk(most)
+        region, label = region[best], label[best]
+    return score, region, label
 
 
 def non_maximum_suppression(
@@ -29,39 +34,10 @@ def non_maximum_suppression(
     Returns:
         `boxes` [D, 4], `scores` [D] falling, `labels` int64 [D].
     """
-    region, label = (scores > score_threshold).nonzero(as_tuple=True)
-    score = scores[region, label]
-    if len(score) > _MOST:
-        score, best = score.topk(_MOST)
-        region, label = region[best], label[best]
+    score, region, label = above_threshold(scores, score_threshold, _MOST)
     boxes = boxes[region] if boxes.ndim == 2 else boxes[region, label]
     kept = batched_nms(boxes, score, label, nms_threshold)[:detections_per_image]
     return {"boxes": boxes[kept], "scores": score[kept], "labels": label[kept]}
-
-
-def best_regions(
-    logits: Sequence[Tensor], deltas: Sequence[Tensor], anchors: Sequence[Tensor], size: Size, limit: int = 1000
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The most promising anchors of one image as regions which detections are chosen from.
-
-    Args:
-        logits: one [A_l, C] for each level.
-        deltas: as of `decode_boxes`, one [A_l, 4] for each level.
-        anchors: xyxy in pixels, one [A_l, 4] for each level.
-        size: height and width of the image, which the boxes are clipped to.
-        limit: the most anchors of a level, those of the highest class logit.
-
-    Returns:
-        boxes: xyxy, float32 [R, 4].
-        scores: class probabilities, float32 [R, C].
-        anchor: which of the ΣA_l anchors each is, int64 [R].
-    """
-    best = [level.amax(1).topk(min(limit, len(level))).indices for level in logits]
-    boxes = torch.cat([decode_boxes(d[i].float(), a[i]) for d, a, i in zip(deltas, anchors, best, strict=True)])
-    scores = torch.cat([level[i].float().sigmoid() for level, i in zip(logits, best, strict=True)])
-    starts = accumulate((len(level) for level in logits), initial=0)
-    anchor = torch.cat([i + start for i, start in zip(best, starts, strict=False)])
-    return clip_boxes_to_image(boxes, size), scores, anchor
 
 
 def fast_non_maximum_suppression(

@@ -3,7 +3,6 @@
 Regions are given as boxes xyxy in pixels of the batch, one [R_b, 4] for each image; R is how many there are in all.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -13,11 +12,11 @@ from torchvision.ops import box_area, clip_boxes_to_image, roi_align
 from ..losses.detection import rank_sort_detection_losses
 from .boxes import decode_boxes
 from .images import Size
+from .layers import set_prior
 from .matchers import Matched, collect, match_iou
 
 _STRIDES = (4, 8, 16, 32)
 _FINEST_SIDE = 56  # regions whose sides are below twice this many pixels are looked at on P2
-_PIXELS_AT_ONCE = 2**25  # of masks which are pasted together
 
 
 def match_regions(
@@ -93,7 +92,7 @@ class BoxHead(nn.Module):
             nn.init.xavier_uniform_(layer.weight)  # type: ignore[arg-type]
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         nn.init.normal_(self.class_logits.weight, std=0.01)
-        nn.init.constant_(self.class_logits.bias, -math.log((1 - prior) / prior))
+        set_prior(self.class_logits, prior)
         nn.init.normal_(self.box_deltas.weight, std=0.001)
         nn.init.zeros_(self.box_deltas.bias)
 
@@ -164,31 +163,3 @@ def mask_targets(masks: Sequence[Tensor], regions: Sequence[Tensor], objects: Te
         rois = torch.cat([index[:, None], boxes], 1)
         targets.append(roi_align(of_image[:, None].to(rois.dtype), rois, side, aligned=True).squeeze(1))
     return (torch.cat(targets) >= 0.5).float()
-
-
-def paste_masks(masks: Tensor, boxes: Tensor, size: Size) -> Tensor:
-    """Resamples masks from their boxes to an image, bilinearly, at the centres of its pixels.
-
-    Args:
-        masks: probabilities, [D, M, M].
-        boxes: xyxy in pixels of the image, [D, 4].
-        size: height and width of the image.
-
-    Returns:
-        bool [D, height, width], where the probability is above 1/2.
-    """
-    pasted = torch.zeros(len(masks), *size, dtype=torch.bool, device=masks.device)
-    at_once = max(1, _PIXELS_AT_ONCE // (size[0] * size[1]))
-    for part in torch.arange(len(masks), device=masks.device).split(at_once):
-        # Bilinear interpolation is one matrix for the rows and one for the columns.
-        rows = _interpolation(boxes[part, 1], boxes[part, 3], size[0], masks.shape[1])
-        columns = _interpolation(boxes[part, 0], boxes[part, 2], size[1], masks.shape[2])
-        pasted[part] = rows @ masks[part].float() @ columns.mT > 0.5
-    return pasted
-
-
-def _interpolation(start: Tensor, end: Tensor, pixels: int, points: int) -> Tensor:
-    """How much each of the points between `start` and `end`, [D] each, counts at the centre of each pixel: [D, pixels, points]."""
-    centres = torch.arange(pixels, device=start.device) + 0.5
-    position = (centres - start[:, None]) / (end - start).clamp(min=1e-6)[:, None] * points - 0.5
-    return (1 - (position[..., None] - torch.arange(points, device=start.device)).abs()).clamp(min=0)

@@ -1,38 +1,19 @@
 """RS-RPN: the region proposal network (Ren et al., NeurIPS 2015) on a pyramid, trained by RS Loss without sampling."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
 from ..losses.detection import rank_sort_detection_losses
-from .anchors import AnchorGenerator
-from .boxes import decode_chosen
-from .dense_head import per_anchor
+from .anchors import AnchorGenerator, AnchorPredictions
 from .images import ImageBatch, Size
-from .matchers import IGNORED, collect, match_iou
-from .postprocess import best_regions
+from .layers import normal_convs, per_anchor
+from .matchers import collect, match_iou
 
 STRIDES = (4, 8, 16, 32, 64)
 _LOSS_WEIGHT = 0.2
-
-
-class RPNOutput(NamedTuple):
-    """What the RPN says about a batch.
-
-    Attributes:
-        logits: of there being an object, for each level [B, A_l, 1].
-        deltas: from anchors to boxes, for each level [B, A_l, 4].
-        anchors: xyxy in pixels of the batch, for each level [A_l, 4].
-        map_sizes: of each level.
-    """
-
-    logits: list[Tensor]
-    deltas: list[Tensor]
-    anchors: list[Tensor]
-    map_sizes: list[Size]
 
 
 class RPN(nn.Module):
@@ -51,25 +32,20 @@ class RPN(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
         self.objectness = nn.Conv2d(channels, self.anchors.per_cell, 1)
         self.box_deltas = nn.Conv2d(channels, self.anchors.per_cell * 4, 1)
-        for layer in (self.conv, self.objectness, self.box_deltas):
-            nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        normal_convs(self)
         self.ignore_crossing = ignore_crossing
         self.nms_threshold = nms_threshold
         self.limit = limit
 
-    def forward(self, features: Sequence[Tensor]) -> RPNOutput:
+    def forward(self, features: Sequence[Tensor]) -> AnchorPredictions:
         """Takes the pyramid P2..P6, [B, channels, H_l, W_l], to logits and deltas of all anchors."""
-        sizes = [(x.shape[-2], x.shape[-1]) for x in features]
         hidden = [self.conv(x).relu_() for x in features]
-        return RPNOutput(
-            [per_anchor(self.objectness(x), 1) for x in hidden],
-            [per_anchor(self.box_deltas(x), 4) for x in hidden],
-            self.anchors(sizes, features[0].device),
-            sizes,
-        )
+        logits = [per_anchor(self.objectness(x), 1) for x in hidden]
+        return self.anchors.predictions(features, logits, [per_anchor(self.box_deltas(x), 4) for x in hidden])
 
-    def losses(self, output: RPNOutput, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    def losses(
+        self, output: AnchorPredictions, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
         """`rpn_ranking` and `rpn_sorting` over the anchors which belong to an image of the batch, `rpn_box` over the positives."""
         anchors = torch.cat(output.anchors)
         matches = []
@@ -78,37 +54,29 @@ class RPN(nn.Module):
             if self.ignore_crossing:
                 height, width = size
                 usable &= (anchors[:, :2] >= 0).all(1) & (anchors[:, 2:] < anchors.new_tensor([width, height])).all(1)
-            # An anchor which is not usable must not be the best one of an object either.
-            of_usable = match_iou(anchors[usable], target["boxes"], positive=0.7, negative=0.3, low_quality=0.3)
-            matches.append(torch.full_like(usable, IGNORED, dtype=torch.int64).masked_scatter_(usable, of_usable))
+            matches.append(
+                match_iou(anchors, target["boxes"], positive=0.7, negative=0.3, low_quality=0.3, usable=usable)
+            )
         matched = collect(matches, targets)
         losses = rank_sort_detection_losses(
-            torch.cat(output.logits, 1).flatten(0, 1),
+            output.all_logits(),
             matched.positive,
             torch.zeros_like(matched.labels),
-            decode_chosen(output.deltas, output.anchors, matched.positive),
+            output.boxes(matched.positive),
             matched.boxes,
             ignored=matched.ignored,
         )
         return {f"rpn_{name}": _LOSS_WEIGHT * loss for name, loss in losses.items()}
 
     @torch.no_grad()
-    def proposals(self, output: RPNOutput, image_sizes: Sequence[Size]) -> list[Tensor]:
+    def proposals(self, output: AnchorPredictions, image_sizes: Sequence[Size]) -> list[Tensor]:
         """The boxes of each image in which the RoI heads look for objects, xyxy in pixels of the batch, [<= limit, 4].
 
         As published, those which clipping to the image leaves without area are kept.
         """
         proposals = []
         for image, size in enumerate(image_sizes):
-            boxes, scores, anchor = best_regions(
-                [x[image] for x in output.logits],
-                [x[image] for x in output.deltas],
-                output.anchors,
-                size,
-                limit=2000 if self.training else 1000,
-            )
-            ends = torch.tensor([len(a) for a in output.anchors], device=anchor.device).cumsum(0)
-            level = torch.bucketize(anchor, ends, right=True)
-            scores = scores[:, 0]
-            proposals.append(boxes[batched_nms(boxes, scores, level, self.nms_threshold)[: self.limit]])
+            boxes, scores, anchor = output.best_regions(image, size, limit=2000 if self.training else 1000)
+            kept = batched_nms(boxes, scores[:, 0], output.level(anchor), self.nms_threshold)[: self.limit]
+            proposals.append(boxes[kept])
         return proposals

@@ -11,7 +11,6 @@ Next to SOLOv2 as published there is no focal loss, nor any weight between the t
 coefficient of its own mask; the authors' code gives a positive that of another one of its level and image.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -23,11 +22,13 @@ from ..losses.detection import confidence, quality_targets, self_balanced, weigh
 from ..losses.localization import dice_loss
 from ..losses.rank_sort import rank_sort_loss
 from .backbones import Backbone
-from .dense_head import ConvNormReLU, initialise_convs, per_anchor
+from .detector import Detector
 from .fpn import FPN
-from .images import ImageBatch, ImageTransform, Size, check_input
+from .images import ImageBatch, ImageTransform, Size
+from .layers import ConvNormReLU, normal_convs, per_anchor, set_prior
 from .masks import boxes_around, centres_and_areas, quarter_masks, resize_masks
 from .matchers import NEGATIVE, collect
+from .postprocess import above_threshold
 
 GRIDS = (40, 36, 24, 16, 12)  # cells on each side of the image, one a level
 STRIDES = (8, 8, 16, 32, 32)  # of the maps which the grids are laid on; a mask has to have more cells than this
@@ -42,17 +43,19 @@ _SIGMA = 2.0
 _LEAST_SCORE = 0.05  # after Matrix NMS
 
 
-class SOLOv2(nn.Module):
-    """RS-SOLOv2, called as torchvision's detectors are; attributes and arguments are those of `ATSS` but for
-    `nms_threshold`, and these.
+class SOLOv2(Detector):
+    """RS-SOLOv2: losses `ranking`, `sorting` and `mask`. An object with an empty mask has no positives. Boxes are those around the masks.
 
-    Args:
-        backbone: gives features of strides 4, 8, 16 and 32.
+    Args: as of `Detector` but for `nms_threshold`, and these.
         channels: of the pyramid, a multiple of 64.
+        head_convs: depth of the head's towers.
         light: a head of half the width, for images of half the size.
+        prior: class probability which training starts from.
         score_threshold: least class probability of a detection, in 0..1. What is reported is this times maskness times the decay of
             Matrix NMS, and at least .05.
     """
+
+    has_masks = True
 
     def __init__(
         self,
@@ -67,32 +70,18 @@ class SOLOv2(nn.Module):
         score_threshold: float = 0.2,
         detections_per_image: int = 100,
     ):
-        super().__init__()
-        self.transform = transform
-        self.backbone = backbone
+        super().__init__(
+            backbone,
+            transform,
+            num_classes,
+            score_threshold=score_threshold,
+            detections_per_image=detections_per_image,
+        )
         self.fpn = FPN(backbone.channels[-4:], channels, extra_convs=False)
         width = channels if light else 2 * channels
         self.head = SOLOv2Head(channels, width, num_classes, width // 2, head_convs, prior)
         self.mask_features = MaskFeatures(channels, channels // 2, width // 2)
         self.ranges = LIGHT_RANGES if light else RANGES
-        self.num_classes = num_classes
-        self.num_positives = 0
-        self.score_threshold = score_threshold
-        self.detections_per_image = detections_per_image
-
-    def forward(
-        self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None
-    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Losses in training mode, detections in evaluation mode, with arguments, returns and errors of `ATSS.forward`, and masks.
-
-        Targets have `masks` [G, H, W] of 0 and 1; an object with an empty one has no positives. Losses are `ranking`, `sorting` and
-        `mask`. Detections have `masks`, bool [D, H, W], of the original image's size; their `boxes` are those around the masks.
-        """
-        check_input(images, targets, self.num_classes, self.training, masks=True)
-        batch, targets = self.transform(images, targets)
-        if self.training:
-            return self.losses(batch, targets)
-        return self.to_original(self.detect(batch), batch)
 
     def predict(self, pixels: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """What the network says of normalised images [B, 3, H, W].
@@ -121,7 +110,8 @@ class SOLOv2(nn.Module):
             [mask_losses(f, k, quarter_masks(m, features.shape[-2:]), owner) for f, k, m, owner in of_images]
         )
         all_logits = torch.cat(logits, 1).flatten(0, 1).float()
-        wanted = quality_targets(all_logits, matched.positive, matched.labels, 1 - dice.detach())
+        quality = (1 - dice.detach()).clamp(0, 1)  # rounding takes that of a perfect mask above 1
+        wanted = quality_targets(all_logits, matched.positive, matched.labels, quality)
         ranking, sorting = rank_sort_loss(all_logits, wanted)
         mask = weighted_mean(dice, confidence(all_logits[matched.positive]))
         return {"ranking": ranking, "sorting": sorting, "mask": self_balanced(mask, ranking, sorting)}
@@ -139,11 +129,7 @@ class SOLOv2(nn.Module):
     def _detect_one(self, pixels: Tensor) -> dict[str, Tensor]:
         logits, kernels, features = self.predict(pixels)
         scores = torch.cat([peaks(x[0].float().sigmoid(), grid) for x, grid in zip(logits, GRIDS, strict=True)])
-        cell, label = (scores > self.score_threshold).nonzero(as_tuple=True)
-        score = scores[cell, label]
-        if len(score) > _MOST:
-            score, best = score.topk(_MOST)
-            cell, label = cell[best], label[best]
+        score, cell, label = above_threshold(scores, self.score_threshold, _MOST)
         masks = torch.einsum("pe,ehw->phw", torch.cat(kernels, 1)[0, cell].float(), features[0].float()).sigmoid()
         least_area = torch.tensor(STRIDES, device=cell.device).repeat_interleave(
             torch.tensor(GRIDS, device=cell.device) ** 2
@@ -161,8 +147,7 @@ class SOLOv2(nn.Module):
         order = order[score >= _LEAST_SCORE][: self.detections_per_image]
         return {"scores": score[: len(order)], "labels": label[best[order]], "masks": masks[best[order]]}
 
-    @staticmethod
-    def to_original(detections: list[dict[str, Tensor]], batch: ImageBatch) -> list[dict[str, Tensor]]:
+    def to_original(self, detections: list[dict[str, Tensor]], batch: ImageBatch) -> list[dict[str, Tensor]]:
         """Takes what `detect` found to the original images, with the boxes around the masks."""
         result = []
         for found, (height, width), size in zip(detections, batch.sizes, batch.original_sizes, strict=True):
@@ -187,8 +172,8 @@ class SOLOv2Head(nn.Module):
         self.kernel_tower = nn.Sequential(*map(ConvNormReLU, [in_channels + 2, *widths[1:]], widths))
         self.class_logits = nn.Conv2d(channels, num_classes, 3, padding=1)
         self.kernels = nn.Conv2d(channels, kernel_channels, 3, padding=1)
-        initialise_convs(self)
-        nn.init.constant_(self.class_logits.bias, -math.log((1 - prior) / prior))  # type: ignore[arg-type]
+        normal_convs(self)
+        set_prior(self.class_logits, prior)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Takes P2..P6 to class logits [B, S²_l, C] and kernels [B, S²_l, E] of each level."""
@@ -217,7 +202,7 @@ class MaskFeatures(nn.Module):
             convs = [ConvNormReLU(width if i == 0 else channels, channels) for i in range(max(level, 1))]
             self.levels.append(nn.Sequential(*convs))
         self.output = ConvNormReLU(channels, out_channels, kernel_size=1)
-        initialise_convs(self)
+        normal_convs(self)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Takes P2..P5 to [B, out_channels, H / 4, W / 4]."""

@@ -17,27 +17,31 @@ from torch import Tensor, nn
 
 from ..losses.detection import confidence, rank_sort_detection_losses, self_balanced, weighted_mean
 from ..losses.localization import dice_loss
-from .anchors import AnchorGenerator
+from .anchors import AnchorGenerator, AnchorPredictions
 from .backbones import Backbone
-from .boxes import decode_chosen
-from .dense_head import per_anchor
-from .fpn import FPN, xavier_convs
-from .images import ImageBatch, ImageTransform, Size, check_input
+from .detector import Detector
+from .fpn import FPN
+from .images import ImageBatch, ImageTransform, Size
+from .layers import per_anchor, set_prior, xavier_convs
 from .masks import resize_masks
 from .matchers import ANY_OVERLAP, collect, match_iou
-from .postprocess import best_regions, fast_non_maximum_suppression
+from .postprocess import fast_non_maximum_suppression
 
 STRIDES = (8, 16, 32, 64, 128)
 MASKS_PER_IMAGE = 100  # which are trained on: each of them is a whole map
 
 
-class YOLACT(nn.Module):
-    """RS-YOLACT, called as torchvision's detectors are; attributes and arguments are those of `ATSS`, and these.
+class YOLACT(Detector):
+    """RS-YOLACT: losses `ranking`, `sorting`, `box` and `mask`.
 
-    Args:
+    Args: as of `Detector`, and these.
         transform: makes squares of the images.
+        channels: of the pyramid and the head.
         prototypes: how many there are.
+        prior: class probability which training starts from.
     """
+
+    has_masks = True
 
     def __init__(
         self,
@@ -52,9 +56,14 @@ class YOLACT(nn.Module):
         nms_threshold: float = 0.5,
         detections_per_image: int = 100,
     ):
-        super().__init__()
-        self.transform = transform
-        self.backbone = backbone
+        super().__init__(
+            backbone,
+            transform,
+            num_classes,
+            score_threshold=score_threshold,
+            nms_threshold=nms_threshold,
+            detections_per_image=detections_per_image,
+        )
         self.fpn = FPN(backbone.channels[-3:], channels, levels=len(STRIDES), from_input=True, upsampling="bilinear")
         side = transform.min_size  # which the cells share evenly, whether or not it is a multiple of their stride
         self.anchors = AnchorGenerator(
@@ -66,45 +75,20 @@ class YOLACT(nn.Module):
         )
         self.head = YOLACTHead(channels, num_classes, self.anchors.per_cell, prototypes, prior)
         self.prototypes = _prototype_branch(channels, prototypes)
-        self.num_classes = num_classes
-        self.num_positives = 0
-        self.score_threshold = score_threshold
-        self.nms_threshold = nms_threshold
-        self.detections_per_image = detections_per_image
 
-    def forward(
-        self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None
-    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Losses in training mode, detections in evaluation mode, with arguments, returns and errors of `ATSS.forward`, and masks.
-
-        Targets have `masks` [G, H, W] of 0 and 1, losses have `mask`, and detections `masks`, bool [D, H, W], of the original image's size.
-        """
-        check_input(images, targets, self.num_classes, self.training, masks=True)
-        batch, targets = self.transform(images, targets)
-        if self.training:
-            return self.losses(batch, targets)
-        return [
-            {**d, "masks": resize_masks(d["masks"], size)}
-            for d, size in zip(self.transform.to_original(self.detect(batch), batch), batch.original_sizes, strict=True)
-        ]
-
-    def predict(self, batch: ImageBatch) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor, list[Size]]:
-        """What the network says.
-
-        Returns:
-            For each level the class logits [B, A_l, C], the box deltas [B, A_l, 4] and the mask coefficients [B, A_l, prototypes]; the
-            prototypes [B, prototypes, H / 4, W / 4]; and the size of each level's map.
-        """
+    def predict(self, batch: ImageBatch) -> tuple[AnchorPredictions, Tensor, Tensor]:
+        """What the network says of the anchors; their mask coefficients [B, ΣA_l, K]; the prototypes [B, K, H / 4, W / 4]."""
         features = self.fpn(self.backbone(batch.pixels)[-3:])
-        return *self.head(features), self.prototypes(features[0]), [(x.shape[-2], x.shape[-1]) for x in features]
+        logits, deltas, coefficients = self.head(features)
+        output = self.anchors.predictions(features, logits, deltas)
+        return output, torch.cat(coefficients, 1), self.prototypes(features[0])
 
     def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """The losses of a batch whose targets are in its coordinates; see `forward`."""
-        logits, deltas, coefficients, prototypes, sizes = self.predict(batch)
-        anchors = self.anchors(sizes, batch.pixels.device)
-        all_anchors, all_logits = torch.cat(anchors), torch.cat(logits, 1).flatten(0, 1)
+        output, coefficients, prototypes = self.predict(batch)
+        anchors, all_logits = torch.cat(output.anchors), output.all_logits()
         matched = collect(
-            [match_iou(all_anchors, t["boxes"], positive=0.5, negative=0.4, low_quality=ANY_OVERLAP) for t in targets],
+            [match_iou(anchors, t["boxes"], positive=0.5, negative=0.4, low_quality=ANY_OVERLAP) for t in targets],
             targets,
         )
         self.num_positives = len(matched.positive)
@@ -112,12 +96,12 @@ class YOLACT(nn.Module):
             all_logits,
             matched.positive,
             matched.labels,
-            decode_chosen(deltas, anchors, matched.positive),
+            output.boxes(matched.positive),
             matched.boxes,
             ignored=matched.ignored,
         )
 
-        of_positive = torch.cat(coefficients, 1).flatten(0, 1)[matched.positive]
+        of_positive = coefficients.flatten(0, 1)[matched.positive]
         weights = confidence(all_logits[matched.positive].float())
         mask_losses, mask_weights = [], []
         for image, target in enumerate(targets):
@@ -135,12 +119,10 @@ class YOLACT(nn.Module):
 
     def detect(self, batch: ImageBatch) -> list[dict[str, Tensor]]:
         """The detections of a batch, boxes in its coordinates, masks as probabilities at the prototypes' stride; see `forward`."""
-        logits, deltas, coefficients, prototypes, sizes = self.predict(batch)
-        anchors = self.anchors(sizes, batch.pixels.device)
-        all_coefficients = torch.cat(coefficients, 1)
+        output, coefficients, prototypes = self.predict(batch)
         detections = []
         for image, size in enumerate(batch.sizes):
-            boxes, scores, anchor = best_regions([x[image] for x in logits], [x[image] for x in deltas], anchors, size)
+            boxes, scores, anchor = output.best_regions(image, size)
             kept, region = fast_non_maximum_suppression(
                 boxes,
                 scores,
@@ -148,9 +130,16 @@ class YOLACT(nn.Module):
                 nms_threshold=self.nms_threshold,
                 detections_per_image=self.detections_per_image,
             )
-            masks = assemble_masks(prototypes[image], all_coefficients[image, anchor[region]], kept["boxes"], size)
+            masks = assemble_masks(prototypes[image], coefficients[image, anchor[region]], kept["boxes"], size)
             detections.append({**kept, "masks": masks})
         return detections
+
+    def to_original(self, detections: list[dict[str, Tensor]], batch: ImageBatch) -> list[dict[str, Tensor]]:
+        """See `Detector`; masks become bool, of the original image's size."""
+        return [
+            {**d, "masks": resize_masks(d["masks"], size)}
+            for d, size in zip(super().to_original(detections, batch), batch.original_sizes, strict=True)
+        ]
 
 
 class YOLACTHead(nn.Module):
@@ -164,7 +153,7 @@ class YOLACTHead(nn.Module):
         self.box_deltas = nn.Conv2d(channels, anchors_per_cell * 4, 3, padding=1)
         self.coefficients = nn.Conv2d(channels, anchors_per_cell * prototypes, 3, padding=1)
         xavier_convs(self)
-        nn.init.constant_(self.class_logits.bias, -math.log((1 - prior) / prior))  # type: ignore[arg-type]
+        set_prior(self.class_logits, prior)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Takes the pyramid to class logits, box deltas and mask coefficients in -1..1 of each level; see `YOLACT.predict`."""

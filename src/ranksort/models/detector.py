@@ -1,0 +1,92 @@
+"""How all detectors are called: as torchvision's are, with lists of images and of targets."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from .backbones import Backbone
+from .images import ImageBatch, ImageTransform, check_input
+from .postprocess import non_maximum_suppression
+
+
+class Detector(nn.Module):
+    """From images and targets to `losses`, or from images to what `detect` finds. Every detector has these two methods of its own.
+
+    Attributes:
+        num_positives: positives of the last training batch, for the logs.
+
+    Args:
+        backbone: gives features from fine to coarse; those of strides 8, 16 and 32, or 4 to 32, are its last.
+        transform: resizing and normalisation.
+        num_classes: C; labels are 0..C-1, there is no background class.
+        score_threshold: least score of a detection, in 0..1.
+        nms_threshold: IoU above which the lower of two detections of a class is dropped.
+        detections_per_image: most detections reported.
+    """
+
+    has_masks = False
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        transform: ImageTransform,
+        num_classes: int,
+        *,
+        score_threshold: float,
+        nms_threshold: float = 1.0,
+        detections_per_image: int,
+    ):
+        super().__init__()
+        self.transform = transform
+        self.backbone = backbone
+        self.num_classes = num_classes
+        self.num_positives = 0
+        self.score_threshold = score_threshold
+        self.nms_threshold = nms_threshold
+        self.detections_per_image = detections_per_image
+
+    def forward(
+        self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Losses in training mode, detections in evaluation mode.
+
+        Args:
+            images: RGB, float in 0..1 (or uint8), [3, H, W] each, of any sizes.
+            targets: for training; one dict an image with `boxes` [G, 4] xyxy in pixels, `labels` int64 [G] in 0..C-1 and, for a detector of
+                masks, `masks` [G, H, W], bool or 0 and 1. G may be 0.
+
+        Returns:
+            In training mode the losses by name, scalars to be summed. In evaluation mode one dict an image with `boxes` [D, 4] xyxy in
+            pixels of the original image, `scores` [D] in 0..1, falling, `labels` [D] and, from a detector of masks, `masks`, bool
+            [D, H, W], of the original image's size.
+
+        Raises:
+            ValueError: in training mode without targets, or where an image or target has the wrong shape or a box has no area.
+        """
+        check_input(images, targets, self.num_classes, self.training, masks=self.has_masks)
+        batch, targets = self.transform(images, targets)
+        if self.training:
+            return self.losses(batch, targets)
+        return self.to_original(self.detect(batch), batch)
+
+    def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The losses of a batch whose targets are in its coordinates."""
+        raise NotImplementedError
+
+    def detect(self, batch: ImageBatch) -> list[dict[str, Tensor]]:
+        """The detections of a batch, boxes in its coordinates; masks as the detector makes them."""
+        raise NotImplementedError
+
+    def to_original(self, detections: list[dict[str, Tensor]], batch: ImageBatch) -> list[dict[str, Tensor]]:
+        """Takes what `detect` found to the original images."""
+        return self.transform.to_original(detections, batch)
+
+    def suppress(self, boxes: Tensor, scores: Tensor) -> dict[str, Tensor]:
+        """`non_maximum_suppression` with this detector's thresholds."""
+        return non_maximum_suppression(
+            boxes,
+            scores,
+            score_threshold=self.score_threshold,
+            nms_threshold=self.nms_threshold,
+            detections_per_image=self.detections_per_image,
+        )
