@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import sys
 import time
@@ -81,7 +82,7 @@ def quickstart(
 
     Args:
         out: folder for the data set, the run and its report.
-        recipe: what to train.
+        recipe: what to train: the other quick one is ranksort_mask_rcnn_lite0_small; those of the paper want a GPU.
         epochs: passes over the 400 training images.
         workers: processes which load images.
     """
@@ -93,7 +94,7 @@ def quickstart(
     chosen.data.root, chosen.data.workers = str(root), workers
     chosen.model.min_size, chosen.model.max_size = 256, 384  # as large as the images are
     chosen.training.output, chosen.training.epochs = str(out / "runs"), epochs
-    chosen.optimizer.milestones = (3,)
+    chosen.optimizer.milestones = (math.ceil(0.75 * epochs),)
     run = _train(chosen, resume=False)
     print(
         f"\nThe data are in {root}, checkpoints and training curves in {run}.\n"

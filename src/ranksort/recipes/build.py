@@ -139,7 +139,7 @@ def _build_detector(settings: ModelSettings, backbone: Backbone, transform: Imag
     if kind in _RCNNS:
         pyramid = CarafeFPN if settings.upsampling == "carafe" else partial(FPN, extra_convs=False)
         fpn = pyramid(backbone.channels[-4:], settings.channels)
-        return _RCNNS[kind](backbone, fpn, transform, settings.num_classes, **options)
+        return _RCNNS[kind](backbone, fpn, transform, settings.num_classes, proposals=settings.proposals, **options)
     if kind not in _ONE_STAGE:
         raise ValueError(f"there is no detector {kind!r}: choose one of {', '.join([*_ONE_STAGE, *_RCNNS])}")
     if kind != "yolact":

@@ -62,6 +62,8 @@ class ModelSettings:
     """modulated deformable 3x3 convolutions (DCNv2) in the stages 2 to 4 of a ResNet or ResNeXt"""
     upsampling: Literal["nearest", "carafe"] = "nearest"
     """how the pyramid of an R-CNN goes from coarse to fine"""
+    proposals: int = 1000
+    """most regions of an image which an R-CNN looks into; fewer are faster, and enough for small images"""
     channels: int = 256
     """channels of the pyramid and the heads"""
     head_convs: int = 4
@@ -171,6 +173,7 @@ class Recipe:
             ("optimizer.warmup-steps", optimizer.warmup_steps, 0),
             ("model.min-size", min(model.min_size, *data.train_min_sizes, model.max_size), 1),
             ("model.num-classes", model.num_classes, 1),
+            ("model.proposals", model.proposals, 1),
             ("data.workers", data.workers, 0),
             ("evaluation.pictures", self.evaluation.pictures, 0),
         ):
