@@ -31,6 +31,19 @@ def test_an_example_computed_by_hand():
     )
 
 
+def test_what_becomes_of_each_detection_and_object():
+    ground_truth, detections = three_objects()
+    ground_truth["annotations"].append(
+        {**ground_truth["annotations"][0], "id": 9, "bbox": [0, 400, 50, 50], "iscrowd": 1}
+    )
+    in_the_crowd = {**detections[0], "bbox": [10, 410, 10, 10]}
+    matches = evaluate_detections(ground_truth, [*detections, in_the_crowd]).matches
+    assert matches.outcome.tolist() == [1, 0, 1, 0, -1]
+    assert matches.iou == pytest.approx([0.9, 0, 0.75, 0, 1])
+    assert matches.score.tolist() == [0.9, 0.8, 0.7, 0.6, 0.9]
+    assert matches.object_found.tolist() == [True, True, False]
+
+
 def test_ignored_detections_do_not_change_the_error():
     scores, iou = np.array([0.9, 0.8, 0.7]), np.array([0.0, 0.8, 0.0])
     errors, best = lrp_error(scores, np.array([False, True, False]), np.array([False, False, False]), iou, 2)

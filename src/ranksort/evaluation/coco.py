@@ -91,6 +91,7 @@ def evaluate_detections(
         classes_without_objects=len(objects) - len(shown),
         precision=precision[[AT_IOU_50, AT_IOU_75], :, :, 0, -1].transpose(2, 0, 1)[shown],
         lrp=lrp.curves[shown],
+        matches=lrp.matches,
     )
 
 

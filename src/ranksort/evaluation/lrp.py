@@ -31,11 +31,25 @@ NO_OBJECTS = OptimalLRP(np.nan, np.nan, np.nan, np.nan, np.nan)
 NOTHING_FOUND = OptimalLRP(1.0, np.nan, np.nan, 1.0, np.nan)
 
 
+class Matches(NamedTuple):
+    """What the N detections that take part and the A' objects to be found came to, at IoU TAU and of all sizes."""
+
+    image: np.ndarray  # (N,) position of a detection's image among the sorted ids
+    category: np.ndarray  # (N,) likewise
+    score: np.ndarray  # (N,)
+    outcome: np.ndarray  # (N,) int8: 1 true positive, 0 false positive, -1 ignored
+    iou: np.ndarray  # (N,) with the matched object; 0 without one
+    object_image: np.ndarray  # (A',) position of an object's image; crowds are left out
+    object_category: np.ndarray  # (A',)
+    object_found: np.ndarray  # (A',) bool
+
+
 class LRPResult(NamedTuple):
-    """oLRP of every class, and its LRP error over the score threshold. NaN where undefined."""
+    """oLRP of every class, its LRP error over the score threshold (NaN where undefined), and what both come from."""
 
     optima: np.ndarray  # (4, C, 5): area ranges in the order of AREA_RANGES; the last axis is an OptimalLRP
     curves: np.ndarray  # (C, 101): LRP error at the score thresholds SCORE_GRID, all areas
+    matches: Matches
 
 
 class Pairs(NamedTuple):
@@ -84,7 +98,12 @@ def evaluate_lrp(ground_truth: GroundTruth, detections: Detections, *, federated
             if a == 0:
                 num_kept = np.searchsorted(-scores, -SCORE_GRID, side="right")
                 curves[c] = errors[num_kept]
-    return LRPResult(optima, curves)
+        if a == 0:
+            is_found = np.isin(np.arange(len(ground_truth.image)), matched[is_tp])[~ignored_object]
+            objects = ground_truth.image[~ignored_object], ground_truth.category[~ignored_object], is_found
+            outcome = np.where(is_tp, 1, np.where(is_fp, 0, -1)).astype(np.int8)
+            matches = Matches(detections.image, detections.category, detections.scores, outcome, iou, *objects)
+    return LRPResult(optima, curves, matches)
 
 
 def lrp_error(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .lrp import SCORE_GRID, TAU
+from .lrp import SCORE_GRID, TAU, Matches
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,6 +34,7 @@ class Report:
         classes_without_objects: how many classes are therefore left out.
         precision: (K, 2, 101) precision at IoU .5 and .75 and recall 0, .01, ..., 1.
         lrp: (K, 101) LRP error when detections scoring under 0, .01, ..., 1 are left out.
+        matches: what became of each detection and each object.
     """
 
     summary: dict[str, float]
@@ -43,6 +44,7 @@ class Report:
     classes_without_objects: int
     precision: np.ndarray
     lrp: np.ndarray
+    matches: Matches
 
     def as_dict(self) -> dict[str, float]:
         """AP AP50 AP75 APs APm APl, AR1 AR10 AR100 (LVIS: AR300) ARs ARm ARl; oLRP and its components oLRP_loc (mean
