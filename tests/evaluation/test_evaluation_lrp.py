@@ -41,7 +41,7 @@ def test_what_becomes_of_each_detection_and_object():
     assert matches.outcome.tolist() == [1, 0, 1, 0, -1]
     assert matches.iou == pytest.approx([0.9, 0, 0.75, 0, 1])
     assert matches.score.tolist() == [0.9, 0.8, 0.7, 0.6, 0.9]
-    assert matches.object_found.tolist() == [True, True, False]
+    assert matches.object_score == pytest.approx([0.9, 0.7, np.nan], nan_ok=True)
 
 
 def test_ignored_detections_do_not_change_the_error():

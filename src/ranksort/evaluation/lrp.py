@@ -41,7 +41,7 @@ class Matches(NamedTuple):
     iou: np.ndarray  # (N,) with the matched object; 0 without one
     object_image: np.ndarray  # (A',) position of an object's image; crowds are left out
     object_category: np.ndarray  # (A',)
-    object_found: np.ndarray  # (A',) bool
+    object_score: np.ndarray  # (A',) of the detection which found it, NaN where none did
 
 
 class LRPResult(NamedTuple):
@@ -99,8 +99,10 @@ def evaluate_lrp(ground_truth: GroundTruth, detections: Detections, *, federated
                 num_kept = np.searchsorted(-scores, -SCORE_GRID, side="right")
                 curves[c] = errors[num_kept]
         if a == 0:
-            is_found = np.isin(np.arange(len(ground_truth.image)), matched[is_tp])[~ignored_object]
-            objects = ground_truth.image[~ignored_object], ground_truth.category[~ignored_object], is_found
+            found_by = np.full(len(ignored_object), np.nan)
+            found_by[matched[is_tp]] = detections.scores[is_tp]
+            columns = (ground_truth.image, ground_truth.category, found_by)
+            objects = (column[~ignored_object] for column in columns)
             outcome = np.where(is_tp, 1, np.where(is_fp, 0, -1)).astype(np.int8)
             matches = Matches(detections.image, detections.category, detections.scores, outcome, iou, *objects)
     return LRPResult(optima, curves, matches)
