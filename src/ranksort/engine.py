@@ -32,7 +32,7 @@ from .evaluation.page import save_page
 from .evaluation.results import to_coco_results
 from .recipes import Recipe, create_model
 from .recipes.build import build_dataset, describe, images_at_once, learning_rate, rate_factor, summarize
-from .visualize import save_comparisons
+from .visualize import worst_and_best_images
 
 _AUTOSAVE_MINUTES = 15
 _MISLEADING = (  # warnings of Lightning which are not for our users
@@ -333,8 +333,12 @@ def _write_report(trainer: pl.Trainer, module: _Training, folder: Path, run: Pat
         about = summarize(module.recipe, module.val_set)
         for kind, report in module.reports.items():
             report.save_numbers(folder / "masks" if kind == "segm" else folder, about)
-        save_page([run or folder], folder / "index.html")
-        save_comparisons(folder / "pictures", module.val_set, module.results, module.recipe.evaluation.pictures)
+        limit = module.recipe.evaluation.pictures
+        pictures = {
+            kind: worst_and_best_images(module.val_set, module.results, report, limit)
+            for kind, report in module.reports.items()
+        }
+        save_page([run or folder], folder / "index.html", pictures)
     text = "\n\n".join(map(str, module.reports.values()))
     trainer.print(f"\n{text}\n\nreport: {folder / 'index.html'}")
     return module.report

@@ -18,7 +18,7 @@ def save_page(runs: Sequence[Path], out: Path, pictures: Mapping[str, list[dict[
     Args:
         runs: run folders, or folders which reports were saved to.
         out: the HTML file.
-        pictures: of the only run: iou_type to what `visualize.picture_images` makes.
+        pictures: of the only run: iou_type to what `visualize.worst_and_best_images` makes.
 
     Raises:
         FileNotFoundError: where one of them has no report.

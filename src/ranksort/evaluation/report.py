@@ -177,6 +177,22 @@ class Report:
         thresholds[np.unique(matches.object_category)] = np.where(np.isnan(optima), np.inf, optima)
         return thresholds
 
+    def image_errors(self) -> np.ndarray:
+        """(I, 3): LRP error, false positives and missed objects of each image at these thresholds.
+
+        The images are in the order of their ids; the last ones may lack. The error of an image without any is NaN.
+        """
+        matches, thresholds = self.matches, self.thresholds()
+        is_kept = (matches.outcome >= 0) & (matches.score >= thresholds[matches.category])
+        image, is_tp, iou = (column[is_kept] for column in (matches.image, matches.outcome == 1, matches.iou))
+        num_images = 1 + max(matches.object_image.max(), image.max(initial=0))
+        tp, fp = (np.bincount(image[kind], minlength=num_images) for kind in (is_tp, ~is_tp))
+        fn = np.bincount(matches.object_image, minlength=num_images) - tp
+        localization = np.bincount(image[is_tp], 1 - iou[is_tp], num_images)
+        with np.errstate(invalid="ignore"):
+            error = (localization / (1 - TAU) + fp + fn) / (tp + fp + fn)
+        return np.stack([error, fp, fn], axis=1)
+
     def _score_statistics(self) -> dict[str, Any]:
         """Scores of true and false positives, and how far the former follow the IoU."""
         matches = self.matches
