@@ -15,6 +15,7 @@ except ModuleNotFoundError:
     sys.exit('ranksort: the command line belongs to the toolbox: pip install "ranksort[detection]"')
 from tyro.conf import Positional, arg
 
+from . import __version__
 from . import recipes as recipes_package
 from .recipes.build import get_recipe, recipe_functions
 from .recipes.recipe import (
@@ -210,7 +211,8 @@ def evaluate(
     result = evaluate_detections(ground_truth, detections, iou_type, style)
     print(result)
     if out:
-        result.save(out)
+        settings = {"ground truth": str(ground_truth), "detections": str(detections)}
+        result.save(out, settings | {"date": time.strftime("%Y-%m-%d %H:%M"), "versions": f"ranksort {__version__}"})
         print(f"\nreport: {out / 'index.html'}")
 
 

@@ -49,7 +49,7 @@ def _read_run(run: Path) -> dict[str, Any]:
             raise ValueError(f"{file} is no report: {error}") from None
         if missing:
             raise ValueError(
-                f"{file} has no {' and '.join(sorted(missing))}: an older version wrote it; evaluate again"
+                f"{file} has no {', '.join(sorted(missing))}: an older version wrote it; evaluate again"
             )
     name = "/".join(run.resolve().parts[-2:])
     return {"name": name, "evaluations": evaluations, "training": _training_curves(run / "metrics.csv")}

@@ -78,15 +78,15 @@ class Report:
         """The entries of `per_class` by falling oLRP."""
         return sorted(self.per_class, key=lambda row: -row["oLRP"])
 
-    def save(self, folder: str | Path) -> None:
-        """Write report.json, per_class.csv and index.html, the page to look at."""
+    def save(self, folder: str | Path, settings: dict[str, str] | None = None) -> None:
+        """Write report.json, per_class.csv and index.html, the page to look at; `settings` say how it came about."""
         from .page import save_page
 
-        self.save_numbers(Path(folder))
+        self.save_numbers(Path(folder), settings)
         save_page([Path(folder)], Path(folder) / "index.html")
 
     def save_numbers(self, folder: Path, settings: dict[str, str] | None = None) -> None:
-        """Write per_class.csv and report.json, which holds all that a page shows; `settings` say how it came about."""
+        """Write per_class.csv and report.json, which holds all that a page shows."""
         folder.mkdir(parents=True, exist_ok=True)
         content = {
             "iou_type": self.iou_type,
@@ -122,9 +122,8 @@ class Report:
             zip(names, parts / parts.sum(), strict=True), key=lambda part: -part[1]
         )
         said = [
-            f"{'Most' if share > 0.5 else 'The largest part'} of the error is {most} ({share:.0%}); then come {second} "
-            f"({share2:.0%}) and {third} ({share3:.0%}). The error is oLRP, {_percent(number['oLRP'])} of 100: "
-            "each class is taken at its best score threshold."
+            f"{'Most' if share > 0.5 else 'The largest part'} of the error (oLRP {_percent(number['oLRP'])} of 100) is "
+            f"{most} ({share:.0%}); then come {second} ({share2:.0%}) and {third} ({share3:.0%})."
         ]
         never = np.isnan(matches.object_score).mean()
         low = (matches.object_score < self.thresholds()[matches.object_category]).mean()

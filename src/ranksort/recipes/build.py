@@ -237,7 +237,8 @@ def summarize(recipe: Recipe, val_set: CocoDataset) -> dict[str, str]:
         "learning rate": f"{learning_rate(recipe):g} for {training.batch_size} images a step, {optimizer.algorithm}, "
         + (schedule if optimizer.schedule == "step" else optimizer.schedule),
         "seed": str(training.seed),
-        "evaluated on": f"{val_set.annotations_path}: {val_set}",
+        "trained on": recipe.data.train_annotations or recipe.data.root,
+        "evaluated on": f"{val_set.annotations_path}, {len(val_set)} images",
         "detections": f"score at least {model.score_threshold:g}, at most {model.detections_per_image} an image",
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "versions": f"ranksort {__version__}, torch {torch.__version__}",
