@@ -48,9 +48,7 @@ def _read_run(run: Path) -> dict[str, Any]:
         except (ValueError, AttributeError) as error:
             raise ValueError(f"{file} is no report: {error}") from None
         if missing:
-            raise ValueError(
-                f"{file} has no {', '.join(sorted(missing))}: an older version wrote it; evaluate again"
-            )
+            raise ValueError(f"{file} has no {', '.join(sorted(missing))}: an older version wrote it; evaluate again")
     name = "/".join(run.resolve().parts[-2:])
     return {"name": name, "evaluations": evaluations, "training": _training_curves(run / "metrics.csv")}
 
