@@ -6,7 +6,7 @@ import inspect
 import math
 import runpy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -189,6 +189,30 @@ def build_dataset(
         transform=transforms if training else None,
         min_box_size=data.min_box_size,
     )
+
+
+def build_untrained(recipe: Recipe, train_set: CocoDataset, pretrained: bool) -> nn.Module:
+    """The model to train; its classes and what of the backbone is trained become those of the recipe.
+
+    Args:
+        recipe: what is trained.
+        train_set: names the classes.
+        pretrained: False where weights are to be loaded anyway.
+    """
+    settings = recipe.model
+    settings.num_classes = len(train_set.categories)
+    if not settings.pretrained_backbone:
+        settings.frozen_stages, settings.train_batch_norm = -1, True
+    return create_model(recipe, pretrained_backbone=settings.pretrained_backbone and pretrained)
+
+
+def build_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The recipe's optimiser of those parameters which are trained."""
+    settings, rate = recipe.optimizer, learning_rate(recipe)
+    trained = [p for p in parameters if p.requires_grad]
+    if settings.algorithm == "adamw":
+        return torch.optim.AdamW(trained, lr=rate, weight_decay=settings.weight_decay)
+    return torch.optim.SGD(trained, lr=rate, weight_decay=settings.weight_decay, momentum=settings.momentum)
 
 
 def images_at_once(recipe: Recipe) -> int:
