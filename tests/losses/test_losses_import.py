@@ -1,7 +1,7 @@
 import subprocess
 import sys
 
-TOOLBOX = {"torchvision", "pytorch_lightning", "tyro", "matplotlib", "PIL", "pycocotools", "hotcoco", "timm", "rich"}
+TOOLBOX = {"torchvision", "pytorch_lightning", "tyro", "matplotlib", "PIL", "pycocotools", "msgspec", "timm", "rich"}
 
 
 def test_import_needs_torch_alone():
