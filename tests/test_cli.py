@@ -241,7 +241,7 @@ def test_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     out = capsys.readouterr().out
     assert "ranksort predict" in out
     (report,) = tmp_path.glob("runs/*/*/report")
-    assert (report / "precision_recall.png").is_file()
+    assert (report / "index.html").is_file()
     assert list((report / "pictures").iterdir())
 
 
@@ -258,7 +258,7 @@ def test_two_processes(run: Path, tiny_data: Path, tmp_path: Path) -> None:
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("report and pictures") == 1
+    assert done.stdout.count("report: ") == 1
     (folder,) = (path for path in (tmp_path / "small").iterdir() if (path / "report").is_dir())
     (row,) = (r for r in csv.DictReader((folder / "metrics.csv").open()) if r["val/AP"])
     assert json.loads((folder / "report" / "report.json").read_text())["summary"]["AP"] == pytest.approx(

@@ -49,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "test": test_command(_recipe_of(source) if arguments[:1] == ["test"] else Recipe("")),
             "predict": predict,
             "evaluate": evaluate,
+            "report": report,
             "check-data": check_data,
             "convert": convert,
         }
@@ -98,7 +99,7 @@ def quickstart(
     print(
         f"\nThe data are in {root}, checkpoints and training curves in {run}.\n"
         "Next:\n"
-        f"  look at           {run / 'report'} and {run / 'report' / 'pictures'}\n"
+        f"  look at           {run / 'report' / 'index.html'}\n"
         f"  detect            ranksort predict {run} {root / 'images'} --out {out / 'predictions'}\n"
         "  check your data   ranksort check-data IMAGES ANNOTATIONS.json\n"
         f"  train on them     ranksort train {recipe} --data.root DIR\n"
@@ -206,11 +207,26 @@ def evaluate(
     """
     from .evaluation import evaluate_detections
 
-    report = evaluate_detections(ground_truth, detections, iou_type, style)
-    print(report)
+    result = evaluate_detections(ground_truth, detections, iou_type, style)
+    print(result)
     if out:
-        report.save(out)
-        print(f"\nreport: {out}")
+        result.save(out)
+        print(f"\nreport: {out / 'index.html'}")
+
+
+def report(runs: Annotated[list[Path], Positional, arg(metavar="RUN")], /, out: Path = Path("comparison.html")) -> None:
+    """Compare runs: a page with their numbers, classes and curves side by side.
+
+    Args:
+        runs: run folders, or folders which test or evaluate wrote a report to.
+        out: the HTML file to write.
+    """
+    from .evaluation.page import save_page
+
+    if not runs:
+        raise ValueError("name one or more runs to report on")
+    save_page(runs, out)
+    print(f"report: {out}")
 
 
 def check_data(

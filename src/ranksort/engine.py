@@ -28,10 +28,11 @@ from .data.coco import CocoDataset
 from .data.samplers import AspectRatioBatchSampler, EvaluationSampler
 from .evaluation import Report, evaluate_detections
 from .evaluation.inputs import read_ground_truth
+from .evaluation.page import save_page
 from .evaluation.results import to_coco_results
 from .recipes import Recipe, create_model
-from .recipes.build import build_dataset, describe, images_at_once, learning_rate, rate_factor
-from .visualize import save_comparisons
+from .recipes.build import build_dataset, describe, images_at_once, learning_rate, rate_factor, summarize
+from .visualize import worst_and_best_images
 
 _AUTOSAVE_MINUTES = 15
 _MISLEADING = (  # warnings of Lightning which are not for our users
@@ -88,7 +89,7 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False) -> Report:
     # The best weights once more, now with pictures.
     best = run / "checkpoints" / "best.ckpt"
     trainer.validate(module, ckpt_path=best if best.is_file() else None, verbose=False, weights_only=True)
-    return _write_report(trainer, module, run / "report")
+    return _write_report(trainer, module, run / "report", run)
 
 
 def test(checkpoint: Checkpoint, out: Path) -> Report:
@@ -326,12 +327,18 @@ def _csv_logger(run: Path, resume: bool) -> CSVLogger:
     return logger
 
 
-def _write_report(trainer: pl.Trainer, module: _Training, folder: Path) -> Report:
-    """Saves the report of boxes to the folder, that of masks, if there are any, to `folder/masks`; returns the last."""
+def _write_report(trainer: pl.Trainer, module: _Training, folder: Path, run: Path | None = None) -> Report:
+    """Saves the report of boxes to the folder, that of masks, if there are any, to `folder/masks`, and the page of both."""
     if trainer.is_global_zero:
+        about = summarize(module.recipe, module.val_set)
         for kind, report in module.reports.items():
-            report.save(folder / "masks" if kind == "segm" else folder)
-        save_comparisons(folder / "pictures", module.val_set, module.results, module.recipe.evaluation.pictures)
+            report.save_numbers(folder / "masks" if kind == "segm" else folder, about)
+        limit = module.recipe.evaluation.pictures
+        pictures = {
+            kind: worst_and_best_images(module.val_set, module.results, report, limit)
+            for kind, report in module.reports.items()
+        }
+        save_page([run or folder], folder / "index.html", pictures)
     text = "\n\n".join(map(str, module.reports.values()))
-    trainer.print(f"\n{text}\n\nreport and pictures: {folder}")
+    trainer.print(f"\n{text}\n\nreport: {folder / 'index.html'}")
     return module.report

@@ -4,7 +4,6 @@ import json
 import numpy as np
 import pytest
 from evaluation_data import random_masks
-from matplotlib import image
 
 from ranksort.evaluation import evaluate_detections
 from ranksort.evaluation.report import olrp_parts
@@ -75,6 +74,4 @@ def test_saved_files(tmp_path, found):
     assert [row["oLRP_threshold"] for row in rows] == [
         "" if not found else str(r["oLRP_threshold"]) for r in report.per_class
     ]
-    for name in ("precision_recall", "lrp_over_score", "olrp_components"):
-        picture = image.imread(folder / f"{name}.png")
-        assert picture.std() > 0.01
+    assert "</html>" in (folder / "index.html").read_text()

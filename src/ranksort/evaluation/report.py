@@ -1,23 +1,20 @@
-"""What an evaluation found: numbers, a table, JSON, CSV and pictures."""
+"""What an evaluation found: numbers, a table, the findings in plain words, JSON and CSV."""
 
 import csv
 import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from .lrp import SCORE_GRID, TAU, Matches
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 TABLE_ROWS = 30  # a table of more classes shows the worst and the best of them
-BAR_ROWS = 80  # all classes of COCO
-WORST_COLORS = ("#7f0000", "#d7301f", "#fc8d59")
-BEST_COLORS = ("#023858", "#0570b0", "#74a9cf")
+SCORE_BINS = 50
+SAMPLE = 2000  # true positives whose score and IoU are saved
+FEW_OBJECTS = 10
 
 
 @dataclass
@@ -82,102 +79,146 @@ class Report:
         return sorted(self.per_class, key=lambda row: -row["oLRP"])
 
     def save(self, folder: str | Path) -> None:
-        """Write report.json, per_class.csv, precision_recall.png, lrp_over_score.png and olrp_components.png."""
-        folder = Path(folder)
+        """Write report.json, per_class.csv and index.html, the page to look at."""
+        from .page import save_page
+
+        self.save_numbers(Path(folder))
+        save_page([Path(folder)], Path(folder) / "index.html")
+
+    def save_numbers(self, folder: Path, settings: dict[str, str] | None = None) -> None:
+        """Write per_class.csv and report.json, which holds all that a page shows; `settings` say how it came about."""
         folder.mkdir(parents=True, exist_ok=True)
         content = {
             "iou_type": self.iou_type,
             "style": self.style,
+            "settings": settings or {},
             "classes_without_objects": self.classes_without_objects,
+            "findings": self.findings(),
             "summary": _without_nan(self.summary),
             "per_class": [_without_nan(row) for row in self.per_class],
+            "olrp_parts": olrp_parts(self.per_class).round(4).tolist(),
+            "precision": self.precision[..., ::2].round(3).tolist(),  # at every second recall
+            "lrp": self.lrp[:, ::2].round(3).tolist(),  # at every second score threshold
+            "scores": self._score_statistics(),
         }
-        (folder / "report.json").write_text(json.dumps(content, indent=2, allow_nan=False), encoding="utf-8")
+        lines = (f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in content.items())
+        (folder / "report.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
         with (folder / "per_class.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=list(self.per_class[0]))
             writer.writeheader()
             writer.writerows(_without_nan(row) for row in self.per_class)
-        plot_precision_recall(self).savefig(folder / "precision_recall.png", dpi=120)
-        plot_lrp_over_score(self).savefig(folder / "lrp_over_score.png", dpi=120)
-        plot_olrp_components(self).savefig(folder / "olrp_components.png", dpi=120)
 
-
-def plot_precision_recall(report: Report) -> "Figure":
-    """Precision over recall at IoU .5 and .75: mean over the classes, the worst and the best few of them by AP."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    recall = np.linspace(0, 1, report.precision.shape[-1])
-    for i, (ax, iou) in enumerate(zip(axes, ("50", "75"), strict=True)):
-        for k, color in _worst_and_best(report, "AP"):
-            row = report.per_class[k]
-            ax.plot(
-                recall,
-                report.precision[k, i],
-                color=color,
-                lw=1.2,
-                label=f"{_plain(row['class'])} (AP {row['AP']:.2f})",
+    def findings(self) -> list[str]:
+        """What is wrong with the detector, in plain sentences, the gravest first."""
+        number, rows, matches = self.summary, self.worst_first(), self.matches
+        shapes = "masks" if self.iou_type == "segm" else "boxes"
+        parts = olrp_parts(rows).mean(axis=0)
+        if parts.sum() == 0:
+            return [
+                f"Nothing: all {len(matches.object_score)} objects are found, exactly and without a false positive."
+            ]
+        names = ("poor localisation", "false positives", "missed objects")
+        (most, share), (second, share2), (third, share3) = sorted(
+            zip(names, parts / parts.sum(), strict=True), key=lambda part: -part[1]
+        )
+        said = [
+            f"{'Most' if share > 0.5 else 'The largest part'} of the error is {most} ({share:.0%}); then come {second} "
+            f"({share2:.0%}) and {third} ({share3:.0%}). The error is oLRP, {_percent(number['oLRP'])} of 100: "
+            "each class is taken at its best score threshold."
+        ]
+        never = np.isnan(matches.object_score).mean()
+        low = (matches.object_score < self.thresholds()[matches.object_category]).mean()
+        said.append(
+            f"Of {len(matches.object_score)} objects {never:.0%} are found at no score, "
+            f"{low:.0%} only with a score under the best threshold of their class."
+        )
+        sizes = {"Small": "APs", "Medium-sized": "APm", "Large": "APl"}
+        by_size = {size: number[name] for size, name in sizes.items() if not math.isnan(number[name])}
+        if len(by_size) > 1:
+            weakest = min(by_size, key=by_size.__getitem__)
+            others = ", ".join(f"{size.lower()} {_percent(ap)}" for size, ap in by_size.items() if size != weakest)
+            said.append(f"{weakest} objects are the weakest: AP {_percent(by_size[weakest])} ({others}).")
+        nothing = [row["class"] for row in rows if math.isnan(row["oLRP_threshold"])]
+        if nothing:
+            more = f" and {len(nothing) - 5} more" if len(nothing) > 5 else ""
+            said.append(f"Nothing is found of {len(nothing)} classes: {', '.join(nothing[:5])}{more}.")
+        worst = [row for row in rows if not math.isnan(row["oLRP_threshold"])]
+        if len(worst) > 3:
+            named = ", ".join(f"{row['class']} ({_percent(row['oLRP'])})" for row in worst[:3])
+            best = ", ".join(f"{row['class']} ({_percent(row['oLRP'])})" for row in worst[:-4:-1])
+            said.append(f"The worst classes{' of the others' if nothing else ''} by oLRP: {named}; the best: {best}.")
+        is_tp = matches.outcome == 1
+        if is_tp.any():
+            said.append(
+                f"The {shapes} of true positives overlap their objects by IoU {matches.iou[is_tp].mean():.2f} on "
+                f"average; AP is {_percent(number['AP50'])} at IoU .5 and {_percent(number['AP75'])} at .75."
             )
-        mean = f"mean of {len(report.per_class)} classes (AP {report.summary['AP']:.2f})"
-        ax.plot(recall, report.precision[:, i].mean(axis=0), color="black", lw=2.5, label=mean)
-        ax.set(title=f"IoU ≥ .{iou}:  AP{iou} = {report.summary[f'AP{iou}']:.3f}", xlabel="recall")
-        ax.set(xlim=(0, 1.01), ylim=(0, 1.03))
-        ax.grid(alpha=0.3)
-    axes[0].set_ylabel("precision")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
-    return figure
+            mean = self.lrp.mean(axis=0)
+            said.append(
+                f"If one score threshold is to serve all classes, {SCORE_GRID[mean.argmin()]:.2f} is best: it costs "
+                f"{_percent(mean.min() - number['oLRP'])} points of LRP error over each class's own, which the table has."
+            )
+        correlation = rank_correlation(matches.score[is_tp], matches.iou[is_tp])
+        if not math.isnan(correlation):
+            how = ("do not order", "order weakly", "order", "order well")[np.searchsorted((0.1, 0.3, 0.6), correlation)]
+            said.append(f"Scores {how} the true positives by IoU: rank correlation {correlation:.2f} (1 is perfect).")
+        few = sum(row["objects"] < FEW_OBJECTS for row in rows)
+        if few:
+            said.append(f"{few} of {len(rows)} classes have fewer than {FEW_OBJECTS} objects: their numbers are noisy.")
+        if self.classes_without_objects:
+            said.append(f"{self.classes_without_objects} more classes have no objects here and do not count.")
+        return said
+
+    def thresholds(self) -> np.ndarray:
+        """(C,) the score thresholds which reach oLRP, by category position; infinite where nothing right is found."""
+        matches = self.matches
+        thresholds = np.full(1 + max(matches.object_category.max(), matches.category.max(initial=0)), np.inf)
+        optima = np.array([row["oLRP_threshold"] for row in self.per_class])
+        thresholds[np.unique(matches.object_category)] = np.where(np.isnan(optima), np.inf, optima)
+        return thresholds
+
+    def image_errors(self) -> np.ndarray:
+        """(I, 3): LRP error, false positives and missed objects of each image at these thresholds.
+
+        The images are in the order of their ids; the last ones may lack. The error of an image without any is NaN.
+        """
+        matches, thresholds = self.matches, self.thresholds()
+        is_kept = (matches.outcome >= 0) & (matches.score >= thresholds[matches.category])
+        image, is_tp, iou = (column[is_kept] for column in (matches.image, matches.outcome == 1, matches.iou))
+        num_images = 1 + max(matches.object_image.max(), image.max(initial=0))
+        tp, fp = (np.bincount(image[kind], minlength=num_images) for kind in (is_tp, ~is_tp))
+        fn = np.bincount(matches.object_image, minlength=num_images) - tp
+        localization = np.bincount(image[is_tp], 1 - iou[is_tp], num_images)
+        with np.errstate(invalid="ignore"):
+            error = (localization / (1 - TAU) + fp + fn) / (tp + fp + fn)
+        return np.stack([error, fp, fn], axis=1)
+
+    def _score_statistics(self) -> dict[str, Any]:
+        """Scores of true and false positives, and how far the former follow the IoU."""
+        matches = self.matches
+        is_tp = matches.outcome == 1
+        bins = np.linspace(0, 1, SCORE_BINS + 1)
+        score, iou = matches.score[is_tp], matches.iou[is_tp]
+        correlation = rank_correlation(score, iou)
+        sample = np.linspace(0, len(score) - 1, min(len(score), SAMPLE)).astype(int)
+        return {
+            "true_positives": np.histogram(score, bins)[0].tolist(),
+            "false_positives": np.histogram(matches.score[matches.outcome == 0], bins)[0].tolist(),
+            "rank_correlation": None if math.isnan(correlation) else correlation,
+            "score_and_iou": np.stack([score, iou], axis=1)[sample].round(3).tolist(),
+        }
 
 
-def plot_lrp_over_score(report: Report) -> "Figure":
-    """LRP error over the score threshold: mean over the classes, the worst and the best few, and all the optima."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.5, 5.2), layout="constrained")
-    ax = figure.subplots()
-    for k, color in _worst_and_best(report, "oLRP"):
-        row = report.per_class[k]
-        label = f"{_plain(row['class'])} (oLRP {row['oLRP']:.2f})"
-        ax.step(SCORE_GRID, report.lrp[k], where="mid", color=color, lw=1.2, label=label)
-    thresholds, errors = (np.array([row[name] for row in report.per_class]) for name in ("oLRP_threshold", "oLRP"))
-    ax.scatter(thresholds, errors, s=14, color="0.55", zorder=2, label="optimum of each class")
-
-    mean = report.lrp.mean(axis=0)
-    best = int(mean.argmin())
-    ax.plot(SCORE_GRID, mean, color="black", lw=2.5, label="mean, the same threshold for all classes")
-    optimum = f"its optimum: {mean[best]:.3f} at score {SCORE_GRID[best]:.2f}"
-    ax.plot(SCORE_GRID[best], mean[best], "*", color="gold", markeredgecolor="black", ms=16, zorder=4, label=optimum)
-    molrp = report.summary["oLRP"]
-    ax.axhline(molrp, color="black", ls="--", lw=1, label=f"oLRP {molrp:.3f}, each class at its own optimum")
-    ax.set(xlabel="score threshold", ylabel="LRP error (lower is better)", xlim=(0, 1.01), ylim=(0, 1.03))
-    ax.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
-    return figure
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's, of two columns (N,); equal values share their mean rank. NaN where one of the two is constant."""
+    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return math.nan
+    return float(np.corrcoef(_mean_ranks(a), _mean_ranks(b))[0, 1])
 
 
-def plot_olrp_components(report: Report) -> "Figure":
-    """What each class's oLRP consists of, worst first: three parts that add up to it."""
-    from matplotlib.figure import Figure
-
-    rows = report.worst_first()[:BAR_ROWS]
-    parts = olrp_parts(rows)
-    figure = Figure(figsize=(8, 1.6 + 0.19 * len(rows)), layout="constrained")
-    ax = figure.subplots()
-    labels = ("poor localisation", "false positives", "missed objects")
-    left = np.zeros(len(rows))
-    for values, label, color in zip(parts.T, labels, ("#4477aa", "#ddaa33", "#bb5566"), strict=True):
-        ax.barh(range(len(rows)), values, left=left, height=0.8, color=color, label=label)
-        left += values
-    ax.set_yticks(range(len(rows)), [f"{_plain(row['class'])} ({row['objects']})" for row in rows], fontsize=8)
-    ax.set_ylim(len(rows) - 0.4, -0.6)
-    ax.set_xlim(0, 1)
-    ax.set_xlabel("oLRP (lower is better); in brackets: objects")
-    ax.axvline(report.summary["oLRP"], color="black", ls="--", lw=1, label=f"mean {report.summary['oLRP']:.3f}")
-    if len(rows) < len(report.per_class):
-        ax.set_title(f"the worst {len(rows)} of {len(report.per_class)} classes")
-    ax.grid(axis="x", alpha=0.3)
-    figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=9)
-    return figure
+def _mean_ranks(values: np.ndarray) -> np.ndarray:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 
 
 def olrp_parts(rows: list[dict[str, Any]]) -> np.ndarray:
@@ -198,21 +239,6 @@ def olrp_parts(rows: list[dict[str, Any]]) -> np.ndarray:
     fp = np.where(tp > 0, tp * fp_rate / (1 - fp_rate), 0)
     error = np.where(tp > 0, tp * localization / (1 - TAU), 0)
     return np.stack([error, fp, fn], axis=1) / (tp + fp + fn)[:, None]
-
-
-def _worst_and_best(report: Report, metric: str) -> list[tuple[int, str]]:
-    """Position and colour of the three worst and the three best of the classes in which anything was found."""
-    found = [k for k, row in enumerate(report.per_class) if row["oLRP"] < 1]
-    sign = -1 if metric.startswith("oLRP") else 1
-    order = sorted(found, key=lambda k: sign * report.per_class[k][metric])
-    worst = order[: min(3, len(order) // 2)]
-    best = order[len(worst) :][-3:]
-    return [*zip(worst, WORST_COLORS, strict=False), *zip(best, reversed(BEST_COLORS), strict=False)]
-
-
-def _plain(name: str) -> str:
-    """A class name as matplotlib shows it: `$` would begin a formula, and a first `_` would hide it from the legend."""
-    return name.replace("$", r"\$").removeprefix("_")
 
 
 def _percent(value: float) -> str:

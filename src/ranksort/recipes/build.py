@@ -5,13 +5,16 @@ import dataclasses
 import inspect
 import math
 import runpy
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
+from .. import __version__
 from ..data.annotations import Category
 from ..data.coco import CocoDataset, find_split
 from ..data.transforms import ssd_transforms, training_transforms
@@ -219,6 +222,26 @@ def describe(recipe: Recipe, train_set: CocoDataset) -> str:
     if not recipe.model.pretrained_backbone:
         lines.append("the backbone starts from random weights: all of it is trained, and its batch norms as well")
     return "\n".join(lines)
+
+
+def summarize(recipe: Recipe, val_set: CocoDataset) -> dict[str, str]:
+    """The settings which matter most, and what was evaluated when on which versions, to be shown with the numbers."""
+    model, training, optimizer = recipe.model, recipe.training, recipe.optimizer
+    schedule = f"falling after epochs {', '.join(map(str, optimizer.milestones))}"
+    return {
+        "recipe": recipe.name,
+        "detector": f"{model.detector}, {model.backbone}{'' if model.pretrained_backbone else ' from random weights'}",
+        "image size": f"short side {' or '.join(map(str, recipe.data.train_min_sizes or (model.min_size,)))} px, "
+        f"long side at most {model.max_size} px",
+        "epochs": str(training.epochs),
+        "learning rate": f"{learning_rate(recipe):g} for {training.batch_size} images a step, {optimizer.algorithm}, "
+        + (schedule if optimizer.schedule == "step" else optimizer.schedule),
+        "seed": str(training.seed),
+        "evaluated on": f"{val_set.annotations_path}: {val_set}",
+        "detections": f"score at least {model.score_threshold:g}, at most {model.detections_per_image} an image",
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "versions": f"ranksort {__version__}, torch {torch.__version__}",
+    }
 
 
 def rate_factor(settings: OptimizerSettings, steps_per_epoch: int, epochs: int) -> Callable[[int], float]:

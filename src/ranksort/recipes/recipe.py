@@ -140,7 +140,7 @@ class EvaluationSettings:
     """What the report holds."""
 
     pictures: int = 12
-    """images drawn with their detections in the report"""
+    """images drawn with their detections in the report: the worst and the best, half of each"""
 
 
 @dataclass

@@ -1,0 +1,68 @@
+"""The page on which a report is looked at, or several of them side by side: one HTML file which needs nothing else."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+TEMPLATE = Path(__file__).with_name("page.html")
+CURVE_POINTS = 300
+
+
+def save_page(runs: Sequence[Path], out: Path, pictures: Mapping[str, list[dict[str, Any]]] | None = None) -> None:
+    """Write the page of one run, or that which compares several.
+
+    Args:
+        runs: run folders, or folders which reports were saved to.
+        out: the HTML file.
+        pictures: of the only run: iou_type to what `visualize.worst_and_best_images` makes.
+
+    Raises:
+        FileNotFoundError: where one of them has no report.
+        ValueError: where a report cannot be read.
+    """
+    read = [_read_run(run) for run in runs]
+    for evaluation in read[0]["evaluations"] if pictures else []:
+        evaluation["pictures"] = pictures.get(evaluation["iou_type"], []) if pictures else []
+    # Class and file names are anybody's: as JSON without "<" none of them can end the script element.
+    data = json.dumps({"runs": read}, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(TEMPLATE.read_text(encoding="utf-8").replace("{{data}}", data), encoding="utf-8")
+
+
+def _read_run(run: Path) -> dict[str, Any]:
+    folder = run / "report" if (run / "report").is_dir() else run
+    files = [file for file in (folder / "report.json", folder / "masks" / "report.json") if file.is_file()]
+    if not files:
+        raise FileNotFoundError(
+            f"there is no report in {run}: name a run folder, or what `--out` of test or evaluate named"
+        )
+    evaluations = []
+    for file in files:
+        try:
+            evaluations.append(json.loads(file.read_bytes()))
+            missing = {"settings", "findings", "scores"} - evaluations[-1].keys()
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{file} is no report: {error}") from None
+        if missing:
+            raise ValueError(
+                f"{file} has no {' and '.join(sorted(missing))}: an older version wrote it; evaluate again"
+            )
+    name = "/".join(run.resolve().parts[-2:])
+    return {"name": name, "evaluations": evaluations, "training": _training_curves(run / "metrics.csv")}
+
+
+def _training_curves(path: Path) -> dict[str, list[list[float]]]:
+    """Name to [step, value] of what was logged, at most `CURVE_POINTS` of them; none where there is no such file."""
+    curves: dict[str, list[list[float]]] = {}
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                for name, value in row.items():
+                    if value and name not in ("epoch", "step") and np.isfinite(float(value)):
+                        curves.setdefault(name, []).append([int(row["step"]) + 1, float(f"{float(value):.4g}")])
+    picked = {name: np.linspace(0, len(c) - 1, min(len(c), CURVE_POINTS)).astype(int) for name, c in curves.items()}
+    return {name: [curve[i] for i in picked[name]] for name, curve in curves.items()}
