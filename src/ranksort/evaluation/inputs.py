@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -286,8 +287,8 @@ def _instances(
 
     def positions(key: str, owners: Sequence[Any]) -> np.ndarray:
         position = {owner.id: i for i, owner in enumerate(owners)}
-        values = [getattr(row, key) for row in rows]
-        found = np.array([position.get(value, -1) for value in values], dtype=np.int64)
+        values = list(map(operator.attrgetter(key), rows))
+        found = np.fromiter(map(position.get, values, itertools.repeat(-1)), np.int64, len(rows))
         unknown = list(dict.fromkeys(values[i] for i in np.flatnonzero(found < 0)))
         names = ", ".join(repr(value) for value in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
         _refuse(rows, what, found < 0, f"have an unknown {key}: {names}")

@@ -29,6 +29,9 @@ class Matching(NamedTuple):
     object: np.ndarray  # (M,) positions in GroundTruth
     iou: np.ndarray  # (M,)
 
+    def select(self, indices: np.ndarray) -> "Matching":
+        return Matching(*(column[indices] for column in self))
+
 
 class Setting(NamedTuple):
     """What detections come to within an area range; objects outside count neither as found nor as missed."""
@@ -46,37 +49,40 @@ def take_part(ground_truth: GroundTruth, detections: Detections, *, federated: b
     verified absent. Unmatched detections of a class that is not exhaustively annotated in the image are tolerated.
     """
     group = _group(ground_truth, detections)
-    order = np.argsort(-detections.scores, kind="stable")
+    order = np.lexsort((detections.image, -detections.scores))
     if federated:
         order = order[_rank(detections.image[order]) < 300]
         present = _group(ground_truth, ground_truth)
         order = order[np.isin(group[order], np.concatenate([present, _listed(ground_truth, ground_truth.absent)]))]
-    else:
-        order = order[_rank(group[order]) < 100]
-    order = order[np.lexsort((detections.image[order], -detections.scores[order], detections.category[order]))]
+    rank = _rank(group[order])
+    if not federated:
+        order, rank = order[rank < 100], rank[rank < 100]
+    by_class = np.argsort(
+        detections.category[order].astype(np.min_scalar_type(len(ground_truth.categories))), kind="stable"
+    )
+    order, rank = order[by_class], rank[by_class]
     tolerated = np.isin(group[order], _listed(ground_truth, ground_truth.incomplete))
-    return Candidates(detections.select(order), _rank(group[order]), tolerated)
+    return Candidates(detections.select(order), rank, tolerated)
 
 
 def match(ground_truth: GroundTruth, candidates: Candidates) -> Iterator[Setting]:
     """The matchings at all IoU thresholds, for each of AREA_RANGES."""
     pairs = _overlapping_pairs(ground_truth, candidates.detections)
     rank = candidates.rank[pairs.detection]
+    # By rank and detection, then the higher IoU, then the later place in the file.
+    order = np.lexsort((pairs.object, pairs.iou, pairs.detection, rank))
+    pairs, rank = pairs.select(order), rank[order]
+    detection_number = np.cumsum(np.diff(pairs.detection, prepend=-1) != 0)
     for area_range in AREA_RANGES.values():
         ignored = ground_truth.crowd | _outside(ground_truth.areas, area_range)
         num_objects = np.bincount(ground_truth.category[~ignored], minlength=len(ground_truth.categories))
         can_be_wrong = ~candidates.tolerated & ~_outside(candidates.detections.areas, area_range)
-        # Objects to be found are preferred to ignored ones, then the higher IoU, then the later place in the file.
-        order = np.lexsort((pairs.object, pairs.iou, ~ignored[pairs.object], pairs.detection, rank))
-        ordered, ordered_rank = Matching(*(column[order] for column in pairs)), rank[order]
+        # Objects to be found are preferred to ignored ones.
+        order = np.argsort(2 * detection_number + ~ignored[pairs.object], kind="stable")
         matchings = []
         for threshold in IOU_THRESHOLDS:
-            close = ordered.iou >= min(threshold, 1 - 1e-10)
-            matchings.append(
-                _match_greedily(
-                    Matching(*(column[close] for column in ordered)), ordered_rank[close], ground_truth.crowd
-                )
-            )
+            close = order[pairs.iou[order] >= min(threshold, 1 - 1e-10)]
+            matchings.append(_match_greedily(pairs.select(close), rank[close], ground_truth.crowd))
         yield Setting(num_objects, ignored, can_be_wrong, matchings)
 
 
@@ -99,8 +105,7 @@ def _match_greedily(pairs: Matching, rank: np.ndarray, crowd: np.ndarray) -> Mat
         taken[pairs.object[best]] = ~crowd[pairs.object[best]]
         chosen.append(best)
     indices = np.concatenate(chosen)
-    indices = indices[np.argsort(pairs.detection[indices])]
-    return Matching(*(column[indices] for column in pairs))
+    return pairs.select(indices[np.argsort(pairs.detection[indices])])
 
 
 def _overlapping_pairs(ground_truth: GroundTruth, detections: Detections) -> Matching:
