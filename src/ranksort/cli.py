@@ -164,7 +164,7 @@ def predict(
     images: Annotated[list[Path], Positional, arg(metavar="IMAGE|FOLDER")],
     /,
     out: Path,
-    score_threshold: float = 0.3,
+    score_threshold: float | Literal["lrp"] = 0.3,
     device: str = "",
 ) -> None:
     """Detect objects in images: pictures with boxes, and detections.json.
@@ -173,7 +173,7 @@ def predict(
         checkpoint: a run folder, .ckpt or .safetensors.
         images: image files, and folders of such.
         out: folder for the results.
-        score_threshold: least score of a detection.
+        score_threshold: least score of a detection; "lrp": the best one for each class by oLRP, from the run's report.
         device: such as cpu, cuda:1 or mps; by default what there is.
     """
     from .predict import predict_images

@@ -44,8 +44,8 @@ class Report:
 
     def as_dict(self) -> dict[str, float]:
         """AP AP50 AP75 APs APm APl, AR1 AR10 AR100 (LVIS: AR300) ARs ARm ARl; oLRP and its components oLRP_loc (mean
-        1 - IoU), oLRP_fp (1 - precision), oLRP_fn (1 - recall); oLRPs oLRPm oLRPl by area. LVIS adds APr APc APf and
-        oLRPr oLRPc oLRPf for rare, common and frequent classes.
+        1 - IoU), oLRP_fp (1 - precision), oLRP_fn (1 - recall); oLRPs oLRPm oLRPl by area, and oLRPs_loc and so on.
+        LVIS adds APr APc APf and oLRPr oLRPc oLRPf for rare, common and frequent classes.
         """
         return dict(self.summary)
 
