@@ -70,7 +70,7 @@ def _read_run(run: Path) -> dict[str, Any]:
         try:
             evaluations.append(json.loads(file.read_bytes()))
             missing = {"settings", "findings", "scores"} - evaluations[-1].keys()
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise ValueError(f"{file} is no report: {error}") from None
         if missing:
             raise ValueError(f"{file} has no {', '.join(sorted(missing))}: an older version wrote it; evaluate again")

@@ -23,7 +23,7 @@ from ..models.backbones import Backbone, build_backbone
 from ..models.carafe import CarafeFPN
 from ..models.fpn import FPN
 from ..models.images import ImageTransform
-from . import coco
+from . import coco, lvis
 from .recipe import ModelSettings, OptimizerSettings, Recipe
 
 _WARMUP_START = 0.001
@@ -39,7 +39,7 @@ _ONE_STAGE: dict[str, Callable[..., nn.Module]] = {
 
 def recipe_functions() -> dict[str, Callable[[], Recipe]]:
     """The functions which make our recipes and the paper's, by the recipes' names."""
-    functions = {name: value for name, value in vars(coco).items() if inspect.isfunction(value)}
+    functions = {name: f for module in (coco, lvis) for name, f in vars(module).items() if inspect.isfunction(f)}
     return {name.replace("_plus_", "+_"): f for name, f in functions.items() if name.startswith("ranksort_")}
 
 
@@ -170,7 +170,9 @@ def build_dataset(
             raise ValueError(
                 f"there is no data: name a folder by --data.root, or --data.{split}-images and -annotations"
             )
-        found = find_split(Path(data.root), split, Path(annotations) if annotations else None)
+        found = find_split(
+            Path(data.root), split, Path(annotations) if annotations else None, style=recipe.evaluation.style
+        )
         images, annotations = images or found[0], found[1]
     training = split == "train"
     sizes = data.train_min_sizes or (model.min_size,)
@@ -212,7 +214,7 @@ def build_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch
     trained = [p for p in parameters if p.requires_grad]
     if settings.algorithm == "adamw":
         return torch.optim.AdamW(trained, lr=rate, weight_decay=settings.weight_decay)
-    return torch.optim.SGD(trained, lr=rate, weight_decay=settings.weight_decay, momentum=settings.momentum)
+    return torch.optim.SGD(trained, lr=rate, weight_decay=settings.weight_decay, momentum=0.9)
 
 
 def images_at_once(recipe: Recipe) -> int:
