@@ -150,8 +150,8 @@ def test_runs_without_a_report(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no report in"):
         save_page([tmp_path], tmp_path / "page.html")
     (tmp_path / "report.json").write_text("[1")
-    with pytest.raises(ValueError, match=r"report\.json is no report"):
+    with pytest.raises(ValueError, match=r"report\.json is no report of ranksort"):
         save_page([tmp_path], tmp_path / "page.html")
-    (tmp_path / "report.json").write_text('{"settings": {}, "summary": {}}')
+    (tmp_path / "report.json").write_text('{"settings": {}, "per_class": []}')
     with pytest.raises(ValueError, match="has no findings, scores: an older version wrote it"):
         save_page([tmp_path], tmp_path / "page.html")

@@ -12,6 +12,7 @@ from .report import Report
 
 TEMPLATE = Path(__file__).with_name("page.html")
 CURVE_POINTS = 300  # of a training curve
+COLUMNS = ("class", "category_id", "objects", "AP", "AP50", "oLRP", "oLRP_loc", "oLRP_fp", "oLRP_fn", "oLRP_threshold")
 Pictures = Mapping[str, list[dict[str, Any]]]  # iou_type to what `visualize.worst_and_best_images` makes
 
 
@@ -68,12 +69,14 @@ def _read_run(run: Path) -> dict[str, Any]:
     evaluations = []
     for file in files:
         try:
-            evaluations.append(json.loads(file.read_bytes()))
-            missing = {"settings", "findings", "scores"} - evaluations[-1].keys()
-        except (ValueError, AttributeError, RecursionError) as error:
-            raise ValueError(f"{file} is no report: {error}") from None
+            report = json.loads(file.read_bytes())
+            report["per_class"] = [{name: row[name] for name in COLUMNS} for row in report["per_class"]]
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise ValueError(f"{file} is no report of ranksort, or a damaged one ({error}): evaluate again") from None
+        missing = {"settings", "findings", "scores"} - report.keys()
         if missing:
             raise ValueError(f"{file} has no {', '.join(sorted(missing))}: an older version wrote it; evaluate again")
+        evaluations.append(report)
     name = "/".join(run.resolve().parts[-2:])
     return {"name": name, "evaluations": evaluations, "training": _training_curves(run / "metrics.csv")}
 
