@@ -56,7 +56,8 @@ class Browser:
         )
         self.complaints.clear()
         loaded = self._loaded
-        self.call("Page.navigate", url=page.resolve().as_uri())
+        answer = self.call("Page.navigate", url=page.resolve().as_uri())
+        assert "errorText" not in answer, answer
         while self._loaded == loaded:
             self._receive()
 

@@ -155,3 +155,19 @@ def test_runs_without_a_report(tmp_path):
     (tmp_path / "report.json").write_text('{"settings": {}, "per_class": []}')
     with pytest.raises(ValueError, match="has no findings, scores: an older version wrote it"):
         save_page([tmp_path], tmp_path / "page.html")
+
+
+@in_browser
+@pytest.mark.parametrize("found", ["nothing", "wrong", "everything"])
+def test_the_page_of_extremes(browser, tmp_path, found):
+    ground_truth, detections = random_masks(2)
+    perfect = [{**a, "score": 0.9} for a in ground_truth["annotations"] if not a["iscrowd"]]
+    wrong = [{**d, "bbox": [80, 80, 3, 3], "score": 0.0} for d in detections]
+    report = evaluate_detections(ground_truth, {"nothing": [], "wrong": wrong, "everything": perfect}[found])
+    report.save(tmp_path)
+    browser.open(tmp_path / "index.html")
+    said = texts(browser, "#findings li")[0]
+    assert said.startswith("Nothing: all" if found == "everything" else "Everything: none of the")
+    assert ("Scores: nothing was detected." in texts(browser, "main li")) == (found == "nothing")
+    assert "NaN" not in browser.run("document.body.innerHTML")
+    assert browser.complaints == []

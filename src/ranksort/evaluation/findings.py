@@ -14,6 +14,9 @@ def findings(report: Report) -> list[str]:
     """What is wrong, sentence by sentence, the gravest first."""
     number, rows, matches = report.summary, report.worst_first(), report.matches
     shape = "mask" if report.iou_type == "segm" else "box"
+    is_tp = matches.outcome == 1
+    if not is_tp.any():
+        return [f"Everything: none of the {len(is_tp)} detections overlaps an object of its class by IoU .5."]
     parts = olrp_parts(rows).mean(axis=0)
     if parts.sum() == 0:
         return [f"Nothing: all {len(matches.object_score)} objects are found exactly, without a false positive."]
@@ -43,15 +46,13 @@ def findings(report: Report) -> list[str]:
         said.append(
             f"The {'other ' if missed else ''}classes of most error: {', '.join(found[:3])}; of least: {', '.join(found[:-4:-1])}."
         )
-    is_tp = matches.outcome == 1
-    if is_tp.any():
-        error = report.lrp.mean(axis=0)
-        said += [
-            f"What is rightly found overlaps its object by IoU {matches.iou[is_tp].mean():.2f} on average; AP is "
-            f"{percent(number['AP50'])} at IoU .5 and {percent(number['AP75'])} at .75.",
-            f"If one score threshold is to serve all classes, {SCORE_GRID[error.argmin()]:.2f} is best: it costs "
-            f"{percent(error.min() - number['oLRP'])} points of LRP error over each class's own, which the table has.",
-        ]
+    error = report.lrp.mean(axis=0)
+    said += [
+        f"What is rightly found overlaps its object by IoU {matches.iou[is_tp].mean():.2f} on average; AP is "
+        f"{percent(number['AP50'])} at IoU .5 and {percent(number['AP75'])} at .75.",
+        f"If one score threshold is to serve all classes, {SCORE_GRID[error.argmin()]:.2f} is best: it costs "
+        f"{percent(error.min() - number['oLRP'])} points of LRP error over each class's own, which the table has.",
+    ]
     correlation = rank_correlation(matches.score[is_tp], matches.iou[is_tp])
     if not math.isnan(correlation):
         how = ("do not order", "order only weakly", "order in part", "order well")[
