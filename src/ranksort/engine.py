@@ -7,10 +7,7 @@ was interrupted anywhere and resumed goes on bit for bit as if nothing had happe
 import csv
 import json
 import logging
-import os
-import signal
 import sys
-import threading
 import time
 import warnings
 from pathlib import Path
@@ -25,24 +22,26 @@ from torch import Tensor, nn
 from .checkpoints import Checkpoint, load_weights, metadata, read_checkpoint
 from .data.batch import data_loader
 from .data.coco import CocoDataset
-from .data.samplers import AspectRatioBatchSampler, EvaluationSampler
+from .data.samplers import EvaluationSampler
 from .evaluation import Report, evaluate_detections
 from .evaluation.inputs import read_ground_truth
 from .evaluation.page import save_reports
 from .evaluation.results import to_coco_results
+from .interrupt import Interrupt
 from .recipes import Recipe
 from .recipes.build import (
     build_dataset,
     build_optimizer,
+    build_sampler,
     build_untrained,
     describe,
-    images_at_once,
     rate_factor,
     summarize,
 )
 from .visualize import worst_and_best_images
 
 _AUTOSAVE_MINUTES = 15
+_NOTICE = "\nfinishing this batch or evaluation, then writing a checkpoint; Ctrl-C again to stop at once"
 _MISLEADING = (  # warnings of Lightning which are not for our users
     ".*does not have many workers.*",
     ".*ended before the epoch ended.*",  # we do resume there
@@ -80,9 +79,8 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False) -> Report:
     if previous is not None:
         load_weights(model, previous.state_dict, str(last))  # for its clear error: Lightning loads them again
     module = _Training(recipe, model, train_set, val_set)
-    read_ground_truth(
-        module.ground_truth, module.iou_types[-1], recipe.evaluation.style
-    )  # better now than after an epoch
+    # Better now than after an epoch.
+    read_ground_truth(module.ground_truth, module.iou_types[-1], recipe.evaluation.style)
     trainer = _trainer(module, run, resume)
     if len(val_set) < trainer.world_size:
         raise ValueError(f"{len(val_set)} validation images are too few for {trainer.world_size} devices")
@@ -128,15 +126,7 @@ class _Training(pl.LightningModule):
 
     def train_dataloader(self) -> Any:
         assert self.train_set is not None
-        training = self.recipe.training
-        sampler = AspectRatioBatchSampler(
-            self.train_set.landscape,
-            images_at_once(self.recipe),
-            repeat_factors=self.train_set.repeat_factors(self.recipe.data.repeat_threshold),
-            seed=training.seed,
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
-        )
+        sampler = build_sampler(self.recipe, self.train_set, self.trainer.global_rank, self.trainer.world_size)
         sampler.set_epoch(int(self.progress["epoch"]))
         sampler.skip(int(self.progress["batches"]))
         return data_loader(self.train_set, batch_sampler=sampler, workers=self.recipe.data.workers)
@@ -222,26 +212,14 @@ class _Checkpoints(pl.Callback):
 
     def __init__(self, module: _Training, folder: Path):
         self.module, self.folder = module, folder
-        self.requested = False
-        self.process = os.getpid()
+        self.interrupt = Interrupt(_NOTICE)
         self.saved_at = time.monotonic()
-        self.previous: Any = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self.previous = signal.signal(signal.SIGINT, self._request)
+        self.interrupt.install()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if self.previous is not None:
-            signal.signal(signal.SIGINT, self.previous)
-
-    def _request(self, *args: Any) -> None:
-        if os.getpid() != self.process:
-            return  # a worker which loads images: the terminal signals it as well
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
-        print("\nfinishing this batch or evaluation, then writing a checkpoint; Ctrl-C again to stop at once")
+        self.interrupt.remove()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         is_last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
@@ -251,7 +229,7 @@ class _Checkpoints(pl.Callback):
         pause = trainer.accumulate_grad_batches * (10 if trainer.world_size > 1 else 1)
         if not is_last and batches % pause == 0:
             late = time.monotonic() - self.saved_at > 60 * _AUTOSAVE_MINUTES
-            self._save(trainer, *trainer.strategy.broadcast((self.requested, late)))
+            self._save(trainer, *trainer.strategy.broadcast((self.interrupt.requested, late)))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         ap = self.module.report.as_dict()["AP"]
@@ -260,7 +238,7 @@ class _Checkpoints(pl.Callback):
             trainer.save_checkpoint(self.folder / "best.ckpt")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._save(trainer, trainer.strategy.broadcast(self.requested), True)
+        self._save(trainer, trainer.strategy.broadcast(self.interrupt.requested), True)
 
     def _save(self, trainer: pl.Trainer, requested: bool, due: bool) -> None:
         if requested or due:

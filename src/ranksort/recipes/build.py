@@ -17,6 +17,7 @@ from torch import nn
 from .. import __version__
 from ..data.annotations import Category
 from ..data.coco import CocoDataset, find_split
+from ..data.samplers import AspectRatioBatchSampler
 from ..data.transforms import ssd_transforms, training_transforms
 from ..models import ATSS, PAA, YOLACT, CascadeRCNN, FasterRCNN, MaskRCNN, SOLOv2
 from ..models.backbones import Backbone, build_backbone
@@ -206,6 +207,18 @@ def build_untrained(recipe: Recipe, train_set: CocoDataset, pretrained: bool) ->
     if not settings.pretrained_backbone:
         settings.frozen_stages, settings.train_batch_norm = -1, True
     return create_model(recipe, pretrained_backbone=settings.pretrained_backbone and pretrained)
+
+
+def build_sampler(recipe: Recipe, train_set: CocoDataset, rank: int, world_size: int) -> AspectRatioBatchSampler:
+    """What makes the batches of process `rank` of `world_size`."""
+    return AspectRatioBatchSampler(
+        train_set.landscape,
+        images_at_once(recipe),
+        repeat_factors=train_set.repeat_factors(recipe.data.repeat_threshold),
+        seed=recipe.training.seed,
+        rank=rank,
+        world_size=world_size,
+    )
 
 
 def build_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
