@@ -85,14 +85,14 @@ class Instances:
     category: np.ndarray  # (N,) int
     boxes: np.ndarray  # (N, 4) x, y, width, height in pixels
     areas: np.ndarray  # (N,) pixels
-    masks: list[Any] | None  # compressed runs of masks as large as the image, for iou_type "segm"
+    masks: np.ndarray | None  # (N,) compressed runs of masks as large as the image, for iou_type "segm"
 
 
 @dataclass
 class GroundTruth(Instances):
     """The objects, and the images and categories in the order of their ids."""
 
-    images: list[Image]
+    images: list[Any]  # Image, for "segm" SizedImage
     categories: list[Category]
     crowd: np.ndarray  # (N,) bool
     absent: list[list[int]]  # LVIS: positions of the categories that were verified to be absent, per image
@@ -107,11 +107,8 @@ class Detections(Instances):
 
     def select(self, indices: np.ndarray) -> "Detections":
         """The detections at `indices`, in that order."""
-        image, category, boxes, areas = (
-            column[indices] for column in (self.image, self.category, self.boxes, self.areas)
-        )
-        masks = None if self.masks is None else [self.masks[i] for i in indices]
-        return Detections(image, category, boxes, areas, masks, self.scores[indices])
+        columns = {name: None if column is None else column[indices] for name, column in vars(self).items()}
+        return Detections(**columns)
 
 
 def read_ground_truth(source: str | Path | dict[str, Any], iou_type: str, style: str) -> GroundTruth:
@@ -307,35 +304,37 @@ def _instances(
         _refuse(rows, what, (boxes[:, 2:] < 0).any(axis=1), "have a bbox of negative width or height")
         areas = boxes[:, 2] * boxes[:, 3]
     else:
-        rles = [{"size": size, "counts": mask} for size, mask in zip(sizes.tolist(), masks or [], strict=True)]
+        assert masks is not None
+        rles = [{"size": size, "counts": mask} for size, mask in zip(sizes.tolist(), masks, strict=True)]
         # One by one: pycocotools 2.0.11 fails for a list of more than 255 with numpy 2.
         boxes = np.array([mask_utils.toBbox(rle) for rle in rles]).reshape(-1, 4)
         areas = np.array([mask_utils.area(rle) for rle in rles], dtype=np.float64)
     return Instances(image, category, boxes, areas, masks)
 
 
-def _masks(rows: Sequence[Any], what: str, sizes: np.ndarray) -> list[str | bytes]:
+def _masks(rows: Sequence[Any], what: str, sizes: np.ndarray) -> np.ndarray:
     """`segmentation` of all rows as compressed runs; `sizes` are the (height, width) of their images."""
     values = [row.segmentation for row in rows]
     _refuse(rows, what, [not value for value in values], "have no segmentation; iou_type='bbox' needs none")
-    is_rle = np.array([isinstance(value, Rle) for value in values], dtype=bool)
-    rles = [value for value in values if isinstance(value, Rle)]
+    is_rle = np.array([type(value) is Rle for value in values], dtype=bool)
+    rles = list(itertools.compress(values, is_rle))
     wrong = np.zeros(len(rows), dtype=bool)
-    wrong[is_rle] = (np.array([rle.size for rle in rles]).reshape(-1, 2) != sizes[is_rle]).any(axis=1)
+    rle_sizes = np.fromiter(itertools.chain.from_iterable([rle.size for rle in rles]), np.float64, 2 * len(rles))
+    wrong[is_rle] = (rle_sizes.reshape(-1, 2) != sizes[is_rle]).any(axis=1)
     _refuse(rows, what, wrong, "have a mask of another size than their image's height and width")
+    masks = [rle.counts if type(rle) is Rle else "" for rle in values]
     # pycocotools never returns from some RLE whose runs do not fill the image.
-    wrong[is_rle] = ~well_formed_rles([rle.counts for rle in rles], sizes[is_rle].prod(axis=1))
+    wrong[is_rle] = ~well_formed_rles(list(itertools.compress(masks, is_rle)), sizes[is_rle].prod(axis=1))
     _refuse(rows, what, wrong, "have a broken RLE, whose runs do not fill their image")
-    masks: list[str | bytes] = []
-    for n, (value, size) in enumerate(zip(values, sizes.tolist(), strict=True)):
-        if not isinstance(value, Rle):
-            polygons = [polygon for polygon in value if len(polygon) >= 6]  # others have no area
-            # pycocotools needs memory in proportion to the coordinates.
-            wrong[n] = not polygons or any(len(p) % 2 or not all(abs(v) < 1e6 for v in p) for p in polygons)
-            masks.append("" if wrong[n] else mask_utils.merge(mask_utils.frPyObjects(polygons, *size))["counts"])
-        elif isinstance(value.counts, str):
-            masks.append(value.counts)
-        else:
-            masks.append(mask_utils.frPyObjects({"size": size, "counts": value.counts}, *size)["counts"])
+    for n in (n for n, mask in enumerate(masks) if not mask or type(mask) is list):
+        size = sizes[n].tolist()
+        if is_rle[n]:
+            masks[n] = mask_utils.frPyObjects({"size": size, "counts": masks[n]}, *size)["counts"]
+            continue
+        polygons = [polygon for polygon in values[n] if len(polygon) >= 6]  # others have no area
+        # pycocotools needs memory in proportion to the coordinates.
+        wrong[n] = not polygons or any(len(p) % 2 or not all(abs(v) < 1e6 for v in p) for p in polygons)
+        if not wrong[n]:
+            masks[n] = mask_utils.merge(mask_utils.frPyObjects(polygons, *size))["counts"]
     _refuse(rows, what, wrong, "have a polygon that is not at least three points x, y")
-    return masks
+    return np.array(masks, dtype=object)
