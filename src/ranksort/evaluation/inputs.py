@@ -3,6 +3,8 @@
 import itertools
 import json
 import operator
+import re
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,14 +39,14 @@ class Category(msgspec.Struct):
     """What an evaluation reads of a category; LVIS' are rare, common or frequent."""
 
     id: Id
-    name: str = ""
+    name: str | int | None = None
     frequency: Literal["r", "c", "f"] | None = None
 
 
 class Rle(msgspec.Struct, gc=False):
     """A mask by the lengths of its runs, down the columns, of background and object in turn."""
 
-    size: tuple[int, int]  # height, width
+    size: tuple[Pixels, Pixels]  # height, width
     counts: str | list[int]  # a string holds them compressed
 
 
@@ -107,7 +109,9 @@ class Detections(Instances):
 
     def select(self, indices: np.ndarray) -> "Detections":
         """The detections at `indices`, in that order."""
-        columns = {name: None if column is None else column[indices] for name, column in vars(self).items()}
+        columns: dict[str, Any] = {
+            name: None if column is None else column[indices] for name, column in vars(self).items()
+        }
         return Detections(**columns)
 
 
@@ -237,9 +241,9 @@ def _rows(content: bytes | msgspec.Raw, kind: type[Row], what: str, origin: str)
     for n, row in enumerate(parsed):
         try:
             rows.append(msgspec.convert(row, kind))
-        except (msgspec.ValidationError, OverflowError) as error:
+        except (msgspec.ValidationError, OverflowError, UnicodeError) as error:
             message, _, place = str(error).replace("`", "'").partition(" - at '$")
-            place = place.strip(".'")
+            place = re.sub(r"\[.*?\]", "", place).strip(".'")
             field = message.removeprefix("Object missing required field ")
             if field != message:
                 problem = f"have no {field}" + (f" in their {place}" if place else "")
@@ -260,18 +264,16 @@ def _refuse(rows: Sequence[Any], what: str, wrong: ArrayLike, problem: str) -> N
     ids = [row.get("id") if isinstance(row, dict) else getattr(row, "id", None) for row in first]
     kind, names = ("position", positions[:5].tolist()) if None in ids else ("id", ids)
     more = ", ..." if len(positions) > 5 else ""
-    raise ValueError(f"{len(positions)} of {len(rows)} {what} {problem} ({kind} {', '.join(map(str, names))}{more}).")
+    raise ValueError(
+        f"{len(positions)} of {len(rows)} {what} {problem} ({kind} {', '.join(map(reprlib.repr, names))}{more})."
+    )
 
 
 def _sorted_by_id(rows: list[Any], what: str) -> list[Any]:
     """Images or categories in the order of their ids, which must differ."""
     ids = [row.id for row in rows]
-    _refuse(
-        rows,
-        what,
-        [type(id_) is not type(ids[0]) for id_ in ids],
-        f"have no {type(ids[0]).__name__} as id, as the first one has",
-    )
+    wrong = [type(id_) is not type(ids[0]) for id_ in ids]
+    _refuse(rows, what, wrong, "have a number as id where the first one has a string, or the reverse")
     first = dict(zip(reversed(ids), reversed(range(len(ids))), strict=True))
     _refuse(rows, what, [first[id_] != i for i, id_ in enumerate(ids)], "have an id that another one has, too")
     return sorted(rows, key=lambda row: row.id)
@@ -287,7 +289,7 @@ def _instances(
         values = list(map(operator.attrgetter(key), rows))
         found = np.fromiter(map(position.get, values, itertools.repeat(-1)), np.int64, len(rows))
         unknown = list(dict.fromkeys(values[i] for i in np.flatnonzero(found < 0)))
-        names = ", ".join(repr(value) for value in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        names = ", ".join(map(reprlib.repr, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
         _refuse(rows, what, found < 0, f"have an unknown {key}: {names}")
         return found
 
