@@ -8,7 +8,7 @@ import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -18,29 +18,9 @@ from pycocotools import mask as mask_utils
 from ..data.annotations import well_formed_rles
 
 Id = int | str
+Box = tuple[float, float, float, float]  # x, y, width, height in pixels
 Pixels = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 MAX_COORDINATE = 1e9  # whatever is beyond is a mistake
-
-
-class Image(msgspec.Struct):
-    """What an evaluation reads of an image; LVIS lists categories that are absent, and not exhaustively annotated."""
-
-    id: Id
-    neg_category_ids: list[Id] | None = None
-    not_exhaustive_category_ids: list[Id] | None = None
-
-
-class SizedImage(Image, kw_only=True):
-    height: Pixels
-    width: Pixels
-
-
-class Category(msgspec.Struct):
-    """What an evaluation reads of a category; LVIS' are rare, common or frequent."""
-
-    id: Id
-    name: str | int | None = None
-    frequency: Literal["r", "c", "f"] | None = None
 
 
 class Rle(msgspec.Struct, gc=False):
@@ -50,33 +30,11 @@ class Rle(msgspec.Struct, gc=False):
     counts: str | list[int]  # a string holds them compressed
 
 
-class Instance(msgspec.Struct, gc=False):
-    """What objects and detections have in common."""
-
-    image_id: Id
-    category_id: Id
-    bbox: tuple[float, float, float, float] | None = None  # x, y, width, height in pixels
-
-
-class Annotation(Instance, gc=False):
-    id: Id | None = None
-    area: float | None = None
-    iscrowd: bool | int = 0
-
-
-class MaskAnnotation(Annotation, gc=False):
-    segmentation: Rle | list[list[float]] | None = None
-
-
-class Detection(Instance, kw_only=True, gc=False):
-    score: float
-
-
-class MaskDetection(Detection, gc=False):
-    segmentation: Rle | list[list[float]] | None = None
-
-
-Row = TypeVar("Row", bound=Image | Category | Instance)
+PLACE = [("image_id", Id), ("category_id", Id)]
+BOX = ("bbox", Box)
+MASK = ("segmentation", Rle | list[list[float]])
+SIDES = [("height", Pixels), ("width", Pixels)]
+LVIS_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
 @dataclass
@@ -94,8 +52,8 @@ class Instances:
 class GroundTruth(Instances):
     """The objects, and the images and categories in the order of their ids."""
 
-    images: list[Any]  # Image, for "segm" SizedImage
-    categories: list[Category]
+    images: list[Any]  # rows with `id`, for "segm" `height` and `width`
+    categories: list[Any]  # rows with `id`, `name`, for LVIS `frequency`
     crowd: np.ndarray  # (N,) bool
     absent: list[list[int]]  # LVIS: positions of the categories that were verified to be absent, per image
     incomplete: list[list[int]]  # LVIS: positions of the categories not exhaustively annotated, per image
@@ -141,32 +99,33 @@ def read_ground_truth(source: str | Path | dict[str, Any], iou_type: str, style:
         )
     if not {"images", "categories", "annotations"} <= sections.keys():
         raise ValueError("The ground truth must be a JSON object with 'images', 'categories' and 'annotations'.")
-    annotations = _rows(
-        sections["annotations"], Annotation if iou_type == "bbox" else MaskAnnotation, "annotations", origin
-    )
+    with_boxes, lvis = iou_type == "bbox", style == "lvis"
+    shape = BOX if with_boxes else MASK
+    fields: list[Any] = [
+        *PLACE,
+        shape,
+        ("id", Id | None, None),
+        ("area", float | None, None),
+        ("iscrowd", bool | int, 0),
+    ]
+    annotations = _rows(sections["annotations"], fields, "annotations", origin)
     crowd = np.array([bool(row.iscrowd) for row in annotations], dtype=bool)
     if crowd.all():
         raise ValueError("The ground truth has no annotations other than crowds: there is nothing to be found.")
-    # In the order of their ids, because COCO orders equal scores by image id.
-    images = _sorted_by_id(
-        _rows(sections["images"], Image if iou_type == "bbox" else SizedImage, "images", origin), "images"
-    )
-    categories = _sorted_by_id(_rows(sections["categories"], Category, "categories", origin), "categories")
-    instances = _instances(annotations, images, categories, iou_type, "annotations", iou_type == "bbox")
+    fields = [("id", Id), *([] if with_boxes else SIDES), *((key, list[Id]) for key in LVIS_LISTS if lvis)]
+    images = _sorted_by_id(_rows(sections["images"], fields, "images", origin), "images")
+    fields = [("id", Id), *([("frequency", Literal["r", "c", "f"])] if lvis else []), ("name", Id | None, None)]
+    categories = _sorted_by_id(_rows(sections["categories"], fields, "categories", origin), "categories")
+    instances = _instances(annotations, images, categories, "annotations", with_boxes, not with_boxes)
     for n, row in enumerate(annotations):
         if row.area is not None:
             instances.areas[n] = row.area
     _refuse(annotations, "annotations", ~np.isfinite(instances.areas), "have no finite number as area")
-
-    absent: list[list[int]] = [[] for _ in images]
-    incomplete: list[list[int]] = [[] for _ in images]
-    if style == "lvis":
-        _refuse(categories, "categories", [c.frequency is None for c in categories], "have no 'frequency'")
-        position = {category.id: c for c, category in enumerate(categories)}
-        for listed, key in ((absent, "neg_category_ids"), (incomplete, "not_exhaustive_category_ids")):
-            lists = [getattr(image, key) for image in images]
-            _refuse(images, "images", [ids is None for ids in lists], f"have no {key!r}")
-            listed[:] = [[position[id_] for id_ in ids if id_ in position] for ids in lists]
+    position = {category.id: c for c, category in enumerate(categories)}
+    absent, incomplete = (
+        [[position[id_] for id_ in getattr(image, key, ()) if id_ in position] for image in images]
+        for key in LVIS_LISTS
+    )
     return GroundTruth(
         **vars(instances), images=images, categories=categories, crowd=crowd, absent=absent, incomplete=incomplete
     )
@@ -187,13 +146,14 @@ def read_detections(source: str | Path | list[dict[str, Any]], ground_truth: Gro
         FileNotFoundError: `source` is no file.
         ValueError: one sentence about what is wrong and where.
     """
-    kind = Detection if iou_type == "bbox" else MaskDetection
+    with_masks = iou_type == "segm"
+    shapes = [MASK, ("bbox", Box | None, None)] if with_masks else [BOX]
     content, origin = _content(source, "detections")
-    rows = _rows(content, kind, "detections", origin)
+    rows = _rows(content, [*PLACE, ("score", float), *shapes], "detections", origin)
     scores = np.array([row.score for row in rows], dtype=np.float64)
     _refuse(rows, "detections", ~((scores >= 0) & (scores <= 1)), "have a score outside 0..1")
-    with_boxes = iou_type == "bbox" or (len(rows) > 0 and rows[0].bbox is not None)
-    instances = _instances(rows, ground_truth.images, ground_truth.categories, iou_type, "detections", with_boxes)
+    with_boxes = not with_masks or (len(rows) > 0 and rows[0].bbox is not None)
+    instances = _instances(rows, ground_truth.images, ground_truth.categories, "detections", with_boxes, with_masks)
     return Detections(**vars(instances), scores=scores)
 
 
@@ -228,8 +188,9 @@ def _parse(content: bytes, origin: str) -> Any:
         raise ValueError(problem) from None
 
 
-def _rows(content: bytes | msgspec.Raw, kind: type[Row], what: str, origin: str) -> list[Row]:
-    """A JSON list as rows of a type. A complaint says how many rows do not fit it."""
+def _rows(content: bytes | msgspec.Raw, fields: list[Any], what: str, origin: str) -> list[Any]:
+    """A JSON list as rows with fields, each a name, a type and perhaps a default. A complaint counts what does not fit."""
+    kind = msgspec.defstruct("Row", sorted(fields, key=len), gc=False)
     try:
         return msgspec.json.decode(content, type=list[kind])  # type: ignore[valid-type]
     except (msgspec.DecodeError, RecursionError):
@@ -280,7 +241,7 @@ def _sorted_by_id(rows: list[Any], what: str) -> list[Any]:
 
 
 def _instances(
-    rows: Sequence[Any], images: Sequence[Any], categories: Sequence[Any], iou_type: str, what: str, with_boxes: bool
+    rows: Sequence[Any], images: list[Any], categories: list[Any], what: str, with_boxes: bool, with_masks: bool
 ) -> Instances:
     """Columns of annotations or detections; boxes and areas are those of `bbox` if `with_boxes`, or of the masks."""
 
@@ -295,7 +256,7 @@ def _instances(
 
     image, category = positions("image_id", images), positions("category_id", categories)
     masks = None
-    if iou_type == "segm":
+    if with_masks:
         sizes = np.array([(owner.height, owner.width) for owner in images])[image]
         masks = _masks(rows, what, sizes)
     if with_boxes:
@@ -317,7 +278,6 @@ def _instances(
 def _masks(rows: Sequence[Any], what: str, sizes: np.ndarray) -> np.ndarray:
     """`segmentation` of all rows as compressed runs; `sizes` are the (height, width) of their images."""
     values = [row.segmentation for row in rows]
-    _refuse(rows, what, [not value for value in values], "have no segmentation; iou_type='bbox' needs none")
     is_rle = np.array([type(value) is Rle for value in values], dtype=bool)
     rles = list(itertools.compress(values, is_rle))
     wrong = np.zeros(len(rows), dtype=bool)
