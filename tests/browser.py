@@ -7,11 +7,18 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 TIMEOUT = 60  # seconds
+START = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)  # the browser reads from 3 and writes to 4
+os.dup2(int(sys.argv[2]), 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 class Browser:
@@ -27,9 +34,7 @@ class Browser:
             "--remote-debugging-pipe",
             f"--user-data-dir={profile}",
         ]
-        # The browser reads from 3 and writes to 4, wherever the pipes are here.
-        redirect = f'exec "$0" "$@" 3<&{read} 4>&{write}'
-        command = ["sh", "-c", redirect, str(CHROMIUM), *options, "about:blank"]
+        command = [sys.executable, "-c", START, str(read), str(write), str(CHROMIUM), *options, "about:blank"]
         self._process = subprocess.Popen(command, pass_fds=(read, write), stderr=subprocess.DEVNULL)
         os.close(read)
         os.close(write)
@@ -51,7 +56,8 @@ class Browser:
         )
         self.complaints.clear()
         loaded = self._loaded
-        self.call("Page.navigate", url=page.resolve().as_uri())
+        answer = self.call("Page.navigate", url=page.resolve().as_uri())
+        assert "errorText" not in answer, answer
         while self._loaded == loaded:
             self._receive()
 

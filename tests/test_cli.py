@@ -58,7 +58,7 @@ def test_help_needs_no_toolbox_to_load() -> None:
         [sys.executable, "-c", "from ranksort.cli import main; main(['--help'])"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    for command in ("train", "test", "predict", "evaluate", "check-data", "convert", "quickstart", "recipes"):
+    for command in ("train", "test", "predict", "evaluate", "report", "check-data", "convert", "quickstart", "recipes"):
         assert command in done.stdout
 
 
@@ -75,6 +75,9 @@ def test_train_test_resume(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     cli.main(["test", str(run), "--out", str(tmp_path / "report")])
     assert "oLRP" in capsys.readouterr().out
     assert (tmp_path / "report" / "per_class.csv").is_file()
+    cli.main(["report", str(run), str(tmp_path / "report"), "--out", str(tmp_path / "both.html")])
+    assert capsys.readouterr().out == f"report: {tmp_path / 'both.html'}\n"
+    assert run.name in (tmp_path / "both.html").read_text()
     cli.main(["train", str(run), "--resume", "--training.epochs", "2"])
     assert "epoch 2 of 2" in capsys.readouterr().out
     assert len(list(run.parent.iterdir())) == 1
@@ -293,7 +296,7 @@ def test_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "ranksort predict" in out
     (report,) = tmp_path.glob("runs/*/*/report")
     assert (report / "index.html").is_file()
-    assert list((report / "pictures").iterdir())
+    assert f"look at           {report / 'index.html'}" in out
 
 
 def test_two_processes(run: Path, tiny_data: Path, tmp_path: Path) -> None:

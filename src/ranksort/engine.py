@@ -28,10 +28,18 @@ from .data.coco import CocoDataset
 from .data.samplers import AspectRatioBatchSampler, EvaluationSampler
 from .evaluation import Report, evaluate_detections
 from .evaluation.inputs import read_ground_truth
-from .evaluation.page import save_page
+from .evaluation.page import save_reports
 from .evaluation.results import to_coco_results
-from .recipes import Recipe, create_model
-from .recipes.build import build_dataset, describe, images_at_once, learning_rate, rate_factor, summarize
+from .recipes import Recipe
+from .recipes.build import (
+    build_dataset,
+    build_optimizer,
+    build_untrained,
+    describe,
+    images_at_once,
+    rate_factor,
+    summarize,
+)
 from .visualize import worst_and_best_images
 
 _AUTOSAVE_MINUTES = 15
@@ -68,15 +76,13 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False) -> Report:
     train_set = build_dataset(recipe, "train", previous.categories if previous else None)
     val_set = build_dataset(recipe, "val", train_set.categories)
     pl.seed_everything(recipe.training.seed, verbose=False)
-    settings = recipe.model
-    settings.num_classes = len(train_set.categories)
-    if not settings.pretrained_backbone:
-        settings.frozen_stages, settings.train_batch_norm = -1, True
-    model = create_model(recipe, pretrained_backbone=settings.pretrained_backbone and not resume)
+    model = build_untrained(recipe, train_set, pretrained=not resume)
     if previous is not None:
         load_weights(model, previous.state_dict, str(last))  # for its clear error: Lightning loads them again
     module = _Training(recipe, model, train_set, val_set)
-    read_ground_truth(module.ground_truth, module.iou_types[-1], "coco")  # better now than after an epoch
+    read_ground_truth(
+        module.ground_truth, module.iou_types[-1], recipe.evaluation.style
+    )  # better now than after an epoch
     trainer = _trainer(module, run, resume)
     if len(val_set) < trainer.world_size:
         raise ValueError(f"{len(val_set)} validation images are too few for {trainer.world_size} devices")
@@ -117,11 +123,8 @@ class _Training(pl.LightningModule):
         self.ground_truth = json.loads(val_set.annotations_path.read_bytes())
         self.iou_types = ("bbox", "segm") if recipe.model.has_masks else ("bbox",)
         self.results: list[dict[str, Any]] = []
-        self.progress = {
-            "epoch": 0,
-            "batches": 0,
-            "best": -1.0,
-        }  # of the batch to be trained on next; the best AP so far
+        # Of the batch to be trained on next; the best AP so far.
+        self.progress = {"epoch": 0, "batches": 0, "best": -1.0}
 
     def train_dataloader(self) -> Any:
         assert self.train_set is not None
@@ -129,6 +132,7 @@ class _Training(pl.LightningModule):
         sampler = AspectRatioBatchSampler(
             self.train_set.landscape,
             images_at_once(self.recipe),
+            repeat_factors=self.train_set.repeat_factors(self.recipe.data.repeat_threshold),
             seed=training.seed,
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
@@ -189,7 +193,7 @@ class _Training(pl.LightningModule):
         # Without boxes, for else small and large masks would be told apart by the area of their boxes.
         hidden = "bbox" if iou_type == "segm" else "segmentation"
         results = [{key: value for key, value in result.items() if key != hidden} for result in self.results]
-        return evaluate_detections(self.ground_truth, results, iou_type)
+        return evaluate_detections(self.ground_truth, results, iou_type, self.recipe.evaluation.style)
 
     @property
     def report(self) -> Report:
@@ -197,15 +201,9 @@ class _Training(pl.LightningModule):
         return self.reports[self.iou_types[-1]]
 
     def configure_optimizers(self) -> Any:
-        settings, epochs = self.recipe.optimizer, self.recipe.training.epochs
-        trained = [p for p in self.parameters() if p.requires_grad]
-        rate, decay = learning_rate(self.recipe), settings.weight_decay
-        optimizer: torch.optim.Optimizer
-        if settings.algorithm == "adamw":
-            optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=decay)
-        else:
-            optimizer = torch.optim.SGD(trained, lr=rate, weight_decay=decay, momentum=settings.momentum)
-        factor = rate_factor(settings, int(self.trainer.estimated_stepping_batches) // epochs, epochs)
+        epochs, optimizer = self.recipe.training.epochs, build_optimizer(self.recipe, self.parameters())
+        steps = int(self.trainer.estimated_stepping_batches) // epochs
+        factor = rate_factor(self.recipe.optimizer, steps, epochs)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -328,17 +326,12 @@ def _csv_logger(run: Path, resume: bool) -> CSVLogger:
 
 
 def _write_report(trainer: pl.Trainer, module: _Training, folder: Path, run: Path | None = None) -> Report:
-    """Saves the report of boxes to the folder, that of masks, if there are any, to `folder/masks`, and the page of both."""
+    """Saves the reports of the last evaluation and their page, with the training curves of `run`. Returns as `_Training.report`."""
     if trainer.is_global_zero:
-        about = summarize(module.recipe, module.val_set)
-        for kind, report in module.reports.items():
-            report.save_numbers(folder / "masks" if kind == "segm" else folder, about)
-        limit = module.recipe.evaluation.pictures
-        pictures = {
-            kind: worst_and_best_images(module.val_set, module.results, report, limit)
-            for kind, report in module.reports.items()
-        }
-        save_page([run or folder], folder / "index.html", pictures)
+        recipe, data = module.recipe, module.val_set
+        limit = recipe.evaluation.pictures
+        pictures = {kind: worst_and_best_images(data, module.results, r, limit) for kind, r in module.reports.items()}
+        save_reports(folder, module.reports.values(), summarize(recipe, data), pictures, run)
     text = "\n\n".join(map(str, module.reports.values()))
     trainer.print(f"\n{text}\n\nreport: {folder / 'index.html'}")
     return module.report

@@ -81,67 +81,72 @@ def worst_and_best_images(
         limit: how many images; half of them are the worst, which come first.
 
     Returns:
-        For each image its `name`, `width` and `height`, `is_worst`, its `error`, numbers of `false` positives and `missed` objects;
-        `objects` and `detections` as [x, y, width, height, is_right, text]; `pictures` of the two, JPEG as data URIs.
+        For each image whether it `is_worst`, its `error`, numbers of `false` positives and `missed` objects; `name`, `width` and `height`;
+        `objects` and `detections` as [x, y, width, height, is_right, text]; `pictures` of the two (one if they are the same), as data URIs.
     """
+    error, false, missed = report.image_errors().T
+    order = np.lexsort((-false - missed, -error))[: np.count_nonzero(~np.isnan(error))].tolist()
+    worst, others = order[: (limit + 1) // 2], order[(limit + 1) // 2 :]
+    best = others[::-1][: limit // 2]
+    return [
+        {
+            "is_worst": is_worst,
+            "error": error[i],
+            "false": int(false[i]),
+            "missed": int(missed[i]),
+            **_compare(dataset, results, report, i),
+        }
+        for is_worst, chosen in ((True, worst), (False, best))
+        for i in chosen
+    ]
+
+
+def _compare(dataset: CocoDataset, results: list[dict[str, Any]], report: Report, position: int) -> dict[str, Any]:
+    """The objects and the detections of the image at that position among the sorted ids."""
     matches, thresholds = report.matches, report.thresholds()
     rows = dict(zip(np.unique(matches.object_category).tolist(), report.per_class, strict=True))
-    error, false, missed = report.image_errors().T
-    order = np.lexsort((-false - missed, -error))[: np.count_nonzero(~np.isnan(error))]
-    worst, best = order[: (limit + 1) // 2], order[(limit + 1) // 2 :][::-1][: limit // 2]
-    ids = sorted(dataset.image_ids)
-    pages: list[dict[str, Any]] = []
-    for position in [*worst.tolist(), *best.tolist()]:
-        index = dataset.image_ids.index(ids[position])
-        image, target = dataset[index]
-        of_image = matches.object_image == position
-        is_found = matches.object_score[of_image] >= thresholds[matches.object_category[of_image]]
-        boxes = target["boxes"].tolist()
-        names = [dataset.class_names[label] for label in target["labels"].tolist()]
-        objects = [
-            [x, y, x2 - x, y2 - y, right, name]
-            for (x, y, x2, y2), right, name in zip(boxes, is_found.tolist(), names, strict=True)
-        ]
-        counted = (matches.image == position) & (matches.outcome >= 0) & (matches.score >= thresholds[matches.category])
-        found, detections = [], []
-        unused = [result for result in results if result["image_id"] == ids[position]]
-        columns = (matches.category, matches.score, matches.outcome, matches.iou)
-        for category, score, outcome, iou in zip(*(column[counted].tolist() for column in columns), strict=True):
-            row = rows[category]
-            here = (i for i, r in enumerate(unused) if r["category_id"] == row["category_id"] and r["score"] == score)
-            found.append(unused.pop(next(here)))
-            text = f"{row['class']} {score:.2f}" + (f", IoU {iou:.2f}" if outcome else "")
-            detections.append([*found[-1]["bbox"], outcome == 1, text])
-        pictures = [_data_uri(image)]
-        if report.iou_type == "segm":
-            masks = (target["masks"], decode_masks([result["segmentation"] for result in found], *image.shape[-2:]))
-            pictures = [
-                _data_uri(_draw_masks(image, m, [shape[4] for shape in shapes], wrong))
-                for m, shapes, wrong in zip(masks, (objects, detections), (MISSED, FALSE), strict=True)
-            ]
-        pages.append(
-            {
-                "name": dataset.file_name(index),
-                "width": image.shape[2],
-                "height": image.shape[1],
-                "is_worst": len(pages) < len(worst),
-                "error": error[position],
-                "false": int(false[position]),
-                "missed": int(missed[position]),
-                "objects": objects,
-                "detections": detections,
-                "pictures": pictures,
-            }
-        )
-    return pages
+    image_id = sorted(dataset.image_ids)[position]
+    index = dataset.image_ids.index(image_id)
+    image, target = dataset[index]
+
+    of_image = matches.object_image == position
+    is_found = matches.object_score[of_image] >= thresholds[matches.object_category[of_image]]
+    names = [dataset.class_names[label] for label in target["labels"].tolist()]
+    objects = [
+        [x, y, x2 - x, y2 - y, right, name]
+        for (x, y, x2, y2), right, name in zip(target["boxes"].tolist(), is_found.tolist(), names, strict=True)
+    ]
+
+    counted = (matches.image == position) & (matches.outcome >= 0) & (matches.score >= thresholds[matches.category])
+    columns = (matches.category, matches.score, matches.outcome, matches.iou)
+    unused = [result for result in results if result["image_id"] == image_id]
+    detections, found = [], []
+    for category, score, outcome, iou in zip(*(column[counted].tolist() for column in columns), strict=True):
+        row = rows[category]
+        wanted = (row["category_id"], score)
+        found.append(unused.pop([(r["category_id"], r["score"]) for r in unused].index(wanted)))
+        text = f"{row['class']} {score:.2f}" + (f", IoU {iou:.2f}" if outcome else "")
+        detections.append([*found[-1]["bbox"], outcome == 1, text])
+
+    pictures = [image]
+    if report.iou_type == "segm":
+        masks = decode_masks([result["segmentation"] for result in found], *image.shape[-2:])
+        pictures = [_draw_masks(image, target["masks"], objects, MISSED), _draw_masks(image, masks, detections, FALSE)]
+    return {
+        "name": dataset.file_name(index),
+        "width": image.shape[2],
+        "height": image.shape[1],
+        "objects": objects,
+        "detections": detections,
+        "pictures": [_data_uri(picture) for picture in pictures],
+    }
 
 
-def _draw_masks(image: Tensor, masks: Tensor, is_right: list[bool], wrong: tuple[int, int, int]) -> Tensor:
-    colors = [RIGHT if right else wrong for right in is_right]
-    image = image.as_subclass(Tensor)
-    return (
-        draw_segmentation_masks(image, masks.as_subclass(Tensor).bool(), alpha=0.5, colors=colors) if colors else image
-    )
+def _draw_masks(image: Tensor, masks: Tensor, shapes: list[list[Any]], wrong: tuple[int, int, int]) -> Tensor:
+    colors = [RIGHT if is_right else wrong for *_, is_right, _ in shapes]
+    if not colors:
+        return image
+    return draw_segmentation_masks(image.as_subclass(Tensor), masks.as_subclass(Tensor).bool(), 0.5, colors)
 
 
 def _data_uri(image: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""What an evaluation found: numbers, a table, the findings in plain words, JSON and CSV."""
+"""What an evaluation found: numbers, a table, JSON and CSV."""
 
 import csv
 import json
@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from .lrp import SCORE_GRID, TAU, Matches
+from .lrp import TAU, Matches
 
 TABLE_ROWS = 30  # a table of more classes shows the worst and the best of them
 SCORE_BINS = 50
 SAMPLE = 2000  # true positives whose score and IoU are saved
-FEW_OBJECTS = 10
 
 
 @dataclass
@@ -56,7 +55,7 @@ class Report:
             title += f" ({self.classes_without_objects} more classes have no ground truth and do not count)"
         lines = [title]
         for metric in ("AP", "AR", "oLRP"):
-            values = [f"{name} {_percent(v)}" for name, v in self.summary.items() if name.startswith(metric)]
+            values = [f"{name} {percent(v)}" for name, v in self.summary.items() if name.startswith(metric)]
             lines.append("  " + "   ".join(values))
 
         rows = self.worst_first()
@@ -65,7 +64,7 @@ class Report:
         heads = "".join(f"{name:>10}" for name in ("objects", *columns, "threshold"))
         table = [
             f"{row['class']:<{width}}{row['objects']:>10}"
-            + "".join(f"{_percent(row[name]):>10}" for name in columns)
+            + "".join(f"{percent(row[name]):>10}" for name in columns)
             + f"{row['oLRP_threshold']:>10.3f}"
             for row in rows
         ]
@@ -78,22 +77,23 @@ class Report:
         """The entries of `per_class` by falling oLRP."""
         return sorted(self.per_class, key=lambda row: -row["oLRP"])
 
-    def save(self, folder: str | Path) -> None:
-        """Write report.json, per_class.csv and index.html, the page to look at."""
-        from .page import save_page
+    def save(self, folder: str | Path, settings: dict[str, str] | None = None) -> None:
+        """Write report.json, per_class.csv and index.html, the page to look at; `settings` say how it came about."""
+        from .page import save_reports
 
-        self.save_numbers(Path(folder))
-        save_page([Path(folder)], Path(folder) / "index.html")
+        save_reports(Path(folder), [self], settings)
 
     def save_numbers(self, folder: Path, settings: dict[str, str] | None = None) -> None:
-        """Write per_class.csv and report.json, which holds all that a page shows; `settings` say how it came about."""
+        """Write per_class.csv and report.json, which holds all that a page shows."""
+        from .findings import findings
+
         folder.mkdir(parents=True, exist_ok=True)
         content = {
             "iou_type": self.iou_type,
             "style": self.style,
             "settings": settings or {},
             "classes_without_objects": self.classes_without_objects,
-            "findings": self.findings(),
+            "findings": findings(self),
             "summary": _without_nan(self.summary),
             "per_class": [_without_nan(row) for row in self.per_class],
             "olrp_parts": olrp_parts(self.per_class).round(4).tolist(),
@@ -107,67 +107,6 @@ class Report:
             writer = csv.DictWriter(file, fieldnames=list(self.per_class[0]))
             writer.writeheader()
             writer.writerows(_without_nan(row) for row in self.per_class)
-
-    def findings(self) -> list[str]:
-        """What is wrong with the detector, in plain sentences, the gravest first."""
-        number, rows, matches = self.summary, self.worst_first(), self.matches
-        shapes = "masks" if self.iou_type == "segm" else "boxes"
-        parts = olrp_parts(rows).mean(axis=0)
-        if parts.sum() == 0:
-            return [
-                f"Nothing: all {len(matches.object_score)} objects are found, exactly and without a false positive."
-            ]
-        names = ("poor localisation", "false positives", "missed objects")
-        (most, share), (second, share2), (third, share3) = sorted(
-            zip(names, parts / parts.sum(), strict=True), key=lambda part: -part[1]
-        )
-        said = [
-            f"{'Most' if share > 0.5 else 'The largest part'} of the error is {most} ({share:.0%}); then come {second} "
-            f"({share2:.0%}) and {third} ({share3:.0%}). The error is oLRP, {_percent(number['oLRP'])} of 100: "
-            "each class is taken at its best score threshold."
-        ]
-        never = np.isnan(matches.object_score).mean()
-        low = (matches.object_score < self.thresholds()[matches.object_category]).mean()
-        said.append(
-            f"Of {len(matches.object_score)} objects {never:.0%} are found at no score, "
-            f"{low:.0%} only with a score under the best threshold of their class."
-        )
-        sizes = {"Small": "APs", "Medium-sized": "APm", "Large": "APl"}
-        by_size = {size: number[name] for size, name in sizes.items() if not math.isnan(number[name])}
-        if len(by_size) > 1:
-            weakest = min(by_size, key=by_size.__getitem__)
-            others = ", ".join(f"{size.lower()} {_percent(ap)}" for size, ap in by_size.items() if size != weakest)
-            said.append(f"{weakest} objects are the weakest: AP {_percent(by_size[weakest])} ({others}).")
-        nothing = [row["class"] for row in rows if math.isnan(row["oLRP_threshold"])]
-        if nothing:
-            more = f" and {len(nothing) - 5} more" if len(nothing) > 5 else ""
-            said.append(f"Nothing is found of {len(nothing)} classes: {', '.join(nothing[:5])}{more}.")
-        worst = [row for row in rows if not math.isnan(row["oLRP_threshold"])]
-        if len(worst) > 3:
-            named = ", ".join(f"{row['class']} ({_percent(row['oLRP'])})" for row in worst[:3])
-            best = ", ".join(f"{row['class']} ({_percent(row['oLRP'])})" for row in worst[:-4:-1])
-            said.append(f"The worst classes{' of the others' if nothing else ''} by oLRP: {named}; the best: {best}.")
-        is_tp = matches.outcome == 1
-        if is_tp.any():
-            said.append(
-                f"The {shapes} of true positives overlap their objects by IoU {matches.iou[is_tp].mean():.2f} on "
-                f"average; AP is {_percent(number['AP50'])} at IoU .5 and {_percent(number['AP75'])} at .75."
-            )
-            mean = self.lrp.mean(axis=0)
-            said.append(
-                f"If one score threshold is to serve all classes, {SCORE_GRID[mean.argmin()]:.2f} is best: it costs "
-                f"{_percent(mean.min() - number['oLRP'])} points of LRP error over each class's own, which the table has."
-            )
-        correlation = rank_correlation(matches.score[is_tp], matches.iou[is_tp])
-        if not math.isnan(correlation):
-            how = ("do not order", "order weakly", "order", "order well")[np.searchsorted((0.1, 0.3, 0.6), correlation)]
-            said.append(f"Scores {how} the true positives by IoU: rank correlation {correlation:.2f} (1 is perfect).")
-        few = sum(row["objects"] < FEW_OBJECTS for row in rows)
-        if few:
-            said.append(f"{few} of {len(rows)} classes have fewer than {FEW_OBJECTS} objects: their numbers are noisy.")
-        if self.classes_without_objects:
-            said.append(f"{self.classes_without_objects} more classes have no objects here and do not count.")
-        return said
 
     def thresholds(self) -> np.ndarray:
         """(C,) the score thresholds which reach oLRP, by category position; infinite where nothing right is found."""
@@ -241,7 +180,8 @@ def olrp_parts(rows: list[dict[str, Any]]) -> np.ndarray:
     return np.stack([error, fp, fn], axis=1) / (tp + fp + fn)[:, None]
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
+    """In %, with a dash for NaN."""
     return "-" if math.isnan(value) else f"{100 * value:.1f}"
 
 

@@ -6,7 +6,7 @@ import inspect
 import math
 import runpy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from ..models.backbones import Backbone, build_backbone
 from ..models.carafe import CarafeFPN
 from ..models.fpn import FPN
 from ..models.images import ImageTransform
-from . import coco
+from . import coco, lvis
 from .recipe import ModelSettings, OptimizerSettings, Recipe
 
 _WARMUP_START = 0.001
@@ -39,7 +39,7 @@ _ONE_STAGE: dict[str, Callable[..., nn.Module]] = {
 
 def recipe_functions() -> dict[str, Callable[[], Recipe]]:
     """The functions which make our recipes and the paper's, by the recipes' names."""
-    functions = {name: value for name, value in vars(coco).items() if inspect.isfunction(value)}
+    functions = {name: f for module in (coco, lvis) for name, f in vars(module).items() if inspect.isfunction(f)}
     return {name.replace("_plus_", "+_"): f for name, f in functions.items() if name.startswith("ranksort_")}
 
 
@@ -170,7 +170,9 @@ def build_dataset(
             raise ValueError(
                 f"there is no data: name a folder by --data.root, or --data.{split}-images and -annotations"
             )
-        found = find_split(Path(data.root), split, Path(annotations) if annotations else None)
+        found = find_split(
+            Path(data.root), split, Path(annotations) if annotations else None, style=recipe.evaluation.style
+        )
         images, annotations = images or found[0], found[1]
     training = split == "train"
     sizes = data.train_min_sizes or (model.min_size,)
@@ -189,6 +191,30 @@ def build_dataset(
         transform=transforms if training else None,
         min_box_size=data.min_box_size,
     )
+
+
+def build_untrained(recipe: Recipe, train_set: CocoDataset, pretrained: bool) -> nn.Module:
+    """The model to train; its classes and what of the backbone is trained become those of the recipe.
+
+    Args:
+        recipe: what is trained.
+        train_set: names the classes.
+        pretrained: False where weights are to be loaded anyway.
+    """
+    settings = recipe.model
+    settings.num_classes = len(train_set.categories)
+    if not settings.pretrained_backbone:
+        settings.frozen_stages, settings.train_batch_norm = -1, True
+    return create_model(recipe, pretrained_backbone=settings.pretrained_backbone and pretrained)
+
+
+def build_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The recipe's optimiser of those parameters which are trained."""
+    settings, rate = recipe.optimizer, learning_rate(recipe)
+    trained = [p for p in parameters if p.requires_grad]
+    if settings.algorithm == "adamw":
+        return torch.optim.AdamW(trained, lr=rate, weight_decay=settings.weight_decay)
+    return torch.optim.SGD(trained, lr=rate, weight_decay=settings.weight_decay, momentum=0.9)
 
 
 def images_at_once(recipe: Recipe) -> int:
@@ -237,7 +263,8 @@ def summarize(recipe: Recipe, val_set: CocoDataset) -> dict[str, str]:
         "learning rate": f"{learning_rate(recipe):g} for {training.batch_size} images a step, {optimizer.algorithm}, "
         + (schedule if optimizer.schedule == "step" else optimizer.schedule),
         "seed": str(training.seed),
-        "evaluated on": f"{val_set.annotations_path}: {val_set}",
+        "trained on": recipe.data.train_annotations or recipe.data.root,
+        "evaluated on": f"{val_set.annotations_path}, {len(val_set)} images",
         "detections": f"score at least {model.score_threshold:g}, at most {model.detections_per_image} an image",
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "versions": f"ranksort {__version__}, torch {torch.__version__}",
