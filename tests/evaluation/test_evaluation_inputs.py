@@ -42,7 +42,7 @@ def test_areas_crowd_flags_and_any_encoding_of_masks_are_accepted(iou_type):
         ({"bbox": [0, 0, -1, 5]}, "bbox of negative width or height"),
         ({"bbox": [0, 0, float("nan"), 5]}, "bbox that is not four sensible numbers"),
         ({"bbox": [0, 0, 5]}, r"a wrong bbox: expected \'array\' of length 4, got 3 \(position 1\)"),
-        ({"bbox": None}, "have no 'bbox'"),
+        ({"bbox": None}, "a wrong bbox: expected 'array', got 'null'"),
     ],
 )
 def test_wrong_detections_are_named(change, sentence):
@@ -73,7 +73,8 @@ def test_many_wrong_detections_are_counted():
     [
         ({"size": [120, 90], "counts": [10800]}, "mask of another size than their image's"),
         ({"counts": "abc"}, "have no 'size' in their segmentation"),
-        ([], "no segmentation"),
+        (None, "a wrong segmentation: expected 'object | array'"),
+        ([], "polygon that is not at least"),
         ("polygon", r"a wrong segmentation: .*got 'str'"),
         ([[0, 0, 5, 5]], "polygon that is not at least three points"),
         ({"size": [90, 120], "counts": [10800, 1]}, "broken RLE"),
@@ -140,8 +141,13 @@ def test_masks_need_the_size_of_images():
 
 
 def test_coco_ground_truth_is_no_lvis_ground_truth():
+    ground_truth, _ = small()
+    with pytest.raises(ValueError, match="2 of 2 images have no 'neg_category_ids'"):
+        evaluate_detections(ground_truth, [], style="lvis")
+    for image in ground_truth["images"]:
+        image["neg_category_ids"] = image["not_exhaustive_category_ids"] = []
     with pytest.raises(ValueError, match="2 of 2 categories have no 'frequency'"):
-        evaluate_detections(small()[0], [], style="lvis")
+        evaluate_detections(ground_truth, [], style="lvis")
 
 
 def test_files_that_are_absent_or_cut_off(tmp_path):

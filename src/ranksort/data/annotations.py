@@ -269,15 +269,12 @@ def well_formed_rles(counts: Sequence[Any], pixels: np.ndarray) -> np.ndarray:
         bool [N].
     """
     good = np.zeros(len(counts), dtype=bool)
-    compressed = []
-    for n, runs in enumerate(counts):
-        if isinstance(runs, str) and runs and runs.isascii():
-            compressed.append(n)
-        elif isinstance(runs, list):
-            good[n] = all(type(run) is int and run >= 0 for run in runs) and sum(runs) == pixels[n]
-    for start in range(0, len(compressed), 1000):  # as many as fit into the processor's cache
-        chunk = compressed[start : start + 1000]
-        good[chunk] = _fill([counts[n] for n in chunk], pixels[chunk])
+    for start in range(0, len(counts), 1000):  # as many as fit into the processor's cache
+        chunk = slice(start, start + 1000)
+        texts = [runs if type(runs) is str and runs and runs.isascii() else "~~" for runs in counts[chunk]]
+        good[chunk] = _fill(texts, pixels[chunk])
+    for n in (n for n, runs in enumerate(counts) if type(runs) is list):
+        good[n] = all(type(run) is int and run >= 0 for run in counts[n]) and sum(counts[n]) == pixels[n]
     return good
 
 

@@ -67,7 +67,7 @@ def evaluate_detections(
     shown = np.flatnonzero(objects)
     per_class = [
         {
-            "class": truth.categories[c].name or str(truth.categories[c].id),
+            "class": str(truth.categories[c].id if truth.categories[c].name is None else truth.categories[c].name),
             "category_id": truth.categories[c].id,
             "objects": int(objects[c]),
             "detections": int(num_found[c]),

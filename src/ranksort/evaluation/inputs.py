@@ -3,10 +3,12 @@
 import itertools
 import json
 import operator
+import re
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -16,65 +18,23 @@ from pycocotools import mask as mask_utils
 from ..data.annotations import well_formed_rles
 
 Id = int | str
+Box = tuple[float, float, float, float]  # x, y, width, height in pixels
 Pixels = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 MAX_COORDINATE = 1e9  # whatever is beyond is a mistake
-
-
-class Image(msgspec.Struct):
-    """What an evaluation reads of an image; LVIS lists categories that are absent, and not exhaustively annotated."""
-
-    id: Id
-    neg_category_ids: list[Id] | None = None
-    not_exhaustive_category_ids: list[Id] | None = None
-
-
-class SizedImage(Image, kw_only=True):
-    height: Pixels
-    width: Pixels
-
-
-class Category(msgspec.Struct):
-    """What an evaluation reads of a category; LVIS' are rare, common or frequent."""
-
-    id: Id
-    name: str = ""
-    frequency: Literal["r", "c", "f"] | None = None
 
 
 class Rle(msgspec.Struct, gc=False):
     """A mask by the lengths of its runs, down the columns, of background and object in turn."""
 
-    size: tuple[int, int]  # height, width
+    size: tuple[Pixels, Pixels]  # height, width
     counts: str | list[int]  # a string holds them compressed
 
 
-class Instance(msgspec.Struct, gc=False):
-    """What objects and detections have in common."""
-
-    image_id: Id
-    category_id: Id
-    bbox: tuple[float, float, float, float] | None = None  # x, y, width, height in pixels
-
-
-class Annotation(Instance, gc=False):
-    id: Id | None = None
-    area: float | None = None
-    iscrowd: bool | int = 0
-
-
-class MaskAnnotation(Annotation, gc=False):
-    segmentation: Rle | list[list[float]] | None = None
-
-
-class Detection(Instance, kw_only=True, gc=False):
-    score: float
-
-
-class MaskDetection(Detection, gc=False):
-    segmentation: Rle | list[list[float]] | None = None
-
-
-Row = TypeVar("Row", bound=Image | Category | Instance)
+PLACE = [("image_id", Id), ("category_id", Id)]
+BOX = ("bbox", Box)
+MASK = ("segmentation", Rle | list[list[float]])
+SIDES = [("height", Pixels), ("width", Pixels)]
+LVIS_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
 @dataclass
@@ -85,15 +45,15 @@ class Instances:
     category: np.ndarray  # (N,) int
     boxes: np.ndarray  # (N, 4) x, y, width, height in pixels
     areas: np.ndarray  # (N,) pixels
-    masks: list[Any] | None  # compressed runs of masks as large as the image, for iou_type "segm"
+    masks: np.ndarray | None  # (N,) compressed runs of masks as large as the image, for iou_type "segm"
 
 
 @dataclass
 class GroundTruth(Instances):
     """The objects, and the images and categories in the order of their ids."""
 
-    images: list[Image]
-    categories: list[Category]
+    images: list[Any]  # rows with `id`, for "segm" `height` and `width`
+    categories: list[Any]  # rows with `id`, `name`, for LVIS `frequency`
     crowd: np.ndarray  # (N,) bool
     absent: list[list[int]]  # LVIS: positions of the categories that were verified to be absent, per image
     incomplete: list[list[int]]  # LVIS: positions of the categories not exhaustively annotated, per image
@@ -107,11 +67,10 @@ class Detections(Instances):
 
     def select(self, indices: np.ndarray) -> "Detections":
         """The detections at `indices`, in that order."""
-        image, category, boxes, areas = (
-            column[indices] for column in (self.image, self.category, self.boxes, self.areas)
-        )
-        masks = None if self.masks is None else [self.masks[i] for i in indices]
-        return Detections(image, category, boxes, areas, masks, self.scores[indices])
+        columns: dict[str, Any] = {
+            name: None if column is None else column[indices] for name, column in vars(self).items()
+        }
+        return Detections(**columns)
 
 
 def read_ground_truth(source: str | Path | dict[str, Any], iou_type: str, style: str) -> GroundTruth:
@@ -140,32 +99,33 @@ def read_ground_truth(source: str | Path | dict[str, Any], iou_type: str, style:
         )
     if not {"images", "categories", "annotations"} <= sections.keys():
         raise ValueError("The ground truth must be a JSON object with 'images', 'categories' and 'annotations'.")
-    annotations = _rows(
-        sections["annotations"], Annotation if iou_type == "bbox" else MaskAnnotation, "annotations", origin
-    )
+    with_boxes, lvis = iou_type == "bbox", style == "lvis"
+    shape = BOX if with_boxes else MASK
+    fields: list[Any] = [
+        *PLACE,
+        shape,
+        ("id", Id | None, None),
+        ("area", float | None, None),
+        ("iscrowd", bool | int, 0),
+    ]
+    annotations = _rows(sections["annotations"], fields, "annotations", origin)
     crowd = np.array([bool(row.iscrowd) for row in annotations], dtype=bool)
     if crowd.all():
         raise ValueError("The ground truth has no annotations other than crowds: there is nothing to be found.")
-    # In the order of their ids, because COCO orders equal scores by image id.
-    images = _sorted_by_id(
-        _rows(sections["images"], Image if iou_type == "bbox" else SizedImage, "images", origin), "images"
-    )
-    categories = _sorted_by_id(_rows(sections["categories"], Category, "categories", origin), "categories")
-    instances = _instances(annotations, images, categories, iou_type, "annotations", iou_type == "bbox")
+    fields = [("id", Id), *([] if with_boxes else SIDES), *((key, list[Id]) for key in LVIS_LISTS if lvis)]
+    images = _sorted_by_id(_rows(sections["images"], fields, "images", origin), "images")
+    fields = [("id", Id), *([("frequency", Literal["r", "c", "f"])] if lvis else []), ("name", Id | None, None)]
+    categories = _sorted_by_id(_rows(sections["categories"], fields, "categories", origin), "categories")
+    instances = _instances(annotations, images, categories, "annotations", with_boxes, not with_boxes)
     for n, row in enumerate(annotations):
         if row.area is not None:
             instances.areas[n] = row.area
     _refuse(annotations, "annotations", ~np.isfinite(instances.areas), "have no finite number as area")
-
-    absent: list[list[int]] = [[] for _ in images]
-    incomplete: list[list[int]] = [[] for _ in images]
-    if style == "lvis":
-        _refuse(categories, "categories", [c.frequency is None for c in categories], "have no 'frequency'")
-        position = {category.id: c for c, category in enumerate(categories)}
-        for listed, key in ((absent, "neg_category_ids"), (incomplete, "not_exhaustive_category_ids")):
-            lists = [getattr(image, key) for image in images]
-            _refuse(images, "images", [ids is None for ids in lists], f"have no {key!r}")
-            listed[:] = [[position[id_] for id_ in ids if id_ in position] for ids in lists]
+    position = {category.id: c for c, category in enumerate(categories)}
+    absent, incomplete = (
+        [[position[id_] for id_ in getattr(image, key, ()) if id_ in position] for image in images]
+        for key in LVIS_LISTS
+    )
     return GroundTruth(
         **vars(instances), images=images, categories=categories, crowd=crowd, absent=absent, incomplete=incomplete
     )
@@ -186,13 +146,14 @@ def read_detections(source: str | Path | list[dict[str, Any]], ground_truth: Gro
         FileNotFoundError: `source` is no file.
         ValueError: one sentence about what is wrong and where.
     """
-    kind = Detection if iou_type == "bbox" else MaskDetection
+    with_masks = iou_type == "segm"
+    shapes = [MASK, ("bbox", Box | None, None)] if with_masks else [BOX]
     content, origin = _content(source, "detections")
-    rows = _rows(content, kind, "detections", origin)
+    rows = _rows(content, [*PLACE, ("score", float), *shapes], "detections", origin)
     scores = np.array([row.score for row in rows], dtype=np.float64)
     _refuse(rows, "detections", ~((scores >= 0) & (scores <= 1)), "have a score outside 0..1")
-    with_boxes = iou_type == "bbox" or (len(rows) > 0 and rows[0].bbox is not None)
-    instances = _instances(rows, ground_truth.images, ground_truth.categories, iou_type, "detections", with_boxes)
+    with_boxes = not with_masks or (len(rows) > 0 and rows[0].bbox is not None)
+    instances = _instances(rows, ground_truth.images, ground_truth.categories, "detections", with_boxes, with_masks)
     return Detections(**vars(instances), scores=scores)
 
 
@@ -227,8 +188,9 @@ def _parse(content: bytes, origin: str) -> Any:
         raise ValueError(problem) from None
 
 
-def _rows(content: bytes | msgspec.Raw, kind: type[Row], what: str, origin: str) -> list[Row]:
-    """A JSON list as rows of a type. A complaint says how many rows do not fit it."""
+def _rows(content: bytes | msgspec.Raw, fields: list[Any], what: str, origin: str) -> list[Any]:
+    """A JSON list as rows with fields, each a name, a type and perhaps a default. A complaint counts what does not fit."""
+    kind = msgspec.defstruct("Row", sorted(fields, key=len), gc=False)
     try:
         return msgspec.json.decode(content, type=list[kind])  # type: ignore[valid-type]
     except (msgspec.DecodeError, RecursionError):
@@ -240,9 +202,9 @@ def _rows(content: bytes | msgspec.Raw, kind: type[Row], what: str, origin: str)
     for n, row in enumerate(parsed):
         try:
             rows.append(msgspec.convert(row, kind))
-        except (msgspec.ValidationError, OverflowError) as error:
+        except (msgspec.ValidationError, OverflowError, UnicodeError) as error:
             message, _, place = str(error).replace("`", "'").partition(" - at '$")
-            place = place.strip(".'")
+            place = re.sub(r"\[.*?\]", "", place).strip(".'")
             field = message.removeprefix("Object missing required field ")
             if field != message:
                 problem = f"have no {field}" + (f" in their {place}" if place else "")
@@ -263,25 +225,23 @@ def _refuse(rows: Sequence[Any], what: str, wrong: ArrayLike, problem: str) -> N
     ids = [row.get("id") if isinstance(row, dict) else getattr(row, "id", None) for row in first]
     kind, names = ("position", positions[:5].tolist()) if None in ids else ("id", ids)
     more = ", ..." if len(positions) > 5 else ""
-    raise ValueError(f"{len(positions)} of {len(rows)} {what} {problem} ({kind} {', '.join(map(str, names))}{more}).")
+    raise ValueError(
+        f"{len(positions)} of {len(rows)} {what} {problem} ({kind} {', '.join(map(reprlib.repr, names))}{more})."
+    )
 
 
 def _sorted_by_id(rows: list[Any], what: str) -> list[Any]:
     """Images or categories in the order of their ids, which must differ."""
     ids = [row.id for row in rows]
-    _refuse(
-        rows,
-        what,
-        [type(id_) is not type(ids[0]) for id_ in ids],
-        f"have no {type(ids[0]).__name__} as id, as the first one has",
-    )
+    wrong = [type(id_) is not type(ids[0]) for id_ in ids]
+    _refuse(rows, what, wrong, "have a number as id where the first one has a string, or the reverse")
     first = dict(zip(reversed(ids), reversed(range(len(ids))), strict=True))
     _refuse(rows, what, [first[id_] != i for i, id_ in enumerate(ids)], "have an id that another one has, too")
     return sorted(rows, key=lambda row: row.id)
 
 
 def _instances(
-    rows: Sequence[Any], images: Sequence[Any], categories: Sequence[Any], iou_type: str, what: str, with_boxes: bool
+    rows: Sequence[Any], images: list[Any], categories: list[Any], what: str, with_boxes: bool, with_masks: bool
 ) -> Instances:
     """Columns of annotations or detections; boxes and areas are those of `bbox` if `with_boxes`, or of the masks."""
 
@@ -290,13 +250,13 @@ def _instances(
         values = list(map(operator.attrgetter(key), rows))
         found = np.fromiter(map(position.get, values, itertools.repeat(-1)), np.int64, len(rows))
         unknown = list(dict.fromkeys(values[i] for i in np.flatnonzero(found < 0)))
-        names = ", ".join(repr(value) for value in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        names = ", ".join(map(reprlib.repr, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
         _refuse(rows, what, found < 0, f"have an unknown {key}: {names}")
         return found
 
     image, category = positions("image_id", images), positions("category_id", categories)
     masks = None
-    if iou_type == "segm":
+    if with_masks:
         sizes = np.array([(owner.height, owner.width) for owner in images])[image]
         masks = _masks(rows, what, sizes)
     if with_boxes:
@@ -307,35 +267,36 @@ def _instances(
         _refuse(rows, what, (boxes[:, 2:] < 0).any(axis=1), "have a bbox of negative width or height")
         areas = boxes[:, 2] * boxes[:, 3]
     else:
-        rles = [{"size": size, "counts": mask} for size, mask in zip(sizes.tolist(), masks or [], strict=True)]
+        assert masks is not None
+        rles = [{"size": size, "counts": mask} for size, mask in zip(sizes.tolist(), masks, strict=True)]
         # One by one: pycocotools 2.0.11 fails for a list of more than 255 with numpy 2.
         boxes = np.array([mask_utils.toBbox(rle) for rle in rles]).reshape(-1, 4)
         areas = np.array([mask_utils.area(rle) for rle in rles], dtype=np.float64)
     return Instances(image, category, boxes, areas, masks)
 
 
-def _masks(rows: Sequence[Any], what: str, sizes: np.ndarray) -> list[str | bytes]:
+def _masks(rows: Sequence[Any], what: str, sizes: np.ndarray) -> np.ndarray:
     """`segmentation` of all rows as compressed runs; `sizes` are the (height, width) of their images."""
     values = [row.segmentation for row in rows]
-    _refuse(rows, what, [not value for value in values], "have no segmentation; iou_type='bbox' needs none")
-    is_rle = np.array([isinstance(value, Rle) for value in values], dtype=bool)
-    rles = [value for value in values if isinstance(value, Rle)]
+    is_rle = np.array([type(value) is Rle for value in values], dtype=bool)
+    rles = list(itertools.compress(values, is_rle))
     wrong = np.zeros(len(rows), dtype=bool)
-    wrong[is_rle] = (np.array([rle.size for rle in rles]).reshape(-1, 2) != sizes[is_rle]).any(axis=1)
+    rle_sizes = np.fromiter(itertools.chain.from_iterable([rle.size for rle in rles]), np.float64, 2 * len(rles))
+    wrong[is_rle] = (rle_sizes.reshape(-1, 2) != sizes[is_rle]).any(axis=1)
     _refuse(rows, what, wrong, "have a mask of another size than their image's height and width")
+    masks = [rle.counts if type(rle) is Rle else "" for rle in values]
     # pycocotools never returns from some RLE whose runs do not fill the image.
-    wrong[is_rle] = ~well_formed_rles([rle.counts for rle in rles], sizes[is_rle].prod(axis=1))
+    wrong[is_rle] = ~well_formed_rles(list(itertools.compress(masks, is_rle)), sizes[is_rle].prod(axis=1))
     _refuse(rows, what, wrong, "have a broken RLE, whose runs do not fill their image")
-    masks: list[str | bytes] = []
-    for n, (value, size) in enumerate(zip(values, sizes.tolist(), strict=True)):
-        if not isinstance(value, Rle):
-            polygons = [polygon for polygon in value if len(polygon) >= 6]  # others have no area
-            # pycocotools needs memory in proportion to the coordinates.
-            wrong[n] = not polygons or any(len(p) % 2 or not all(abs(v) < 1e6 for v in p) for p in polygons)
-            masks.append("" if wrong[n] else mask_utils.merge(mask_utils.frPyObjects(polygons, *size))["counts"])
-        elif isinstance(value.counts, str):
-            masks.append(value.counts)
-        else:
-            masks.append(mask_utils.frPyObjects({"size": size, "counts": value.counts}, *size)["counts"])
+    for n in (n for n, mask in enumerate(masks) if not mask or type(mask) is list):
+        size = sizes[n].tolist()
+        if is_rle[n]:
+            masks[n] = mask_utils.frPyObjects({"size": size, "counts": masks[n]}, *size)["counts"]
+            continue
+        polygons = [polygon for polygon in values[n] if len(polygon) >= 6]  # others have no area
+        # pycocotools needs memory in proportion to the coordinates.
+        wrong[n] = not polygons or any(len(p) % 2 or not all(abs(v) < 1e6 for v in p) for p in polygons)
+        if not wrong[n]:
+            masks[n] = mask_utils.merge(mask_utils.frPyObjects(polygons, *size))["counts"]
     _refuse(rows, what, wrong, "have a polygon that is not at least three points x, y")
-    return masks
+    return np.array(masks, dtype=object)

@@ -7,11 +7,11 @@ from typing import NamedTuple
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from .inputs import Detections, GroundTruth, Instances, SizedImage
+from .inputs import Detections, GroundTruth, Instances
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 AREA_RANGES = {"": (0.0, 1e10), "s": (0.0, 32.0**2), "m": (32.0**2, 96.0**2), "l": (96.0**2, 1e10)}  # pixels, COCO's
-BOX_PAIRS = 1_000_000  # how many overlaps of boxes are computed at a time
+BLOCK = 1_000_000  # how many overlaps are computed at a time, about
 
 
 class Candidates(NamedTuple):
@@ -109,38 +109,47 @@ def _match_greedily(pairs: Matching, rank: np.ndarray, crowd: np.ndarray) -> Mat
 
 
 def _overlapping_pairs(ground_truth: GroundTruth, detections: Detections) -> Matching:
-    """Pairs of the same image and class with an IoU that may suffice for a match."""
+    """Pairs of the same image and class whose IoU suffices for a match."""
     group, object_group = _group(ground_truth, detections), _group(ground_truth, ground_truth)
     objects_by_group = np.argsort(object_group, kind="stable")
-    ordered = object_group[objects_by_group]
-    first, last = (np.searchsorted(ordered, group, side) for side in ("left", "right"))
-    number = last - first  # of objects that a detection may match
-    by_group = np.flatnonzero(number)
-    by_group = by_group[np.argsort(group[by_group], kind="stable")]
-    masks, object_masks = detections.masks, ground_truth.masks
-    blocks = np.cumsum(number[by_group]) // BOX_PAIRS if masks is None else group[by_group]
-    pairs = []
-    for start, end in pairwise([*np.flatnonzero(np.diff(blocks, prepend=-1)), len(blocks)]):
-        d = by_group[start:end]
-        if masks is None or object_masks is None:
-            within = np.arange(number[d].sum()) - np.repeat(np.cumsum(number[d]) - number[d], number[d])
-            d, o = np.repeat(d, number[d]), objects_by_group[np.repeat(first[d], number[d]) + within]
+    first, end = (np.searchsorted(object_group[objects_by_group], group, side) for side in ("left", "right"))
+    rows = np.flatnonzero(end > first)  # detections that may match something
+    rows = rows[np.argsort(group[rows], kind="stable")]
+    number = (end - first)[rows]  # of objects that they may match
+    stops = np.cumsum(number)
+    chosen = [Matching(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), np.empty(0))]
+    # Blocks of whole groups, of about a million pairs.
+    starts = np.flatnonzero(np.diff(group[rows], prepend=-1))
+    starts = starts[np.diff((stops - number)[starts] // BLOCK, prepend=-1) != 0]
+    for start, stop in pairwise([*starts, len(rows)]):
+        block, size = rows[start:stop], number[start:stop]
+        d = np.repeat(block, size)
+        o = objects_by_group[np.arange(len(d)) - np.repeat(np.cumsum(size) - size - first[block], size)]
+        if detections.masks is None:
             iou = _box_iou(detections.boxes[d], ground_truth.boxes[o], ground_truth.crowd[o])
         else:
-            o = objects_by_group[first[d[0]] : last[d[0]]]
-            image = ground_truth.images[ground_truth.image[o[0]]]
-            assert isinstance(image, SizedImage)
-            rles, object_rles = (
-                [{"size": (image.height, image.width), "counts": counts[n]} for n in positions]
-                for counts, positions in ((masks, d), (object_masks, o))
-            )
-            iou = mask_utils.iou(rles, object_rles, ground_truth.crowd[o]).ravel()
-            d, o = np.repeat(d, len(o)), np.tile(o, len(d))
+            groups = np.flatnonzero(np.diff(group[block], prepend=-1))
+            per_group = [
+                _mask_iou(ground_truth, detections, members, objects_by_group[first[members[0]] : end[members[0]]])
+                for members in np.split(block, groups[1:])
+            ]
+            iou = np.concatenate(per_group)
         close = np.flatnonzero(iou >= IOU_THRESHOLDS[0])
-        pairs.append((d[close], o[close], iou[close]))
-    if not pairs:
-        return Matching(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), np.empty(0))
-    return Matching(*(np.concatenate(column) for column in zip(*pairs, strict=True)))
+        chosen.append(Matching(d[close], o[close], iou[close]))
+    return Matching(*map(np.concatenate, zip(*chosen, strict=True)))
+
+
+def _mask_iou(ground_truth: GroundTruth, detections: Detections, d: np.ndarray, o: np.ndarray) -> np.ndarray:
+    """(D * O,) IoU of each detection of an image with each of some objects; with a crowd as of boxes."""
+    assert detections.masks is not None
+    assert ground_truth.masks is not None
+    image = ground_truth.images[ground_truth.image[o[0]]]
+    size = image.height, image.width
+    rles = (
+        [{"size": size, "counts": counts} for counts in masks] for masks in (detections.masks[d], ground_truth.masks[o])
+    )
+    iou: np.ndarray = mask_utils.iou(*rles, ground_truth.crowd[o])
+    return iou.ravel()
 
 
 def _box_iou(boxes: np.ndarray, others: np.ndarray, crowd: np.ndarray) -> np.ndarray:
