@@ -58,7 +58,7 @@ def test_help_needs_no_toolbox_to_load() -> None:
         [sys.executable, "-c", "from ranksort.cli import main; main(['--help'])"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    for command in ("train", "test", "predict", "evaluate", "check-data", "convert", "quickstart", "recipes"):
+    for command in ("train", "test", "predict", "evaluate", "report", "check-data", "convert", "quickstart", "recipes"):
         assert command in done.stdout
 
 
@@ -75,6 +75,9 @@ def test_train_test_resume(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     cli.main(["test", str(run), "--out", str(tmp_path / "report")])
     assert "oLRP" in capsys.readouterr().out
     assert (tmp_path / "report" / "per_class.csv").is_file()
+    cli.main(["report", str(run), str(tmp_path / "report"), "--out", str(tmp_path / "both.html")])
+    assert capsys.readouterr().out == f"report: {tmp_path / 'both.html'}\n"
+    assert run.name in (tmp_path / "both.html").read_text()
     cli.main(["train", str(run), "--resume", "--training.epochs", "2"])
     assert "epoch 2 of 2" in capsys.readouterr().out
     assert len(list(run.parent.iterdir())) == 1
@@ -107,6 +110,57 @@ def test_predict(run: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.Capt
     message = fails("predict", run, images, "--out", out)
     assert "1 of 2 images could not be read" in message
     assert "broken.jpg" in message
+
+
+def test_predict_with_the_thresholds_of_the_report(tiny_data: Path, tmp_path: Path) -> None:
+    recipe = get_recipe("ranksort_atss_r50_fpn_1x_coco")
+    recipe.model.backbone, recipe.model.channels, recipe.model.min_size = "resnet18", 64, 64
+    recipe.model.score_threshold = 0.0
+    torch.manual_seed(0)
+    categories = [Category(id, name) for id, name in ((3, "cat"), (5, "dog"), (9, "cow"), (10, "elk"))]
+    model = tmp_path / "m.safetensors"
+    save_model(model, create_model(recipe, num_classes=4), recipe, categories)
+    images = sorted((tiny_data / "images").iterdir())[:3]
+
+    def arguments(threshold: object) -> list[str]:
+        return ["predict", str(model), *map(str, images), "--out", str(tmp_path), "--score-threshold", str(threshold)]
+
+    def predict(threshold: object) -> list[tuple[str, str, float]]:
+        cli.main(arguments(threshold))
+        found = json.loads((tmp_path / "detections.json").read_text())
+        return [(d["file"], d["class"], d["score"]) for d in found]
+
+    everything = predict(0)
+    scores = {name: sorted(s for _, n, s in everything if n == name) for name in ("cat", "dog", "cow", "elk")}
+    cat, dog = scores["cat"][len(scores["cat"]) // 2], scores["dog"][-1]
+    rows = [(3, cat), (5, dog), (9, None), (77, 1.0)]  # the last class is none of the model's
+    report = tmp_path / "report" / "report.json"
+    report.parent.mkdir()
+    report.write_text(json.dumps({"per_class": [{"category_id": c, "oLRP_threshold": t} for c, t in rows]}))
+    least = {"cat": cat, "dog": dog, "cow": (cat + dog) / 2, "elk": (cat + dog) / 2}
+    expected = [row for row in everything if row[2] >= least[row[1]]]
+    assert predict("lrp") == expected
+    assert {name for _, name, _ in expected} == set(least)
+    assert len(expected) < len(everything)
+
+    report.write_text('{"per_class": [{"category_id": 77, "oLRP_threshold": 0.5}]}')
+    assert "no threshold of any class" in fails(*arguments("lrp"))
+    report.write_text("{}")
+    assert "damaged" in fails(*arguments("lrp"))
+    report.unlink()
+    assert "no report" in fails(*arguments("lrp"))
+
+
+def test_predict_finds_what_scores_below_the_threshold_of_the_recipe(tmp_path: Path) -> None:
+    recipe = get_recipe("ranksort_atss_r50_fpn_1x_coco")
+    recipe.model.backbone, recipe.model.channels, recipe.model.min_size = "resnet18", 64, 64
+    torch.manual_seed(0)
+    save_model(tmp_path / "m.safetensors", create_model(recipe, num_classes=1), recipe, [Category(1, "cat")])
+    Image.new("RGB", (90, 130), "gray").save(tmp_path / "one.png")
+    arguments = ["predict", str(tmp_path / "m.safetensors"), str(tmp_path / "one.png"), "--out", str(tmp_path)]
+    cli.main([*arguments, "--score-threshold", "0.001"])
+    scores = [d["score"] for d in json.loads((tmp_path / "detections.json").read_text())]
+    assert 0 < len([s for s in scores if 0.001 <= s < recipe.model.score_threshold]) == len(scores)
 
 
 def test_predict_masks(tmp_path: Path) -> None:
@@ -241,8 +295,8 @@ def test_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     out = capsys.readouterr().out
     assert "ranksort predict" in out
     (report,) = tmp_path.glob("runs/*/*/report")
-    assert (report / "precision_recall.png").is_file()
-    assert list((report / "pictures").iterdir())
+    assert (report / "index.html").is_file()
+    assert f"look at           {report / 'index.html'}" in out
 
 
 def test_two_processes(run: Path, tiny_data: Path, tmp_path: Path) -> None:
@@ -258,7 +312,7 @@ def test_two_processes(run: Path, tiny_data: Path, tmp_path: Path) -> None:
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("report and pictures") == 1
+    assert done.stdout.count("report: ") == 1
     (folder,) = (path for path in (tmp_path / "small").iterdir() if (path / "report").is_dir())
     (row,) = (r for r in csv.DictReader((folder / "metrics.csv").open()) if r["val/AP"])
     assert json.loads((folder / "report" / "report.json").read_text())["summary"]["AP"] == pytest.approx(

@@ -37,13 +37,23 @@ def rows(run: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def shown(report: Path) -> Any:
+    """What the page of a report has been given to show of its only run."""
+    page = (report / "index.html").read_text()
+    (run,) = json.loads(page.partition('id="data">')[2].partition("</script>")[0])["runs"]
+    return run
+
+
 def test_run_folder(tiny_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = engine.train(tiny_recipe, tmp_path / "run")
     run = tmp_path / "run"
     assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert json.loads((run / "recipe.json").read_text()) == tiny_recipe.as_dict()
     assert any((run / "tensorboard").glob("events*"))
-    assert len(list((run / "report" / "pictures").glob("*.jpg"))) == 2
+    (evaluation,) = shown(run / "report")["evaluations"]
+    assert [picture["is_worst"] for picture in evaluation["pictures"]] == [True, False]
+    assert evaluation["settings"]["recipe"] == "tiny"
+    assert [step for step, _ in shown(run / "report")["training"]["val/AP"]] == [6, 12]
     assert json.loads((run / "report" / "report.json").read_text())["summary"]["AP"] == report.as_dict()["AP"]
     logged = rows(run)
     assert [r["epoch"] for r in logged if r["val/oLRP"]] == ["0", "1"]
@@ -73,7 +83,10 @@ def test_masks_are_trained_evaluated_and_reported(tiny_recipe: Recipe, tmp_path:
     assert report.iou_type == "segm"
     for folder, iou_type in (("report", "bbox"), ("report/masks", "segm")):
         assert json.loads((run / folder / "report.json").read_text())["iou_type"] == iou_type
-    assert len(list((run / "report" / "pictures").glob("*.jpg"))) == 2
+    boxes, masks = shown(run / "report")["evaluations"]
+    assert (boxes["iou_type"], masks["iou_type"]) == ("bbox", "segm")
+    assert [len(picture["pictures"]) for picture in boxes["pictures"]] == [1, 1]
+    assert [len(picture["pictures"]) for picture in masks["pictures"]] == [2, 2]
     (logged,) = [row for row in rows(run) if row["val/AP"]]
     assert float(logged["val/mask_oLRP"]) == pytest.approx(report.as_dict()["oLRP"], abs=1e-6)
     assert {"train/mask", "train/rpn_ranking"} <= set(logged)

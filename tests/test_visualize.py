@@ -1,6 +1,18 @@
-import torch
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
 
-from ranksort.visualize import draw_detections
+import pytest
+import torch
+from PIL import Image
+
+from ranksort.data.annotations import decode_mask
+from ranksort.data.coco import CocoDataset
+from ranksort.evaluation import evaluate_detections
+from ranksort.evaluation.results import encode_masks
+from ranksort.visualize import draw_detections, worst_and_best_images
 
 DETECTIONS = {
     "boxes": torch.tensor([[10.0, 30, 40, 60], [50, 30, 80, 60]]),
@@ -30,3 +42,42 @@ def test_nothing_to_draw() -> None:
     assert torch.equal(draw_detections(image, DETECTIONS, ["a", "b"], score_threshold=0.95), image)
     truth = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long(), "masks": torch.zeros(0, 80, 100)}
     assert torch.equal(draw_detections(image, truth, []), image)
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_the_worst_and_the_best_images(tiny_data: Path, iou_type: str) -> None:
+    """All objects are found exactly, but for an image where none is, and another where one is not and one too much."""
+    file = tiny_data / "annotations" / "instances_val.json"
+    dataset = CocoDataset(tiny_data / "images", file, training=False, masks=True)
+    ground_truth = json.loads(file.read_text())
+    singles = [a for a in ground_truth["annotations"] if not a["iscrowd"]]
+    missed, disturbed, *_ = dict.fromkeys(a["image_id"] for a in singles)
+    results: list[dict[str, Any]] = []
+    for a in singles:
+        image, _ = dataset[dataset.image_ids.index(a["image_id"])]
+        mask = torch.from_numpy(decode_mask(a["segmentation"], *image.shape[-2:]))[None]
+        result = {key: a[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9}
+        of_disturbed = [b["id"] for b in singles if b["image_id"] == disturbed]
+        if a["image_id"] != missed and a["id"] != of_disturbed[0]:
+            results.append({**result, "segmentation": encode_masks(mask)[0]})
+        if a["image_id"] == disturbed:
+            mask[:], mask[0, :2, :2] = 0, 1
+            wrong = {"bbox": [0, 0, 2, 2], "segmentation": encode_masks(mask)[0], "score": 0.95}
+            disturbance = {**result, **wrong}
+    results.append(disturbance)
+    report = evaluate_detections(ground_truth, results, iou_type)
+    worst, second, best = worst_and_best_images(dataset, results, report, 3)
+    assert [image["is_worst"] for image in (worst, second, best)] == [True, True, False]
+    names = {image["id"]: image["file_name"] for image in ground_truth["images"]}
+    assert (worst["name"], worst["error"], worst["detections"]) == (names[missed], 1, [])
+    assert worst["missed"] == len(worst["objects"])
+    assert not any(right for *_, right, _ in worst["objects"])
+    assert (second["name"], second["missed"], second["false"]) == (names[disturbed], 1, 1)
+    assert len(of_disturbed) > 1
+    assert [right for *_, right, _ in second["objects"]] == [False, *[True] * (len(of_disturbed) - 1)]
+    assert sum(not right for *_, right, _ in second["detections"]) == 1
+    assert best["error"] == pytest.approx(0)
+    assert sorted(d[:4] for d in best["detections"]) == [pytest.approx(o[:4]) for o in sorted(best["objects"])]
+    assert len(best["pictures"]) == (2 if iou_type == "segm" else 1)
+    picture = Image.open(io.BytesIO(base64.b64decode(best["pictures"][0].removeprefix("data:image/jpeg;base64,"))))
+    assert picture.size == (best["width"], best["height"])

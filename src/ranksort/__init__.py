@@ -1,22 +1,21 @@
-"""Rank & Sort Loss and the detectors trained by it. Importing this loads torch alone; the toolbox comes on first use."""
+"""Rank & Sort Loss and the detectors trained by it. Each name loads on first use what it needs: the losses torch alone."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .losses import (
-    ALRPLoss,
-    APLoss,
-    AverageLRPOutput,
-    RankSortLoss,
-    RankSortOutput,
-    average_lrp_loss,
-    average_precision_loss,
-    rank_sort_loss,
-)
-
 if TYPE_CHECKING:
     from .checkpoints import convert_checkpoint, load_model
     from .evaluation import Report, evaluate_detections
+    from .losses import (
+        ALRPLoss,
+        APLoss,
+        AverageLRPOutput,
+        RankSortLoss,
+        RankSortOutput,
+        average_lrp_loss,
+        average_precision_loss,
+        rank_sort_loss,
+    )
     from .recipes import Recipe, create_model, list_recipes
 
 __version__ = "0.1.0"
@@ -51,10 +50,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _TOOLBOX:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        return getattr(importlib.import_module(f".{_TOOLBOX[name]}", __name__), name)
+        return getattr(importlib.import_module(f".{_TOOLBOX.get(name, 'losses')}", __name__), name)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f'ranksort.{name} belongs to the toolbox and needs {error.name}: pip install "ranksort[detection]"'

@@ -16,6 +16,7 @@ except ModuleNotFoundError:
     sys.exit('ranksort: the command line belongs to the toolbox: pip install "ranksort[detection]"')
 from tyro.conf import Positional, arg
 
+from . import __version__
 from . import recipes as recipes_package
 from .recipes.build import get_recipe, recipe_functions
 from .recipes.recipe import (
@@ -50,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "test": test_command(_recipe_of(source) if arguments[:1] == ["test"] else Recipe("")),
             "predict": predict,
             "evaluate": evaluate,
+            "report": report,
             "check-data": check_data,
             "convert": convert,
         }
@@ -99,7 +101,7 @@ def quickstart(
     print(
         f"\nThe data are in {root}, checkpoints and training curves in {run}.\n"
         "Next:\n"
-        f"  look at           {run / 'report'} and {run / 'report' / 'pictures'}\n"
+        f"  look at           {run / 'report' / 'index.html'}\n"
         f"  detect            ranksort predict {run} {root / 'images'} --out {out / 'predictions'}\n"
         "  check your data   ranksort check-data IMAGES ANNOTATIONS.json\n"
         f"  train on them     ranksort train {recipe} --data.root DIR\n"
@@ -163,7 +165,7 @@ def predict(
     images: Annotated[list[Path], Positional, arg(metavar="IMAGE|FOLDER")],
     /,
     out: Path,
-    score_threshold: float = 0.3,
+    score_threshold: float | Literal["lrp"] = 0.3,
     device: str = "",
 ) -> None:
     """Detect objects in images: pictures with boxes, and detections.json.
@@ -172,7 +174,7 @@ def predict(
         checkpoint: a run folder, .ckpt or .safetensors.
         images: image files, and folders of such.
         out: folder for the results.
-        score_threshold: least score of a detection.
+        score_threshold: least score of a detection; "lrp": the best one for each class by oLRP, from the run's report.
         device: such as cpu, cuda:1 or mps; by default what there is.
     """
     from .predict import predict_images
@@ -207,11 +209,27 @@ def evaluate(
     """
     from .evaluation import evaluate_detections
 
-    report = evaluate_detections(ground_truth, detections, iou_type, style)
-    print(report)
+    result = evaluate_detections(ground_truth, detections, iou_type, style)
+    print(result)
     if out:
-        report.save(out)
-        print(f"\nreport: {out}")
+        settings = {"ground truth": str(ground_truth), "detections": str(detections)}
+        result.save(out, settings | {"date": time.strftime("%Y-%m-%d %H:%M"), "versions": f"ranksort {__version__}"})
+        print(f"\nreport: {out / 'index.html'}")
+
+
+def report(runs: Annotated[list[Path], Positional, arg(metavar="RUN")], /, out: Path = Path("comparison.html")) -> None:
+    """Compare runs: a page with their numbers, classes and curves side by side.
+
+    Args:
+        runs: run folders, or folders which test or evaluate wrote a report to.
+        out: the HTML file to write.
+    """
+    from .evaluation.page import save_page
+
+    if not runs:
+        raise ValueError("name one or more runs to report on")
+    save_page(runs, out)
+    print(f"report: {out}")
 
 
 def check_data(

@@ -7,10 +7,7 @@ was interrupted anywhere and resumed goes on bit for bit as if nothing had happe
 import csv
 import json
 import logging
-import os
-import signal
 import sys
-import threading
 import time
 import warnings
 from pathlib import Path
@@ -25,15 +22,26 @@ from torch import Tensor, nn
 from .checkpoints import Checkpoint, load_weights, metadata, read_checkpoint
 from .data.batch import data_loader
 from .data.coco import CocoDataset
-from .data.samplers import AspectRatioBatchSampler, EvaluationSampler
+from .data.samplers import EvaluationSampler
 from .evaluation import Report, evaluate_detections
 from .evaluation.inputs import read_ground_truth
+from .evaluation.page import save_reports
 from .evaluation.results import to_coco_results
-from .recipes import Recipe, create_model
-from .recipes.build import build_dataset, describe, images_at_once, learning_rate, rate_factor
-from .visualize import save_comparisons
+from .interrupt import Interrupt
+from .recipes import Recipe
+from .recipes.build import (
+    build_dataset,
+    build_optimizer,
+    build_sampler,
+    build_untrained,
+    describe,
+    rate_factor,
+    summarize,
+)
+from .visualize import worst_and_best_images
 
 _AUTOSAVE_MINUTES = 15
+_NOTICE = "\nfinishing this batch or evaluation, then writing a checkpoint; Ctrl-C again to stop at once"
 _MISLEADING = (  # warnings of Lightning which are not for our users
     ".*does not have many workers.*",
     ".*ended before the epoch ended.*",  # we do resume there
@@ -67,17 +75,12 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False) -> Report:
     train_set = build_dataset(recipe, "train", previous.categories if previous else None)
     val_set = build_dataset(recipe, "val", train_set.categories)
     pl.seed_everything(recipe.training.seed, verbose=False)
-    settings = recipe.model
-    settings.num_classes = len(train_set.categories)
-    if not settings.pretrained_backbone:
-        settings.frozen_stages, settings.train_batch_norm = -1, True
-    model = create_model(recipe, pretrained_backbone=settings.pretrained_backbone and not resume)
+    model = build_untrained(recipe, train_set, pretrained=not resume)
     if previous is not None:
         load_weights(model, previous.state_dict, str(last))  # for its clear error: Lightning loads them again
     module = _Training(recipe, model, train_set, val_set)
-    read_ground_truth(
-        module.ground_truth, module.iou_types[-1], recipe.evaluation.style
-    )  # better now than after an epoch
+    # Better now than after an epoch.
+    read_ground_truth(module.ground_truth, module.iou_types[-1], recipe.evaluation.style)
     trainer = _trainer(module, run, resume)
     if len(val_set) < trainer.world_size:
         raise ValueError(f"{len(val_set)} validation images are too few for {trainer.world_size} devices")
@@ -90,7 +93,7 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False) -> Report:
     # The best weights once more, now with pictures.
     best = run / "checkpoints" / "best.ckpt"
     trainer.validate(module, ckpt_path=best if best.is_file() else None, verbose=False, weights_only=True)
-    return _write_report(trainer, module, run / "report")
+    return _write_report(trainer, module, run / "report", run)
 
 
 def test(checkpoint: Checkpoint, out: Path) -> Report:
@@ -118,23 +121,12 @@ class _Training(pl.LightningModule):
         self.ground_truth = json.loads(val_set.annotations_path.read_bytes())
         self.iou_types = ("bbox", "segm") if recipe.model.has_masks else ("bbox",)
         self.results: list[dict[str, Any]] = []
-        self.progress = {
-            "epoch": 0,
-            "batches": 0,
-            "best": -1.0,
-        }  # of the batch to be trained on next; the best AP so far
+        # Of the batch to be trained on next; the best AP so far.
+        self.progress = {"epoch": 0, "batches": 0, "best": -1.0}
 
     def train_dataloader(self) -> Any:
         assert self.train_set is not None
-        training = self.recipe.training
-        sampler = AspectRatioBatchSampler(
-            self.train_set.landscape,
-            images_at_once(self.recipe),
-            repeat_factors=self.train_set.repeat_factors(self.recipe.data.repeat_threshold),
-            seed=training.seed,
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
-        )
+        sampler = build_sampler(self.recipe, self.train_set, self.trainer.global_rank, self.trainer.world_size)
         sampler.set_epoch(int(self.progress["epoch"]))
         sampler.skip(int(self.progress["batches"]))
         return data_loader(self.train_set, batch_sampler=sampler, workers=self.recipe.data.workers)
@@ -199,15 +191,9 @@ class _Training(pl.LightningModule):
         return self.reports[self.iou_types[-1]]
 
     def configure_optimizers(self) -> Any:
-        settings, epochs = self.recipe.optimizer, self.recipe.training.epochs
-        trained = [p for p in self.parameters() if p.requires_grad]
-        rate, decay = learning_rate(self.recipe), settings.weight_decay
-        optimizer: torch.optim.Optimizer
-        if settings.algorithm == "adamw":
-            optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=decay)
-        else:
-            optimizer = torch.optim.SGD(trained, lr=rate, weight_decay=decay, momentum=0.9)
-        factor = rate_factor(settings, int(self.trainer.estimated_stepping_batches) // epochs, epochs)
+        epochs, optimizer = self.recipe.training.epochs, build_optimizer(self.recipe, self.parameters())
+        steps = int(self.trainer.estimated_stepping_batches) // epochs
+        factor = rate_factor(self.recipe.optimizer, steps, epochs)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -226,26 +212,14 @@ class _Checkpoints(pl.Callback):
 
     def __init__(self, module: _Training, folder: Path):
         self.module, self.folder = module, folder
-        self.requested = False
-        self.process = os.getpid()
+        self.interrupt = Interrupt(_NOTICE)
         self.saved_at = time.monotonic()
-        self.previous: Any = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self.previous = signal.signal(signal.SIGINT, self._request)
+        self.interrupt.install()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if self.previous is not None:
-            signal.signal(signal.SIGINT, self.previous)
-
-    def _request(self, *args: Any) -> None:
-        if os.getpid() != self.process:
-            return  # a worker which loads images: the terminal signals it as well
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
-        print("\nfinishing this batch or evaluation, then writing a checkpoint; Ctrl-C again to stop at once")
+        self.interrupt.remove()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         is_last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
@@ -255,7 +229,7 @@ class _Checkpoints(pl.Callback):
         pause = trainer.accumulate_grad_batches * (10 if trainer.world_size > 1 else 1)
         if not is_last and batches % pause == 0:
             late = time.monotonic() - self.saved_at > 60 * _AUTOSAVE_MINUTES
-            self._save(trainer, *trainer.strategy.broadcast((self.requested, late)))
+            self._save(trainer, *trainer.strategy.broadcast((self.interrupt.requested, late)))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         ap = self.module.report.as_dict()["AP"]
@@ -264,7 +238,7 @@ class _Checkpoints(pl.Callback):
             trainer.save_checkpoint(self.folder / "best.ckpt")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._save(trainer, trainer.strategy.broadcast(self.requested), True)
+        self._save(trainer, trainer.strategy.broadcast(self.interrupt.requested), True)
 
     def _save(self, trainer: pl.Trainer, requested: bool, due: bool) -> None:
         if requested or due:
@@ -329,12 +303,13 @@ def _csv_logger(run: Path, resume: bool) -> CSVLogger:
     return logger
 
 
-def _write_report(trainer: pl.Trainer, module: _Training, folder: Path) -> Report:
-    """Saves the report of boxes to the folder, that of masks, if there are any, to `folder/masks`; returns the last."""
+def _write_report(trainer: pl.Trainer, module: _Training, folder: Path, run: Path | None = None) -> Report:
+    """Saves the reports of the last evaluation and their page, with the training curves of `run`. Returns as `_Training.report`."""
     if trainer.is_global_zero:
-        for kind, report in module.reports.items():
-            report.save(folder / "masks" if kind == "segm" else folder)
-        save_comparisons(folder / "pictures", module.val_set, module.results, module.recipe.evaluation.pictures)
+        recipe, data = module.recipe, module.val_set
+        limit = recipe.evaluation.pictures
+        pictures = {kind: worst_and_best_images(data, module.results, r, limit) for kind, r in module.reports.items()}
+        save_reports(folder, module.reports.values(), summarize(recipe, data), pictures, run)
     text = "\n\n".join(map(str, module.reports.values()))
-    trainer.print(f"\n{text}\n\nreport and pictures: {folder}")
+    trainer.print(f"\n{text}\n\nreport: {folder / 'index.html'}")
     return module.report

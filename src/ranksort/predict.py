@@ -3,21 +3,25 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import ImageOps
 from rich.progress import track
 
-from .checkpoints import load_model
+from .checkpoints import Checkpoint, read_checkpoint
 from .data.coco import read_image, to_rgb
 from .evaluation.results import encode_masks
 from .visualize import draw_detections, save_image
 
 
 def predict_images(
-    checkpoint: Path, images: Sequence[Path], out: Path, score_threshold: float = 0.3, device: str = ""
+    checkpoint: Path,
+    images: Sequence[Path],
+    out: Path,
+    score_threshold: float | Literal["lrp"] = 0.3,
+    device: str = "",
 ) -> list[str]:
     """Writes pictures with detections, and all detections as JSON.
 
@@ -26,14 +30,25 @@ def predict_images(
         images: image files.
         out: folder; gets one picture an image, numbered in their order, and `detections.json`: a list of `file`, `class`,
             `score` in 0..1, `bbox` [x, y, width, height] in pixels, and `segmentation` as RLE where the model predicts masks.
-        score_threshold: least score of a detection.
+        score_threshold: least score of a detection; "lrp": of each class that at which it reaches its oLRP in the run's report.
         device: by default what there is.
 
     Returns:
         One sentence for each image which could not be read.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint, or no report of its run.
+        ValueError: the checkpoint is not one of this package, or the report has no thresholds for it.
     """
-    model = load_model(checkpoint, device or best_device())
-    names: list[str] = model.class_names  # type: ignore[assignment]
+    trained = read_checkpoint(checkpoint)
+    names = [category.name for category in trained.categories]
+    if score_threshold == "lrp":
+        # The model keeps what it kept when the thresholds were found.
+        thresholds, at_most = torch.tensor(_optimal_thresholds(checkpoint, trained)), 1.0
+    else:
+        thresholds, at_most = torch.full((len(names),), score_threshold), score_threshold
+    threshold = min(trained.recipe.model.score_threshold, at_most)
+    model = trained.build(device or best_device(), score_threshold=threshold)
     place = next(model.parameters()).device
     out.mkdir(parents=True, exist_ok=True)
     found: list[dict[str, Any]] = []
@@ -47,7 +62,7 @@ def predict_images(
         image = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
         with torch.inference_mode():
             detections = model([image.to(place)])[0]
-        kept = detections["scores"] >= score_threshold
+        kept = detections["scores"] >= thresholds.to(place)[detections["labels"]]
         detections = {key: value[kept].cpu() for key, value in detections.items()}
         masks = encode_masks(detections["masks"]) if "masks" in detections else None
         columns = (detections[key].tolist() for key in ("boxes", "scores", "labels"))
@@ -56,9 +71,33 @@ def predict_images(
             found.append({"file": str(path), "class": names[label], "score": score, "bbox": box})
             if masks is not None:
                 found[-1]["segmentation"] = masks[i]
-        save_image(draw_detections(image, detections, names, score_threshold), out / f"{number:05d}_{path.stem}.jpg")
+        save_image(draw_detections(image, detections, names, score_threshold=0), out / f"{number:05d}_{path.stem}.jpg")
     (out / "detections.json").write_text(json.dumps(found, indent=1) + "\n")
     return failures
+
+
+def _optimal_thresholds(checkpoint: Path, trained: Checkpoint) -> list[float]:
+    """The LRP-optimal score threshold of each label; classes without one take the mean of the others.
+
+    They come from the report of the run in whose folder the checkpoint lies, that of the masks where there is one.
+    """
+    folders = [folder / "report" for folder in (checkpoint, *checkpoint.absolute().parents[:2])]
+    found = [file for f in folders for file in (f / "masks/report.json", f / "report.json") if file.is_file()]
+    if not found:
+        raise FileNotFoundError(
+            f"there is no report of {checkpoint}, which --score-threshold lrp needs: name a run folder with a report, "
+            "or a number from 0 to 1"
+        )
+    try:
+        rows = json.loads(found[0].read_bytes())["per_class"]
+        of_category = {row["category_id"]: row["oLRP_threshold"] for row in rows if row["oLRP_threshold"] is not None}
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise ValueError(f"{found[0]} is no report of ranksort, or a damaged one: evaluate the run again") from None
+    known = [of_category.get(category.id) for category in trained.categories]
+    numbers = [threshold for threshold in known if isinstance(threshold, float)]
+    if not numbers:
+        raise ValueError(f"{found[0]} has no threshold of any class of {checkpoint}: set a number from 0 to 1")
+    return [threshold if isinstance(threshold, float) else sum(numbers) / len(numbers) for threshold in known]
 
 
 def best_device() -> str:

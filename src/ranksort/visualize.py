@@ -1,5 +1,7 @@
 """Pictures of detections."""
 
+import base64
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,13 @@ from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from .data.coco import CocoDataset
+from .evaluation import Report
 from .evaluation.results import decode_masks
 
 _FONT = str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf")
 _SHOWN = 0.3
+_PAGE_SIDE = 560  # pixels, of the pictures in a report's page
+RIGHT, MISSED, FALSE = (68, 136, 220), (220, 50, 90), (240, 170, 30)
 
 
 def draw_detections(
@@ -62,32 +67,95 @@ def draw_detections(
     )
 
 
-def save_comparisons(folder: Path, dataset: CocoDataset, results: list[dict[str, Any]], limit: int) -> None:
-    """Writes pictures of the objects of an image beside what was detected in it, for evenly spaced images of a data set.
+def worst_and_best_images(
+    dataset: CocoDataset, results: list[dict[str, Any]], report: Report, limit: int
+) -> list[dict[str, Any]]:
+    """The images with the largest and the smallest LRP error: their objects and what was detected, for the report's page.
+
+    Detections count from the score on at which their class reaches its oLRP. Masks are drawn where the report is of masks.
 
     Args:
-        folder: where the pictures go.
         dataset: images and objects.
-        results: COCO results with boxes, and with masks where the data set has them.
-        limit: how many pictures.
+        results: COCO results with boxes, and with masks where the report is of masks.
+        report: of these results.
+        limit: how many images; half of them are the worst, which come first.
+
+    Returns:
+        For each image whether it `is_worst`, its `error`, numbers of `false` positives and `missed` objects; `name`, `width` and `height`;
+        `objects` and `detections` as [x, y, width, height, is_right, text]; `pictures` of the two (one if they are the same), as data URIs.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    label = {category.id: i for i, category in enumerate(dataset.categories)}
-    for index in np.linspace(0, len(dataset) - 1, min(limit, len(dataset))).astype(int).tolist():
-        image, target = dataset[index]
-        of_image = [r for r in results if r["image_id"] == target["image_id"]]
-        boxes = torch.tensor([r["bbox"] for r in of_image], dtype=torch.float32).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        detections = {
-            "boxes": boxes,
-            "scores": torch.tensor([r["score"] for r in of_image]),
-            "labels": torch.tensor([label[r["category_id"]] for r in of_image], dtype=torch.int64),
+    error, false, missed = report.image_errors().T
+    order = np.lexsort((-false - missed, -error))[: np.count_nonzero(~np.isnan(error))].tolist()
+    worst, others = order[: (limit + 1) // 2], order[(limit + 1) // 2 :]
+    best = others[::-1][: limit // 2]
+    return [
+        {
+            "is_worst": is_worst,
+            "error": error[i],
+            "false": int(false[i]),
+            "missed": int(missed[i]),
+            **_compare(dataset, results, report, i),
         }
-        if dataset.masks:
-            detections["masks"] = decode_masks([r["segmentation"] for r in of_image], *image.shape[-2:])
-        truth, found = (draw_detections(image, d, dataset.class_names) for d in (target, detections))
-        gap = torch.full((3, truth.shape[1], 8), 255, dtype=torch.uint8)
-        save_image(torch.cat([truth, gap, found], 2), folder / f"{target['image_id']}.jpg")
+        for is_worst, chosen in ((True, worst), (False, best))
+        for i in chosen
+    ]
+
+
+def _compare(dataset: CocoDataset, results: list[dict[str, Any]], report: Report, position: int) -> dict[str, Any]:
+    """The objects and the detections of the image at that position among the sorted ids."""
+    matches, thresholds = report.matches, report.thresholds()
+    rows = dict(zip(np.unique(matches.object_category).tolist(), report.per_class, strict=True))
+    image_id = sorted(dataset.image_ids)[position]
+    index = dataset.image_ids.index(image_id)
+    image, target = dataset[index]
+
+    of_image = matches.object_image == position
+    is_found = matches.object_score[of_image] >= thresholds[matches.object_category[of_image]]
+    names = [dataset.class_names[label] for label in target["labels"].tolist()]
+    objects = [
+        [x, y, x2 - x, y2 - y, right, name]
+        for (x, y, x2, y2), right, name in zip(target["boxes"].tolist(), is_found.tolist(), names, strict=True)
+    ]
+
+    counted = (matches.image == position) & (matches.outcome >= 0) & (matches.score >= thresholds[matches.category])
+    columns = (matches.category, matches.score, matches.outcome, matches.iou)
+    unused = [result for result in results if result["image_id"] == image_id]
+    detections, found = [], []
+    for category, score, outcome, iou in zip(*(column[counted].tolist() for column in columns), strict=True):
+        row = rows[category]
+        wanted = (row["category_id"], score)
+        found.append(unused.pop([(r["category_id"], r["score"]) for r in unused].index(wanted)))
+        text = f"{row['class']} {score:.2f}" + (f", IoU {iou:.2f}" if outcome else "")
+        detections.append([*found[-1]["bbox"], outcome == 1, text])
+
+    pictures = [image]
+    if report.iou_type == "segm":
+        masks = decode_masks([result["segmentation"] for result in found], *image.shape[-2:])
+        pictures = [_draw_masks(image, target["masks"], objects, MISSED), _draw_masks(image, masks, detections, FALSE)]
+    return {
+        "name": dataset.file_name(index),
+        "width": image.shape[2],
+        "height": image.shape[1],
+        "objects": objects,
+        "detections": detections,
+        "pictures": [_data_uri(picture) for picture in pictures],
+    }
+
+
+def _draw_masks(image: Tensor, masks: Tensor, shapes: list[list[Any]], wrong: tuple[int, int, int]) -> Tensor:
+    colors = [RIGHT if is_right else wrong for *_, is_right, _ in shapes]
+    if not colors:
+        return image
+    return draw_segmentation_masks(image.as_subclass(Tensor), masks.as_subclass(Tensor).bool(), 0.5, colors)
+
+
+def _data_uri(image: Tensor) -> str:
+    """A uint8 RGB image [3, H, W] as a small JPEG within a page."""
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+    picture.thumbnail((_PAGE_SIDE, _PAGE_SIDE))
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=75)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
 def save_image(image: Tensor, path: Path) -> None:

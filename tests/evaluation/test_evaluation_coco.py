@@ -10,8 +10,6 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from ranksort.evaluation import evaluate_detections
-from ranksort.evaluation.inputs import read_detections, read_ground_truth
-from ranksort.evaluation.lrp import evaluate_lrp
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared"
 GOLDEN = SHARED / "golden/evaluation"
@@ -37,7 +35,8 @@ LVIS_CASES = [
 ]
 
 
-def check_golden(case, ap_backend):
+@pytest.mark.parametrize("case", COCO_CASES + LVIS_CASES)
+def test_golden_figures(case):
     if not GOLDEN.is_dir():
         pytest.skip(f"the golden figures are not at {GOLDEN}")
     expected = json.loads((GOLDEN / f"{case}.expected.json").read_text())
@@ -46,7 +45,7 @@ def check_golden(case, ap_backend):
     found = json.loads(((LVIS / "results" if style == "lvis" else GOLDEN) / expected["results"]).read_text())
     if case.endswith("without_bbox_field"):
         found = [{key: value for key, value in row.items() if key != "bbox"} for row in found]
-    report = evaluate_detections(truth, found, expected["iou_type"], style, ap_backend=ap_backend)
+    report = evaluate_detections(truth, found, expected["iou_type"], style)
 
     summary = report.as_dict()
     figures = {NAMES.get(key, key): value for key, value in (expected["stats"] | expected["olrp"]).items()}
@@ -69,16 +68,6 @@ def check_golden(case, ap_backend):
                 assert rows[category_id][NAMES.get(key, key)] == pytest.approx(value, abs=1e-9, nan_ok=True)
 
 
-@pytest.mark.parametrize("case", COCO_CASES + LVIS_CASES)
-def test_golden_figures(case):
-    check_golden(case, "hotcoco")
-
-
-@pytest.mark.parametrize("case", COCO_CASES[:2])
-def test_golden_figures_with_pycocotools(case):
-    check_golden(case, "pycocotools")
-
-
 def official_stats(ground_truth, detections, iou_type):
     truth = COCO()
     truth.dataset = copy.deepcopy(ground_truth)
@@ -94,43 +83,39 @@ def official_stats(ground_truth, detections, iou_type):
 @settings(max_examples=40, deadline=None)
 def test_boxes_agree_with_pycocotools(data):
     ground_truth, detections = data
-    for backend in ("hotcoco", "pycocotools"):
-        ours = list(evaluate_detections(ground_truth, detections, ap_backend=backend).as_dict().values())[:12]
-        if detections:  # pycocotools does not load an empty list
-            official = official_stats(ground_truth, detections, "bbox")
-            np.testing.assert_allclose(ours, official, rtol=0, atol=1e-12)
+    ours = list(evaluate_detections(ground_truth, detections).as_dict().values())[:12]
+    if detections:  # pycocotools does not load an empty list
+        official = official_stats(ground_truth, detections, "bbox")
+        np.testing.assert_allclose(ours, official, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("with_boxes", [True, False])
-@pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
-def test_masks_agree_with_pycocotools(backend, with_boxes):
+def test_masks_agree_with_pycocotools(with_boxes):
     ground_truth, detections = random_masks(5)
     if not with_boxes:
         for row in detections:
             del row["bbox"]
-    ours = list(evaluate_detections(ground_truth, detections, "segm", ap_backend=backend).as_dict().values())[:12]
+    ours = list(evaluate_detections(ground_truth, detections, "segm").as_dict().values())[:12]
     np.testing.assert_allclose(ours, official_stats(ground_truth, detections, "segm"), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
-def test_paths_and_content_give_the_same_and_nothing_is_printed_or_changed(backend, tmp_path, capfd):
+def test_paths_and_content_give_the_same_and_nothing_is_printed_or_changed(tmp_path, capfd):
     ground_truth, detections = random_masks(1)
     before = copy.deepcopy((ground_truth, detections))
     paths = tmp_path / "truth.json", tmp_path / "found.json"
     for path, content in zip(paths, before, strict=True):
         path.write_text(json.dumps(content))
-    report = evaluate_detections(ground_truth, detections, "segm", ap_backend=backend)
-    from_files = evaluate_detections(paths[0], str(paths[1]), "segm", ap_backend=backend)
+    report = evaluate_detections(ground_truth, detections, "segm")
+    from_files = evaluate_detections(paths[0], str(paths[1]), "segm")
     assert from_files.as_dict() == pytest.approx(report.as_dict(), nan_ok=True)
     assert (ground_truth, detections) == before
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
-def test_no_detections_are_the_worst_result(iou_type, backend):
+def test_no_detections_are_the_worst_result(iou_type):
     ground_truth, _ = random_masks(1)
-    summary = evaluate_detections(ground_truth, [], iou_type, ap_backend=backend).as_dict()
+    summary = evaluate_detections(ground_truth, [], iou_type).as_dict()
     assert summary["AP"] == summary["AP50"] == summary["AR100"] == 0
     assert summary["oLRP"] == summary["oLRP_fn"] == 1
     assert np.isnan([summary["oLRP_loc"], summary["oLRP_fp"]]).all()
@@ -142,9 +127,8 @@ def test_an_object_with_id_0_can_be_found():
     annotation = {"id": 0, "image_id": "a.jpg", "category_id": 0, "bbox": box}
     ground_truth = {"images": [{"id": "a.jpg"}], "categories": [{"id": 0}], "annotations": [annotation]}
     detections = [{"image_id": "a.jpg", "category_id": 0, "bbox": box, "score": 0.5}]
-    for backend in ("hotcoco", "pycocotools"):
-        summary = evaluate_detections(ground_truth, detections, ap_backend=backend).as_dict()
-        assert (summary["AP"], summary["oLRP"]) == (pytest.approx(1), 0)
+    summary = evaluate_detections(ground_truth, detections).as_dict()
+    assert (summary["AP"], summary["oLRP"]) == (pytest.approx(1), 0)
 
 
 @pytest.mark.parametrize("case", COCO_CASES)
@@ -152,11 +136,17 @@ def test_golden_olrp_by_area(case):
     if not GOLDEN.is_dir():
         pytest.skip(f"the golden figures are not at {GOLDEN}")
     expected = json.loads((GOLDEN / f"{case}.expected.json").read_text())
-    truth = read_ground_truth(GOLDEN / expected["ground_truth"], expected["iou_type"], "coco")
-    found = read_detections(GOLDEN / expected["results"], truth, expected["iou_type"])
-    components = ("oLRP", "oLRP_Localisation", "oLRP_false_positive", "oLRP_false_negative", "lrp_optimal_threshold")
-    for optima, area in zip(evaluate_lrp(truth, found).optima[1:], ("small", "medium", "large"), strict=True):
-        golden = np.array([expected["olrp"]["per_class_by_area"][area][name] for name in components], dtype=float)
-        np.testing.assert_allclose(optima.T, np.where(golden == -1, np.nan, golden), rtol=0, atol=1e-9)
-        means = [expected["olrp"][f"{name}_{area}"] for name in components[:4]]
-        np.testing.assert_allclose(np.nanmean(optima, axis=0)[:4], means, rtol=0, atol=1e-9)
+    report = evaluate_detections(GOLDEN / expected["ground_truth"], GOLDEN / expected["results"], expected["iou_type"])
+    for area in ("small", "medium", "large"):
+        for part, name in (
+            ("", "oLRP"),
+            ("_loc", "oLRP_Localisation"),
+            ("_fp", "oLRP_false_positive"),
+            ("_fn", "oLRP_false_negative"),
+        ):
+            key = f"oLRP{area[0]}{part}"
+            assert report.as_dict()[key] == pytest.approx(expected["olrp"][f"{name}_{area}"], abs=1e-9)
+            golden = np.array(expected["olrp"]["per_class_by_area"][area][name], dtype=float)
+            of_id = dict(zip(expected["category_ids"], np.where(golden == -1, np.nan, golden), strict=True))
+            for row in report.per_class:
+                assert row[key] == pytest.approx(of_id[row["category_id"]], abs=1e-9, nan_ok=True)

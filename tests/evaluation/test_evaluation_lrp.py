@@ -7,7 +7,8 @@ from pycocotools import mask as mask_utils
 
 from ranksort.evaluation import evaluate_detections
 from ranksort.evaluation.inputs import read_detections, read_ground_truth
-from ranksort.evaluation.lrp import AREA_RANGES, evaluate_lrp, lrp_error
+from ranksort.evaluation.lrp import evaluate_lrp, lrp_error
+from ranksort.evaluation.matching import AREA_RANGES, match, take_part
 
 
 def three_objects():
@@ -31,6 +32,19 @@ def test_an_example_computed_by_hand():
     )
 
 
+def test_what_becomes_of_each_detection_and_object():
+    ground_truth, detections = three_objects()
+    ground_truth["annotations"].append(
+        {**ground_truth["annotations"][0], "id": 9, "bbox": [0, 400, 50, 50], "iscrowd": 1}
+    )
+    in_the_crowd = {**detections[0], "bbox": [10, 410, 10, 10]}
+    matches = evaluate_detections(ground_truth, [*detections, in_the_crowd]).matches
+    assert matches.score.tolist() == [0.9, 0.9, 0.8, 0.7, 0.6]
+    assert matches.outcome.tolist() == [1, -1, 0, 1, 0]
+    assert matches.iou == pytest.approx([0.9, 1, 0, 0.75, 0])
+    assert matches.object_score == pytest.approx([0.9, 0.7, np.nan], nan_ok=True)
+
+
 def test_ignored_detections_do_not_change_the_error():
     scores, iou = np.array([0.9, 0.8, 0.7]), np.array([0.0, 0.8, 0.0])
     errors, best = lrp_error(scores, np.array([False, True, False]), np.array([False, False, False]), iou, 2)
@@ -49,14 +63,15 @@ def assert_equals_oracle(ground_truth, detections, iou_type, **oracle_settings):
     found = read_detections(detections, truth, iou_type)
     areas = found.areas.tolist()
     rows = [{**row, "area": area} for row, area in zip(detections, areas, strict=True)]
-    optima = evaluate_lrp(truth, found).optima
-    for a, area_range in enumerate(AREA_RANGES.values()):
+    candidates = take_part(truth, found, federated=False)
+    for area_range, setting in zip(AREA_RANGES.values(), match(truth, candidates), strict=True):
+        optima = evaluate_lrp(truth, candidates, setting).optima
         for c, category in enumerate(truth.categories):
             of_class = [
-                [row for row in table if row["category_id"] == category["id"]]
+                [row for row in table if row["category_id"] == category.id]
                 for table in (ground_truth["annotations"], rows)
             ]
-            result = optima[a, c]
+            result = optima[c]
             if not any(area_range[0] <= r["area"] <= area_range[1] and not r["iscrowd"] for r in of_class[0]):
                 assert np.isnan(result).all()
                 continue

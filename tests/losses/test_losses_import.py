@@ -1,7 +1,7 @@
 import subprocess
 import sys
 
-TOOLBOX = {"torchvision", "pytorch_lightning", "tyro", "matplotlib", "PIL", "pycocotools", "hotcoco", "timm", "rich"}
+TOOLBOX = {"torchvision", "pytorch_lightning", "tyro", "matplotlib", "PIL", "pycocotools", "msgspec", "timm", "rich"}
 
 
 def test_import_needs_torch_alone():
@@ -12,3 +12,8 @@ def test_import_needs_torch_alone():
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert {*modules} <= {*loaded}
     assert not TOOLBOX & {name.split(".")[0] for name in loaded}
+
+
+def test_evaluation_needs_no_torch():
+    code = "import sys; from ranksort import evaluate_detections; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -2,7 +2,7 @@
 
 import json
 import reprlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -249,40 +249,64 @@ def _segmentation_problem(segmentation: Any, image: dict[str, Any]) -> str | Non
         return None
     if not isinstance(segmentation, dict) or segmentation.get("size") != [image["height"], image["width"]]:
         return f"is neither polygons nor an RLE of the size of its {_size(image)} image"
-    # pycocotools fills what too short an RLE leaves over with whatever is in memory.
-    runs = run_lengths(segmentation.get("counts"))
-    if runs is None or (runs < 0).any() or runs.sum() != image["height"] * image["width"]:
+    if not well_formed_rles([segmentation.get("counts")], np.array([image["height"] * image["width"]]))[0]:
         return f"has a broken RLE, whose runs do not fill its {_size(image)} image"
     return None
 
 
-def run_lengths(counts: Any) -> np.ndarray | None:
-    """The runs of an RLE, float64 [R]; None: `counts` is no RLE.
+def well_formed_rles(counts: Sequence[Any], pixels: np.ndarray) -> np.ndarray:
+    """Which RLEs consist of runs that fill their images: pycocotools crashes on others, or never returns.
 
     In COCO's compressed form a run is a number in base 32, lowest digit first, a character a digit (48 + digit); bit 5
     of a digit says that more follow, bit 4 of the last one is the sign. From the fourth on, a run is given as the
     difference to the run before the last.
+
+    Args:
+        counts: N compressed RLEs, strings, or lists of the lengths of runs.
+        pixels: [N] height times width of their images.
+
+    Returns:
+        bool [N].
     """
-    if isinstance(counts, list):
-        return np.array(counts, dtype=float) if all(type(run) is int and 0 <= run < 2**32 for run in counts) else None
-    if isinstance(counts, bytes):
-        counts = counts.decode("ascii", "replace")
-    if not isinstance(counts, str) or not counts.isascii() or not counts:
-        return None
-    digits = np.frombuffer(counts.encode(), dtype=np.uint8).astype(np.int64) - 48
-    is_last = (digits & 32) == 0
-    if digits.min() < 0 or digits.max() > 63 or not is_last[-1]:
-        return None
-    ends = np.flatnonzero(is_last) + 1
-    starts = np.concatenate(([0], ends[:-1]))
-    exponents = np.arange(len(digits)) - np.repeat(starts, ends - starts)
-    if exponents.max() > 6:
-        return None
-    runs = np.add.reduceat((digits & 31) * 32.0**exponents, starts)
-    runs -= np.where(digits[ends - 1] & 16, 32.0 ** (ends - starts), 0.0)
-    runs[1::2] = runs[1::2].cumsum()
-    runs[2::2] = runs[2::2].cumsum()
-    return runs
+    good = np.zeros(len(counts), dtype=bool)
+    for start in range(0, len(counts), 1000):  # as many as fit into the processor's cache
+        chunk = slice(start, start + 1000)
+        texts = [runs if type(runs) is str and runs and runs.isascii() else "~~" for runs in counts[chunk]]
+        good[chunk] = _fill(texts, pixels[chunk])
+    for n in (n for n, runs in enumerate(counts) if type(runs) is list):
+        good[n] = all(type(run) is int and run >= 0 for run in counts[n]) and sum(counts[n]) == pixels[n]
+    return good
+
+
+def _fill(counts: list[str], pixels: np.ndarray) -> np.ndarray:
+    """`well_formed_rles` of ASCII strings, all of them at the same time."""
+    digits = np.frombuffer("".join(counts).encode(), dtype=np.uint8) - np.uint8(48)  # wraps around below
+    lasts = np.cumsum([len(string) for string in counts]) - 1
+    bad = np.logical_or.reduceat(digits > 63, np.append(0, lasts[:-1] + 1)) | (digits[lasts] >= 32)
+    is_end = digits < 32
+    is_end[lasts] = True
+    ends = np.flatnonzero(is_end)
+    num_digits = np.diff(ends, prepend=-1)
+    runs = (digits[ends] & 31 ^ 16).astype(np.int32) - 16  # the highest digit has the sign
+    longer = np.flatnonzero(num_digits > 1)
+    for position in range(1, 7):
+        runs[longer] = runs[longer] * 32 + (digits[ends[longer] - position] & 31)
+        longer = longer[num_digits[longer] > position + 1]
+
+    last_runs = np.searchsorted(ends, lasts)
+    first_runs = np.append(0, last_runs[:-1] + 1)
+    bad |= np.maximum.reduceat(num_digits, first_runs) > 6
+    first = runs[first_runs]
+    runs[first_runs] = 0
+    for parity in (0, 1):
+        every_other = runs[parity::2]
+        sums = np.append(np.int32(0), every_other.cumsum(dtype=np.int32))
+        starts, stops = (first_runs + 1 - parity) // 2, (last_runs + 2 - parity) // 2
+        every_other[:] = sums[1:] - np.repeat(sums[starts], stops - starts)
+    runs[first_runs] = first
+    bad |= np.minimum.reduceat(runs, first_runs) < 0
+    bad |= np.add.reduceat(runs, first_runs, dtype=np.int64) != pixels
+    return ~bad
 
 
 def _is_polygon(polygon: Any) -> bool:

@@ -181,6 +181,10 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
         """The names of the classes in the order of the labels."""
         return [category.name for category in self.categories]
 
+    def file_name(self, index: int) -> str:
+        """Of the image at `index`, as the annotation file has it."""
+        return str(self._file_names[index])
+
     def __str__(self) -> str:
         reasons = ", ".join(f"{count} {what}" for what, count in self.dropped.items() if count)
         return f"{len(self)} images of {len(self.categories)} classes, left out: {reasons or 'nothing'}"

@@ -1,149 +1,76 @@
 """Ground truth and detections as columns: reads COCO or LVIS JSON, refuses what could not be evaluated truthfully."""
 
+import itertools
 import json
+import operator
+import re
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import ArrayLike
 from pycocotools import mask as mask_utils
 
-from ..data.annotations import is_number, run_lengths
+from ..data.annotations import well_formed_rles
+
+Id = int | str
+Box = tuple[float, float, float, float]  # x, y, width, height in pixels
+Pixels = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+MAX_COORDINATE = 1e9  # whatever is beyond is a mistake
+
+
+class Rle(msgspec.Struct, gc=False):
+    """A mask by the lengths of its runs, down the columns, of background and object in turn."""
+
+    size: tuple[Pixels, Pixels]  # height, width
+    counts: str | list[int]  # a string holds them compressed
+
+
+PLACE = [("image_id", Id), ("category_id", Id)]
+BOX = ("bbox", Box)
+MASK = ("segmentation", Rle | list[list[float]])
+SIDES = [("height", Pixels), ("width", Pixels)]
+LVIS_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
 @dataclass
-class GroundTruth:
-    """A objects in columns; `image` and `category` are positions in `images` and `categories`, both sorted by id."""
+class Instances:
+    """N objects or detections in columns; `image` and `category` are positions among the ids in rising order."""
 
-    images: list[dict[str, Any]]
-    categories: list[dict[str, Any]]
-    image: np.ndarray  # (A,) int
-    category: np.ndarray  # (A,) int
-    boxes: np.ndarray  # (A, 4) x, y, width, height in pixels
-    areas: np.ndarray  # (A,) pixels
-    crowd: np.ndarray  # (A,) bool
-    masks: list[Any] | None  # RLE dicts, for iou_type "segm"
+    image: np.ndarray  # (N,) int
+    category: np.ndarray  # (N,) int
+    boxes: np.ndarray  # (N, 4) x, y, width, height in pixels
+    areas: np.ndarray  # (N,) pixels
+    masks: np.ndarray | None  # (N,) compressed runs of masks as large as the image, for iou_type "segm"
+
+
+@dataclass
+class GroundTruth(Instances):
+    """The objects, and the images and categories in the order of their ids."""
+
+    images: list[Any]  # rows with `id`, for "segm" `height` and `width`
+    categories: list[Any]  # rows with `id`, `name`, for LVIS `frequency`
+    crowd: np.ndarray  # (N,) bool
     absent: list[list[int]]  # LVIS: positions of the categories that were verified to be absent, per image
     incomplete: list[list[int]]  # LVIS: positions of the categories not exhaustively annotated, per image
 
 
 @dataclass
-class Detections:
-    """N detections in columns, in the order of the results; `image` and `category` as in `GroundTruth`."""
+class Detections(Instances):
+    """The detections in the order of the results."""
 
-    image: np.ndarray  # (N,) int
-    category: np.ndarray  # (N,) int
     scores: np.ndarray  # (N,) in 0..1
-    boxes: np.ndarray  # (N, 4) x, y, width, height in pixels
-    areas: np.ndarray  # (N,) pixels
-    masks: list[Any] | None  # RLE dicts, for iou_type "segm"
 
     def select(self, indices: np.ndarray) -> "Detections":
         """The detections at `indices`, in that order."""
-        return Detections(
-            image=self.image[indices],
-            category=self.category[indices],
-            scores=self.scores[indices],
-            boxes=self.boxes[indices],
-            areas=self.areas[indices],
-            masks=None if self.masks is None else [self.masks[i] for i in indices],
-        )
-
-
-class Rows:
-    """JSON objects read column by column; a complaint says how many rows are wrong and names the first few.
-
-    Args:
-        rows: the JSON objects.
-        what: their name in complaints, plural.
-        key: the key which names a row in complaints; without it rows are named by their position, from 0.
-    """
-
-    def __init__(self, rows: Any, what: str, key: str | None = None) -> None:
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise ValueError(f"The {what} must be a JSON list of objects, as COCO's are.")
-        self.rows: list[dict[str, Any]] = rows
-        self.what = what
-        self.key = key
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def refuse_where(self, wrong: ArrayLike, problem: str) -> None:
-        """Raise ValueError if any row is marked `wrong` (one bool a row)."""
-        positions = np.flatnonzero(wrong)
-        if len(positions) == 0:
-            return
-        names = ", ".join(str(self.rows[i].get(self.key, "?") if self.key else i) for i in positions[:5])
-        kind = self.key or "position"
-        more = ", ..." if len(positions) > 5 else ""
-        raise ValueError(f"{len(positions)} of {len(self)} {self.what} {problem} ({kind} {names}{more}).")
-
-    def column(self, key: str) -> list[Any]:
-        try:
-            return [row[key] for row in self.rows]
-        except KeyError:
-            self.refuse_where([key not in row for row in self.rows], f"have no {key!r}")
-            raise
-
-    def numbers(self, key: str, default: np.ndarray | None = None) -> np.ndarray:
-        """The finite numbers under `key`, (N,) float64; rows without take theirs from `default`, if given."""
-        if default is None:
-            values = self.column(key)
-        else:
-            values = [row.get(key, value) for row, value in zip(self.rows, default.tolist(), strict=True)]
-        finite = [isinstance(value, np.number) or is_number(value) for value in values]
-        self.refuse_where(np.logical_not(finite), f"have no finite number as {key}")
-        return np.array(values, dtype=np.float64)
-
-    def ids(self, key: str) -> list[int | str]:
-        """The ids under `key`, which are all integers or all strings."""
-        values = self.column(key)
-        kind = str if values and isinstance(values[0], str) else (int, np.integer)
-        wrong = [not isinstance(value, kind) or isinstance(value, bool) for value in values]
-        self.refuse_where(wrong, f"have no integer (or string, if all are) as {key}")
-        return values
-
-    def sorted_by_id(self) -> list[dict[str, Any]]:
-        """The rows in the order of their ids, which must differ."""
-        ids = self.ids("id")
-        first = dict(zip(reversed(ids), reversed(range(len(ids))), strict=True))
-        self.refuse_where([first[id_] != i for i, id_ in enumerate(ids)], "have an id that another one has, too")
-        return sorted(self.rows, key=lambda row: row["id"])
-
-    def positions(self, key: str, owners: list[dict[str, Any]]) -> np.ndarray:
-        """The position in `owners` of the id under `key`, (N,) int64."""
-        position = {owner["id"]: i for i, owner in enumerate(owners)}
-        values = self.ids(key)
-        found = np.array([position.get(value, -1) for value in values], dtype=np.int64)
-        unknown = list(dict.fromkeys(values[i] for i in np.flatnonzero(found < 0)))
-        names = ", ".join(repr(value) for value in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
-        self.refuse_where(found < 0, f"have an unknown {key}: {names}")
-        return found
-
-    def boxes(self) -> np.ndarray:
-        """`bbox` of all rows: finite [x, y, width, height], sizes not negative, (N, 4) float64."""
-        values = self.column("bbox")
-        try:
-            boxes = np.array(values, dtype=np.float64).reshape(len(values), 4)
-        except (TypeError, ValueError):
-            self.refuse_where([not _is_box(value) for value in values], "have a bbox that is not [x, y, width, height]")
-            raise
-        self.refuse_where(~np.isfinite(boxes).all(axis=1), "have a bbox with NaN or infinite numbers")
-        self.refuse_where((boxes[:, 2:] < 0).any(axis=1), "have a bbox of negative width or height")
-        return boxes
-
-    def masks(self, sizes: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
-        """`segmentation` of all rows as compressed RLE; `sizes` are the (height, width) of their images."""
-        values = self.column("segmentation")
-        self.refuse_where([not value for value in values], "have an empty segmentation; iou_type='bbox' needs none")
-        wrong = [isinstance(v, dict) and v.get("size") not in (s, list(s)) for v, s in zip(values, sizes, strict=True)]
-        self.refuse_where(wrong, "have a mask of another size than their image's height and width")
-        masks = [_to_rle(value, *size) for value, size in zip(values, sizes, strict=True)]
-        self.refuse_where([mask is None for mask in masks], "have a segmentation that is neither polygons nor RLE")
-        return [mask for mask in masks if mask is not None]
+        columns: dict[str, Any] = {
+            name: None if column is None else column[indices] for name, column in vars(self).items()
+        }
+        return Detections(**columns)
 
 
 def read_ground_truth(source: str | Path | dict[str, Any], iou_type: str, style: str) -> GroundTruth:
@@ -154,37 +81,54 @@ def read_ground_truth(source: str | Path | dict[str, Any], iou_type: str, style:
     Args:
         source: path of the JSON, or its content.
         iou_type: "bbox" or "segm".
-        style: "coco" or "lvis"; LVIS' additional keys are required by the latter and not read by the former.
+        style: "coco" or "lvis"; LVIS' additional keys are required by the latter and not used by the former.
 
     Raises:
         FileNotFoundError: `source` is no file.
         ValueError: one sentence about what is wrong and where.
     """
-    content = _load(source, "ground truth")
-    if not isinstance(content, dict) or not {"images", "categories", "annotations"} <= content.keys():
+    content, origin = _content(source, "ground truth")
+    try:
+        sections = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, RecursionError):
+        parsed = _parse(content, origin)
+        sections = (
+            {key: msgspec.Raw(json.dumps(rows).encode()) for key, rows in parsed.items()}
+            if isinstance(parsed, dict)
+            else {}
+        )
+    if not {"images", "categories", "annotations"} <= sections.keys():
         raise ValueError("The ground truth must be a JSON object with 'images', 'categories' and 'annotations'.")
-    annotations = Rows(content["annotations"], "annotations", "id")
-    crowd = np.array([bool(row.get("iscrowd", 0)) for row in annotations.rows], dtype=bool)
+    with_boxes, lvis = iou_type == "bbox", style == "lvis"
+    shape = BOX if with_boxes else MASK
+    fields: list[Any] = [
+        *PLACE,
+        shape,
+        ("id", Id | None, None),
+        ("area", float | None, None),
+        ("iscrowd", bool | int, 0),
+    ]
+    annotations = _rows(sections["annotations"], fields, "annotations", origin)
+    crowd = np.array([bool(row.iscrowd) for row in annotations], dtype=bool)
     if crowd.all():
         raise ValueError("The ground truth has no annotations other than crowds: there is nothing to be found.")
-    # In the order of their ids, because COCO orders equal scores by image id.
-    images = Rows(content["images"], "images", "id").sorted_by_id()
-    categories = Rows(content["categories"], "categories", "id").sorted_by_id()
-    image = annotations.positions("image_id", images)
-    category = annotations.positions("category_id", categories)
-    masks = annotations.masks(_sizes(images, image)) if iou_type == "segm" else None
-    boxes = annotations.boxes() if masks is None else mask_utils.toBbox(masks)
-    areas = annotations.numbers("area", default=boxes[:, 2] * boxes[:, 3] if masks is None else _mask_areas(masks))
-
-    absent: list[list[int]] = [[] for _ in images]
-    incomplete: list[list[int]] = [[] for _ in images]
-    if style == "lvis":
-        Rows(categories, "categories", "id").column("frequency")
-        position = {row["id"]: c for c, row in enumerate(categories)}
-        for listed, key in ((absent, "neg_category_ids"), (incomplete, "not_exhaustive_category_ids")):
-            for i, ids in enumerate(Rows(images, "images", "id").column(key)):
-                listed[i] = [position[id_] for id_ in ids if id_ in position]
-    return GroundTruth(images, categories, image, category, boxes, areas, crowd, masks, absent, incomplete)
+    fields = [("id", Id), *([] if with_boxes else SIDES), *((key, list[Id]) for key in LVIS_LISTS if lvis)]
+    images = _sorted_by_id(_rows(sections["images"], fields, "images", origin), "images")
+    fields = [("id", Id), *([("frequency", Literal["r", "c", "f"])] if lvis else []), ("name", Id | None, None)]
+    categories = _sorted_by_id(_rows(sections["categories"], fields, "categories", origin), "categories")
+    instances = _instances(annotations, images, categories, "annotations", with_boxes, not with_boxes)
+    for n, row in enumerate(annotations):
+        if row.area is not None:
+            instances.areas[n] = row.area
+    _refuse(annotations, "annotations", ~np.isfinite(instances.areas), "have no finite number as area")
+    position = {category.id: c for c, category in enumerate(categories)}
+    absent, incomplete = (
+        [[position[id_] for id_ in getattr(image, key, ()) if id_ in position] for image in images]
+        for key in LVIS_LISTS
+    )
+    return GroundTruth(
+        **vars(instances), images=images, categories=categories, crowd=crowd, absent=absent, incomplete=incomplete
+    )
 
 
 def read_detections(source: str | Path | list[dict[str, Any]], ground_truth: GroundTruth, iou_type: str) -> Detections:
@@ -202,62 +146,157 @@ def read_detections(source: str | Path | list[dict[str, Any]], ground_truth: Gro
         FileNotFoundError: `source` is no file.
         ValueError: one sentence about what is wrong and where.
     """
-    rows = Rows(_load(source, "detections"), "detections")
-    image = rows.positions("image_id", ground_truth.images)
-    category = rows.positions("category_id", ground_truth.categories)
-    scores = rows.numbers("score")
-    rows.refuse_where((scores < 0) | (scores > 1), "have a score outside 0..1")
-    masks = rows.masks(_sizes(ground_truth.images, image)) if iou_type == "segm" else None
-    if masks is None or (masks and rows.rows[0].get("bbox")):
-        boxes = rows.boxes()
-        areas = boxes[:, 2] * boxes[:, 3]
-    else:
-        boxes = mask_utils.toBbox(masks)
-        areas = _mask_areas(masks)
-    return Detections(image, category, scores, boxes, areas, masks)
+    with_masks = iou_type == "segm"
+    shapes = [MASK, ("bbox", Box | None, None)] if with_masks else [BOX]
+    content, origin = _content(source, "detections")
+    rows = _rows(content, [*PLACE, ("score", float), *shapes], "detections", origin)
+    scores = np.array([row.score for row in rows], dtype=np.float64)
+    _refuse(rows, "detections", ~((scores >= 0) & (scores <= 1)), "have a score outside 0..1")
+    with_boxes = not with_masks or (len(rows) > 0 and rows[0].bbox is not None)
+    instances = _instances(rows, ground_truth.images, ground_truth.categories, "detections", with_boxes, with_masks)
+    return Detections(**vars(instances), scores=scores)
 
 
-def _load(source: Any, what: str) -> Any:
-    if not isinstance(source, str | Path):
-        return source
-    path = Path(source)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no {what} file {path}.")
+def _content(source: Any, what: str) -> tuple[bytes, str]:
+    """The JSON of a file, or of what is in memory, where pycocotools' bytes and numpy's numbers are welcome; its name."""
+    if isinstance(source, str | Path):
+        path = Path(source)
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no {what} file {path}.")
+        return path.read_bytes(), f"{what} file {path}"
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, bytes):
+            return value.decode("ascii")
+        if isinstance(value, np.ndarray | np.generic):
+            return value.tolist()
+        raise ValueError(f"objects of type {type(value).__name__}")
+
     try:
-        return json.loads(path.read_bytes())
+        return json.dumps(source, default=plain).encode(), what
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"The {what} hold something that has no place in JSON: {error}.") from None
+
+
+def _parse(content: bytes, origin: str) -> Any:
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError(f"The {origin} is no COCO JSON: its brackets are nested too deeply.") from None
     except ValueError as error:
-        problem = f"The {what} file {path} is not complete JSON, perhaps cut off while being written: {error}."
+        problem = f"The {origin} is not complete JSON, perhaps cut off while being written: {error}."
         raise ValueError(problem) from None
 
 
-def _sizes(images: list[dict[str, Any]], positions: np.ndarray) -> list[tuple[int, int]]:
-    heights, widths = (Rows(images, "images", "id").numbers(key) for key in ("height", "width"))
-    return [(int(heights[i]), int(widths[i])) for i in positions]
-
-
-def _is_box(value: Any) -> bool:
+def _rows(content: bytes | msgspec.Raw, fields: list[Any], what: str, origin: str) -> list[Any]:
+    """A JSON list as rows with fields, each a name, a type and perhaps a default. A complaint counts what does not fit."""
+    kind = msgspec.defstruct("Row", sorted(fields, key=len), gc=False)
     try:
-        return np.array(value, dtype=np.float64).shape == (4,)
-    except (TypeError, ValueError):
-        return False
+        return msgspec.json.decode(content, type=list[kind])  # type: ignore[valid-type]
+    except (msgspec.DecodeError, RecursionError):
+        parsed = _parse(bytes(content), origin)  # slower, but takes NaN, which is complained about more clearly later
+    if not isinstance(parsed, list):
+        raise ValueError(f"The {what} must be a JSON list of objects, as COCO's are.")
+    rows: list[Any] = []
+    problems: dict[str, list[int]] = {}
+    for n, row in enumerate(parsed):
+        try:
+            rows.append(msgspec.convert(row, kind))
+        except (msgspec.ValidationError, OverflowError, UnicodeError) as error:
+            message, _, place = str(error).replace("`", "'").partition(" - at '$")
+            place = re.sub(r"\[.*?\]", "", place).strip(".'")
+            field = message.removeprefix("Object missing required field ")
+            if field != message:
+                problem = f"have no {field}" + (f" in their {place}" if place else "")
+            else:
+                problem = f"have a wrong {place or 'form'}: {message[0].lower()}{message[1:]}"
+            problems.setdefault(problem, []).append(n)
+    for problem, positions in problems.items():  # the first one is raised
+        _refuse(parsed, what, np.isin(np.arange(len(parsed)), positions), problem)
+    return rows
 
 
-def _mask_areas(masks: list[dict[str, Any]]) -> np.ndarray:
-    # One by one: pycocotools 2.0.11 fails for a list of more than 255 with numpy 2.
-    return np.array([mask_utils.area(mask) for mask in masks], dtype=np.float64)
+def _refuse(rows: Sequence[Any], what: str, wrong: ArrayLike, problem: str) -> None:
+    """Raise ValueError if any row is marked `wrong` (one bool a row), saying how many and the first few."""
+    positions = np.flatnonzero(wrong)
+    if len(positions) == 0:
+        return
+    first = [rows[i] for i in positions[:5]]
+    ids = [row.get("id") if isinstance(row, dict) else getattr(row, "id", None) for row in first]
+    kind, names = ("position", positions[:5].tolist()) if None in ids else ("id", ids)
+    more = ", ..." if len(positions) > 5 else ""
+    raise ValueError(
+        f"{len(positions)} of {len(rows)} {what} {problem} ({kind} {', '.join(map(reprlib.repr, names))}{more})."
+    )
 
 
-def _to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any] | None:
-    """Polygons or (un)compressed RLE as compressed RLE; None for anything else."""
-    if isinstance(segmentation, dict):
-        # pycocotools never returns from some RLE whose runs do not fill the image.
-        runs = run_lengths(segmentation.get("counts"))
-        if runs is None or (runs < 0).any() or runs.sum() != height * width:
-            return None
-        if isinstance(segmentation["counts"], str | bytes):
-            return segmentation
-    try:
-        rle = mask_utils.frPyObjects(segmentation, height, width)
-        return mask_utils.merge(rle) if isinstance(rle, list) else rle
-    except Exception:  # pycocotools raises bare Exceptions for what it does not understand
-        return None
+def _sorted_by_id(rows: list[Any], what: str) -> list[Any]:
+    """Images or categories in the order of their ids, which must differ."""
+    ids = [row.id for row in rows]
+    wrong = [type(id_) is not type(ids[0]) for id_ in ids]
+    _refuse(rows, what, wrong, "have a number as id where the first one has a string, or the reverse")
+    first = dict(zip(reversed(ids), reversed(range(len(ids))), strict=True))
+    _refuse(rows, what, [first[id_] != i for i, id_ in enumerate(ids)], "have an id that another one has, too")
+    return sorted(rows, key=lambda row: row.id)
+
+
+def _instances(
+    rows: Sequence[Any], images: list[Any], categories: list[Any], what: str, with_boxes: bool, with_masks: bool
+) -> Instances:
+    """Columns of annotations or detections; boxes and areas are those of `bbox` if `with_boxes`, or of the masks."""
+
+    def positions(key: str, owners: Sequence[Any]) -> np.ndarray:
+        position = {owner.id: i for i, owner in enumerate(owners)}
+        values = list(map(operator.attrgetter(key), rows))
+        found = np.fromiter(map(position.get, values, itertools.repeat(-1)), np.int64, len(rows))
+        unknown = list(dict.fromkeys(values[i] for i in np.flatnonzero(found < 0)))
+        names = ", ".join(map(reprlib.repr, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+        _refuse(rows, what, found < 0, f"have an unknown {key}: {names}")
+        return found
+
+    image, category = positions("image_id", images), positions("category_id", categories)
+    masks = None
+    if with_masks:
+        sizes = np.array([(owner.height, owner.width) for owner in images])[image]
+        masks = _masks(rows, what, sizes)
+    if with_boxes:
+        values = [row.bbox for row in rows]
+        _refuse(rows, what, [value is None for value in values], "have no 'bbox'")
+        boxes = np.fromiter(itertools.chain.from_iterable(values), np.float64, 4 * len(rows)).reshape(-1, 4)
+        _refuse(rows, what, ~(abs(boxes) < MAX_COORDINATE).all(axis=1), "have a bbox that is not four sensible numbers")
+        _refuse(rows, what, (boxes[:, 2:] < 0).any(axis=1), "have a bbox of negative width or height")
+        areas = boxes[:, 2] * boxes[:, 3]
+    else:
+        assert masks is not None
+        rles = [{"size": size, "counts": mask} for size, mask in zip(sizes.tolist(), masks, strict=True)]
+        # One by one: pycocotools 2.0.11 fails for a list of more than 255 with numpy 2.
+        boxes = np.array([mask_utils.toBbox(rle) for rle in rles]).reshape(-1, 4)
+        areas = np.array([mask_utils.area(rle) for rle in rles], dtype=np.float64)
+    return Instances(image, category, boxes, areas, masks)
+
+
+def _masks(rows: Sequence[Any], what: str, sizes: np.ndarray) -> np.ndarray:
+    """`segmentation` of all rows as compressed runs; `sizes` are the (height, width) of their images."""
+    values = [row.segmentation for row in rows]
+    is_rle = np.array([type(value) is Rle for value in values], dtype=bool)
+    rles = list(itertools.compress(values, is_rle))
+    wrong = np.zeros(len(rows), dtype=bool)
+    rle_sizes = np.fromiter(itertools.chain.from_iterable([rle.size for rle in rles]), np.float64, 2 * len(rles))
+    wrong[is_rle] = (rle_sizes.reshape(-1, 2) != sizes[is_rle]).any(axis=1)
+    _refuse(rows, what, wrong, "have a mask of another size than their image's height and width")
+    masks = [rle.counts if type(rle) is Rle else "" for rle in values]
+    # pycocotools never returns from some RLE whose runs do not fill the image.
+    wrong[is_rle] = ~well_formed_rles(list(itertools.compress(masks, is_rle)), sizes[is_rle].prod(axis=1))
+    _refuse(rows, what, wrong, "have a broken RLE, whose runs do not fill their image")
+    for n in (n for n, mask in enumerate(masks) if not mask or type(mask) is list):
+        size = sizes[n].tolist()
+        if is_rle[n]:
+            masks[n] = mask_utils.frPyObjects({"size": size, "counts": masks[n]}, *size)["counts"]
+            continue
+        polygons = [polygon for polygon in values[n] if len(polygon) >= 6]  # others have no area
+        # pycocotools needs memory in proportion to the coordinates.
+        wrong[n] = not polygons or any(len(p) % 2 or not all(abs(v) < 1e6 for v in p) for p in polygons)
+        if not wrong[n]:
+            masks[n] = mask_utils.merge(mask_utils.frPyObjects(polygons, *size))["counts"]
+    _refuse(rows, what, wrong, "have a polygon that is not at least three points x, y")
+    return np.array(masks, dtype=object)

@@ -1,23 +1,19 @@
-"""What an evaluation found: numbers, a table, JSON, CSV and pictures."""
+"""What an evaluation found: numbers, a table, JSON and CSV."""
 
 import csv
 import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from .lrp import SCORE_GRID, TAU
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from .lrp import TAU, Matches
 
 TABLE_ROWS = 30  # a table of more classes shows the worst and the best of them
-BAR_ROWS = 80  # all classes of COCO
-WORST_COLORS = ("#7f0000", "#d7301f", "#fc8d59")
-BEST_COLORS = ("#023858", "#0570b0", "#74a9cf")
+SCORE_BINS = 50
+SAMPLE = 2000  # true positives whose score and IoU are saved
 
 
 @dataclass
@@ -34,6 +30,7 @@ class Report:
         classes_without_objects: how many classes are therefore left out.
         precision: (K, 2, 101) precision at IoU .5 and .75 and recall 0, .01, ..., 1.
         lrp: (K, 101) LRP error when detections scoring under 0, .01, ..., 1 are left out.
+        matches: what became of each detection and each object.
     """
 
     summary: dict[str, float]
@@ -43,11 +40,12 @@ class Report:
     classes_without_objects: int
     precision: np.ndarray
     lrp: np.ndarray
+    matches: Matches
 
     def as_dict(self) -> dict[str, float]:
         """AP AP50 AP75 APs APm APl, AR1 AR10 AR100 (LVIS: AR300) ARs ARm ARl; oLRP and its components oLRP_loc (mean
-        1 - IoU), oLRP_fp (1 - precision), oLRP_fn (1 - recall); oLRPs oLRPm oLRPl by area. LVIS adds APr APc APf and
-        oLRPr oLRPc oLRPf for rare, common and frequent classes.
+        1 - IoU), oLRP_fp (1 - precision), oLRP_fn (1 - recall); oLRPs oLRPm oLRPl by area, and oLRPs_loc and so on.
+        LVIS adds APr APc APf and oLRPr oLRPc oLRPf for rare, common and frequent classes.
         """
         return dict(self.summary)
 
@@ -57,7 +55,7 @@ class Report:
             title += f" ({self.classes_without_objects} more classes have no ground truth and do not count)"
         lines = [title]
         for metric in ("AP", "AR", "oLRP"):
-            values = [f"{name} {_percent(v)}" for name, v in self.summary.items() if name.startswith(metric)]
+            values = [f"{name} {percent(v)}" for name, v in self.summary.items() if name.startswith(metric)]
             lines.append("  " + "   ".join(values))
 
         rows = self.worst_first()
@@ -66,7 +64,7 @@ class Report:
         heads = "".join(f"{name:>10}" for name in ("objects", *columns, "threshold"))
         table = [
             f"{row['class']:<{width}}{row['objects']:>10}"
-            + "".join(f"{_percent(row[name]):>10}" for name in columns)
+            + "".join(f"{percent(row[name]):>10}" for name in columns)
             + f"{row['oLRP_threshold']:>10.3f}"
             for row in rows
         ]
@@ -79,103 +77,87 @@ class Report:
         """The entries of `per_class` by falling oLRP."""
         return sorted(self.per_class, key=lambda row: -row["oLRP"])
 
-    def save(self, folder: str | Path) -> None:
-        """Write report.json, per_class.csv, precision_recall.png, lrp_over_score.png and olrp_components.png."""
-        folder = Path(folder)
+    def save(self, folder: str | Path, settings: dict[str, str] | None = None) -> None:
+        """Write report.json, per_class.csv and index.html, the page to look at; `settings` say how it came about."""
+        from .page import save_reports
+
+        save_reports(Path(folder), [self], settings)
+
+    def save_numbers(self, folder: Path, settings: dict[str, str] | None = None) -> None:
+        """Write per_class.csv and report.json, which holds all that a page shows."""
+        from .findings import findings
+
         folder.mkdir(parents=True, exist_ok=True)
         content = {
             "iou_type": self.iou_type,
             "style": self.style,
+            "settings": settings or {},
             "classes_without_objects": self.classes_without_objects,
+            "findings": findings(self),
             "summary": _without_nan(self.summary),
             "per_class": [_without_nan(row) for row in self.per_class],
+            "olrp_parts": olrp_parts(self.per_class).round(4).tolist(),
+            "precision": self.precision[..., ::2].round(3).tolist(),  # at every second recall
+            "lrp": self.lrp[:, ::2].round(3).tolist(),  # at every second score threshold
+            "scores": self._score_statistics(),
         }
-        (folder / "report.json").write_text(json.dumps(content, indent=2, allow_nan=False), encoding="utf-8")
+        lines = (f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in content.items())
+        (folder / "report.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
         with (folder / "per_class.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=list(self.per_class[0]))
             writer.writeheader()
             writer.writerows(_without_nan(row) for row in self.per_class)
-        plot_precision_recall(self).savefig(folder / "precision_recall.png", dpi=120)
-        plot_lrp_over_score(self).savefig(folder / "lrp_over_score.png", dpi=120)
-        plot_olrp_components(self).savefig(folder / "olrp_components.png", dpi=120)
+
+    def thresholds(self) -> np.ndarray:
+        """(C,) the score thresholds which reach oLRP, by category position; infinite where nothing right is found."""
+        matches = self.matches
+        thresholds = np.full(1 + max(matches.object_category.max(), matches.category.max(initial=0)), np.inf)
+        optima = np.array([row["oLRP_threshold"] for row in self.per_class])
+        thresholds[np.unique(matches.object_category)] = np.where(np.isnan(optima), np.inf, optima)
+        return thresholds
+
+    def image_errors(self) -> np.ndarray:
+        """(I, 3): LRP error, false positives and missed objects of each image at these thresholds.
+
+        The images are in the order of their ids; the last ones may lack. The error of an image without any is NaN.
+        """
+        matches, thresholds = self.matches, self.thresholds()
+        is_kept = (matches.outcome >= 0) & (matches.score >= thresholds[matches.category])
+        image, is_tp, iou = (column[is_kept] for column in (matches.image, matches.outcome == 1, matches.iou))
+        num_images = 1 + max(matches.object_image.max(), image.max(initial=0))
+        tp, fp = (np.bincount(image[kind], minlength=num_images) for kind in (is_tp, ~is_tp))
+        fn = np.bincount(matches.object_image, minlength=num_images) - tp
+        localization = np.bincount(image[is_tp], 1 - iou[is_tp], num_images)
+        with np.errstate(invalid="ignore"):
+            error = (localization / (1 - TAU) + fp + fn) / (tp + fp + fn)
+        return np.stack([error, fp, fn], axis=1)
+
+    def _score_statistics(self) -> dict[str, Any]:
+        """Scores of true and false positives, and how far the former follow the IoU."""
+        matches = self.matches
+        is_tp = matches.outcome == 1
+        bins = np.linspace(0, 1, SCORE_BINS + 1)
+        score, iou = matches.score[is_tp], matches.iou[is_tp]
+        correlation = rank_correlation(score, iou)
+        sample = np.linspace(0, len(score) - 1, min(len(score), SAMPLE)).astype(int)
+        return {
+            "true_positives": np.histogram(score, bins)[0].tolist(),
+            "false_positives": np.histogram(matches.score[matches.outcome == 0], bins)[0].tolist(),
+            "rank_correlation": None if math.isnan(correlation) else correlation,
+            "score_and_iou": np.stack([score, iou], axis=1)[sample].round(3).tolist(),
+        }
 
 
-def plot_precision_recall(report: Report) -> "Figure":
-    """Precision over recall at IoU .5 and .75: mean over the classes, the worst and the best few of them by AP."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    recall = np.linspace(0, 1, report.precision.shape[-1])
-    for i, (ax, iou) in enumerate(zip(axes, ("50", "75"), strict=True)):
-        for k, color in _worst_and_best(report, "AP"):
-            row = report.per_class[k]
-            ax.plot(
-                recall,
-                report.precision[k, i],
-                color=color,
-                lw=1.2,
-                label=f"{_plain(row['class'])} (AP {row['AP']:.2f})",
-            )
-        mean = f"mean of {len(report.per_class)} classes (AP {report.summary['AP']:.2f})"
-        ax.plot(recall, report.precision[:, i].mean(axis=0), color="black", lw=2.5, label=mean)
-        ax.set(title=f"IoU ≥ .{iou}:  AP{iou} = {report.summary[f'AP{iou}']:.3f}", xlabel="recall")
-        ax.set(xlim=(0, 1.01), ylim=(0, 1.03))
-        ax.grid(alpha=0.3)
-    axes[0].set_ylabel("precision")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
-    return figure
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's, of two columns (N,); equal values share their mean rank. NaN where one of the two is constant."""
+    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return math.nan
+    return float(np.corrcoef(_mean_ranks(a), _mean_ranks(b))[0, 1])
 
 
-def plot_lrp_over_score(report: Report) -> "Figure":
-    """LRP error over the score threshold: mean over the classes, the worst and the best few, and all the optima."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.5, 5.2), layout="constrained")
-    ax = figure.subplots()
-    for k, color in _worst_and_best(report, "oLRP"):
-        row = report.per_class[k]
-        label = f"{_plain(row['class'])} (oLRP {row['oLRP']:.2f})"
-        ax.step(SCORE_GRID, report.lrp[k], where="mid", color=color, lw=1.2, label=label)
-    thresholds, errors = (np.array([row[name] for row in report.per_class]) for name in ("oLRP_threshold", "oLRP"))
-    ax.scatter(thresholds, errors, s=14, color="0.55", zorder=2, label="optimum of each class")
-
-    mean = report.lrp.mean(axis=0)
-    best = int(mean.argmin())
-    ax.plot(SCORE_GRID, mean, color="black", lw=2.5, label="mean, the same threshold for all classes")
-    optimum = f"its optimum: {mean[best]:.3f} at score {SCORE_GRID[best]:.2f}"
-    ax.plot(SCORE_GRID[best], mean[best], "*", color="gold", markeredgecolor="black", ms=16, zorder=4, label=optimum)
-    molrp = report.summary["oLRP"]
-    ax.axhline(molrp, color="black", ls="--", lw=1, label=f"oLRP {molrp:.3f}, each class at its own optimum")
-    ax.set(xlabel="score threshold", ylabel="LRP error (lower is better)", xlim=(0, 1.01), ylim=(0, 1.03))
-    ax.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
-    return figure
-
-
-def plot_olrp_components(report: Report) -> "Figure":
-    """What each class's oLRP consists of, worst first: three parts that add up to it."""
-    from matplotlib.figure import Figure
-
-    rows = report.worst_first()[:BAR_ROWS]
-    parts = olrp_parts(rows)
-    figure = Figure(figsize=(8, 1.6 + 0.19 * len(rows)), layout="constrained")
-    ax = figure.subplots()
-    labels = ("poor localisation", "false positives", "missed objects")
-    left = np.zeros(len(rows))
-    for values, label, color in zip(parts.T, labels, ("#4477aa", "#ddaa33", "#bb5566"), strict=True):
-        ax.barh(range(len(rows)), values, left=left, height=0.8, color=color, label=label)
-        left += values
-    ax.set_yticks(range(len(rows)), [f"{_plain(row['class'])} ({row['objects']})" for row in rows], fontsize=8)
-    ax.set_ylim(len(rows) - 0.4, -0.6)
-    ax.set_xlim(0, 1)
-    ax.set_xlabel("oLRP (lower is better); in brackets: objects")
-    ax.axvline(report.summary["oLRP"], color="black", ls="--", lw=1, label=f"mean {report.summary['oLRP']:.3f}")
-    if len(rows) < len(report.per_class):
-        ax.set_title(f"the worst {len(rows)} of {len(report.per_class)} classes")
-    ax.grid(axis="x", alpha=0.3)
-    figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=9)
-    return figure
+def _mean_ranks(values: np.ndarray) -> np.ndarray:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 
 
 def olrp_parts(rows: list[dict[str, Any]]) -> np.ndarray:
@@ -198,22 +180,8 @@ def olrp_parts(rows: list[dict[str, Any]]) -> np.ndarray:
     return np.stack([error, fp, fn], axis=1) / (tp + fp + fn)[:, None]
 
 
-def _worst_and_best(report: Report, metric: str) -> list[tuple[int, str]]:
-    """Position and colour of the three worst and the three best of the classes in which anything was found."""
-    found = [k for k, row in enumerate(report.per_class) if row["oLRP"] < 1]
-    sign = -1 if metric.startswith("oLRP") else 1
-    order = sorted(found, key=lambda k: sign * report.per_class[k][metric])
-    worst = order[: min(3, len(order) // 2)]
-    best = order[len(worst) :][-3:]
-    return [*zip(worst, WORST_COLORS, strict=False), *zip(best, reversed(BEST_COLORS), strict=False)]
-
-
-def _plain(name: str) -> str:
-    """A class name as matplotlib shows it: `$` would begin a formula, and a first `_` would hide it from the legend."""
-    return name.replace("$", r"\$").removeprefix("_")
-
-
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
+    """In %, with a dash for NaN."""
     return "-" if math.isnan(value) else f"{100 * value:.1f}"
 
 

@@ -5,15 +5,19 @@ import dataclasses
 import inspect
 import math
 import runpy
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
+from .. import __version__
 from ..data.annotations import Category
 from ..data.coco import CocoDataset, find_split
+from ..data.samplers import AspectRatioBatchSampler
 from ..data.transforms import ssd_transforms, training_transforms
 from ..models import ATSS, PAA, YOLACT, CascadeRCNN, FasterRCNN, MaskRCNN, SOLOv2
 from ..models.backbones import Backbone, build_backbone
@@ -190,6 +194,42 @@ def build_dataset(
     )
 
 
+def build_untrained(recipe: Recipe, train_set: CocoDataset, pretrained: bool) -> nn.Module:
+    """The model to train; its classes and what of the backbone is trained become those of the recipe.
+
+    Args:
+        recipe: what is trained.
+        train_set: names the classes.
+        pretrained: False where weights are to be loaded anyway.
+    """
+    settings = recipe.model
+    settings.num_classes = len(train_set.categories)
+    if not settings.pretrained_backbone:
+        settings.frozen_stages, settings.train_batch_norm = -1, True
+    return create_model(recipe, pretrained_backbone=settings.pretrained_backbone and pretrained)
+
+
+def build_sampler(recipe: Recipe, train_set: CocoDataset, rank: int, world_size: int) -> AspectRatioBatchSampler:
+    """What makes the batches of process `rank` of `world_size`."""
+    return AspectRatioBatchSampler(
+        train_set.landscape,
+        images_at_once(recipe),
+        repeat_factors=train_set.repeat_factors(recipe.data.repeat_threshold),
+        seed=recipe.training.seed,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def build_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The recipe's optimiser of those parameters which are trained."""
+    settings, rate = recipe.optimizer, learning_rate(recipe)
+    trained = [p for p in parameters if p.requires_grad]
+    if settings.algorithm == "adamw":
+        return torch.optim.AdamW(trained, lr=rate, weight_decay=settings.weight_decay)
+    return torch.optim.SGD(trained, lr=rate, weight_decay=settings.weight_decay, momentum=0.9)
+
+
 def images_at_once(recipe: Recipe) -> int:
     """Images in a batch on one device.
 
@@ -221,6 +261,27 @@ def describe(recipe: Recipe, train_set: CocoDataset) -> str:
     if not recipe.model.pretrained_backbone:
         lines.append("the backbone starts from random weights: all of it is trained, and its batch norms as well")
     return "\n".join(lines)
+
+
+def summarize(recipe: Recipe, val_set: CocoDataset) -> dict[str, str]:
+    """The settings which matter most, and what was evaluated when on which versions, to be shown with the numbers."""
+    model, training, optimizer = recipe.model, recipe.training, recipe.optimizer
+    schedule = f"falling after epochs {', '.join(map(str, optimizer.milestones))}"
+    return {
+        "recipe": recipe.name,
+        "detector": f"{model.detector}, {model.backbone}{'' if model.pretrained_backbone else ' from random weights'}",
+        "image size": f"short side {' or '.join(map(str, recipe.data.train_min_sizes or (model.min_size,)))} px, "
+        f"long side at most {model.max_size} px",
+        "epochs": str(training.epochs),
+        "learning rate": f"{learning_rate(recipe):g} for {training.batch_size} images a step, {optimizer.algorithm}, "
+        + (schedule if optimizer.schedule == "step" else optimizer.schedule),
+        "seed": str(training.seed),
+        "trained on": recipe.data.train_annotations or recipe.data.root,
+        "evaluated on": f"{val_set.annotations_path}, {len(val_set)} images",
+        "detections": f"score at least {model.score_threshold:g}, at most {model.detections_per_image} an image",
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "versions": f"ranksort {__version__}, torch {torch.__version__}",
+    }
 
 
 def rate_factor(settings: OptimizerSettings, steps_per_epoch: int, epochs: int) -> Callable[[int], float]:

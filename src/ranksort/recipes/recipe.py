@@ -144,7 +144,7 @@ class EvaluationSettings:
     style: Literal["coco", "lvis"] = "coco"
     """whose rules; lvis: of files lvis_v1_{train,val}.json, with classes which are known for some images only"""
     pictures: int = 12
-    """images drawn with their detections in the report"""
+    """images drawn with their detections in the report: the worst and the best, half of each"""
 
 
 @dataclass

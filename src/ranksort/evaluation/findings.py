@@ -1,0 +1,69 @@
+"""What is wrong with a detector, in plain words: for those who have a minute to look at a report."""
+
+import math
+
+import numpy as np
+
+from .lrp import SCORE_GRID
+from .report import Report, olrp_parts, percent, rank_correlation
+
+FEW_OBJECTS = 10
+
+
+def findings(report: Report) -> list[str]:
+    """What is wrong, sentence by sentence, the gravest first."""
+    number, rows, matches = report.summary, report.worst_first(), report.matches
+    shape = "mask" if report.iou_type == "segm" else "box"
+    is_tp = matches.outcome == 1
+    if not is_tp.any():
+        return [f"Everything: none of the {len(is_tp)} detections overlaps an object of its class by IoU .5."]
+    parts = olrp_parts(rows).mean(axis=0)
+    if parts.sum() == 0:
+        return [f"Nothing: all {len(matches.object_score)} objects are found exactly, without a false positive."]
+    names = ("poor localisation", "false positives", "missed objects")
+    falling = np.argsort(-parts)
+    first, second, third = (f"{names[i]} ({parts[i] / parts.sum():.0%})" for i in falling)
+    much = "Most" if parts.max() > parts.sum() / 2 else "The largest part"
+    said = [
+        f"{much} of the error (oLRP {percent(number['oLRP'])} of 100) is {first}; then come {second} and {third}.",
+        f"{np.isnan(matches.object_score).mean():.0%} of the {len(matches.object_score)} objects are not detected at all "
+        f"(no {shape} of their class overlaps them by IoU .5, whatever its score), and "
+        f"{(matches.object_score < report.thresholds()[matches.object_category]).mean():.0%} only with a score under the "
+        "best threshold of their class.",
+    ]
+    sizes = {"Small": "APs", "Medium-sized": "APm", "Large": "APl"}
+    by_size = {size: number[name] for size, name in sizes.items() if not math.isnan(number[name])}
+    if len(by_size) > 1:
+        weakest = min(by_size, key=by_size.__getitem__)
+        others = ", ".join(f"{size.lower()} {percent(ap)}" for size, ap in by_size.items() if size != weakest)
+        said.append(f"{weakest} objects are the weakest: AP {percent(by_size[weakest])} ({others}).")
+    missed = [row["class"] for row in rows if math.isnan(row["oLRP_threshold"])]
+    if missed:
+        more = ", ..." if len(missed) > 5 else ""
+        said.append(f"Classes of which nothing is found: {len(missed)} ({', '.join(missed[:5])}{more}).")
+    found = [f"{row['class']} ({percent(row['oLRP'])})" for row in rows if not math.isnan(row["oLRP_threshold"])]
+    if len(found) > 3:
+        said.append(
+            f"The {'other ' if missed else ''}classes of most error: {', '.join(found[:3])}; of least: {', '.join(found[:-4:-1])}."
+        )
+    error = report.lrp.mean(axis=0)
+    said += [
+        f"What is rightly found overlaps its object by IoU {matches.iou[is_tp].mean():.2f} on average; AP is "
+        f"{percent(number['AP50'])} at IoU .5 and {percent(number['AP75'])} at .75.",
+        f"If one score threshold is to serve all classes, {SCORE_GRID[error.argmin()]:.2f} is best: it costs "
+        f"{percent(error.min() - number['oLRP'])} points of LRP error over each class's own, which the table has.",
+    ]
+    correlation = rank_correlation(matches.score[is_tp], matches.iou[is_tp])
+    if not math.isnan(correlation):
+        how = ("do not order", "order only weakly", "order in part", "order well")[
+            np.searchsorted((0.1, 0.3, 0.6), correlation)
+        ]
+        said.append(
+            f"Scores {how} by IoU what is rightly found: rank correlation {correlation:.2f}, where 1 is perfect."
+        )
+    few = sum(row["objects"] < FEW_OBJECTS for row in rows)
+    if few:
+        said.append(f"Classes of fewer than {FEW_OBJECTS} objects, whose numbers are noisy: {few} of {len(rows)}.")
+    if report.classes_without_objects:
+        said.append(f"Classes without objects here, which do not count: {report.classes_without_objects}.")
+    return said

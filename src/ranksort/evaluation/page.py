@@ -1,0 +1,94 @@
+"""The page on which a report is looked at, or several of them side by side: one HTML file which needs nothing else."""
+
+import csv
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .report import Report
+
+TEMPLATE = Path(__file__).with_name("page.html")
+CURVE_POINTS = 300  # of a training curve
+COLUMNS = ("class", "category_id", "objects", "AP", "AP50", "oLRP", "oLRP_loc", "oLRP_fp", "oLRP_fn", "oLRP_threshold")
+Pictures = Mapping[str, list[dict[str, Any]]]  # iou_type to what `visualize.worst_and_best_images` makes
+
+
+def save_reports(
+    folder: Path,
+    reports: Collection[Report],
+    settings: dict[str, str] | None = None,
+    pictures: Pictures | None = None,
+    run: Path | None = None,
+) -> None:
+    """Save the reports of one evaluation and their page.
+
+    Args:
+        folder: gets report.json, per_class.csv and index.html; where there are reports of boxes and of masks, those of masks
+            come to its subfolder `masks`.
+        reports: at most one of boxes and one of masks.
+        settings: how they came about, in words.
+        pictures: to be shown.
+        run: the run folder whose training curves are shown.
+    """
+    for report in reports:
+        report.save_numbers(folder / "masks" if report.iou_type == "segm" and len(reports) > 1 else folder, settings)
+    save_page([run or folder], folder / "index.html", pictures)
+
+
+def save_page(runs: Sequence[Path], out: Path, pictures: Pictures | None = None) -> None:
+    """Write the page of one run, or that which compares several.
+
+    Args:
+        runs: run folders, or folders which reports were saved to.
+        out: the HTML file.
+        pictures: of the only run.
+
+    Raises:
+        FileNotFoundError: where one of them has no report.
+        ValueError: where a report cannot be read.
+    """
+    read = [_read_run(run) for run in runs]
+    for evaluation in read[0]["evaluations"] if pictures else []:
+        evaluation["pictures"] = (pictures or {})[evaluation["iou_type"]]
+    # Class and file names are anybody's: as JSON without "<" none of them can end the script element.
+    data = json.dumps({"runs": read}, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(TEMPLATE.read_text(encoding="utf-8").replace("{{data}}", data), encoding="utf-8")
+
+
+def _read_run(run: Path) -> dict[str, Any]:
+    folder = run / "report" if (run / "report").is_dir() else run
+    files = [file for file in (folder / "report.json", folder / "masks" / "report.json") if file.is_file()]
+    if not files:
+        raise FileNotFoundError(
+            f"there is no report in {run}: name a run folder, or what `--out` of test or evaluate named"
+        )
+    evaluations = []
+    for file in files:
+        try:
+            report = json.loads(file.read_bytes())
+            report["per_class"] = [{name: row[name] for name in COLUMNS} for row in report["per_class"]]
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise ValueError(f"{file} is no report of ranksort, or a damaged one ({error}): evaluate again") from None
+        missing = {"settings", "findings", "scores"} - report.keys()
+        if missing:
+            raise ValueError(f"{file} has no {', '.join(sorted(missing))}: an older version wrote it; evaluate again")
+        evaluations.append(report)
+    name = "/".join(run.resolve().parts[-2:])
+    return {"name": name, "evaluations": evaluations, "training": _training_curves(run / "metrics.csv")}
+
+
+def _training_curves(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """Name to (step, value) of what was logged, at most `CURVE_POINTS` of them; empty where there is no such file."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                for name, value in row.items():
+                    if value and name not in ("epoch", "step") and np.isfinite(float(value)):
+                        curves.setdefault(name, []).append((int(row["step"]) + 1, float(f"{float(value):.4g}")))
+    picked = {name: np.linspace(0, len(c) - 1, min(len(c), CURVE_POINTS)).astype(int) for name, c in curves.items()}
+    return {name: [curve[i] for i in picked[name]] for name, curve in curves.items()}

@@ -1,0 +1,61 @@
+import numpy as np
+from hypothesis import example, given
+from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
+
+from ranksort.data.annotations import well_formed_rles
+
+PIXELS = 5000
+
+
+def decoded(counts):
+    """The runs of a compressed RLE, one after the other; None if it is none."""
+    runs, value, shift = [], 0, 0
+    for character in counts:
+        digit = ord(character) - 48
+        if not 0 <= digit < 64 or shift == 30:
+            return None
+        value += (digit & 31) << shift
+        shift += 5
+        if not digit & 32:
+            value -= (1 << shift) if digit & 16 else 0
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return runs if runs and not shift else None
+
+
+def compressed(lengths):
+    """A good RLE of such runs, the last of them filling the image."""
+    runs = [min(run, PIXELS // (len(lengths) + 1)) for run in lengths]
+    rle = {"size": [PIXELS, 1], "counts": [*runs, PIXELS - sum(runs)]}
+    return coco_mask.frPyObjects(rle, PIXELS, 1)["counts"].decode()
+
+
+GOOD = st.lists(st.integers(0, 2000), max_size=12).map(compressed)
+DAMAGED = st.builds(
+    lambda good, place, text, cut: good[: place % len(good)] + text + good[place % len(good) + cut :],
+    GOOD,
+    st.integers(0, 99),
+    st.text(st.characters(min_codepoint=40, max_codepoint=130), max_size=3),
+    st.integers(0, 2),
+)
+
+
+@given(st.lists(GOOD | DAMAGED, min_size=1, max_size=6))
+@example(["", "P"])
+@example(["oooooo0", "o"])
+def test_only_runs_which_fill_the_image_are_well_formed(counts):
+    runs = [decoded(string) for string in counts]
+    expected = [r is not None and min(r) >= 0 and sum(r) == PIXELS for r in runs]
+    assert well_formed_rles(counts, np.full(len(counts), PIXELS)).tolist() == expected
+
+
+def test_good_rles_are_well_formed():
+    counts = [compressed(np.random.default_rng(n).integers(0, 90, n).tolist()) for n in range(1500)]
+    pixels = np.full(1500, PIXELS)
+    assert well_formed_rles(counts, pixels).all()
+    assert not well_formed_rles(counts, pixels + 1).any()
+    assert well_formed_rles([[PIXELS - 1, 1], [PIXELS, 1], [-1, PIXELS + 1], [1.0], None], pixels[:5]).tolist() == [
+        True,
+        *[False] * 4,
+    ]
