@@ -118,14 +118,11 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
 
 def _check_fit(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
     own = model.state_dict()
+    shapes = [(k, tuple(state_dict[k].shape), tuple(own[k].shape)) for k in own if k in state_dict]
     problems = {
         "lacks": [k for k in own if k not in state_dict],
         "has in addition": [k for k in state_dict if k not in own],
-        "has in other shapes": [
-            f"{k} {tuple(state_dict[k].shape)} for {tuple(own[k].shape)}"
-            for k in own
-            if k in state_dict and own[k].shape != state_dict[k].shape
-        ],
+        "has in other shapes": [f"{k} {given} for {needed}" for k, given, needed in shapes if given != needed],
     }
     found = [
         f"{what} {len(keys)} tensors ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
@@ -161,8 +158,9 @@ def convert_checkpoint(source: str | Path | Mapping[str, Any], recipe: str | Rec
     return converted
 
 
-# Published name -> ours, the first that matches; the other parts of a name stay as they are.
+# Parts of published names -> ours.
 _RENAMED = [
+    (r"\.gn\.", r".norm."),
     (r"^backbone\.", r"backbone.body."),
     (r"^neck\.lateral_convs\.(\d+)\.conv\.", r"fpn.laterals.\1."),
     (r"^neck\.upsample_modules\.(\d+)\.channel_compressor\.", r"fpn.upsamplers.\1.compress."),
@@ -199,11 +197,8 @@ def _our_name(name: str, laterals: int) -> str:
     if output:
         level = int(output[1])
         return f"fpn.outputs.{level}.{output[2]}" if level < laterals else f"fpn.extras.{level - laterals}.{output[2]}"
-    name = name.replace(".gn.", ".norm.")
     for pattern, replacement in _RENAMED:
-        renamed, count = re.subn(pattern, replacement, name)
-        if count:
-            return renamed
+        name = re.sub(pattern, replacement, name)
     return name
 
 

@@ -19,14 +19,7 @@ from tyro.conf import Positional, arg
 from . import __version__
 from . import recipes as recipes_package
 from .recipes.build import get_recipe, recipe_functions
-from .recipes.recipe import (
-    DataSettings,
-    EvaluationSettings,
-    ModelSettings,
-    OptimizerSettings,
-    Recipe,
-    TrainingSettings,
-)
+from .recipes.recipe import DataSettings, EvaluationSettings, ModelSettings, OptimizerSettings, Recipe, TrainingSettings
 
 _Recipe = Annotated[str, Positional, arg(metavar="RECIPE")]
 _Checkpoint = Annotated[Path, Positional, arg(metavar="CHECKPOINT")]

@@ -16,6 +16,9 @@ MIN_IMAGE_SIDE = 32
 """Training leaves out images with a shorter side, in pixels, as the published code does."""
 
 
+Consequence = Literal["fatal", "dropped", "kept"]
+
+
 @dataclass(frozen=True)
 class Category:
     """A class as the annotation file names it; its label is its position in the order of the ids."""
@@ -39,7 +42,7 @@ class Fault:
     kind: str
     where: str
     message: str
-    consequence: Literal["fatal", "dropped", "kept"]
+    consequence: Consequence
 
 
 @dataclass
@@ -59,6 +62,10 @@ class AnnotationFile:
     images: dict[int, dict[str, Any]] = field(default_factory=dict)
     annotations: list[dict[str, Any]] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+
+    def fault(self, kind: str, where: str, message: str, consequence: Consequence = "fatal") -> None:
+        """Adds a fault."""
+        self.faults.append(Fault(kind, where, message, consequence))
 
     def require_usable(self) -> None:
         """Raises ValueError that names the first fatal faults, if there are any."""
@@ -85,44 +92,35 @@ def parse_annotations(path: Path, masks: bool | None = None) -> AnnotationFile:
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        file.faults.append(Fault("not JSON", "it", f"is not valid JSON, perhaps truncated ({error})", "fatal"))
+        file.fault("not JSON", "it", f"is not valid JSON, perhaps truncated ({error})")
         return file
-
-    sections: dict[str, list[Any]] = {}
+    content = content if isinstance(content, dict) else {}
     for name in ("categories", "images", "annotations"):
-        entries = content.get(name) if isinstance(content, dict) else None
-        if isinstance(entries, list) and (entries or name == "annotations"):
-            sections[name] = entries
-        else:
-            file.faults.append(Fault("missing section", f'"{name}"', "is missing, empty or not a list", "fatal"))
+        if not isinstance(content.get(name), list) or not (content[name] or name == "annotations"):
+            file.fault("missing section", f'"{name}"', "is missing, empty or not a list")
     if file.faults:
         return file
 
-    categories = _well_formed("category", sections["categories"], _category_problem, file.faults)
+    categories = _well_formed("category", content["categories"], file)
     file.categories = [Category(id, categories[id]["name"]) for id in sorted(categories)]
-    file.images = _well_formed("image", sections["images"], _image_problem, file.faults)
-    for image in file.images.values():
-        image["file_name"] = lvis.file_name(image)
+    file.images = _well_formed("image", content["images"], file)
+    for id, image in file.images.items():
         if problem := lvis.image_problem(image, categories.keys()):
-            file.faults.append(Fault("malformed image", f"image {image['id']}", problem, "fatal"))
+            file.fault("malformed image", f"image {id}", problem)
         if min(image["width"], image["height"]) < MIN_IMAGE_SIDE:
-            message = f"has a side under {MIN_IMAGE_SIDE} px ({image['width']}x{image['height']})"
-            file.faults.append(Fault("small image", f"image {image['id']}", message, "dropped"))
-
-    for annotation in _well_formed("annotation", sections["annotations"], _annotation_problem, file.faults).values():
-        where = f"annotation {annotation['id']}"
-        known = True
-        for name, known_ids in (("image", file.images.keys()), ("category", categories.keys())):
-            if annotation[f"{name}_id"] not in known_ids:
-                message = f"names the unknown {name} {annotation[f'{name}_id']}"
-                file.faults.append(Fault(f"unknown {name}", where, message, "fatal"))
-                known = False
-        if known:
+            message = f"has a side under {MIN_IMAGE_SIDE} px ({_size(image)})"
+            file.fault("small image", f"image {id}", message, "dropped")
+    for id, annotation in _well_formed("annotation", content["annotations"], file).items():
+        owners = {"image": file.images, "category": categories}
+        unknown = {name: annotation[f"{name}_id"] for name in owners if annotation[f"{name}_id"] not in owners[name]}
+        for name, owner in unknown.items():
+            file.fault(f"unknown {name}", f"annotation {id}", f"names the unknown {name} {owner}")
+        if not unknown:
             file.annotations.append(annotation)
     if masks is None:
         masks = any(annotation.get("segmentation") for annotation in objects(file.annotations))
     for annotation in file.annotations:
-        file.faults.extend(_annotation_faults(annotation, file.images[annotation["image_id"]], masks))
+        _check_annotation(annotation, masks, file)
     return file
 
 
@@ -170,72 +168,68 @@ def decode_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
     return coco_mask.decode(rle)
 
 
-def _well_formed(
-    name: str, entries: list[Any], problem_of: Callable[[dict[str, Any]], str | None], faults: list[Fault]
-) -> dict[int, dict[str, Any]]:
+def is_number(value: Any, limit: float = 1e12) -> bool:
+    """Whether a value of the JSON is a number of sensible size; rules out NaN, infinity and booleans."""
+    return type(value) in (int, float) and -limit < value < limit
+
+
+_ID = (lambda value: type(value) is int, "an integer")
+_SIDE = (lambda value: type(value) is int and 0 < value < 1e6, "a positive integer under a million")
+_BOX = (
+    lambda value: isinstance(value, list) and len(value) == 4 and all(map(is_number, value)),
+    "four finite numbers [x, y, width, height]",
+)
+_FIELDS: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
+    "category": {"name": (lambda value: isinstance(value, str), "a string")},
+    "image": {
+        "file_name": (lambda value: isinstance(value, str) and value != "", "a string"),
+        "width": _SIDE,
+        "height": _SIDE,
+    },
+    "annotation": {"image_id": _ID, "category_id": _ID, "bbox": _BOX, "area": (is_number, "a finite number")},
+}
+"""Without which an entry is of no use: how each field is tested, and what it must be."""
+_DEFAULTS = {"area": 0}
+
+
+def _well_formed(name: str, entries: list[Any], file: AnnotationFile) -> dict[int, dict[str, Any]]:
     """The entries of a section by id; those without the necessary fields, or with an id used before, become faults."""
     kept: dict[int, dict[str, Any]] = {}
-    for position, entry in enumerate(entries):
+    for position, entry in enumerate(entries, 1):
         if not isinstance(entry, dict) or type(entry.get("id")) is not int:
-            message = 'is not an object with an integer "id"'
-            faults.append(Fault(f"malformed {name}", f"{name} number {position + 1} of the list", message, "fatal"))
-        elif entry["id"] in kept:
-            message = "has the same id as an earlier one"
-            faults.append(Fault(f"duplicate {name} id", f"{name} {entry['id']}", message, "fatal"))
-        elif problem := problem_of(entry):
-            faults.append(Fault(f"malformed {name}", f"{name} {entry['id']}", problem, "fatal"))
+            where = f"{name} number {position} of the list"
+            file.fault(f"malformed {name}", where, 'is not an object with an integer "id"')
+            continue
+        where = f"{name} {entry['id']}"
+        if name == "image":
+            entry["file_name"] = lvis.file_name(entry)
+        bad = [key for key, (is_good, _) in _FIELDS[name].items() if not is_good(entry.get(key, _DEFAULTS.get(key)))]
+        if entry["id"] in kept:
+            file.fault(f"duplicate {name} id", where, "has the same id as an earlier one")
+        elif bad:
+            must = f'"{bad[0]}" must be {_FIELDS[name][bad[0]][1]}, not {reprlib.repr(entry.get(bad[0]))}'
+            file.fault(f"malformed {name}", where, must)
         else:
             kept[entry["id"]] = entry
     return kept
 
 
-def _category_problem(category: dict[str, Any]) -> str | None:
-    return None if isinstance(category.get("name"), str) else 'has no "name"'
-
-
-def _image_problem(image: dict[str, Any]) -> str | None:
-    name = lvis.file_name(image)
-    if not isinstance(name, str) or not name:
-        return 'has no "file_name"'
-    for side in ("width", "height"):
-        if type(image.get(side)) is not int or not 0 < image[side] < 1e6:
-            return f'"{side}" must be a positive integer under a million, not {reprlib.repr(image.get(side))}'
-    return None
-
-
-def _annotation_problem(annotation: dict[str, Any]) -> str | None:
-    for key in ("image_id", "category_id"):
-        if type(annotation.get(key)) is not int:
-            return f'has no integer "{key}"'
-    box = annotation.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
-        return f'"bbox" must be four finite numbers [x, y, width, height], not {reprlib.repr(box)}'
-    if "area" in annotation and not is_number(annotation["area"]):
-        return f'"area" must be a finite number, not {reprlib.repr(annotation["area"])}'
-    return None
-
-
-def _annotation_faults(annotation: dict[str, Any], image: dict[str, Any], masks: bool) -> list[Fault]:
-    """The faults of a well-formed annotation."""
+def _check_annotation(annotation: dict[str, Any], masks: bool, file: AnnotationFile) -> None:
+    """Adds the faults of a well-formed annotation."""
     where, crowd = f"annotation {annotation['id']}", bool(annotation.get("iscrowd"))
-    faults = []
+    image = file.images[annotation["image_id"]]
     x, y, width, height = annotation["bbox"]
-    problem = None if crowd else box_problem(annotation, image)
-    if problem:
-        kind, message = problem
-        faults.append(Fault(kind, where, message, "dropped"))
+    if problem := None if crowd else box_problem(annotation, image):
+        file.fault(problem[0], where, problem[1], "dropped")
     # Sub-pixel overshoots come from rounding and are everywhere, in COCO too.
     elif min(x, y) < -1 or x + width > image["width"] + 1 or y + height > image["height"] + 1:
         message = f"reaches out of its {_size(image)} image and is clipped (bbox {annotation['bbox']})"
-        faults.append(Fault("box partly outside the image", where, message, "kept"))
+        file.fault("box partly outside the image", where, message, "kept")
     if "area" not in annotation:
-        message = 'has no "area", which evaluation by object size needs'
-        faults.append(Fault("no area given", where, message, "kept"))
-    bad_mask = _segmentation_problem(annotation.get("segmentation"), image) if masks else None
-    if bad_mask:
+        file.fault("no area given", where, 'has no "area", which evaluation by object size needs', "kept")
+    if masks and (bad_mask := _segmentation_problem(annotation.get("segmentation"), image)):
         # Crowd regions are not trained on.
-        faults.append(Fault("bad segmentation", where, bad_mask, "kept" if crowd else "fatal"))
-    return faults
+        file.fault("bad segmentation", where, bad_mask, "kept" if crowd else "fatal")
 
 
 def _segmentation_problem(segmentation: Any, image: dict[str, Any]) -> str | None:
@@ -312,11 +306,6 @@ def _fill(counts: list[str], pixels: np.ndarray) -> np.ndarray:
 def _is_polygon(polygon: Any) -> bool:
     # pycocotools needs memory in proportion to the coordinates.
     return isinstance(polygon, list) and len(polygon) % 2 == 0 and all(is_number(v, 1e6) for v in polygon)
-
-
-def is_number(value: Any, limit: float = 1e12) -> bool:
-    """Whether a value of the JSON is a number of sensible size; rules out NaN, infinity and booleans."""
-    return type(value) in (int, float) and -limit < value < limit
 
 
 def _size(image: dict[str, Any]) -> str:

@@ -136,15 +136,13 @@ def check_data(images: Path, annotations: Path) -> DataCheck:
 
 
 def _image_fault(folder: Path, image: dict[str, Any]) -> Fault | None:
-    path, where = folder / image["file_name"], f"image {image['id']}"
+    path, kind = folder / image["file_name"], "unreadable image"
     try:
         picture = read_image(path)
-    except FileNotFoundError:
-        return Fault("missing image", where, f"is not there: {path}", "fatal")
-    except ValueError as error:
-        return Fault("unreadable image", where, f"is damaged or no image: {error}", "fatal")
-    try:
+        kind = "wrong image size"
         upright(picture, image["width"], image["height"], path)
+    except FileNotFoundError:
+        return Fault("missing image", f"image {image['id']}", f"is not there: {path}", "fatal")
     except ValueError as error:
-        return Fault("wrong image size", where, f"does not fit its annotations: {error}", "fatal")
+        return Fault(kind, f"image {image['id']}", f"cannot be used: {error}", "fatal")
     return None

@@ -13,14 +13,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
-from .annotations import (
-    MIN_IMAGE_SIDE,
-    Category,
-    box_problem,
-    decode_mask,
-    objects,
-    parse_annotations,
-)
+from .annotations import MIN_IMAGE_SIDE, Category, box_problem, decode_mask, objects, parse_annotations
 from .lvis import repeat_factors
 
 COCO_CATEGORIES = [

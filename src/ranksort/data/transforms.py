@@ -56,14 +56,7 @@ def training_transforms(min_sizes: Sequence[int], max_size: int, flip: float = 0
     Returns:
         A transform of (image, target) as `CocoDataset` has them, image uint8.
     """
-    return v2.Compose(
-        [
-            ResizeShortSide(min_sizes, max_size),
-            v2.RandomHorizontalFlip(flip),
-            v2.ClampBoundingBoxes(),
-            DropEmptyBoxes(),
-        ]
-    )
+    return _then_flip([ResizeShortSide(min_sizes, max_size)], flip)
 
 
 def ssd_transforms(size: int, fill: Sequence[float], flip: float = 0.5) -> v2.Compose:
@@ -80,14 +73,14 @@ def ssd_transforms(size: int, fill: Sequence[float], flip: float = 0.5) -> v2.Co
     Returns:
         A transform of (image, target) as `CocoDataset` has them, image uint8.
     """
-    return v2.Compose(
-        [
-            v2.RandomPhotometricDistort(),
-            v2.RandomZoomOut(fill={tv_tensors.Image: list(fill), tv_tensors.Mask: 0}, side_range=(1, 4)),
-            v2.RandomIoUCrop(),
-            v2.Resize((size, size), antialias=True),
-            v2.RandomHorizontalFlip(flip),
-            v2.ClampBoundingBoxes(),
-            DropEmptyBoxes(),
-        ]
-    )
+    distort_and_crop = [
+        v2.RandomPhotometricDistort(),
+        v2.RandomZoomOut(fill={tv_tensors.Image: list(fill), tv_tensors.Mask: 0}, side_range=(1, 4)),
+        v2.RandomIoUCrop(),
+        v2.Resize((size, size), antialias=True),
+    ]
+    return _then_flip(distort_and_crop, flip)
+
+
+def _then_flip(transforms: Sequence[nn.Module], flip: float) -> v2.Compose:
+    return v2.Compose([*transforms, v2.RandomHorizontalFlip(flip), v2.ClampBoundingBoxes(), DropEmptyBoxes()])

@@ -89,9 +89,7 @@ class ImageTransform(nn.Module):
             height, width = image.shape[-2:]
             size = self._target_size(height, width)
             image = F.to_dtype(image.as_subclass(Tensor), self.mean.dtype, scale=True)
-            if size != (height, width):
-                image = F.resize(image, list(size), antialias=True)
-            resized.append((image - self.mean) / self.std)
+            resized.append((F.resize(image, list(size), antialias=True) - self.mean) / self.std)
             if targets is not None:
                 new_targets.append(_resized_target(targets[i], (height, width), size))
         sizes = [(x.shape[-2], x.shape[-1]) for x in resized]
@@ -129,9 +127,7 @@ def _resized_target(target: dict[str, Tensor], size: Size, new_size: Size) -> di
     result = {"boxes": boxes * _scale(size, new_size, boxes), "labels": target["labels"]}
     if "masks" in target:
         masks = target["masks"].as_subclass(Tensor)
-        result["masks"] = (
-            masks if size == new_size else F.resize(masks, list(new_size), interpolation=F.InterpolationMode.NEAREST)
-        )
+        result["masks"] = F.resize(masks, list(new_size), interpolation=F.InterpolationMode.NEAREST)
     return result
 
 
@@ -150,42 +146,42 @@ def check_input(
     if isinstance(images, Tensor) or not images:
         raise ValueError("a model needs a list of at least one image, each a tensor [3, H, W]")
     for i, image in enumerate(images):
-        if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
-            raise ValueError(f"image {i} of the batch must be RGB of shape [3, H, W], got {tuple(image.shape)}")
-        if image.dtype != torch.uint8 and not image.is_floating_point():
-            raise ValueError(f"image {i} of the batch must be float in 0..1 or uint8, got {image.dtype}")
+        if problem := _image_problem(image):
+            raise ValueError(f"image {i} of the batch must be {problem}")
     if not training:
         return
     if targets is None or len(targets) != len(images):
         raise ValueError("in training mode a model needs one target for each image; call model.eval() to predict")
-    for i, target in enumerate(targets):
-        needed = ["boxes", "labels", "masks"] if masks else ["boxes", "labels"]
-        if not set(needed) <= target.keys():
-            raise ValueError(
-                f"target {i} of the batch needs {' and '.join(needed)}, it has {', '.join(target) or 'nothing'}"
-            )
-        boxes, labels = target["boxes"], target["labels"]
-        if not isinstance(boxes, Tensor) or not isinstance(labels, Tensor):
-            raise ValueError(f"target {i} of the batch needs boxes and labels as tensors")
-        if boxes.ndim != 2 or boxes.shape[1] != 4 or labels.shape != boxes.shape[:1]:
-            raise ValueError(
-                f"target {i} of the batch needs boxes [G, 4] and labels [G], got {tuple(boxes.shape)} and {tuple(labels.shape)}"
-            )
-        size = images[i].shape[-2:]
-        if masks and target["masks"].shape != (len(labels), *size):
-            raise ValueError(
-                f"target {i} of the batch needs masks [G, H, W] of the size of its image, {(len(labels), *size)}, "
-                f"got {tuple(target['masks'].shape)}"
-            )
-        if labels.dtype != torch.int64:
-            raise ValueError(f"target {i} of the batch needs labels of type int64, got {labels.dtype}")
-        has_area = (boxes[:, 2:] > boxes[:, :2]).all(1) & boxes.isfinite().all(1)
-        if not bool(has_area.all()):
-            bad = boxes[~has_area][0].tolist()
-            raise ValueError(
-                f"target {i} of the batch has a box without area or end, xyxy {bad}: drop such objects from the data"
-            )
-        if len(labels) and not bool(((labels >= 0) & (labels < num_classes)).all()):
-            raise ValueError(
-                f"target {i} of the batch has labels {int(labels.min())}..{int(labels.max())}, the model knows 0..{num_classes - 1}"
-            )
+    for i, (image, target) in enumerate(zip(images, targets, strict=True)):
+        if problem := _target_problem(target, image.shape[-2:], num_classes, masks):
+            raise ValueError(f"target {i} of the batch {problem}")
+
+
+def _image_problem(image: Tensor) -> str | None:
+    if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
+        return f"RGB of shape [3, H, W], got {tuple(image.shape)}"
+    if image.dtype != torch.uint8 and not image.is_floating_point():
+        return f"float in 0..1 or uint8, got {image.dtype}"
+    return None
+
+
+def _target_problem(target: dict[str, Tensor], size: Sequence[int], num_classes: int, masks: bool) -> str | None:
+    needed = ["boxes", "labels", "masks"] if masks else ["boxes", "labels"]
+    if not set(needed) <= target.keys():
+        return f"needs {' and '.join(needed)}, it has {', '.join(target) or 'nothing'}"
+    boxes, labels = target["boxes"], target["labels"]
+    if not isinstance(boxes, Tensor) or not isinstance(labels, Tensor):
+        return "needs boxes and labels as tensors"
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or labels.shape != boxes.shape[:1]:
+        return f"needs boxes [G, 4] and labels [G], got {tuple(boxes.shape)} and {tuple(labels.shape)}"
+    if masks and target["masks"].shape != (shape := (len(labels), *size)):
+        return f"needs masks [G, H, W] of the size of its image, {shape}, got {tuple(target['masks'].shape)}"
+    if labels.dtype != torch.int64:
+        return f"needs labels of type int64, got {labels.dtype}"
+    has_area = (boxes[:, 2:] > boxes[:, :2]).all(1) & boxes.isfinite().all(1)
+    if not bool(has_area.all()):
+        bad = boxes[~has_area][0].tolist()
+        return f"has a box without area or end, xyxy {bad}: drop such objects from the data"
+    if len(labels) and not bool(((labels >= 0) & (labels < num_classes)).all()):
+        return f"has labels {int(labels.min())}..{int(labels.max())}, the model knows 0..{num_classes - 1}"
+    return None
