@@ -148,21 +148,21 @@ def choose_positives(
     Returns:
         int64 [P], which of the candidates are positive.
     """
+    # One sort by object and level, then loss: the bits of floats >= 0 rise as the floats do.
     group = owner * num_levels + level
-    # One sort by group, then loss: the bits of floats >= 0 rise as the floats do.
-    order = ((group << 32) | losses.float().clamp(min=0).view(torch.int32)).argsort()
-    best = order[_place_in_run(group[order], num_objects * num_levels) < top_k]
+    keys, order = ((group << 32) | losses.float().clamp(min=0).view(torch.int32)).sort()
+    group = keys >> 32
+    best = torch.cat([order[:top_k], order[top_k:][group[top_k:] != group[:-top_k]]])
 
     row, column = owner[best], _place_in_run(owner[best], num_objects)
     exact = torch.float32 if losses.device.type == "mps" else torch.float64  # MPS has no float64
-    table = torch.zeros(num_objects, num_levels * top_k, dtype=exact, device=losses.device)
+    table = torch.full((num_objects, num_levels * top_k), torch.inf, dtype=exact, device=losses.device)
     table[row, column] = losses[best].to(exact)
-    valid = torch.zeros_like(table, dtype=torch.bool)
-    valid[row, column] = True
 
-    low, likelihood = low_component(table, valid)
+    low, likelihood = low_component(table)
     likeliest = likelihood.masked_fill(~low, -torch.inf).argmax(1, keepdim=True)
-    positive = low & (table <= table.gather(1, likeliest)) & (valid.sum(1, keepdim=True) > 1)
+    several = table.isfinite().sum(1, keepdim=True) > 1
+    positive = low & (table <= table.gather(1, likeliest)) & several
     return best[positive[row, column]]
 
 
