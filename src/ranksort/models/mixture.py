@@ -26,7 +26,7 @@ def low_component(values: Tensor) -> tuple[Tensor, Tensor]:
         belongs: bool [G, K], whether a value is at least as probable under the component which began at the least value.
         likelihood: [G, K], log-likelihood of the value under both, up to a constant of its row.
     """
-    valid = values.isfinite()
+    valid = values < torch.inf
     values = torch.where(valid, values - values.amin(1, keepdim=True), 0)
     x, counts, rows = values, valid.to(values.dtype), torch.arange(len(values), device=values.device)
     moments = torch.stack([counts, x, x * x])[:, None]

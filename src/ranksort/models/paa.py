@@ -154,14 +154,15 @@ def choose_positives(
     group = keys >> 32
     best = torch.cat([order[:top_k], order[top_k:][group[top_k:] != group[:-top_k]]])
 
-    row, column = owner[best], _place_in_run(owner[best], num_objects)
+    row = owner[best]
+    column = _place_in_run(row, num_objects)
     exact = torch.float32 if losses.device.type == "mps" else torch.float64  # MPS has no float64
     table = torch.full((num_objects, num_levels * top_k), torch.inf, dtype=exact, device=losses.device)
     table[row, column] = losses[best].to(exact)
 
     low, likelihood = low_component(table)
     likeliest = likelihood.masked_fill(~low, -torch.inf).argmax(1, keepdim=True)
-    several = table.isfinite().sum(1, keepdim=True) > 1
+    several = table[:, 1:2] < torch.inf
     positive = low & (table <= table.gather(1, likeliest)) & several
     return best[positive[row, column]]
 
