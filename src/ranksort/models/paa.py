@@ -17,50 +17,15 @@ from torchvision.ops import sigmoid_focal_loss
 
 from ..losses.detection import rank_sort_detection_losses
 from ..losses.localization import giou_loss
-from .anchors import AnchorPredictions
-from .atss import ANCHORS, STRIDES
-from .backbones import Backbone
-from .dense_head import DenseHead
-from .detector import Detector
-from .fpn import FPN
-from .images import ImageBatch, ImageTransform
+from .dense_head import DenseDetector
+from .images import ImageBatch
 from .matchers import ANY_OVERLAP, collect, match_iou
 from .mixture import low_component
 from .postprocess import score_voting
 
 
-class PAA(Detector):
-    """RS-PAA: losses `ranking`, `sorting` and `box`. Args: as of `ATSS`."""
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        transform: ImageTransform,
-        num_classes: int,
-        *,
-        channels: int = 256,
-        head_convs: int = 4,
-        prior: float = 0.01,
-        score_threshold: float = 0.05,
-        nms_threshold: float = 0.6,
-        detections_per_image: int = 100,
-    ):
-        super().__init__(
-            backbone,
-            transform,
-            num_classes,
-            score_threshold=score_threshold,
-            nms_threshold=nms_threshold,
-            detections_per_image=detections_per_image,
-        )
-        self.fpn = FPN(backbone.channels[-3:], channels, levels=len(STRIDES))
-        self.anchors = ANCHORS
-        self.head = DenseHead(channels, num_classes, self.anchors.per_cell, len(STRIDES), head_convs, prior)
-
-    def predict(self, batch: ImageBatch) -> AnchorPredictions:
-        """What the network says."""
-        features = self.fpn(self.backbone(batch.pixels)[-3:])
-        return self.anchors.predictions(features, *self.head(features))
+class PAA(DenseDetector):
+    """RS-PAA: losses `ranking`, `sorting` and `box`. Args: as of `DenseDetector`."""
 
     def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """The losses of a batch whose targets are in its coordinates; see `forward`."""
