@@ -1,7 +1,10 @@
 """Small images with objects, and what has to hold for the losses and detections of any detector."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from torchvision.ops import clip_boxes_to_image
 
 Sample = tuple[Tensor, dict[str, Tensor]]
@@ -82,3 +85,11 @@ def detections_of(model: nn.Module, images: list[Tensor]) -> list[dict[str, Tens
             assert d["masks"].dtype == torch.bool
             assert d["masks"].shape == (len(d["scores"]), height, width)
     return detections
+
+
+def peak_bytes(function: Callable[[], object]) -> int:
+    """The most that `function` has allocated at a time."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        function()
+    events = recorded.profiler.kineto_results.events()
+    return int(torch.tensor([event.nbytes() for event in events if event.name() == "[memory]"]).cumsum(0).max())

@@ -59,24 +59,6 @@ def test_image_without_objects_among_others(make: Make) -> None:
     assert with_empty["ranking"] > alone["ranking"]  # its anchors are negatives
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_batch_without_any_object(make: Make, count: int) -> None:
-    model = make()
-    losses = losses_and_gradients(model, *batch(*[sample(64, 80, [])] * count))
-    assert [x.item() for x in losses.values()] == [0, 0, 0]
-    assert model.num_positives == 0
-    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
-
-
-def test_batch_of_very_different_sizes(make: Make) -> None:
-    model = make()
-    images, targets = batch(
-        sample(20, 200, [[5, 2, 60, 18, 0]]), sample(300, 30, [[2, 40, 28, 200, 1]]), sample(7, 7, [[1, 1, 6, 6, 2]])
-    )
-    losses_and_gradients(model, images, targets)
-    detections_of(model, images)
-
-
 def test_padding_of_the_batch_has_no_part_in_the_ranking(make: Make) -> None:
     """At the start all logits are near one another, so that every anchor which takes part has a gradient."""
     model = make().train()

@@ -50,24 +50,6 @@ def test_losses_are_balanced() -> None:
         torch.testing.assert_close(losses[task], losses["ranking"] + losses["sorting"])
 
 
-@pytest.mark.parametrize(
-    "objects",
-    [[[-20, 10, 30, 60, 0]], [[60, 70, 140, 120, 1]], [[-30, -30, 130, 130, 2]], [[2, 2, 6, 7, 0], [3, 3, 93, 93, 0]]],
-    ids=["left", "corner", "larger than the image", "tiny"],
-)
-def test_objects_cut_by_the_border_and_tiny_ones(objects: list[list[float]]) -> None:
-    model = _model()
-    losses_and_gradients(model, *batch(sample(96, 96, objects), sample(70, 110, [])))
-    assert model.num_positives >= len(objects)
-
-
-def test_batch_without_any_object() -> None:
-    model = _model()
-    losses = losses_and_gradients(model, *batch(sample(64, 80, []), sample(64, 80, [])))
-    assert [x.item() for x in losses.values()] == [0, 0, 0, 0]
-    assert model.num_positives == 0
-
-
 def test_mixed_precision() -> None:
     model = _model()
     images, targets = batch(sample(64, 80, [[10, 10, 50, 60, 1]]), sample(64, 80, []))

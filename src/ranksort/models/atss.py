@@ -12,56 +12,13 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..losses.detection import rank_sort_detection_losses
-from .anchors import AnchorGenerator, AnchorPredictions
-from .backbones import Backbone
-from .dense_head import DenseHead
-from .detector import Detector
-from .fpn import FPN
-from .images import ImageBatch, ImageTransform
+from .dense_head import DenseDetector
+from .images import ImageBatch
 from .matchers import collect, match_atss
 
-STRIDES = (8, 16, 32, 64, 128)
-ANCHORS = AnchorGenerator(STRIDES, scales=[4 * 2 ** (i / 3) for i in range(3)])
 
-
-class ATSS(Detector):
-    """RS-ATSS: losses `ranking`, `sorting` and `box`.
-
-    Args: as of `Detector`, and these.
-        channels: of the pyramid and the head, a multiple of 32 from 64 on.
-        head_convs: depth of the head's towers.
-        prior: class probability which training starts from.
-    """
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        transform: ImageTransform,
-        num_classes: int,
-        *,
-        channels: int = 256,
-        head_convs: int = 4,
-        prior: float = 0.01,
-        score_threshold: float = 0.05,
-        nms_threshold: float = 0.6,
-        detections_per_image: int = 100,
-    ):
-        super().__init__(
-            backbone,
-            transform,
-            num_classes,
-            score_threshold=score_threshold,
-            nms_threshold=nms_threshold,
-            detections_per_image=detections_per_image,
-        )
-        self.fpn = FPN(backbone.channels[-3:], channels, levels=len(STRIDES))
-        self.anchors = ANCHORS
-        self.head = DenseHead(channels, num_classes, self.anchors.per_cell, len(STRIDES), head_convs, prior)
-
-    def predict(self, batch: ImageBatch) -> AnchorPredictions:
-        """What the network says."""
-        features = self.fpn(self.backbone(batch.pixels)[-3:])
-        return self.anchors.predictions(features, *self.head(features))
+class ATSS(DenseDetector):
+    """RS-ATSS: losses `ranking`, `sorting` and `box`. Args: as of `DenseDetector`."""
 
     def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """The losses of a batch whose targets are in its coordinates; see `forward`."""

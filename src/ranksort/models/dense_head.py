@@ -1,11 +1,50 @@
-"""The head of the one-stage detectors: the same two towers of convolutions on every level of the pyramid."""
+"""The network which RS-ATSS and RS-PAA have in common, and its head: the same two towers of convolutions on every level of the pyramid."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .anchors import AnchorGenerator, AnchorPredictions
+from .backbones import Backbone
+from .detector import Detector
+from .fpn import FPN
+from .images import ImageBatch, ImageTransform
 from .layers import ConvNormReLU, normal_convs, per_anchor, set_prior
+
+STRIDES = (8, 16, 32, 64, 128)
+
+
+class DenseDetector(Detector):
+    """Backbone, pyramid P3..P7 and head; what the network has to say about which anchor, its detectors know.
+
+    Args: as of `Detector`, and these.
+        channels: of the pyramid and the head, a multiple of 32 from 64 on.
+        head_convs: depth of the head's towers.
+        prior: class probability which training starts from.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        transform: ImageTransform,
+        num_classes: int,
+        *,
+        channels: int = 256,
+        head_convs: int = 4,
+        prior: float = 0.01,
+        **postprocessing: Any,
+    ):
+        super().__init__(backbone, transform, num_classes, **postprocessing)
+        self.fpn = FPN(backbone.channels[-3:], channels, levels=len(STRIDES))
+        self.anchors = AnchorGenerator(STRIDES, scales=[4 * 2 ** (i / 3) for i in range(3)])
+        self.head = DenseHead(channels, num_classes, self.anchors.per_cell, len(STRIDES), head_convs, prior)
+
+    def predict(self, batch: ImageBatch) -> AnchorPredictions:
+        """What the network says."""
+        features = self.fpn(self.backbone(batch.pixels)[-3:])
+        return self.anchors.predictions(features, *self.head(features))
 
 
 class DenseHead(nn.Module):

@@ -32,9 +32,9 @@ class Detector(nn.Module):
         transform: ImageTransform,
         num_classes: int,
         *,
-        score_threshold: float,
-        nms_threshold: float = 1.0,
-        detections_per_image: int,
+        score_threshold: float = 0.05,
+        nms_threshold: float = 0.6,
+        detections_per_image: int = 100,
     ):
         super().__init__()
         self.transform = transform

@@ -17,50 +17,15 @@ from torchvision.ops import sigmoid_focal_loss
 
 from ..losses.detection import rank_sort_detection_losses
 from ..losses.localization import giou_loss
-from .anchors import AnchorPredictions
-from .atss import ANCHORS, STRIDES
-from .backbones import Backbone
-from .dense_head import DenseHead
-from .detector import Detector
-from .fpn import FPN
-from .images import ImageBatch, ImageTransform
+from .dense_head import DenseDetector
+from .images import ImageBatch
 from .matchers import ANY_OVERLAP, collect, match_iou
 from .mixture import low_component
 from .postprocess import score_voting
 
 
-class PAA(Detector):
-    """RS-PAA: losses `ranking`, `sorting` and `box`. Args: as of `ATSS`."""
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        transform: ImageTransform,
-        num_classes: int,
-        *,
-        channels: int = 256,
-        head_convs: int = 4,
-        prior: float = 0.01,
-        score_threshold: float = 0.05,
-        nms_threshold: float = 0.6,
-        detections_per_image: int = 100,
-    ):
-        super().__init__(
-            backbone,
-            transform,
-            num_classes,
-            score_threshold=score_threshold,
-            nms_threshold=nms_threshold,
-            detections_per_image=detections_per_image,
-        )
-        self.fpn = FPN(backbone.channels[-3:], channels, levels=len(STRIDES))
-        self.anchors = ANCHORS
-        self.head = DenseHead(channels, num_classes, self.anchors.per_cell, len(STRIDES), head_convs, prior)
-
-    def predict(self, batch: ImageBatch) -> AnchorPredictions:
-        """What the network says."""
-        features = self.fpn(self.backbone(batch.pixels)[-3:])
-        return self.anchors.predictions(features, *self.head(features))
+class PAA(DenseDetector):
+    """RS-PAA: losses `ranking`, `sorting` and `box`. Args: as of `DenseDetector`."""
 
     def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """The losses of a batch whose targets are in its coordinates; see `forward`."""
@@ -148,21 +113,22 @@ def choose_positives(
     Returns:
         int64 [P], which of the candidates are positive.
     """
+    # One sort by object and level, then loss: the bits of floats >= 0 rise as the floats do.
     group = owner * num_levels + level
-    # One sort by group, then loss: the bits of floats >= 0 rise as the floats do.
-    order = ((group << 32) | losses.float().clamp(min=0).view(torch.int32)).argsort()
-    best = order[_place_in_run(group[order], num_objects * num_levels) < top_k]
+    keys, order = ((group << 32) | losses.float().clamp(min=0).view(torch.int32)).sort()
+    group = keys >> 32
+    best = torch.cat([order[:top_k], order[top_k:][group[top_k:] != group[:-top_k]]])
 
-    row, column = owner[best], _place_in_run(owner[best], num_objects)
+    row = owner[best]
+    column = _place_in_run(row, num_objects)
     exact = torch.float32 if losses.device.type == "mps" else torch.float64  # MPS has no float64
-    table = torch.zeros(num_objects, num_levels * top_k, dtype=exact, device=losses.device)
+    table = torch.full((num_objects, num_levels * top_k), torch.inf, dtype=exact, device=losses.device)
     table[row, column] = losses[best].to(exact)
-    valid = torch.zeros_like(table, dtype=torch.bool)
-    valid[row, column] = True
 
-    low, likelihood = low_component(table, valid)
+    low, likelihood = low_component(table)
     likeliest = likelihood.masked_fill(~low, -torch.inf).argmax(1, keepdim=True)
-    positive = low & (table <= table.gather(1, likeliest)) & (valid.sum(1, keepdim=True) > 1)
+    several = table[:, 1:2] < torch.inf
+    positive = low & (table <= table.gather(1, likeliest)) & several
     return best[positive[row, column]]
 
 

@@ -12,6 +12,7 @@ coefficient of its own mask; the authors' code gives a positive that of another 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,13 +47,12 @@ _LEAST_SCORE = 0.05  # after Matrix NMS
 class SOLOv2(Detector):
     """RS-SOLOv2: losses `ranking`, `sorting` and `mask`. An object with an empty mask has no positives. Boxes are those around the masks.
 
-    Args: as of `Detector` but for `nms_threshold`, and these.
+    Args: as of `Detector`, and these. `score_threshold` is for the class probability; what is reported is this times maskness times the
+    decay of Matrix NMS, and at least .05. `nms_threshold` is not used.
         channels: of the pyramid, a multiple of 64.
         head_convs: depth of the head's towers.
         light: a head of half the width, for images of half the size.
         prior: class probability which training starts from.
-        score_threshold: least class probability of a detection, in 0..1. What is reported is this times maskness times the decay of
-            Matrix NMS, and at least .05.
     """
 
     has_masks = True
@@ -67,16 +67,9 @@ class SOLOv2(Detector):
         head_convs: int = 4,
         light: bool = False,
         prior: float = 0.01,
-        score_threshold: float = 0.2,
-        detections_per_image: int = 100,
+        **postprocessing: Any,
     ):
-        super().__init__(
-            backbone,
-            transform,
-            num_classes,
-            score_threshold=score_threshold,
-            detections_per_image=detections_per_image,
-        )
+        super().__init__(backbone, transform, num_classes, **postprocessing)
         self.fpn = FPN(backbone.channels[-4:], channels, extra_convs=False)
         width = channels if light else 2 * channels
         self.head = SOLOv2Head(channels, width, num_classes, width // 2, head_convs, prior)

@@ -11,6 +11,7 @@ Next to YOLACT as published there is no sampling of negatives, no semantic segme
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,18 +53,9 @@ class YOLACT(Detector):
         channels: int = 256,
         prototypes: int = 32,
         prior: float = 0.01,
-        score_threshold: float = 0.05,
-        nms_threshold: float = 0.5,
-        detections_per_image: int = 100,
+        **postprocessing: Any,
     ):
-        super().__init__(
-            backbone,
-            transform,
-            num_classes,
-            score_threshold=score_threshold,
-            nms_threshold=nms_threshold,
-            detections_per_image=detections_per_image,
-        )
+        super().__init__(backbone, transform, num_classes, **postprocessing)
         self.fpn = FPN(backbone.channels[-3:], channels, levels=len(STRIDES), from_input=True, upsampling="bilinear")
         side = transform.min_size  # which the cells share evenly, whether or not it is a multiple of their stride
         self.anchors = AnchorGenerator(

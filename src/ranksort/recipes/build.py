@@ -136,10 +136,9 @@ def _build_detector(settings: ModelSettings, backbone: Backbone, transform: Imag
     options: dict[str, Any] = {
         "prior": settings.prior,
         "score_threshold": settings.score_threshold,
+        "nms_threshold": settings.nms_threshold,
         "detections_per_image": settings.detections_per_image,
     }
-    if not kind.startswith("solov2"):
-        options["nms_threshold"] = settings.nms_threshold
     if kind in _RCNNS:
         pyramid = CarafeFPN if settings.upsampling == "carafe" else partial(FPN, extra_convs=False)
         fpn = pyramid(backbone.channels[-4:], settings.channels)
