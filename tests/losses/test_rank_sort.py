@@ -366,9 +366,9 @@ def test_number_of_operators(way, most, monkeypatch):
 def test_no_tensor_holds_all_pairs():
     assert operators(500, 300_000).largest <= 8 * 300_500  # the positions of all, at most
     positives = 8000
-    columns = (1 << counting._FAN_OUT_BITS) - 1
     levels = -(-positives.bit_length() // counting._FAN_OUT_BITS)
-    assert operators(positives, 1000).largest <= 8 * levels * (columns + 2) * (positives + 1)
+    running_sums = 4 * levels * (1 << counting._FAN_OUT_BITS) * (positives + 1)
+    assert operators(positives, 1000).largest <= 8 * running_sums
 
 
 @pytest.mark.parametrize("ignored", [0, 1000])

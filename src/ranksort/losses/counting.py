@@ -348,61 +348,52 @@ class WorsePositivesAbove:
         in_order, by_quality = qualities.sort()
         rank = torch.empty_like(ranks).scatter_(0, by_quality, ranks)
 
-        # A row is in the order of node, then logit.
+        # A row is in the order of node, then logit. Before its first place is one more, of nobody, where running sums are 0.
         level = torch.arange(depth, dtype=torch.int32, device=p.device)[:, None]
         shift = (depth - 1 - level) * _FAN_OUT_BITS  # takes a rank to the child it belongs to
-        self.in_row = (rank >> shift + _FAN_OUT_BITS).sort(stable=True).indices
-        self.child = (rank >> shift & fan_out - 1).gather(1, self.in_row)
-        # Of the first t in a row, `before[level, c, t]` are in a child before c.
-        children = torch.arange(fan_out + 1, dtype=torch.int32, device=p.device)[:, None]
-        before = pad((self.child[:, None] < children).cumsum(2, dtype=torch.int32), (1, 0)).flatten()
+        in_row = (rank >> shift + _FAN_OUT_BITS).sort(stable=True).indices
+        self.child = pad((rank >> shift & fan_out - 1).gather(1, in_row), (1, 0), value=-1)[:, None]
+        self.in_row = pad(in_row, (1, 0), value=total).flatten()
+        self.children = torch.arange(fan_out, dtype=torch.int32, device=p.device)[:, None]
+        in_child = (self.child == self.children).cumsum(2, dtype=torch.int32).flatten()  # of the first t in a row
 
         # Two paths from i: to the first rank which is not worse, and to the last which is not better. Sums are asked for up to the places
         # where the step around p begins and ends, and up to the end or the start of the row. A hard step counts ties among the worse,
         # and not among the better.
         worse = torch.searchsorted(in_order, in_order, out_int32=True).index_select(0, rank)
         not_better = torch.searchsorted(in_order, in_order, right=True, out_int32=True).index_select(0, rank) - 1
-        key = torch.cat([worse, worse, worse, not_better, not_better, not_better])
         begin, end = self.positives.begin, self.positives.end
         ties_end = torch.searchsorted(p, p, right=True, out_int32=True) if breakpoints.delta == 0 else None
         begin_better, end_better = (begin, end) if ties_end is None else (ties_end, ties_end)
-        place = torch.cat([begin, end, torch.full_like(end, total), begin_better, end_better, torch.zeros_like(end)])
+        places = torch.stack([begin, end, torch.full_like(end, total), begin_better, end_better, torch.zeros_like(end)])
 
-        turn = key >> shift & fan_out - 1
-        column = (level * (fan_out + 1) + turn) * (total + 1)
+        key = torch.stack([worse, not_better])[:, None]
+        child, node = key >> shift[..., None, None], key >> (shift + _FAN_OUT_BITS)[..., None, None]
+        column = (level[..., None, None] * fan_out + (child & fan_out - 1)) * (total + 1)
         # Where the child begins in the next row, less what the nodes to the left have of the same child.
-        begin_below = ((key >> shift) - (key >> shift + _FAN_OUT_BITS)) << shift
-        places = [place]
-        for here, below in zip(column[:-1], begin_below[:-1], strict=True):
-            place = here + places[-1]
-            places.append(before.index_select(0, place + (total + 1)) - before.index_select(0, place) + below)
-
-        # The running sums will have a column for each child but the first, to the left of which is nothing. For the better ones the
-        # children are numbered from the right.
-        turn[:, 3 * total :] ^= fan_out - 1
-        asked = ((turn - 1) * (total + 1) + torch.stack(places)).clamp_(min=0).add_(level * (fan_out - 1) * (total + 1))
-        self.asked_worse, self.asked_better = (x.flatten() for x in asked.chunk(2, 1))
-        self.turns = children[1:-1]
+        begin_below = (child - node) << shift[..., None, None]
+        asked = [column[0] + places.view(2, 3, total)]
+        for below, here in zip(begin_below[:-1], column[1:], strict=True):
+            asked.append(in_child.index_select(0, asked[-1].flatten()).view(2, 3, total) + (below + here))
+        self.asked_worse, self.asked_better = torch.stack(asked, 1).flatten(1)
 
     def sum(self, weights: Tensor) -> Tensor:
         """Returns Σ_j H(p_j - p_i) [y_j < y_i] weights_j for every i; weights and result float64 [K, P]."""
-        left = self.child[:, None] < self.turns
-        moments = [self._running_sums(x, left, self.asked_worse) for x in self.positives.moments(weights)]
-        (begin, end, last), (begin_x, end_x, _) = torch.stack(moments).unflatten(0, (2, -1)).transpose(1, 2)
+        sums = self._running_sums(weights, self.child < self.children, self.asked_worse)
+        (begin, end, last), (begin_x, end_x, _) = sums
         return last - end + (end_x - begin_x) - self.positives.foot * (end - begin)
 
     def spread(self, weights: Tensor) -> Tensor:
         """Returns Σ_i H(p_j - p_i) [y_j < y_i] weights_i for every j; weights and result float64 [P]."""
         # Seen from j, H(p_j - p_i) = 1 - H(p_i - p_j).
-        right = self.child[:, None] > len(self.turns) - self.turns
-        moments = [self._running_sums(x, right, self.asked_better) for x in self.positives.moments(weights[None])]
-        (begin, end, first), (begin_x, end_x, _) = moments
+        sums = self._running_sums(weights[None], self.child > self.children, self.asked_better)
+        (begin, end, first), (begin_x, end_x, _) = sums.squeeze(2)
         return begin - first + (1 + self.positives.foot) * (end - begin) - (end_x - begin_x)
 
-    def _running_sums(self, values: Tensor, beside: Tensor, asked: Tensor) -> Tensor:
-        """Returns Σ values over those beside the path and in its rows before the three places asked for, [3, P]."""
-        in_row = values.index_select(0, self.in_row.flatten()).view_as(self.in_row)
-        running = values.new_empty(*beside.shape[:2], len(values) + 1)
-        running[..., 0] = 0
-        torch.mul(in_row[:, None], beside, out=running[..., 1:])
-        return running.cumsum_(-1).flatten().index_select(0, asked).view(len(beside), 3, len(values)).sum(0)
+    def _running_sums(self, weights: Tensor, beside: Tensor, asked: Tensor) -> Tensor:
+        """Returns Σ w and Σ w x over those beside the path and in its rows before the three places asked for, [2, 3, K, P]."""
+        moments = self.positives.moments(weights)
+        in_row = pad(moments, (0, 1)).index_select(1, self.in_row).view(-1, len(beside), 1, beside.shape[2])
+        running = (in_row * beside.to(in_row)).cumsum_(-1).flatten(1)
+        sums = torch.stack([x.index_select(0, asked) for x in running])
+        return sums.view(2, len(weights), len(beside), 3, -1).sum(2).transpose(1, 2)
