@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from .counting import Breakpoints, NegativesAbove, find, has_float64
 
-_SAMPLE = 1 << 16  # logits which tell the share in reach
+_SAMPLE = 1 << 13  # logits which tell the share in reach
 
 
 class Examples(NamedTuple):

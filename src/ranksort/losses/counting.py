@@ -21,9 +21,11 @@ from torch.nn.functional import pad
 
 # Of use on a CPU alone:
 _BLOCKS = 8  # a pass over the logits goes block by block: its temporaries are small and stay in the cache
+_BLOCKS_PAY = 1 << 15
 _ROW = 32  # logits which are looked at together
 _GRID_PAYS = 4096  # logits from which on a grid is made to place them
-_CELLS_PER_EDGE, _LOGITS_PER_CELL, _MOST_CELLS = 32, 16, 1 << 19
+_CELLS_PER_EDGE, _LOGITS_PER_CELL, _MOST_CELLS = 32, 8, 1 << 18
+_SPARE_BINS = 64  # for logits below all edges, in turn: sums which all go to one place have to wait for one another
 
 _FEW = 0.1  # share of the logits in reach of a positive up to which they are taken out and the others left alone
 _FAN_OUT_BITS = 3  # a node of the tree over the positives has 2^3 children
@@ -52,7 +54,7 @@ def find(values: Tensor, wanted: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    return zip(*(x.chunk(_BLOCKS if on_cpu(x) else 1) for x in tensors), strict=True)
+    return zip(*(x.chunk(_BLOCKS if on_cpu(x) and len(x) >= _BLOCKS_PAY else 1) for x in tensors), strict=True)
 
 
 class Breakpoints:
@@ -125,7 +127,7 @@ class NegativesAbove:
             self.others = targets.index_select(0, self.taken) != 0
         else:
             self.others = (targets != 0).nonzero().squeeze(1) if ignored else positive
-        self.placed: tuple[Tensor, Tensor] | None = None
+        self.bins: Tensor | None = None
 
     def count(self, logits: Tensor) -> Tensor:
         """Returns FP(i) = Σ_j H(n_j - p_i) for every positive, float64 [P]."""
@@ -155,21 +157,20 @@ class NegativesAbove:
         if cut.delta > 0:
             slope = torch.where(number > 0, rising, 0.0) / (2 * cut.delta)
             value = risen + cut.axis * rising - rising_x + slope * (self.edges.to(cut.edges) - cut.edges)
-        tables = pad(torch.stack([value, slope]), (1, 0)).to(logits)
-        tables = torch.cat([tables, pad(self.edges, (1, 0))[None]])
+        tables = pad(torch.stack([value, slope, self.edges.to(value)]), (1, _SPARE_BINS)).to(logits)
 
         if self.in_one_interval:
             value, slope, edge = tables.index_select(1, self._interval(logits)).unbind(0)
             return (logits - edge).mul_(slope).add_(value).index_fill_(0, self.others, 0)
         values = self._values(logits)
-        bins, interval_of_bin = self.placed or self._place(values)
-        self.placed = None
+        bins = self._place(values) if self.bins is None else self.bins
+        self.bins = None
         update = bins.view(torch.float32) if values.dtype == torch.float32 else torch.empty_like(values)
-        value, slope, edge = tables.index_select(1, interval_of_bin)
+        value, slope, edge = tables
         for bin_, x, out in _blocks(bins, values, update):
             # index_select, because indexing by brackets takes twenty times as long on a CPU.
-            fall = edge.index_select(0, bin_).sub_(x).mul_(slope.index_select(0, bin_))
-            torch.sub(value.index_select(0, bin_), fall, out=out)
+            fall = edge.index_select(0, bin_).sub_(x)
+            torch.addcmul(value.index_select(0, bin_), slope.index_select(0, bin_), fall, value=-1, out=out)
         return update if self.taken is None else torch.zeros_like(logits).index_copy_(0, self.taken, update)
 
     def _values(self, logits: Tensor) -> Tensor:
@@ -193,20 +194,22 @@ class NegativesAbove:
             inside += counts * ((rounded - edge_of) / unit)
         elif self.in_one_interval:
             interval = self._interval(logits)
-            edge = edge_of.index_select(0, interval)
-            others = (logits.index_select(0, self.others).double() - edge).sum()
-            total = torch.stack([(x.double() - edge).sum() for (x,) in _blocks(logits)]).sum() - others
-            number = torch.full_like(total, len(logits) - len(self.others))
-            counts, inside = total.new_zeros(2, size).index_copy_(
+            number = edge_of.new_full((), len(logits) - len(self.others))
+            near = logits[:1]  # sums of differences to it are small
+            total = (logits - near).sum(dtype=torch.float64)
+            total -= (logits.index_select(0, self.others) - near).sum(dtype=torch.float64)
+            total += (number * (near - edge_of.index_select(0, interval))).squeeze(0)
+            counts, inside = edge_of.new_zeros(2, size).index_copy_(
                 1, interval, torch.stack([number, total / unit])[:, None]
             )
         else:
-            bins, interval_of_bin = self.placed = self._place(values)
-            counts = _histogram(interval_of_bin, _histogram(bins, None, len(interval_of_bin)), size)
-            sums = counts.new_zeros(len(interval_of_bin))
+            self.bins = bins = self._place(values)
+            counts = _histogram(bins, None, size + _SPARE_BINS)
+            sums = torch.zeros_like(counts)
             for bin_, x in _blocks(bins, values):
                 sums += _histogram(bin_, x.double(), len(sums))
-            inside = (_histogram(interval_of_bin, sums, size) - edge_of * counts) / unit
+            counts = counts[:size]
+            inside = (sums[:size] - edge_of * counts) / unit
         # An interval on which a step rises is at most one unit wide.
         return torch.stack([counts, inside.clamp(min=0).minimum(counts)])
 
@@ -215,70 +218,62 @@ class NegativesAbove:
 
         Distances, cut to one unit, are split into multiples of 2^-8, whose sums over 2^16 are exact, and the rest.
         """
-        bins, interval_of_bin = self._place(values)
-        size, run = len(interval_of_bin), 1 << 16
-        edge = torch.cat([self.edges[:1], self.edges]).index_select(0, interval_of_bin)
+        bins, run = self._place(values), 1 << 16
+        size = len(self.edges) + 1 + _SPARE_BINS
+        edge = pad(torch.cat([self.edges[:1], self.edges]), (0, _SPARE_BINS))
         distance = ((values - edge.index_select(0, bins)) / (2 * self.breakpoints.delta or 1.0)).clamp_(0, 1)
         coarse = (distance * 256).round_() / 256
         place = torch.arange(len(bins), device=bins.device) // run * size + bins
         runs = len(bins) // run + 1
-        sums = [
-            edge.new_zeros(runs * size).index_add_(0, place, x).cpu().double().view(runs, size).sum(0)
+        counts, *inside = (
+            edge.new_zeros(runs * size).index_add_(0, place, x).cpu().double().view(runs, size).sum(0)[:-_SPARE_BINS]
             for x in (torch.ones_like(distance), coarse, distance - coarse)
-        ]
-        counts, *inside = (_histogram(interval_of_bin.cpu(), x, len(self.edges) + 1) for x in sums)
+        )
         return counts, inside[0] + inside[1]
 
-    def _place(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns a bin for every value, int32 [n], and the interval which each bin belongs to; others are in interval 0.
+    def _place(self, values: Tensor) -> Tensor:
+        """Returns the interval of every value, int32 [n]; for those below all edges it may be a spare bin, and for others it is 0.
 
-        On a CPU `torch.bucketize` searches all edges for each value. Here a regular grid is laid over the edges, whose cells are the
-        bins. Only in cells which an edge divides values have to be searched for, and only among the edges of that cell; they go to
-        further bins, one for each interval. Values and edges come to their cells by the same monotone rule, so rounding cannot put
-        an edge on the wrong side of a value.
+        On a CPU `torch.bucketize` takes long. Here a regular grid is laid over the edges: to find the cell of a value is arithmetic, and
+        only the edges of its cell are left to be searched. Values and edges come to their cells by the same monotone rule, so
+        rounding cannot put an edge on the wrong side of a value.
         """
         edges, (first, last) = self.edges, self.edges_among
-        intervals = torch.arange(len(edges) + 1, dtype=torch.int32, device=values.device)
         if not on_cpu(values) or len(values) < _GRID_PAYS or first == last:
-            return self._without_others(torch.bucketize(values, edges, out_int32=True, right=True)), intervals
+            return self._without_others(torch.bucketize(values, edges, out_int32=True, right=True))
 
-        within = edges[first:last]
-        cells = min(_CELLS_PER_EDGE * len(within), len(values) // _LOGITS_PER_CELL, _MOST_CELLS)
-        width = float(within[-1] - within[0])
-        scale = cells / width if width > 1e-30 else 0.0
-        # Where most values are below all edges some cells are there, too: a bincount is slow if many fall into one bin. Bin 0 is left
-        # for the others.
-        most_below = cells // 8
-        origin = float(within[0]) - (most_below + 1) / scale if scale > 0 else 0.0
-
-        def cell(x: Tensor) -> Tensor:
-            return x.sub(origin).mul_(scale).clamp_(1, cells + most_below + 2)
-
-        edges_in_cell = torch.bincount(cell(within).int(), minlength=cells + most_below + 3)
-        first_edge = (edges_in_cell.cumsum(0) - edges_in_cell + first).int()
-        first_edge[0] = 0
+        cell, first_edge, most = self._grid(len(values))
+        padded = pad(edges, (0, _SPARE_BINS + 2 * most), value=torch.inf)
         bins = torch.empty_like(values, dtype=torch.int32)
         for bin_, x in _blocks(bins, values):
-            bin_.copy_(cell(x))
+            torch.index_select(first_edge, 0, cell(x), out=bin_)
+            # Branch-free binary search: how many of the next `most` edges are at or below a value.
+            for step in (1 << bit for bit in reversed(range(most.bit_length()))):
+                bin_.add_(padded[step - 1 :].index_select(0, bin_) <= x, alpha=step)
+        return self._without_others(bins)
 
-        # Bins from here on are intervals.
-        divided = (edges_in_cell > 0).index_select(0, bins).nonzero().squeeze(1)
-        place = first_edge.index_select(0, bins.index_select(0, divided))
-        interval = _search(values.index_select(0, divided), edges, place, int(edges_in_cell.max()))
-        bins.index_copy_(0, divided, interval.add_(len(first_edge)))
-        return self._without_others(bins), torch.cat([first_edge, intervals])
+    def _grid(self, number: int) -> tuple[Callable[[Tensor], Tensor], Tensor, int]:
+        """Returns the rule by which values come to their cells, int32, the first edge in each cell, and the most edges in one."""
+        first, last = self.edges_among
+        within = self.edges[first:last]
+        cells = min(_CELLS_PER_EDGE * len(within), number // _LOGITS_PER_CELL, _MOST_CELLS)
+        below = cells // 4  # further cells, where most values of a trained model are
+        width = float(within[-1] - within[0])
+        scale = cells / width if width > 1e-30 else 0.0
+        origin = float(within[0]) - (below + 1) / scale if scale > 0 else 0.0
+
+        def cell(x: Tensor) -> Tensor:
+            return x.sub(origin).mul_(scale).clamp_(0, below + cells + 2).int()
+
+        edges_in_cell = torch.bincount(cell(within), minlength=below + cells + 3).int()
+        first_edge = edges_in_cell.cumsum(0, dtype=torch.int32).sub_(edges_in_cell).add_(first)
+        if first == 0 and scale > 0:
+            first_edge[:below] = torch.arange(below) % _SPARE_BINS + len(self.edges) + 1
+        return cell, first_edge, int(edges_in_cell.max())
 
     def _without_others(self, bins: Tensor) -> Tensor:
         is_mask = self.others.dtype == torch.bool
         return bins.masked_fill_(self.others, 0) if is_mask else bins.index_fill_(0, self.others, 0)
-
-
-def _search(values: Tensor, edges: Tensor, place: Tensor, most: int) -> Tensor:
-    """Adds to `place`, how many edges are below a value for certain, how many of the next `most` edges are at or below it."""
-    padded = torch.cat([edges, edges.new_full((2 * most,), torch.inf)])
-    for step in (1 << bit for bit in reversed(range(most.bit_length()))):
-        place.add_(padded[step - 1 :].index_select(0, place) <= values, alpha=step)
-    return place
 
 
 def _histogram(bins: Tensor, weights: Tensor | None, size: int) -> Tensor:
@@ -348,61 +343,56 @@ class WorsePositivesAbove:
         in_order, by_quality = qualities.sort()
         rank = torch.empty_like(ranks).scatter_(0, by_quality, ranks)
 
-        # A row is in the order of node, then logit.
+        # A row is in the order of node, then logit. Before its first place is one more, of nobody, where running sums are 0.
         level = torch.arange(depth, dtype=torch.int32, device=p.device)[:, None]
         shift = (depth - 1 - level) * _FAN_OUT_BITS  # takes a rank to the child it belongs to
-        self.in_row = (rank >> shift + _FAN_OUT_BITS).sort(stable=True).indices
-        self.child = (rank >> shift & fan_out - 1).gather(1, self.in_row)
-        # Of the first t in a row, `before[level, c, t]` are in a child before c.
-        children = torch.arange(fan_out + 1, dtype=torch.int32, device=p.device)[:, None]
-        before = pad((self.child[:, None] < children).cumsum(2, dtype=torch.int32), (1, 0)).flatten()
+        in_row = (rank >> shift + _FAN_OUT_BITS).sort(stable=True).indices
+        self.child = pad((rank >> shift & fan_out - 1).gather(1, in_row), (1, 0), value=-1)[:, None]
+        self.in_row = pad(in_row, (1, 0), value=total).flatten()
+        self.children = torch.arange(fan_out, dtype=torch.int32, device=p.device)[:, None]
+        in_child = (self.child == self.children).cumsum(2, dtype=torch.int32).flatten()  # of the first t in a row
 
         # Two paths from i: to the first rank which is not worse, and to the last which is not better. Sums are asked for up to the places
         # where the step around p begins and ends, and up to the end or the start of the row. A hard step counts ties among the worse,
         # and not among the better.
         worse = torch.searchsorted(in_order, in_order, out_int32=True).index_select(0, rank)
         not_better = torch.searchsorted(in_order, in_order, right=True, out_int32=True).index_select(0, rank) - 1
-        key = torch.cat([worse, worse, worse, not_better, not_better, not_better])
         begin, end = self.positives.begin, self.positives.end
         ties_end = torch.searchsorted(p, p, right=True, out_int32=True) if breakpoints.delta == 0 else None
         begin_better, end_better = (begin, end) if ties_end is None else (ties_end, ties_end)
-        place = torch.cat([begin, end, torch.full_like(end, total), begin_better, end_better, torch.zeros_like(end)])
+        places = torch.stack([begin, end, torch.full_like(end, total), begin_better, end_better, torch.zeros_like(end)])
 
-        turn = key >> shift & fan_out - 1
-        column = (level * (fan_out + 1) + turn) * (total + 1)
+        key = torch.stack([worse, not_better])[:, None]
+        child, node = key >> shift[..., None, None], key >> (shift + _FAN_OUT_BITS)[..., None, None]
+        column = (level[..., None, None] * fan_out + (child & fan_out - 1)) * (total + 1)
         # Where the child begins in the next row, less what the nodes to the left have of the same child.
-        begin_below = ((key >> shift) - (key >> shift + _FAN_OUT_BITS)) << shift
-        places = [place]
-        for here, below in zip(column[:-1], begin_below[:-1], strict=True):
-            place = here + places[-1]
-            places.append(before.index_select(0, place + (total + 1)) - before.index_select(0, place) + below)
-
-        # The running sums will have a column for each child but the first, to the left of which is nothing. For the better ones the
-        # children are numbered from the right.
-        turn[:, 3 * total :] ^= fan_out - 1
-        asked = ((turn - 1) * (total + 1) + torch.stack(places)).clamp_(min=0).add_(level * (fan_out - 1) * (total + 1))
-        self.asked_worse, self.asked_better = (x.flatten() for x in asked.chunk(2, 1))
-        self.turns = children[1:-1]
+        begin_below = (child - node) << shift[..., None, None]
+        asked = [column[0] + places.view(2, 3, total)]
+        for below, here in zip(begin_below[:-1], column[1:], strict=True):
+            asked.append(in_child.index_select(0, asked[-1].flatten()).view(2, 3, total) + (below + here))
+        self.asked_worse, self.asked_better = torch.stack(asked, 1).flatten(1)
 
     def sum(self, weights: Tensor) -> Tensor:
         """Returns Σ_j H(p_j - p_i) [y_j < y_i] weights_j for every i; weights and result float64 [K, P]."""
-        left = self.child[:, None] < self.turns
-        moments = [self._running_sums(x, left, self.asked_worse) for x in self.positives.moments(weights)]
-        (begin, end, last), (begin_x, end_x, _) = torch.stack(moments).unflatten(0, (2, -1)).transpose(1, 2)
+        sums = self._running_sums(weights, self.child < self.children, self.asked_worse)
+        (begin, end, last), (begin_x, end_x, _) = sums
         return last - end + (end_x - begin_x) - self.positives.foot * (end - begin)
 
     def spread(self, weights: Tensor) -> Tensor:
         """Returns Σ_i H(p_j - p_i) [y_j < y_i] weights_i for every j; weights and result float64 [P]."""
         # Seen from j, H(p_j - p_i) = 1 - H(p_i - p_j).
-        right = self.child[:, None] > len(self.turns) - self.turns
-        moments = [self._running_sums(x, right, self.asked_better) for x in self.positives.moments(weights[None])]
-        (begin, end, first), (begin_x, end_x, _) = moments
+        sums = self._running_sums(weights[None], self.child > self.children, self.asked_better)
+        (begin, end, first), (begin_x, end_x, _) = sums.squeeze(2)
         return begin - first + (1 + self.positives.foot) * (end - begin) - (end_x - begin_x)
 
-    def _running_sums(self, values: Tensor, beside: Tensor, asked: Tensor) -> Tensor:
-        """Returns Σ values over those beside the path and in its rows before the three places asked for, [3, P]."""
-        in_row = values.index_select(0, self.in_row.flatten()).view_as(self.in_row)
-        running = values.new_empty(*beside.shape[:2], len(values) + 1)
-        running[..., 0] = 0
-        torch.mul(in_row[:, None], beside, out=running[..., 1:])
-        return running.cumsum_(-1).flatten().index_select(0, asked).view(len(beside), 3, len(values)).sum(0)
+    def _running_sums(self, weights: Tensor, beside: Tensor, asked: Tensor) -> Tensor:
+        """Returns Σ w and Σ w x over those beside the path and in its rows before the three places asked for, [2, 3, K, P]."""
+        where = beside.double()
+
+        def sums(moment: Tensor) -> Tensor:
+            in_row = moment.index_select(0, self.in_row).view(len(where), 1, -1)
+            running = (in_row * where).cumsum_(2).flatten()
+            return running.index_select(0, asked).view(len(where), 3, -1).sum(0)
+
+        moments = pad(self.positives.moments(weights), (0, 1))
+        return torch.stack([sums(x) for x in moments]).view(2, len(weights), 3, -1).transpose(1, 2)
