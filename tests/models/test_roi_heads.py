@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -86,10 +87,44 @@ def test_box_head(class_agnostic: bool) -> None:
     boxes = head.boxes(deltas, regions, [(50, 60), (256, 256)])
     assert [tuple(b.shape[:2]) for b in boxes] == [(3, deltas.shape[1]), (1, deltas.shape[1])]
     assert bool((boxes[0].amax((0, 1)) <= torch.tensor([60, 50, 60, 50])).all())
-    losses = head.losses(logits, deltas, regions, matched)
+    losses = head.losses(logits, deltas[matched.positive], regions, matched)
     losses["box"].backward()
     touched = deltas.grad.abs().sum(-1) > 0
     assert touched.nonzero().tolist() == [[0, 0], [1, 0]]
+
+
+def test_boxes_of_some_regions_are_those_among_all() -> None:
+    head, features = BoxHead(3, 5, hidden=8), _features()
+    regions = [torch.tensor([[10.0, 10, 60, 40], [0, 0, 30, 30]]), torch.tensor([[5.0, 5, 100, 120]])]
+    logits, deltas = head(features, regions)
+    chosen = torch.tensor([2, 0])
+    same_logits, of_chosen = head(features, regions, chosen)
+    assert torch.equal(same_logits, logits)
+    torch.testing.assert_close(of_chosen, deltas[chosen])
+    assert head(features, regions, chosen[:0])[1].shape == (0, 5, 4)
+
+
+def test_training_with_the_classes_of_lvis_takes_a_few_times_the_memory_of_the_logits() -> None:
+    """4,000 regions are a batch of four images; the box deltas of all of them would be four times the logits, and their gradient again."""
+    torch.manual_seed(0)
+    num_classes, num_objects, side = 1203, 40, 30.0
+    head = BoxHead(1, num_classes, hidden=8)
+    corner = torch.rand(num_objects, 2) * 200
+    objects = torch.cat([corner, corner + side], 1)
+    proposals = [objects.repeat(100 - 1, 1) + torch.randn(99 * num_objects, 2).repeat(1, 2) * 12]
+    targets = [{"boxes": objects, "labels": torch.randint(num_classes, (num_objects,))}]
+    regions, matched = match_regions(proposals, targets)
+    assert 200 < len(matched.positive) < 2000
+    features = [f[:1, :1] for f in _features()]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as recorded:
+        logits, deltas = head(features, regions, matched.positive)
+        sum(head.losses(logits, deltas, regions, matched).values()).backward()
+    assert logits.shape == (4000, num_classes)
+    assert recorded.profiler is not None
+    events = sorted(recorded.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+    allocated = np.cumsum([event.nbytes() for event in events if event.name() == "[memory]"])
+    # The logits, their targets, a bin for each logit and their gradient; and boxes of those which are positive.
+    assert 2 < allocated.max() / (4 * logits.numel()) < 7
 
 
 def test_mask_head_gives_the_mask_of_the_class() -> None:

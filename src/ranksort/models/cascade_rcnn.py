@@ -67,7 +67,7 @@ class CascadeRCNN(Detector):
             regions, matched = match_regions(regions, targets, iou_threshold=iou_threshold)
             self.num_positives = len(matched.positive)
             logits, deltas = head(features, regions)
-            of_stage = head.losses(logits, deltas, regions, matched)
+            of_stage = head.losses(logits, deltas[matched.positive], regions, matched)
             losses |= {f"stage{stage}_{name}": loss for name, loss in of_stage.items()}
             boxes = head.boxes(deltas.detach(), regions, batch.sizes)
             # What became of the objects' own boxes does not count: the next head gets them as they are.

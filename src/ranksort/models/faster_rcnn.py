@@ -61,7 +61,7 @@ class FasterRCNN(Detector):
         proposals = self.rpn.proposals(anchors, batch.sizes)
         regions, matched = match_regions(proposals, targets)
         self.num_positives = len(matched.positive)
-        logits, deltas = self.box_head(features, regions)
+        logits, deltas = self.box_head(features, regions, matched.positive)
         return self.rpn.losses(anchors, batch, targets) | self.box_head.losses(logits, deltas, regions, matched)
 
     def detect(self, batch: ImageBatch) -> list[dict[str, Tensor]]:

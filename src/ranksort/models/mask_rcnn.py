@@ -67,7 +67,7 @@ class MaskRCNN(Detector):
         # Here a proposal which fits an object best is that object's even if it fits another one better.
         regions, matched = match_regions(proposals, targets, low_quality=0.5)
         self.num_positives = len(matched.positive)
-        logits, deltas = self.box_head(features, regions)
+        logits, deltas = self.box_head(features, regions, matched.positive)
         losses = self.box_head.losses(logits, deltas, regions, matched)
         mask = self.mask_loss(features, regions, matched, logits, [target["masks"] for target in targets])
         losses["mask"] = self_balanced(mask, losses["ranking"], losses["sorting"])

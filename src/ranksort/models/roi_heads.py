@@ -96,12 +96,19 @@ class BoxHead(nn.Module):
         nn.init.normal_(self.box_deltas.weight, std=0.001)
         nn.init.zeros_(self.box_deltas.bias)
 
-    def forward(self, features: Sequence[Tensor], regions: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Takes the pyramid to class logits [R, C] and box deltas [R, K, 4] of the regions."""
+    def forward(
+        self, features: Sequence[Tensor], regions: Sequence[Tensor], boxes_of: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Takes the pyramid to class logits [R, C] and box deltas [R, K, 4] of the regions.
+
+        With `boxes_of`, int64 [P], deltas are those of these regions, [P, K, 4]. Training needs no others, and for many classes they
+        would be the largest tensor of the network, with a gradient as large.
+        """
         x = pool_regions(features, regions, 7).flatten(1)
         for layer in self.layers:
             x = layer(x).relu_()
-        return self.class_logits(x), self.box_deltas(x).unflatten(1, (-1, 4))
+        with_boxes = x if boxes_of is None else x[boxes_of]
+        return self.class_logits(x), self.box_deltas(with_boxes).unflatten(1, (-1, 4))
 
     def boxes(self, deltas: Tensor, regions: Sequence[Tensor], sizes: Sequence[Size]) -> list[Tensor]:
         """Takes box deltas [R, K, 4] of regions to boxes xyxy, clipped to the image, for each image [R_b, K, 4]."""
@@ -109,9 +116,16 @@ class BoxHead(nn.Module):
         return [clip_boxes_to_image(b, size) for b, size in zip(boxes, sizes, strict=True)]
 
     def losses(self, logits: Tensor, deltas: Tensor, regions: Sequence[Tensor], matched: Matched) -> dict[str, Tensor]:
-        """RS Loss over all regions and classes, GIoU over the boxes of the positives: `ranking`, `sorting` and `box`."""
+        """RS Loss over all regions and classes, GIoU over the boxes of the positives: `ranking`, `sorting` and `box`.
+
+        Args:
+            logits: of all regions, [R, C].
+            deltas: of the positive ones, [P, K, 4].
+            regions: for each image [R_b, 4].
+            matched: what they have to detect.
+        """
         positive = matched.positive
-        deltas = deltas[positive, matched.labels if deltas.shape[1] > 1 else 0]
+        deltas = deltas[torch.arange(len(positive), device=deltas.device), matched.labels if deltas.shape[1] > 1 else 0]
         boxes = decode_boxes(deltas.float(), torch.cat(list(regions))[positive])
         return rank_sort_detection_losses(logits, positive, matched.labels, boxes, matched.boxes)
 
