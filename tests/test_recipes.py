@@ -44,7 +44,7 @@ def test_few_settings_in_flat_groups() -> None:
     groups = [getattr(Recipe("x"), f.name) for f in dataclasses.fields(Recipe) if f.name != "name"]
     assert len(groups) == 5
     leaves = [getattr(group, field.name) for group in groups for field in dataclasses.fields(group)]
-    assert len(leaves) <= 50
+    assert len(leaves) <= 51
     assert all(isinstance(leaf, (str, int, float, bool, tuple)) for leaf in leaves)
 
 
@@ -52,7 +52,7 @@ def test_published_settings_of_atss() -> None:
     recipe = get_recipe(ATSS_R50)
     assert (recipe.model.min_size, recipe.model.max_size) == (800, 1333)
     assert (recipe.optimizer.lr, recipe.optimizer.lr_batch_size, recipe.training.batch_size) == (0.008, 16, 16)
-    assert (recipe.optimizer.momentum, recipe.optimizer.weight_decay) == (0.9, 1e-4)
+    assert recipe.optimizer.weight_decay == 1e-4
     assert (recipe.training.epochs, recipe.optimizer.milestones, recipe.optimizer.warmup_steps) == (12, (8, 11), 500)
     assert (recipe.model.score_threshold, recipe.model.nms_threshold) == (0.05, 0.6)
     assert recipe.data.flip == 0.5
@@ -109,6 +109,16 @@ def test_published_settings_of_the_rcnns(name: str) -> None:
     assert recipe.data.train_min_sizes == tuple(sizes)
     assert (recipe.training.epochs, optimizer.milestones) == (epochs, (8, 11) if epochs == 12 else (27, 33))
     assert (optimizer.lr, optimizer.lr_batch_size, recipe.training.batch_size) == (0.012, 16, 16)
+
+
+def test_published_settings_of_lvis() -> None:
+    recipe = get_recipe("ranksort_mask_rcnn_r50_fpn_1x_lvis_v1")
+    model = recipe.model
+    assert (model.detector, model.num_classes) == ("mask_rcnn", 1203)
+    assert (model.score_threshold, model.nms_threshold, model.detections_per_image) == (0.6, 0.5, 300)
+    assert recipe.data.train_min_sizes == tuple(range(640, 801, 32))
+    assert (recipe.data.repeat_threshold, recipe.evaluation.style) == (1e-3, "lvis")
+    assert (recipe.training.epochs, recipe.optimizer.milestones, recipe.optimizer.lr) == (12, (8, 11), 0.012)
 
 
 def test_setting_of_a_newer_version_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import sys
 import time
@@ -98,7 +99,7 @@ def quickstart(
     chosen.data.root, chosen.data.workers = str(root), workers
     chosen.model.min_size, chosen.model.max_size = 256, 384  # as large as the images are
     chosen.training.output, chosen.training.epochs = str(out / "runs"), epochs
-    chosen.optimizer.milestones = (3,)
+    chosen.optimizer.milestones = (math.ceil(0.75 * epochs),)
     run = _train(chosen, resume=False)
     print(
         f"\nThe data are in {root}, checkpoints and training curves in {run}.\n"
@@ -236,23 +237,37 @@ def check_data(
         sys.exit(1)
 
 
-def convert(published: Annotated[Path, Positional, arg(metavar="PTH")], recipe: _Recipe, /, out: Path) -> None:
+def convert(
+    published: Annotated[Path, Positional, arg(metavar="PTH")],
+    recipe: _Recipe,
+    /,
+    out: Path,
+    annotations: Path | None = None,
+) -> None:
     """Take weights published with the paper to a .safetensors file of this package.
 
     Args:
         published: the .pth file.
         recipe: the recipe of that model.
         out: the file to write.
+        annotations: annotation file which names the classes; by default those of COCO.
     """
     from .checkpoints import convert_checkpoint, save_model
+    from .data.annotations import parse_annotations
     from .data.coco import COCO_CATEGORIES
 
     chosen = get_recipe(recipe)
-    model = recipes_package.create_model(chosen)
-    model.load_state_dict(convert_checkpoint(published, chosen))
+    categories = parse_annotations(annotations).categories if annotations else COCO_CATEGORIES
+    if len(categories) != chosen.model.num_classes:
+        raise ValueError(
+            f"{recipe} has {chosen.model.num_classes} classes, not {len(categories)}: name them by --annotations FILE.json, "
+            "such as lvis_v1_val.json"
+        )
     if out.suffix != ".safetensors":
         raise ValueError(f"--out must name a .safetensors file, got {out}")
-    save_model(out, model, chosen, COCO_CATEGORIES)
+    model = recipes_package.create_model(chosen)
+    model.load_state_dict(convert_checkpoint(published, chosen))
+    save_model(out, model, chosen, categories)
     print(f"wrote {out}; next: ranksort predict {out} IMAGE... --out DIR")
 
 

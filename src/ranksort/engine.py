@@ -75,7 +75,9 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False) -> Report:
     if previous is not None:
         load_weights(model, previous.state_dict, str(last))  # for its clear error: Lightning loads them again
     module = _Training(recipe, model, train_set, val_set)
-    read_ground_truth(module.ground_truth, module.iou_types[-1], "coco")  # better now than after an epoch
+    read_ground_truth(
+        module.ground_truth, module.iou_types[-1], recipe.evaluation.style
+    )  # better now than after an epoch
     trainer = _trainer(module, run, resume)
     if len(val_set) < trainer.world_size:
         raise ValueError(f"{len(val_set)} validation images are too few for {trainer.world_size} devices")
@@ -128,6 +130,7 @@ class _Training(pl.LightningModule):
         sampler = AspectRatioBatchSampler(
             self.train_set.landscape,
             images_at_once(self.recipe),
+            repeat_factors=self.train_set.repeat_factors(self.recipe.data.repeat_threshold),
             seed=training.seed,
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
@@ -188,7 +191,7 @@ class _Training(pl.LightningModule):
         # Without boxes, for else small and large masks would be told apart by the area of their boxes.
         hidden = "bbox" if iou_type == "segm" else "segmentation"
         results = [{key: value for key, value in result.items() if key != hidden} for result in self.results]
-        return evaluate_detections(self.ground_truth, results, iou_type)
+        return evaluate_detections(self.ground_truth, results, iou_type, self.recipe.evaluation.style)
 
     @property
     def report(self) -> Report:
@@ -203,7 +206,7 @@ class _Training(pl.LightningModule):
         if settings.algorithm == "adamw":
             optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=decay)
         else:
-            optimizer = torch.optim.SGD(trained, lr=rate, weight_decay=decay, momentum=settings.momentum)
+            optimizer = torch.optim.SGD(trained, lr=rate, weight_decay=decay, momentum=0.9)
         factor = rate_factor(settings, int(self.trainer.estimated_stepping_batches) // epochs, epochs)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -10,6 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from . import lvis
+
 MIN_IMAGE_SIDE = 32
 """Training leaves out images with a shorter side, in pixels, as the published code does."""
 
@@ -100,6 +102,9 @@ def parse_annotations(path: Path, masks: bool | None = None) -> AnnotationFile:
     file.categories = [Category(id, categories[id]["name"]) for id in sorted(categories)]
     file.images = _well_formed("image", sections["images"], _image_problem, file.faults)
     for image in file.images.values():
+        image["file_name"] = lvis.file_name(image)
+        if problem := lvis.image_problem(image, categories.keys()):
+            file.faults.append(Fault("malformed image", f"image {image['id']}", problem, "fatal"))
         if min(image["width"], image["height"]) < MIN_IMAGE_SIDE:
             message = f"has a side under {MIN_IMAGE_SIDE} px ({image['width']}x{image['height']})"
             file.faults.append(Fault("small image", f"image {image['id']}", message, "dropped"))
@@ -189,7 +194,8 @@ def _category_problem(category: dict[str, Any]) -> str | None:
 
 
 def _image_problem(image: dict[str, Any]) -> str | None:
-    if not isinstance(image.get("file_name"), str) or not image["file_name"]:
+    name = lvis.file_name(image)
+    if not isinstance(name, str) or not name:
         return 'has no "file_name"'
     for side in ("width", "height"):
         if type(image.get(side)) is not int or not 0 < image[side] < 1e6:

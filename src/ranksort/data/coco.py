@@ -21,6 +21,7 @@ from .annotations import (
     objects,
     parse_annotations,
 )
+from .lvis import repeat_factors
 
 COCO_CATEGORIES = [
     Category(id, name)
@@ -30,14 +31,22 @@ COCO_CATEGORIES = [
 """The 80 classes of COCO in the order of their labels, for models whose weights come without names."""
 
 
-def find_split(root: Path, split: Literal["train", "val"], annotations: Path | None = None) -> tuple[Path, Path]:
+def find_split(
+    root: Path,
+    split: Literal["train", "val"],
+    annotations: Path | None = None,
+    *,
+    style: Literal["coco", "lvis"] = "coco",
+) -> tuple[Path, Path]:
     """Finds a split under a folder that is laid out as COCO or in one of the usual simpler ways.
 
     Args:
         root: holds `annotations/instances_<split>2017.json` or `annotations/instances_<split>.json`, and the images in
-            `<split>2017/`, `images/<split>2017/`, `images/<split>/`, `<split>/` or `images/`.
+            `<split>2017/`, `images/<split>2017/`, `images/<split>/`, `<split>/` or `images/`. For LVIS it holds
+            `annotations/lvis_v1_<split>.json`, and the images in `train2017/` and `val2017/`.
         split: `train` or `val`.
         annotations: the annotation file, where it is another one.
+        style: which of these layouts.
 
     Returns:
         The images folder, the first of these that holds the first image of the annotation file, and that file.
@@ -45,7 +54,8 @@ def find_split(root: Path, split: Literal["train", "val"], annotations: Path | N
     Raises:
         FileNotFoundError: one of the two is missing; the message names what was looked for.
     """
-    files = [root / "annotations" / f"instances_{split}{year}.json" for year in ("2017", "")]
+    names = [f"instances_{split}2017.json", f"instances_{split}.json"] if style == "coco" else [f"lvis_v1_{split}.json"]
+    files = [root / "annotations" / name for name in names]
     annotations = annotations or next((file for file in files if file.is_file()), None)
     if annotations is None:
         raise FileNotFoundError(
@@ -54,11 +64,14 @@ def find_split(root: Path, split: Literal["train", "val"], annotations: Path | N
     if not annotations.is_file():
         raise FileNotFoundError(f"The annotation file {annotations} does not exist.")
     # Searched for and not parsed, which takes 15 s for COCO and is the data set's business.
-    match = re.search(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")', annotations.read_bytes())
+    key = "coco_url" if style == "lvis" else "file_name"
+    match = re.search(rb'"%s"\s*:\s*("(?:[^"\\]|\\.)*")' % key.encode(), annotations.read_bytes())
     if match is None:
-        raise ValueError(f'{annotations} names no image (no "file_name").')
+        raise ValueError(f'{annotations} names no image (no "{key}").')
     file_name = json.loads(match[1])
     folders = [root / name for name in (f"{split}2017", f"images/{split}2017", f"images/{split}", split, "images")]
+    if style == "lvis":
+        file_name, folders = "/".join(file_name.split("/")[-2:]), [root, root / "images"]
     images = next((folder for folder in folders if (folder / file_name).is_file()), None)
     if images is None:
         raise FileNotFoundError(
@@ -157,6 +170,11 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
             json.dumps([annotation["segmentation"] for annotation in objects_of[image_id]]) if masks else ""
             for image_id in self.image_ids
         ]
+
+    def repeat_factors(self, threshold: float) -> np.ndarray:
+        """[I]: how often an epoch should have each image, on average; see `ranksort.data.lvis.repeat_factors`."""
+        image = np.repeat(np.arange(len(self)), np.diff(self._ends, prepend=0))
+        return repeat_factors(image, self._labels, len(self), threshold)
 
     @property
     def class_names(self) -> list[str]:

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
+from .lvis import random_repeats
+
 
 class AspectRatioBatchSampler(Sampler[list[tuple[int, int]]]):
     """Batches of images of one orientation, so that little is padded, shuffled anew each epoch.
@@ -16,19 +18,29 @@ class AspectRatioBatchSampler(Sampler[list[tuple[int, int]]]):
     Args:
         landscape: for each image, whether it is wider than high.
         batch_size: images a batch, on one process.
+        repeat_factors: for each image, how often an epoch has it on average (`ranksort.data.lvis`); by default once.
         seed: of the shuffling; the same on all processes.
         rank: the index of this process.
         world_size: how many processes there are. All have equally many batches, and every image is in one of them.
+            The number of batches is the same in all epochs.
 
     Yields:
         Lists of (index, seed), which are what `CocoDataset` is indexed by.
     """
 
     def __init__(
-        self, landscape: Sequence[bool], batch_size: int, *, seed: int = 0, rank: int = 0, world_size: int = 1
+        self,
+        landscape: Sequence[bool],
+        batch_size: int,
+        *,
+        repeat_factors: np.ndarray | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         wide = np.asarray(landscape, dtype=bool)
         self.groups = [group for group in (np.flatnonzero(wide), np.flatnonzero(~wide)) if len(group)]
+        self.factors = np.ones(len(wide)) if repeat_factors is None else repeat_factors
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
         self.epoch = 0
         self._skipped: dict[int, int] = {}
@@ -48,16 +60,22 @@ class AspectRatioBatchSampler(Sampler[list[tuple[int, int]]]):
 
     def __len__(self) -> int:
         """The batches of a whole epoch on this process."""
-        return sum(-(-len(group) // (self.batch_size * self.world_size)) for group in self.groups)
+        return sum(map(self._num_batches, self.groups))
+
+    def _num_batches(self, group: np.ndarray) -> int:
+        return int(-(-self.factors[group].sum().round(6) // (self.batch_size * self.world_size)))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         return iter(self._batches()[self._skipped.get(self.epoch, 0) :])
 
     def _batches(self) -> list[list[tuple[int, int]]]:
         rng = np.random.default_rng((self.seed, self.epoch))
-        # np.resize repeats the shuffled group from its start.
         per_step = self.batch_size * self.world_size
-        filled = [np.resize(rng.permutation(group), -(-len(group) // per_step) * per_step) for group in self.groups]
+        filled = []
+        for group in self.groups:
+            repeated = np.repeat(group, random_repeats(self.factors[group], rng))
+            # np.resize repeats the shuffled group from its start.
+            filled.append(np.resize(rng.permutation(repeated), self._num_batches(group) * per_step))
         indices = rng.permutation(np.concatenate(filled).reshape(-1, self.batch_size))
         seeds = rng.integers(2**63, size=indices.shape)
         mine = slice(self.rank, None, self.world_size)

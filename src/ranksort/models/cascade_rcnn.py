@@ -37,6 +37,7 @@ class CascadeRCNN(Detector):
         transform: ImageTransform,
         num_classes: int,
         *,
+        proposals: int = 1000,
         prior: float = 0.01,
         score_threshold: float = 0.4,
         nms_threshold: float = 0.5,
@@ -51,7 +52,7 @@ class CascadeRCNN(Detector):
             detections_per_image=detections_per_image,
         )
         self.fpn = fpn
-        self.rpn = RPN(fpn.channels, ignore_crossing=True)
+        self.rpn = RPN(fpn.channels, ignore_crossing=True, limit=proposals)
         self.box_head: Sequence[BoxHead] = nn.ModuleList(  # type: ignore[assignment]
             BoxHead(fpn.channels, num_classes, class_agnostic=True, prior=prior) for _ in IOU_THRESHOLDS
         )

@@ -25,6 +25,7 @@ class FasterRCNN(Detector):
 
     Args: as of `Detector`, and these.
         fpn: takes the backbone's features to levels of strides 4, 8, 16, 32 and 64.
+        proposals: most regions of an image which the box head looks into.
         prior: class probability which training starts from.
     """
 
@@ -35,6 +36,7 @@ class FasterRCNN(Detector):
         transform: ImageTransform,
         num_classes: int,
         *,
+        proposals: int = 1000,
         prior: float = 0.01,
         score_threshold: float = 0.4,
         nms_threshold: float = 0.5,
@@ -49,7 +51,7 @@ class FasterRCNN(Detector):
             detections_per_image=detections_per_image,
         )
         self.fpn = fpn
-        self.rpn = RPN(fpn.channels)
+        self.rpn = RPN(fpn.channels, limit=proposals)
         self.box_head = BoxHead(fpn.channels, num_classes, prior=prior)
 
     def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -40,6 +40,7 @@ class MaskRCNN(Detector):
         transform: ImageTransform,
         num_classes: int,
         *,
+        proposals: int = 1000,
         prior: float = 0.01,
         score_threshold: float = 0.4,
         nms_threshold: float = 0.5,
@@ -54,7 +55,7 @@ class MaskRCNN(Detector):
             detections_per_image=detections_per_image,
         )
         self.fpn = fpn
-        self.rpn = RPN(fpn.channels)
+        self.rpn = RPN(fpn.channels, limit=proposals)
         self.box_head = BoxHead(fpn.channels, num_classes, prior=prior)
         self.mask_head = MaskHead(fpn.channels, num_classes)
 

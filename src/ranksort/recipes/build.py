@@ -20,7 +20,7 @@ from ..models.backbones import Backbone, build_backbone
 from ..models.carafe import CarafeFPN
 from ..models.fpn import FPN
 from ..models.images import ImageTransform
-from . import coco
+from . import coco, lvis
 from .recipe import ModelSettings, OptimizerSettings, Recipe
 
 _WARMUP_START = 0.001
@@ -36,7 +36,7 @@ _ONE_STAGE: dict[str, Callable[..., nn.Module]] = {
 
 def recipe_functions() -> dict[str, Callable[[], Recipe]]:
     """The functions which make our recipes and the paper's, by the recipes' names."""
-    functions = {name: value for name, value in vars(coco).items() if inspect.isfunction(value)}
+    functions = {name: f for module in (coco, lvis) for name, f in vars(module).items() if inspect.isfunction(f)}
     return {name.replace("_plus_", "+_"): f for name, f in functions.items() if name.startswith("ranksort_")}
 
 
@@ -139,7 +139,7 @@ def _build_detector(settings: ModelSettings, backbone: Backbone, transform: Imag
     if kind in _RCNNS:
         pyramid = CarafeFPN if settings.upsampling == "carafe" else partial(FPN, extra_convs=False)
         fpn = pyramid(backbone.channels[-4:], settings.channels)
-        return _RCNNS[kind](backbone, fpn, transform, settings.num_classes, **options)
+        return _RCNNS[kind](backbone, fpn, transform, settings.num_classes, proposals=settings.proposals, **options)
     if kind not in _ONE_STAGE:
         raise ValueError(f"there is no detector {kind!r}: choose one of {', '.join([*_ONE_STAGE, *_RCNNS])}")
     if kind != "yolact":
@@ -167,7 +167,9 @@ def build_dataset(
             raise ValueError(
                 f"there is no data: name a folder by --data.root, or --data.{split}-images and -annotations"
             )
-        found = find_split(Path(data.root), split, Path(annotations) if annotations else None)
+        found = find_split(
+            Path(data.root), split, Path(annotations) if annotations else None, style=recipe.evaluation.style
+        )
         images, annotations = images or found[0], found[1]
     training = split == "train"
     sizes = data.train_min_sizes or (model.min_size,)

@@ -36,6 +36,8 @@ class DataSettings:
     """train on images without objects, too"""
     min_box_size: float = 1.0
     """objects with a side below this many pixels are not trained on"""
+    repeat_threshold: float = 0.0
+    """images with a class which is in less than this share of them are repeated within an epoch, as for LVIS; 0: none"""
     workers: int = 4
     """processes which load images, for each device; 0: load in the main process"""
 
@@ -60,6 +62,8 @@ class ModelSettings:
     """modulated deformable 3x3 convolutions (DCNv2) in the stages 2 to 4 of a ResNet or ResNeXt"""
     upsampling: Literal["nearest", "carafe"] = "nearest"
     """how the pyramid of an R-CNN goes from coarse to fine"""
+    proposals: int = 1000
+    """most regions of an image which an R-CNN looks into; fewer are faster, and enough for small images"""
     channels: int = 256
     """channels of the pyramid and the heads"""
     head_convs: int = 4
@@ -94,13 +98,11 @@ class OptimizerSettings:
     """The optimiser and its schedule."""
 
     algorithm: Literal["sgd", "adamw"] = "sgd"
-    """stochastic gradient descent with momentum, or AdamW"""
+    """stochastic gradient descent with momentum .9, or AdamW"""
     lr: float = 0.01
     """learning rate for `lr_batch_size` images; scaled linearly to the actual batch"""
     lr_batch_size: int = 16
     """images in a batch which `lr` is meant for"""
-    momentum: float = 0.9
-    """of stochastic gradient descent"""
     weight_decay: float = 1e-4
     warmup_steps: int = 500
     """steps in which the learning rate rises linearly from a thousandth"""
@@ -139,6 +141,8 @@ class TrainingSettings:
 class EvaluationSettings:
     """What the report holds."""
 
+    style: Literal["coco", "lvis"] = "coco"
+    """whose rules; lvis: of files lvis_v1_{train,val}.json, with classes which are known for some images only"""
     pictures: int = 12
     """images drawn with their detections in the report"""
 
@@ -169,13 +173,15 @@ class Recipe:
             ("optimizer.warmup-steps", optimizer.warmup_steps, 0),
             ("model.min-size", min(model.min_size, *data.train_min_sizes, model.max_size), 1),
             ("model.num-classes", model.num_classes, 1),
+            ("model.proposals", model.proposals, 1),
             ("data.workers", data.workers, 0),
             ("evaluation.pictures", self.evaluation.pictures, 0),
         ):
             if value < least:
                 raise ValueError(f"--{option} must be {least} or more, got {value}")
-        if not 0 <= data.flip <= 1:
-            raise ValueError(f"--data.flip is a probability, got {data.flip}")
+        for name, share in (("flip", data.flip), ("repeat-threshold", data.repeat_threshold)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"--data.{name} must be within 0..1, got {share}")
         if model.upsampling != "nearest" and not model.detector.endswith("_rcnn"):
             raise ValueError(f"--model.upsampling {model.upsampling} is for the R-CNNs, not for {model.detector}")
         # The norms have 32 groups, and SOLOv2's mask features half the channels.
