@@ -276,13 +276,17 @@ def test_broken_image_in_training(run: Path, tiny_data: Path, tmp_path: Path, wo
         (["predict", "nothing.ckpt", "a.jpg", "--out", "x"], "nothing.ckpt"),
         (["evaluate", "no.json", "no.json"], "no.json"),
         (["check-data", "no", "no.json"], "no"),
+        (["quickstart", "--recipe", "ranksort_mask_rcnn_r50_fpn_1x_coco"], "ranksort_mask_rcnn_lite0_small"),
     ],
 )
 def test_mistakes_get_one_sentence(arguments: list[str], said: str) -> None:
     assert said in fails(*arguments)
 
 
-def test_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("recipe", ["ranksort_atss_lite0_small", "ranksort_mask_rcnn_lite0_small"])
+def test_quickstart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], recipe: str
+) -> None:
     from ranksort.data import synthetic
 
     write = synthetic.write_synthetic_dataset
@@ -291,7 +295,7 @@ def test_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
         "write_synthetic_dataset",
         lambda root: write(root, train_images=8, val_images=3, image_size=(96, 80)),
     )
-    cli.main(["quickstart", "--out", str(tmp_path), "--epochs", "1", "--workers", "0"])
+    cli.main(["quickstart", "--recipe", recipe, "--out", str(tmp_path), "--epochs", "1", "--workers", "0"])
     out = capsys.readouterr().out
     assert "ranksort predict" in out
     (report,) = tmp_path.glob("runs/*/*/report")

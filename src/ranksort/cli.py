@@ -77,15 +77,20 @@ def quickstart(
 
     Args:
         out: folder for the data set, the run and its report.
-        recipe: what to train: the other quick one is ranksort_mask_rcnn_lite0_small; those of the paper want a GPU.
+        recipe: what to train: a recipe which ends in _small, or file.py:function for one of your own.
         epochs: passes over the 400 training images.
         workers: processes which load images.
     """
     from .data.synthetic import write_synthetic_dataset
 
+    small = [name for name in recipe_functions() if name.endswith("_small")]
+    chosen = get_recipe(recipe)
+    if chosen.name in recipe_functions() and chosen.name not in small:
+        raise ValueError(
+            f"{recipe} is made for COCO on GPUs, quickstart for minutes on a CPU: choose {' or '.join(small)}"
+        )
     print(f"writing 500 images to {out / 'data'} ...", flush=True)
     root = write_synthetic_dataset(out / "data")
-    chosen = get_recipe(recipe)
     chosen.data.root, chosen.data.workers = str(root), workers
     chosen.model.min_size, chosen.model.max_size = 256, 384  # as large as the images are
     chosen.training.output, chosen.training.epochs = str(out / "runs"), epochs
