@@ -70,6 +70,7 @@ class Breakpoints:
         lower, upper: the inverse: where p - delta and p + delta are among the edges, int64 [P].
         axis: coordinates x of the edges in units of 2δ, [2P], with wider gaps cut down to one unit. No step rises all through such a
             gap, so H stays the same, and sums of coordinates stay precise however far apart the scores are.
+        foot: coordinates of p - delta, [P].
     """
 
     def __init__(self, positives: Tensor, delta: float):
@@ -83,6 +84,7 @@ class Breakpoints:
         self.edges = torch.cat([begins, ends]).index_select(0, self.order)
         gaps = self.edges.diff(prepend=self.edges[:1])
         self.axis = (gaps / (2 * delta)).clamp(max=1).cumsum(0) if delta > 0 else torch.zeros_like(gaps)
+        self.foot = self.axis.index_select(0, self.lower)
 
 
 class NegativesAbove:
@@ -138,9 +140,9 @@ class NegativesAbove:
         counts, inside = totals[:, 1:]
         sums = cut.axis * counts + inside
         at_or_above = torch.stack([counts, sums]).flip(1).cumsum(1).flip(1)
-        above = at_or_above[:, cut.upper]
-        rising, rising_x = at_or_above[:, cut.lower] - above
-        return above[0] + (rising_x - cut.axis[cut.lower] * rising).clamp(min=0)
+        above = at_or_above.index_select(1, cut.upper)
+        rising, rising_x = at_or_above.index_select(1, cut.lower) - above
+        return above[0] + (rising_x - cut.foot * rising).clamp(min=0)
 
     def spread(self, weights: Tensor, logits: Tensor) -> Tensor:
         """Returns Σ_i weights_i H(n_j - p_i) at the negatives and 0 elsewhere, [A] in the dtype of the logits; weights float64 [P].
@@ -150,7 +152,7 @@ class NegativesAbove:
         cut = self.breakpoints
         # Where a step begins to rise, and where it has risen. Their running sums: the number of the steps which rise at an edge, Σ w and
         # Σ w x over these, and Σ w over those which have risen.
-        one, none, wx = torch.ones_like(weights), torch.zeros_like(weights), weights * cut.axis[cut.lower]
+        one, none, wx = torch.ones_like(weights), torch.zeros_like(weights), weights * cut.foot
         changes = torch.cat([torch.stack([one, weights, wx, none]), torch.stack([-one, -weights, -wx, weights])], 1)
         number, rising, rising_x, risen = changes.index_select(1, cut.order).cumsum(1)
         value, slope = risen, torch.zeros_like(risen)
@@ -188,6 +190,7 @@ class NegativesAbove:
         edge_of = torch.cat([cut.edges[:1], cut.edges])  # of interval 0, too, which does not matter
         unit = 2 * cut.delta or 1.0
         values = self._values(logits)
+        # Summed are differences to a logit or an edge which is near, so that far from 0 sums are as precise.
         if not has_float64(logits.device):
             counts, inside = self._totals_without_float64(values)
             rounded = torch.cat([self.edges[:1], self.edges]).to(edge_of)
@@ -195,8 +198,8 @@ class NegativesAbove:
         elif self.in_one_interval:
             interval = self._interval(logits)
             number = edge_of.new_full((), len(logits) - len(self.others))
-            near = logits[:1]  # sums of differences to it are small
-            total = (logits - near).sum(dtype=torch.float64)
+            near = logits[:1]
+            total = sum((x - near).sum(dtype=torch.float64) for (x,) in _blocks(logits))
             total -= (logits.index_select(0, self.others) - near).sum(dtype=torch.float64)
             total += (number * (near - edge_of.index_select(0, interval))).squeeze(0)
             counts, inside = edge_of.new_zeros(2, size).index_copy_(
@@ -205,11 +208,14 @@ class NegativesAbove:
         else:
             self.bins = bins = self._place(values)
             counts = _histogram(bins, None, size + _SPARE_BINS)
-            sums = torch.zeros_like(counts)
+            sums, near = (
+                torch.zeros_like(counts),
+                edge_of[size // 2, None],
+            )  # of a dimension, to make differences float64
             for bin_, x in _blocks(bins, values):
-                sums += _histogram(bin_, x.double(), len(sums))
+                sums += _histogram(bin_, x - near, len(sums))
             counts = counts[:size]
-            inside = (sums[:size] - edge_of * counts) / unit
+            inside = (sums[:size] - (edge_of - near) * counts) / unit
         # An interval on which a step rises is at most one unit wide.
         return torch.stack([counts, inside.clamp(min=0).minimum(counts)])
 
@@ -266,9 +272,11 @@ class NegativesAbove:
             return x.sub(origin).mul_(scale).clamp_(0, below + cells + 2).int()
 
         edges_in_cell = torch.bincount(cell(within), minlength=below + cells + 3).int()
-        first_edge = edges_in_cell.cumsum(0, dtype=torch.int32).sub_(edges_in_cell).add_(first)
-        if first == 0 and scale > 0:
-            first_edge[:below] = torch.arange(below) % _SPARE_BINS + len(self.edges) + 1
+        up_to_cell = edges_in_cell.cumsum(0, dtype=torch.int32)
+        first_edge = up_to_cell - edges_in_cell + first
+        if first == 0:
+            spare = torch.arange(len(first_edge), dtype=torch.int32) % _SPARE_BINS + len(self.edges) + 1
+            first_edge = torch.where(up_to_cell == 0, spare, first_edge)
         return cell, first_edge, int(edges_in_cell.max())
 
     def _without_others(self, bins: Tensor) -> Tensor:
@@ -292,13 +300,11 @@ class PositivesAbove:
         breakpoints: of the positives.
 
     Attributes:
-        foot: coordinate of p - delta, [P].
         begin, end: the places in the order of logits where the step around p begins to rise and has risen, int32 [P].
     """
 
     def __init__(self, breakpoints: Breakpoints):
-        p, self.delta = breakpoints.positives, breakpoints.delta
-        self.foot = breakpoints.axis[breakpoints.lower]
+        p, self.delta, self.foot = breakpoints.positives, breakpoints.delta, breakpoints.foot
         self.begin = torch.searchsorted(p, p - self.delta, right=self.delta > 0, out_int32=True)
         self.end = torch.searchsorted(p, p + self.delta, out_int32=True)
 
