@@ -55,7 +55,8 @@ class Report:
             title += f" ({self.classes_without_objects} more classes have no ground truth and do not count)"
         lines = [title]
         for metric in ("AP", "AR", "oLRP"):
-            values = [f"{name} {percent(v)}" for name, v in self.summary.items() if name.startswith(metric)]
+            names = [n for n in self.summary if n.startswith(metric) and (n.startswith("oLRP_") or "_" not in n)]
+            values = [f"{name} {percent(self.summary[name])}" for name in names]
             lines.append("  " + "   ".join(values))
 
         rows = self.worst_first()
