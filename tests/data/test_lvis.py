@@ -85,6 +85,7 @@ def test_images_are_named_by_their_url() -> None:
     assert file_name({"coco_url": url, "file_name": "a.jpg"}) == "a.jpg"  # COCO has URLs, too
     assert file_name({"file_name": "a.jpg", **LIMITED}) == "a.jpg"
     assert file_name({"coco_url": url}) is None
+    assert file_name({"coco_url": "http://x/train2017/../../passwd", "file_name": "a.jpg", **LIMITED}) is None
 
 
 @pytest.fixture

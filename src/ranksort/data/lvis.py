@@ -1,12 +1,11 @@
 """What LVIS (Gupta et al., CVPR 2019) has beyond COCO: files named by URL, federated annotation, repeat factor sampling."""
 
+import re
 from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 
-FREQUENCIES = ("r", "c", "f")
-"""The groups of classes: rare (in at most 10 training images), common (at most 100) and frequent."""
 _FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
@@ -15,8 +14,10 @@ def file_name(image: dict[str, Any]) -> Any:
 
     LVIS v1 states no `file_name`, and its validation images come from both folders of COCO. v0.5 states names of 2014.
     """
-    url = image.get("coco_url")
-    return "/".join(url.split("/")[-2:]) if _FEDERATED[0] in image and isinstance(url, str) else image.get("file_name")
+    if _FEDERATED[0] in image and isinstance(image.get("coco_url"), str):
+        found = re.search(r"(?:train|val|test)2017/\w+\.jpg$", image["coco_url"])
+        return found and found[0]
+    return image.get("file_name")
 
 
 def image_problem(image: dict[str, Any], category_ids: Collection[int]) -> str | None:
