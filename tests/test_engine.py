@@ -179,6 +179,19 @@ def test_bad_validation_data_stops_before_training(tiny_recipe: Recipe, tiny_dat
     assert not (tmp_path / "run").exists()
 
 
+def test_validation_file_which_names_fewer_classes(tiny_recipe: Recipe, tiny_data: Path, tmp_path: Path) -> None:
+    """Detections of the others neither count nor disturb."""
+    content = json.loads((tiny_data / "annotations" / "instances_val.json").read_text())
+    kept = content["annotations"][0]["category_id"]
+    for section, key in (("categories", "id"), ("annotations", "category_id")):
+        content[section] = [row for row in content[section] if row[key] == kept]
+    (tmp_path / "few.json").write_text(json.dumps(content))
+    tiny_recipe.data.val_annotations = str(tmp_path / "few.json")
+    tiny_recipe.model.score_threshold, tiny_recipe.training.epochs = 0.0, 1
+    report = engine.train(tiny_recipe, tmp_path / "run")
+    assert [row["category_id"] for row in report.per_class] == [kept]
+
+
 def test_accumulation_is_the_larger_step(tiny_recipe: Recipe, tmp_path: Path) -> None:
     tiny_recipe.training.epochs, tiny_recipe.training.batch_size, tiny_recipe.training.accumulate = 1, 4, 2
     assert images_at_once(tiny_recipe) == 2

@@ -164,7 +164,9 @@ class _Training(pl.LightningModule):
         if self.trainer.world_size > 1:
             parts = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(parts, self.results)
-        self.results = [result for part in parts for result in part]
+        # Classes which the model knows and the file does not name have no objects there, and do not count.
+        known = {category["id"] for category in self.ground_truth["categories"]}
+        self.results = [result for part in parts for result in part if result["category_id"] in known]
         reports = {kind: self._evaluate(kind) for kind in self.iou_types} if self.trainer.is_global_zero else {}
         self.reports = self.trainer.strategy.broadcast(reports)
         if self.trainer.state.fn == "fit":
