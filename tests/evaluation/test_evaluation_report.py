@@ -7,6 +7,7 @@ from evaluation_data import random_masks
 
 from ranksort.evaluation import evaluate_detections
 from ranksort.evaluation.findings import findings
+from ranksort.evaluation.page import save_reports
 from ranksort.evaluation.report import olrp_parts, rank_correlation
 
 PROMISED = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
@@ -125,3 +126,12 @@ def test_rank_correlation():
     assert rank_correlation(a, b) == pytest.approx(spearmanr(a, b).statistic)
     assert rank_correlation(np.array([1, 2, 3]), np.array([10, 20, 90])) == pytest.approx(1)
     assert np.isnan(rank_correlation(np.ones(3), np.arange(3)))
+
+
+def test_a_report_takes_the_place_of_an_earlier_one_of_boxes_and_masks(tmp_path):
+    ground_truth, detections = random_masks(1)
+    boxes, masks = (evaluate_detections(ground_truth, detections, kind) for kind in ("bbox", "segm"))
+    save_reports(tmp_path, [boxes, masks], pictures={"bbox": [], "segm": []})
+    assert '"iou_type":"segm"' in (tmp_path / "index.html").read_text()
+    save_reports(tmp_path, [boxes], pictures={"bbox": []})
+    assert '"iou_type":"segm"' not in (tmp_path / "index.html").read_text()

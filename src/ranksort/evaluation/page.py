@@ -35,6 +35,8 @@ def save_reports(
     """
     for report in reports:
         report.save_numbers(folder / "masks" if report.iou_type == "segm" and len(reports) > 1 else folder, settings)
+    if len(reports) == 1:  # of an earlier evaluation
+        (folder / "masks" / "report.json").unlink(missing_ok=True)
     save_page([run or folder], folder / "index.html", pictures)
 
 
@@ -60,7 +62,7 @@ def save_page(runs: Sequence[Path], out: Path, pictures: Pictures | None = None)
 
 
 def _read_run(run: Path) -> dict[str, Any]:
-    folder = run / "report" if (run / "report").is_dir() else run
+    folder = run if (run / "report.json").is_file() else run / "report"
     files = [file for file in (folder / "report.json", folder / "masks" / "report.json") if file.is_file()]
     if not files:
         raise FileNotFoundError(
