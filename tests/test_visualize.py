@@ -44,6 +44,21 @@ def test_nothing_to_draw() -> None:
     assert torch.equal(draw_detections(image, truth, []), image)
 
 
+def test_detections_of_equal_scores_are_told_apart(tiny_data: Path) -> None:
+    """One lies on a crowd region, where it does not count; the other is wrong and is shown."""
+    file = tiny_data / "annotations" / "instances_val.json"
+    ground_truth = json.loads(file.read_text())
+    first, *others = [a for a in ground_truth["annotations"] if not a["iscrowd"]]
+    crowd = {**first, "id": 10**6, "bbox": [0, 0, 20, 20], "area": 400, "iscrowd": 1}
+    ground_truth["annotations"] = [first, *others, crowd]
+    where = {key: first[key] for key in ("image_id", "category_id")}
+    results = [{**where, "bbox": box, "score": 0.5} for box in (crowd["bbox"], [70, 70, 9, 9], first["bbox"])]
+    dataset = CocoDataset(tiny_data / "images", file, training=False)
+    shown = worst_and_best_images(dataset, results, evaluate_detections(ground_truth, results), 4)
+    detections = [d[:5] for image in shown for d in image["detections"]]
+    assert detections == [[70, 70, 9, 9, False], [*first["bbox"], True]]
+
+
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
 def test_the_worst_and_the_best_images(tiny_data: Path, iou_type: str) -> None:
     """All objects are found exactly, but for an image where none is, and another where one is not and one too much."""

@@ -104,29 +104,30 @@ def worst_and_best_images(
 def _compare(dataset: CocoDataset, results: list[dict[str, Any]], report: Report, position: int) -> dict[str, Any]:
     """The objects and the detections of the image at that position among the sorted ids."""
     matches, thresholds = report.matches, report.thresholds()
-    rows = dict(zip(np.unique(matches.object_category).tolist(), report.per_class, strict=True))
-    image_id = sorted(dataset.image_ids)[position]
-    index = dataset.image_ids.index(image_id)
+    class_names = [row["class"] for row in report.per_class]
+    names = dict(zip(np.unique(matches.object_category).tolist(), class_names, strict=True))
+    index = int(np.argsort(dataset.image_ids)[position])
     image, target = dataset[index]
 
     of_image = matches.object_image == position
-    is_found = matches.object_score[of_image] >= thresholds[matches.object_category[of_image]]
-    names = [dataset.class_names[label] for label in target["labels"].tolist()]
+    categories = matches.object_category[of_image]
+    is_found = (matches.object_score[of_image] >= thresholds[categories]).tolist()
     objects = [
-        [x, y, x2 - x, y2 - y, right, name]
-        for (x, y, x2, y2), right, name in zip(target["boxes"].tolist(), is_found.tolist(), names, strict=True)
+        [x, y, x2 - x, y2 - y, right, names[category]]
+        for (x, y, x2, y2), right, category in zip(target["boxes"].tolist(), is_found, categories.tolist(), strict=True)
     ]
 
     counted = (matches.image == position) & (matches.outcome >= 0) & (matches.score >= thresholds[matches.category])
-    columns = (matches.category, matches.score, matches.outcome, matches.iou)
-    unused = [result for result in results if result["image_id"] == image_id]
-    detections, found = [], []
-    for category, score, outcome, iou in zip(*(column[counted].tolist() for column in columns), strict=True):
-        row = rows[category]
-        wanted = (row["category_id"], score)
-        found.append(unused.pop([(r["category_id"], r["score"]) for r in unused].index(wanted)))
-        text = f"{row['class']} {score:.2f}" + (f", IoU {iou:.2f}" if outcome else "")
-        detections.append([*found[-1]["bbox"], outcome == 1, text])
+    found = [results[place] for place in matches.place[counted]]
+    columns = (matches.category, matches.outcome, matches.iou)
+    detections = [
+        [
+            *result["bbox"],
+            outcome == 1,
+            f"{names[category]} {result['score']:.2f}" + (f", IoU {iou:.2f}" if outcome else ""),
+        ]
+        for result, category, outcome, iou in zip(found, *(column[counted].tolist() for column in columns), strict=True)
+    ]
 
     pictures = [image]
     if report.iou_type == "segm":

@@ -96,7 +96,8 @@ def test_wrong_masks_are_named(segmentation, sentence):
         ({"image_id": 12}, r"1 of 2 annotations have an unknown image_id: 12 \(id 78\)"),
         ({"category_id": "cat"}, r"an unknown category_id: 'cat' \(id 78\)"),
         ({"bbox": [0, 0, 5, -5]}, r"negative width or height \(id 78\)"),
-        ({"area": float("inf")}, r"no finite number as area \(id 78\)"),
+        ({"area": float("inf")}, r"an area that is not from 0 to 1e\+10 \(id 78\)"),
+        ({"area": -5}, r"an area that is not from 0 to 1e\+10 \(id 78\)"),
     ],
 )
 def test_wrong_annotations_are_named(change, sentence):

@@ -21,6 +21,7 @@ Id = int | str
 Box = tuple[float, float, float, float]  # x, y, width, height in pixels
 Pixels = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 MAX_COORDINATE = 1e9  # whatever is beyond is a mistake
+MAX_AREA = 1e10  # pixels; COCO leaves out what is beyond
 
 
 class Rle(msgspec.Struct, gc=False):
@@ -120,7 +121,8 @@ def read_ground_truth(source: str | Path | dict[str, Any], iou_type: str, style:
     for n, row in enumerate(annotations):
         if row.area is not None:
             instances.areas[n] = row.area
-    _refuse(annotations, "annotations", ~np.isfinite(instances.areas), "have no finite number as area")
+    sensible = (instances.areas >= 0) & (instances.areas <= MAX_AREA)
+    _refuse(annotations, "annotations", ~sensible, f"have an area that is not from 0 to {MAX_AREA:g}")
     position = {category.id: c for c, category in enumerate(categories)}
     absent, incomplete = (
         [[position[id_] for id_ in getattr(image, key, ()) if id_ in position] for image in images]

@@ -28,7 +28,8 @@ NOTHING_FOUND = OptimalLRP(1.0, np.nan, np.nan, 1.0, np.nan)
 class Matches(NamedTuple):
     """What the N detections that take part and the A' objects to be found came to, at IoU TAU."""
 
-    image: np.ndarray  # (N,) position of a detection's image among the sorted ids
+    place: np.ndarray  # (N,) of a detection in the results
+    image: np.ndarray  # (N,) position of its image among the sorted ids
     category: np.ndarray  # (N,) likewise
     score: np.ndarray  # (N,)
     outcome: np.ndarray  # (N,) int8: 1 true positive, 0 false positive, -1 ignored
@@ -72,7 +73,9 @@ def evaluate_lrp(ground_truth: GroundTruth, candidates: Candidates, setting: Set
     found_by = np.full(len(ground_truth.image), np.nan)
     found_by[matching.object[is_tp]] = detections.scores[matching.detection[is_tp]]
     objects = (column[~setting.ignored] for column in (ground_truth.image, ground_truth.category, found_by))
-    matches = Matches(detections.image, detections.category, detections.scores, outcome, iou, *objects)
+    matches = Matches(
+        candidates.place, detections.image, detections.category, detections.scores, outcome, iou, *objects
+    )
     return LRPResult(optima, curves, matches)
 
 

@@ -18,6 +18,7 @@ class Candidates(NamedTuple):
     """The N detections that take part, by class, falling score, image, and place in the results."""
 
     detections: Detections
+    place: np.ndarray  # (N,) in the results
     rank: np.ndarray  # (N,) among the detections of the class in the image, from 0
     tolerated: np.ndarray  # (N,) bool: not wrong even if unmatched
 
@@ -62,7 +63,7 @@ def take_part(ground_truth: GroundTruth, detections: Detections, *, federated: b
     )
     order, rank = order[by_class], rank[by_class]
     tolerated = np.isin(group[order], _listed(ground_truth, ground_truth.incomplete))
-    return Candidates(detections.select(order), rank, tolerated)
+    return Candidates(detections.select(order), order, rank, tolerated)
 
 
 def match(ground_truth: GroundTruth, candidates: Candidates) -> Iterator[Setting]:
