@@ -212,6 +212,7 @@ def test_find_split(tmp_path: Path, folder: str, file: str) -> None:
     (tmp_path / "train2017").mkdir()  # empty: not chosen unless the image is in it
     with pytest.raises(FileNotFoundError, match=r"is in none of .*train2017.*--data\.train-images"):
         find_split(tmp_path, "train")
+    assert find_split(tmp_path, "train", images=tmp_path) == (tmp_path, tmp_path / "annotations" / file)
     (tmp_path / folder / "sub").mkdir(parents=True)
     (tmp_path / folder / "sub" / 'ä "1".jpg').touch()
     assert find_split(tmp_path, "train") == (tmp_path / folder, tmp_path / "annotations" / file)

@@ -28,6 +28,7 @@ def find_split(
     root: Path,
     split: Literal["train", "val"],
     annotations: Path | None = None,
+    images: Path | None = None,
     *,
     style: Literal["coco", "lvis"] = "coco",
 ) -> tuple[Path, Path]:
@@ -39,6 +40,7 @@ def find_split(
             `annotations/lvis_v1_<split>.json`, and the images in `train2017/` and `val2017/`.
         split: `train` or `val`.
         annotations: the annotation file, where it is another one.
+        images: the images folder, likewise.
         style: which of these layouts.
 
     Returns:
@@ -56,6 +58,8 @@ def find_split(
         )
     if not annotations.is_file():
         raise FileNotFoundError(f"The annotation file {annotations} does not exist.")
+    if images is not None:
+        return images, annotations
     # Searched for and not parsed, which takes 15 s for COCO and is the data set's business.
     key = "coco_url" if style == "lvis" else "file_name"
     match = re.search(rb'"%s"\s*:\s*("(?:[^"\\]|\\.)*")' % key.encode(), annotations.read_bytes())

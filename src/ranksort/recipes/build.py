@@ -164,16 +164,11 @@ def build_dataset(
         ValueError, FileNotFoundError: where there are none, or they cannot be used.
     """
     data, model = recipe.data, recipe.model
-    images, annotations = getattr(data, f"{split}_images"), getattr(data, f"{split}_annotations")
-    if not (images and annotations):
-        if not data.root:
-            raise ValueError(
-                f"there is no data: name a folder by --data.root, or --data.{split}-images and -annotations"
-            )
-        found = find_split(
-            Path(data.root), split, Path(annotations) if annotations else None, style=recipe.evaluation.style
-        )
-        images, annotations = images or found[0], found[1]
+    named = [getattr(data, f"{split}_{what}") for what in ("annotations", "images")]
+    if not data.root and not all(named):
+        raise ValueError(f"there is no data: name a folder by --data.root, or --data.{split}-images and -annotations")
+    paths = (Path(path) if path else None for path in named)
+    images, annotations = find_split(Path(data.root), split, *paths, style=recipe.evaluation.style)
     training = split == "train"
     sizes = data.train_min_sizes or (model.min_size,)
     transforms = (
@@ -182,8 +177,8 @@ def build_dataset(
         else training_transforms(sizes, model.max_size, data.flip)
     )
     return CocoDataset(
-        Path(images),
-        Path(annotations),
+        images,
+        annotations,
         training=training,
         masks=model.has_masks,
         keep_empty_images=data.keep_empty_images,
