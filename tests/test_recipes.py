@@ -225,6 +225,15 @@ def test_channels_which_the_norms_cannot_group() -> None:
             create_model(recipe, channels=channels)
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("prior", 0.0), ("prior", 1.0), ("score_threshold", 1.5), ("nms_threshold", -1.0), ("detections_per_image", 0)],
+)
+def test_numbers_out_of_range(option: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"--model\.{option.replace('_', '-')} must be .*, got {value}"):
+        create_model(ATSS_R50, **TINY, **{option: value})
+
+
 def test_upsampling_of_a_detector_which_has_none_to_choose() -> None:
     with pytest.raises(ValueError, match=r"--model\.upsampling carafe is for the R-CNNs, not for atss"):
         create_model(ATSS_R50, upsampling="carafe")

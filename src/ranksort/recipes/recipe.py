@@ -173,15 +173,24 @@ class Recipe:
             ("optimizer.warmup-steps", optimizer.warmup_steps, 0),
             ("model.min-size", min(model.min_size, *data.train_min_sizes, model.max_size), 1),
             ("model.num-classes", model.num_classes, 1),
+            ("model.head-convs", model.head_convs, 0),
+            ("model.detections-per-image", model.detections_per_image, 1),
             ("model.proposals", model.proposals, 1),
             ("data.workers", data.workers, 0),
             ("evaluation.pictures", self.evaluation.pictures, 0),
         ):
             if value < least:
                 raise ValueError(f"--{option} must be {least} or more, got {value}")
-        for name, share in (("flip", data.flip), ("repeat-threshold", data.repeat_threshold)):
+        for option, share in (
+            ("data.flip", data.flip),
+            ("data.repeat-threshold", data.repeat_threshold),
+            ("model.score-threshold", model.score_threshold),
+            ("model.nms-threshold", model.nms_threshold),
+        ):
             if not 0 <= share <= 1:
-                raise ValueError(f"--data.{name} must be within 0..1, got {share}")
+                raise ValueError(f"--{option} must be within 0..1, got {share}")
+        if not 0 < model.prior < 1:
+            raise ValueError(f"--model.prior must be between 0 and 1, got {model.prior}")
         if model.upsampling != "nearest" and not model.detector.endswith("_rcnn"):
             raise ValueError(f"--model.upsampling {model.upsampling} is for the R-CNNs, not for {model.detector}")
         # The norms have 32 groups, and SOLOv2's mask features half the channels.
