@@ -8,7 +8,7 @@ from browser import CHROMIUM, Browser
 from evaluation_data import random_masks
 
 from ranksort.evaluation import evaluate_detections
-from ranksort.evaluation.page import save_page
+from ranksort.evaluation.page import _training_curves, save_page
 
 HOSTILE = "</script><img src=x onerror=\"document.title='broken'\"><!--"
 in_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on the PATH")
@@ -155,6 +155,17 @@ def test_runs_without_a_report(tmp_path):
     (tmp_path / "report.json").write_text('{"settings": {}, "per_class": []}')
     with pytest.raises(ValueError, match="has no findings, scores: an older version wrote it"):
         save_page([tmp_path], tmp_path / "page.html")
+
+
+@pytest.mark.filterwarnings("ignore:Some errors were detected")
+def test_training_curves_of_a_file_cut_off(run):
+    with (run / "metrics.csv").open("a") as file:
+        file.write("\n3,39,,0.5,\n4,49,x,nan,0.5\n5,5")
+    curves = _training_curves(run / "metrics.csv")
+    assert curves["train/loss"] == [(10, 3), (20, 2), (30, 1)]
+    assert curves["val/AP"] == [(10, 0), (20, 0.1111), (30, 0.2222), (40, 0.5)]
+    assert curves["val/mask_AP"][-1] == (50, 0.5)
+    assert _training_curves(run / "other.csv") == {}
 
 
 @in_browser

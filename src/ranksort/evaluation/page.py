@@ -1,6 +1,5 @@
 """The page on which a report is looked at, or several of them side by side: one HTML file which needs nothing else."""
 
-import csv
 import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -87,10 +86,11 @@ def _training_curves(path: Path) -> dict[str, list[tuple[int, float]]]:
     """Name to (step, value) of what was logged, at most `CURVE_POINTS` of them; empty where there is no such file."""
     curves: dict[str, list[tuple[int, float]]] = {}
     if path.is_file():
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                for name, value in row.items():
-                    if value and name not in ("epoch", "step") and np.isfinite(float(value)):
-                        curves.setdefault(name, []).append((int(row["step"]) + 1, float(f"{float(value):.4g}")))
-    picked = {name: np.linspace(0, len(c) - 1, min(len(c), CURVE_POINTS)).astype(int) for name, c in curves.items()}
-    return {name: [curve[i] for i in picked[name]] for name, curve in curves.items()}
+        rows = np.atleast_1d(
+            np.genfromtxt(path, delimiter=",", names=True, deletechars="", invalid_raise=False, encoding="utf-8")
+        )
+        for name in set(rows.dtype.names or ()) - {"epoch", "step"}:
+            logged = rows[np.isfinite(rows[name]) & np.isfinite(rows["step"])]
+            picked = logged[np.linspace(0, len(logged) - 1, min(len(logged), CURVE_POINTS)).astype(int)]
+            curves[name] = [(int(row["step"]) + 1, float(f"{row[name]:.4g}")) for row in picked]
+    return {name: curve for name, curve in sorted(curves.items()) if curve}
