@@ -88,6 +88,8 @@ def test_resume_finds_the_latest_run(run: Path, tmp_path: Path, capsys: pytest.C
     cli.main(["train", recipe, "--resume", "--training.output", str(run.parent.parent), "--training.epochs", "1"])
     assert f"run folder: {run}" in capsys.readouterr().out
     assert "to begin one" in fails("train", recipe, "--resume", "--training.output", str(tmp_path))
+    with pytest.raises(SystemExit):
+        cli.main(["train", recipe, "--resume", "--training.output"])
 
 
 def test_predict(run: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,6 +112,9 @@ def test_predict(run: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.Capt
     message = fails("predict", run, images, "--out", out)
     assert "1 of 2 images could not be read" in message
     assert "broken.jpg" in message
+    assert "--device nonsense" in fails("predict", run, first, "--out", out, "--device", "nonsense")
+    for number in ("7", "nan"):
+        assert "within 0..1" in fails("predict", run, first, "--out", out, "--score-threshold", number)
 
 
 def test_predict_with_the_thresholds_of_the_report(tiny_data: Path, tmp_path: Path) -> None:
@@ -230,10 +235,10 @@ def test_convert(tmp_path: Path) -> None:
             str(tmp_path / "right.pth"),
             "ranksort_atss_r50_fpn_1x_coco",
             "--out",
-            str(tmp_path / "x.safetensors"),
+            str(tmp_path / "new" / "x.safetensors"),
         ]
     )
-    loaded = load_model(tmp_path / "x.safetensors")
+    loaded = load_model(tmp_path / "new" / "x.safetensors")
     assert loaded.class_names[:2] == ["person", "bicycle"]  # type: ignore[index]
     assert all(
         torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), model.state_dict().values(), strict=True)
@@ -276,6 +281,7 @@ def test_broken_image_in_training(run: Path, tiny_data: Path, tmp_path: Path, wo
         (["predict", "nothing.ckpt", "a.jpg", "--out", "x"], "nothing.ckpt"),
         (["evaluate", "no.json", "no.json"], "no.json"),
         (["check-data", "no", "no.json"], "no"),
+        (["train", "ranksort_atss_lite0_small", "--data.root", "/nowhere", "--model.prior", "0"], "--model.prior"),
         (["quickstart", "--recipe", "ranksort_mask_rcnn_r50_fpn_1x_coco"], "ranksort_mask_rcnn_lite0_small"),
     ],
 )

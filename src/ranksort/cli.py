@@ -276,6 +276,7 @@ def convert(
         )
     if out.suffix != ".safetensors":
         raise ValueError(f"--out must name a .safetensors file, got {out}")
+    out.parent.mkdir(parents=True, exist_ok=True)
     model = recipes_package.create_model(chosen)
     model.load_state_dict(convert_checkpoint(published, chosen))
     save_model(out, model, chosen, categories)
@@ -292,7 +293,7 @@ def _recipe_to_train(source: str | None, arguments: Sequence[str]) -> Recipe:
     if "--resume" in arguments:
         for i, argument in enumerate(arguments):
             if argument.startswith("--training.output"):
-                recipe.training.output = argument.partition("=")[2] or arguments[i + 1]
+                recipe.training.output = argument.partition("=")[2] or "".join(arguments[i + 1 : i + 2])
         return _read_recipe(_latest_run(recipe))
     return recipe
 

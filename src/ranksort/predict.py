@@ -12,7 +12,7 @@ from rich.progress import track
 
 from .checkpoints import Checkpoint, read_checkpoint
 from .data.coco import read_image, to_rgb
-from .evaluation.results import encode_masks
+from .evaluation.results import to_coco_results
 from .visualize import draw_detections, save_image
 
 
@@ -38,8 +38,11 @@ def predict_images(
 
     Raises:
         FileNotFoundError: there is no such checkpoint, or no report of its run.
-        ValueError: the checkpoint is not one of this package, or the report has no thresholds for it.
+        ValueError: the checkpoint is not one of this package, the report has no thresholds for it, or a number or the device
+            cannot be used.
     """
+    if score_threshold != "lrp" and not 0 <= score_threshold <= 1:
+        raise ValueError(f'--score-threshold must be within 0..1 or "lrp", got {score_threshold}')
     trained = read_checkpoint(checkpoint)
     names = [category.name for category in trained.categories]
     if score_threshold == "lrp":
@@ -48,8 +51,12 @@ def predict_images(
     else:
         thresholds, at_most = torch.full((len(names),), score_threshold), score_threshold
     threshold = min(trained.recipe.model.score_threshold, at_most)
-    model = trained.build(device or best_device(), score_threshold=threshold)
-    place = next(model.parameters()).device
+    place = device or best_device()
+    try:
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {place} cannot be used: {str(error).splitlines()[0]}") from None
+    model = trained.build(place, score_threshold=threshold)
     out.mkdir(parents=True, exist_ok=True)
     found: list[dict[str, Any]] = []
     failures = []
@@ -64,13 +71,9 @@ def predict_images(
             detections = model([image.to(place)])[0]
         kept = detections["scores"] >= thresholds.to(place)[detections["labels"]]
         detections = {key: value[kept].cpu() for key, value in detections.items()}
-        masks = encode_masks(detections["masks"]) if "masks" in detections else None
-        columns = (detections[key].tolist() for key in ("boxes", "scores", "labels"))
-        for i, ((x1, y1, x2, y2), score, label) in enumerate(zip(*columns, strict=True)):
-            box = [x1, y1, x2 - x1, y2 - y1]
-            found.append({"file": str(path), "class": names[label], "score": score, "bbox": box})
-            if masks is not None:
-                found[-1]["segmentation"] = masks[i]
+        for result in to_coco_results([detections], [number], range(len(names))):
+            del result["image_id"]
+            found.append({"file": str(path), "class": names[result.pop("category_id")], **result})
         save_image(draw_detections(image, detections, names, score_threshold=0), out / f"{number:05d}_{path.stem}.jpg")
     (out / "detections.json").write_text(json.dumps(found, indent=1) + "\n")
     return failures
