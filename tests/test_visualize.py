@@ -32,16 +32,12 @@ def test_masks_are_drawn_with_their_boxes() -> None:
     changed = (drawn != image).any(0)
     assert bool(changed[42:48, 22:28].all())
     assert not changed[52:58, 13:38].any()  # inside the box, outside the mask
-    assert not changed[25:65, 45:].any()  # its score is too low
-    everything = draw_detections(image, DETECTIONS, ["a", "b"], score_threshold=0.0)
-    assert bool((everything != image).any(0)[42:48, 62:68].all())
+    assert bool(changed[42:48, 62:68].all())
 
 
 def test_nothing_to_draw() -> None:
     image = torch.full((3, 80, 100), 40, dtype=torch.uint8)
-    assert torch.equal(draw_detections(image, DETECTIONS, ["a", "b"], score_threshold=0.95), image)
-    truth = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long(), "masks": torch.zeros(0, 80, 100)}
-    assert torch.equal(draw_detections(image, truth, []), image)
+    assert torch.equal(draw_detections(image, {key: v[:0] for key, v in DETECTIONS.items()}, []), image)
 
 
 def test_detections_of_equal_scores_are_told_apart(tiny_data: Path) -> None:

@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from rich.progress import track
 
 from .checkpoints import Checkpoint, read_checkpoint
 from .data.coco import read_image, to_rgb
 from .evaluation.results import to_coco_results
-from .visualize import draw_detections, save_image
+from .visualize import draw_detections
 
 
 def predict_images(
@@ -74,7 +74,8 @@ def predict_images(
         for result in to_coco_results([detections], [number], range(len(names))):
             del result["image_id"]
             found.append({"file": str(path), "class": names[result.pop("category_id")], **result})
-        save_image(draw_detections(image, detections, names, score_threshold=0), out / f"{number:05d}_{path.stem}.jpg")
+        drawn = draw_detections(image, detections, names).permute(1, 2, 0).numpy()
+        Image.fromarray(drawn).save(out / f"{number:05d}_{path.stem}.jpg")
     (out / "detections.json").write_text(json.dumps(found, indent=1) + "\n")
     return failures
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
@@ -18,51 +17,37 @@ from .evaluation import Report
 from .evaluation.results import decode_masks
 
 _FONT = str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf")
-_SHOWN = 0.3
 _PAGE_SIDE = 560  # pixels, of the pictures in a report's page
 RIGHT, MISSED, FALSE = (68, 136, 220), (220, 50, 90), (240, 170, 30)
 
 
-def draw_detections(
-    image: Tensor, detections: dict[str, Tensor], class_names: Sequence[str], score_threshold: float = _SHOWN
-) -> Tensor:
-    """Draws boxes with class names, and with scores and masks where there are any.
+def draw_detections(image: Tensor, detections: dict[str, Tensor], class_names: Sequence[str]) -> Tensor:
+    """Draws boxes with class names and scores, and masks where there are any.
 
     Args:
         image: uint8 RGB, [3, H, W].
-        detections: `boxes` [D, 4] xyxy in pixels of the image, `labels` [D]; `scores` [D] in 0..1 where they are a model's; perhaps `masks`
-            [D, H, W].
+        detections: `boxes` [D, 4] xyxy in pixels of the image, `labels` [D], `scores` [D] in 0..1; perhaps `masks` bool [D, H, W].
         class_names: of the labels.
-        score_threshold: detections below it are not drawn.
 
     Returns:
         A new image, uint8 [3, H, W].
     """
-    scores = detections.get("scores")
-    shown = (
-        torch.arange(len(detections["labels"])) if scores is None else (scores >= score_threshold).nonzero()[:, 0].cpu()
-    )
-    labels = [int(label) for label in detections["labels"][shown]]
-    texts = [class_names[label] for label in labels]
-    if scores is not None:
-        texts = [f"{text} {score:.2f}" for text, score in zip(texts, scores[shown].tolist(), strict=True)]
-    boxes = detections["boxes"][shown].as_subclass(Tensor).cpu()
-    size = image.shape[-2:]
-    if not len(boxes):
+    labels, size = detections["labels"].tolist(), min(image.shape[-2:])
+    if not labels:
         return image.clone()
-    image, colors = image.as_subclass(Tensor), [_color(label) for label in labels]
+    texts = [f"{class_names[k]} {score:.2f}" for k, score in zip(labels, detections["scores"].tolist(), strict=True)]
+    colors = [_color(label) for label in labels]
     if "masks" in detections:
-        masks = detections["masks"].as_subclass(Tensor)[shown].bool().cpu()
-        image = draw_segmentation_masks(image, masks, alpha=0.5, colors=colors)
+        image = draw_segmentation_masks(image, detections["masks"], 0.5, colors)
     return draw_bounding_boxes(
         image,
-        boxes,
+        detections["boxes"],
         labels=texts,
         colors=colors,
-        width=max(1, round(min(size) / 200)),
+        width=max(1, round(size / 200)),
         font=_FONT,
-        font_size=max(9, round(min(size) / 36)),
-        label_colors=["black"] * len(boxes),
+        font_size=max(9, round(size / 36)),
+        label_colors=["black"] * len(labels),
         fill_labels=True,
     )
 
@@ -134,7 +119,7 @@ def _compare(dataset: CocoDataset, results: list[dict[str, Any]], report: Report
         masks = decode_masks([result["segmentation"] for result in found], *image.shape[-2:])
         pictures = [_draw_masks(image, target["masks"], objects, MISSED), _draw_masks(image, masks, detections, FALSE)]
     return {
-        "name": dataset.file_name(index),
+        "name": dataset.file_names[index],
         "width": image.shape[2],
         "height": image.shape[1],
         "objects": objects,
@@ -157,11 +142,6 @@ def _data_uri(image: Tensor) -> str:
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=75)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
-
-
-def save_image(image: Tensor, path: Path) -> None:
-    """Writes a uint8 RGB image [3, H, W] in the format of the path's suffix."""
-    Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(path)
 
 
 def _color(label: int) -> tuple[int, int, int]:

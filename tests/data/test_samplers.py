@@ -3,7 +3,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ranksort.data.samplers import AspectRatioBatchSampler, EvaluationSampler
+from ranksort.data.samplers import AspectRatioBatchSampler
 
 landscapes = st.lists(st.booleans(), min_size=1, max_size=60)
 batch_sizes, world_sizes, seeds, epochs = st.integers(1, 7), st.integers(1, 4), st.integers(0, 9), st.integers(0, 9)
@@ -70,11 +70,3 @@ def test_epochs_and_seeds_differ() -> None:
             assert orientations != sorted(orientations)
             assert orientations != sorted(orientations, reverse=True)
     assert len(orders) == 9
-
-
-@given(length=st.integers(0, 40), world_size=world_sizes)
-def test_evaluation_sees_each_image_once(length: int, world_size: int) -> None:
-    samplers = [EvaluationSampler(length, rank, world_size) for rank in range(world_size)]
-    assert sorted(index for sampler in samplers for index in sampler) == list(range(length))
-    assert [len(list(sampler)) for sampler in samplers] == [len(sampler) for sampler in samplers]
-    assert max(map(len, samplers)) - min(map(len, samplers)) <= 1

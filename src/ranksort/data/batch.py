@@ -32,8 +32,7 @@ def data_loader(
     dataset: CocoDataset,
     *,
     batch_sampler: Sampler[list[tuple[int, int]]] | None = None,
-    sampler: Sampler[int] | None = None,
-    batch_size: int = 1,
+    sampler: Iterable[int] | None = None,
     workers: int = 0,
 ) -> "DataLoader[Any]":
     """Loads batches with worker processes.
@@ -41,15 +40,13 @@ def data_loader(
     Args:
         dataset: where the samples come from.
         batch_sampler: for training, an `AspectRatioBatchSampler`.
-        sampler: for evaluation, an `EvaluationSampler`, with `batch_size`.
-        batch_size: images a batch, without `batch_sampler`.
+        sampler: for evaluation, image by image: the indices of those of this process; by default all.
         workers: processes that load; 0: this one.
     """
     return DataLoader(
         dataset,
         batch_sampler=batch_sampler,
         sampler=sampler,
-        batch_size=batch_size,
         num_workers=workers,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),

@@ -3,7 +3,7 @@
 import os
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +50,6 @@ class DataCheck:
     def is_usable(self) -> bool:
         """Whether training accepts the data."""
         return all(fault.consequence != "fatal" for fault in self.faults)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Everything in plain types, for JSON."""
-        return asdict(self) | {"images_path": str(self.images_path), "annotations_path": str(self.annotations_path)}
 
     def __str__(self) -> str:
         return self.text(faults_per_kind=20)

@@ -98,7 +98,7 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
 
     Attributes:
         categories: the classes in the order of the labels, which is the order of the category ids of the file.
-        image_ids: of the images used, in the order of the file.
+        image_ids, file_names: of the images used, in the order of the file.
         landscape: whether each of them is wider than high.
         dropped: how much the rules of training leave out, by reason.
 
@@ -132,7 +132,7 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
         if unknown:
             raise ValueError(
                 f"{annotations} has {len(unknown)} classes that the model does not know, such as {unknown[0].name!r} "
-                f"with id {unknown[0].id}; the model knows {_few(self.categories)}."
+                f"with id {unknown[0].id}; the model knows {len(self.categories)}, such as {self.categories[0].name!r}."
             )
         objects_of: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in file.images}
         singles = objects(file.annotations)
@@ -153,7 +153,7 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
 
         self.image_ids: list[int] = [image["id"] for image in used]
         self.landscape: list[bool] = [image["width"] > image["height"] for image in used]
-        self._file_names = [image["file_name"] for image in used]
+        self.file_names: list[str] = [image["file_name"] for image in used]
         self._sizes = [(image["width"], image["height"]) for image in used]
         # The objects are kept in a few arrays and strings: reading many small Python objects in a forked worker
         # changes their reference counts, and so copies their memory into every worker.
@@ -177,10 +177,6 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
     def class_names(self) -> list[str]:
         """The names of the classes in the order of the labels."""
         return [category.name for category in self.categories]
-
-    def file_name(self, index: int) -> str:
-        """Of the image at `index`, as the annotation file has it."""
-        return str(self._file_names[index])
 
     def __str__(self) -> str:
         reasons = ", ".join(f"{count} {what}" for what, count in self.dropped.items() if count)
@@ -214,7 +210,7 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
     def _load(self, index: int) -> tuple[Any, dict[str, Any]]:
         index = range(len(self))[index]
         width, height = self._sizes[index]
-        path = self.images_path / self._file_names[index]
+        path = self.images_path / self.file_names[index]
         picture = to_rgb(upright(read_image(path), width, height, path))
         image = tv_tensors.Image(torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous())
 
@@ -270,8 +266,3 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
     return image.convert("RGB")
-
-
-def _few(categories: Sequence[Category]) -> str:
-    names = ", ".join(f"{category.id} {category.name!r}" for category in categories[:5])
-    return f"{names} and {len(categories) - 5} more" if len(categories) > 5 else names

@@ -83,16 +83,3 @@ class AspectRatioBatchSampler(Sampler[list[tuple[int, int]]]):
             list(zip(batch, sample_seeds, strict=True))
             for batch, sample_seeds in zip(indices[mine].tolist(), seeds[mine].tolist(), strict=True)
         ]
-
-
-class EvaluationSampler(Sampler[int]):
-    """Every world_size-th image from `rank` on: each image on exactly one process, none twice."""
-
-    def __init__(self, length: int, rank: int = 0, world_size: int = 1) -> None:
-        self.indices = range(rank, length, world_size)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.indices)
