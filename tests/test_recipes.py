@@ -161,12 +161,15 @@ def test_recipe_of_the_users_own(tmp_path: Path) -> None:
         f"    recipe = get_recipe({ATSS_R50!r})\n"
         "    recipe.name, recipe.model.backbone = 'small', BACKBONE\n"
         "    return recipe\n"
+        "def nameless():\n"
+        "    return Recipe()\n"
         "def nothing():\n"
         "    pass\n"
         "number = 3\n"
     )
     recipe = get_recipe(f"{file}:small")
     assert (recipe.name, recipe.model.backbone, recipe.optimizer.lr) == ("small", "resnet34", 0.008)
+    assert get_recipe(f"{file}:nameless").name == "nameless"
     with pytest.raises(ValueError, match="has no function other"):
         get_recipe(f"{file}:other")
     with pytest.raises(ValueError, match="has no function number"):

@@ -17,8 +17,7 @@ except ModuleNotFoundError:
 from tyro.conf import Positional, arg
 
 from . import __version__
-from . import recipes as recipes_package
-from .recipes.build import get_recipe, recipe_functions
+from .recipes.build import create_model, get_recipe, recipe_functions
 from .recipes.recipe import DataSettings, EvaluationSettings, ModelSettings, OptimizerSettings, Recipe, TrainingSettings
 
 _Recipe = Annotated[str, Positional, arg(metavar="RECIPE")]
@@ -40,8 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         commands: dict[str, Callable[..., Any]] = {
             "quickstart": quickstart,
             "recipes": recipes,
-            "train": train_command(_recipe_to_train(source, arguments) if arguments[:1] == ["train"] else Recipe("")),
-            "test": test_command(_recipe_of(source) if arguments[:1] == ["test"] else Recipe("")),
+            "train": train_command(_recipe_to_train(source, arguments) if arguments[:1] == ["train"] else Recipe()),
+            "test": test_command(_recipe_of(source) if arguments[:1] == ["test"] else Recipe()),
             "predict": predict,
             "evaluate": evaluate,
             "report": report,
@@ -277,7 +276,7 @@ def convert(
     if out.suffix != ".safetensors":
         raise ValueError(f"--out must name a .safetensors file, got {out}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    model = recipes_package.create_model(chosen)
+    model = create_model(chosen)
     model.load_state_dict(convert_checkpoint(published, chosen))
     save_model(out, model, chosen, categories)
     print(f"wrote {out}; next: ranksort predict {out} IMAGE... --out DIR")
@@ -286,7 +285,7 @@ def convert(
 def _recipe_to_train(source: str | None, arguments: Sequence[str]) -> Recipe:
     """The recipe which the arguments of `train` start from: a named one, or that of the run to resume."""
     if source is None:
-        return Recipe("")  # for the help page
+        return Recipe()  # for the help page
     if Path(source).is_dir():
         return _read_recipe(Path(source))
     recipe = get_recipe(source)
@@ -302,7 +301,7 @@ def _recipe_of(checkpoint: str | None) -> Recipe:
     """The recipe which the options of `test` start from."""
     from .checkpoints import read_checkpoint
 
-    return read_checkpoint(checkpoint).recipe if checkpoint else Recipe("")
+    return read_checkpoint(checkpoint).recipe if checkpoint else Recipe()
 
 
 def _read_recipe(run: Path) -> Recipe:
@@ -324,11 +323,9 @@ def _train(recipe: Recipe, resume: bool, run: Path | None = None) -> Path:
     """Trains in a new run folder, or resumes, and prints the report. Returns the run folder."""
     from .engine import train as run_training
 
-    new = folder = Path(recipe.training.output) / recipe.name / time.strftime(_TIME)
-    for number in itertools.count(2):
-        if not new.exists():
-            break
-        new = folder.with_name(f"{folder.name}-{number}")
+    folder, now = Path(recipe.training.output) / recipe.name, time.strftime(_TIME)
+    names = itertools.chain([now], (f"{now}-{number}" for number in itertools.count(2)))
+    new = next(folder / name for name in names if not (folder / name).exists())
     run = (run or _latest_run(recipe)) if resume else new
     run_training(recipe, run, resume=resume)
     return run

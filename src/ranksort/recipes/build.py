@@ -69,12 +69,14 @@ def get_recipe(name: str) -> Recipe:
         recipe = functions[function]()
         if not isinstance(recipe, Recipe):
             raise ValueError(f"{name} must return a ranksort Recipe, it returned a {type(recipe).__name__}")
-        return recipe
-    if name not in recipe_functions():
+    elif name in recipe_functions():
+        recipe, function = recipe_functions()[name](), name
+    else:
         raise ValueError(
             f"there is no recipe {name!r}: `ranksort recipes` lists them, file.py:function names one of your own"
         )
-    return recipe_functions()[name]()
+    recipe.name = recipe.name or function
+    return recipe
 
 
 def create_model(

@@ -1,6 +1,6 @@
 """The paper's recipes for COCO, and ours for small data sets.
 
-A recipe is a function without arguments; its name is its name, but that `_plus_` stands for the paper's `+_`, a pyramid with CARAFE.
+A recipe is a function without arguments, by whose name `get_recipe` calls it, but that `_plus_` stands for the paper's `+_`, CARAFE.
 """
 
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from .recipe import Recipe
 
 def ranksort_faster_rcnn_r50_fpn_1x_coco() -> Recipe:
     """RS-Faster R-CNN, ResNet-50, 12 epochs; the paper: box AP 39.6, box oLRP 67.9."""
-    recipe = Recipe("ranksort_faster_rcnn_r50_fpn_1x_coco")
+    recipe = Recipe()
     recipe.model.detector = "faster_rcnn"
     # As published, for speed: a threshold of .05 costs nothing in AP.
     recipe.model.score_threshold, recipe.model.nms_threshold = 0.4, 0.5
@@ -21,7 +21,6 @@ def ranksort_faster_rcnn_r50_fpn_1x_coco() -> Recipe:
 def ranksort_faster_rcnn_plus_r50_fpn_1x_coco() -> Recipe:
     """RS-Faster R-CNN with CARAFE, ResNet-50, 12 epochs; the paper: box AP 40.8, box oLRP 66.9."""
     recipe = ranksort_faster_rcnn_r50_fpn_1x_coco()
-    recipe.name = "ranksort_faster_rcnn+_r50_fpn_1x_coco"
     recipe.model.upsampling = "carafe"
     return recipe
 
@@ -29,7 +28,6 @@ def ranksort_faster_rcnn_plus_r50_fpn_1x_coco() -> Recipe:
 def ranksort_faster_rcnn_r101_fpn_1x_coco() -> Recipe:
     """RS-Faster R-CNN, ResNet-101, 12 epochs; base of the next two."""
     recipe = ranksort_faster_rcnn_r50_fpn_1x_coco()
-    recipe.name = "ranksort_faster_rcnn_r101_fpn_1x_coco"
     recipe.model.backbone = "resnet101"
     return recipe
 
@@ -37,7 +35,6 @@ def ranksort_faster_rcnn_r101_fpn_1x_coco() -> Recipe:
 def ranksort_faster_rcnn_r101_fpn_mstrain_dcn_3x_coco() -> Recipe:
     """RS-Faster R-CNN, ResNet-101 with DCNv2, multi-scale, 36 epochs; the paper: box AP 47.6, box oLRP 61.1."""
     recipe = _longer(ranksort_faster_rcnn_r101_fpn_1x_coco(), train_min_sizes=range(480, 961, 80))
-    recipe.name = "ranksort_faster_rcnn_r101_fpn_mstrain_dcn_3x_coco"
     recipe.model.deformable_convs = True
     return recipe
 
@@ -45,7 +42,6 @@ def ranksort_faster_rcnn_r101_fpn_mstrain_dcn_3x_coco() -> Recipe:
 def ranksort_faster_rcnn_plus_r101_fpn_mstrain_dcn_3x_coco() -> Recipe:
     """RS-Faster R-CNN with CARAFE, ResNet-101 with DCNv2, multi-scale, 36 epochs; the paper: box AP 47.7, box oLRP 60.9."""
     recipe = ranksort_faster_rcnn_r101_fpn_mstrain_dcn_3x_coco()
-    recipe.name = "ranksort_faster_rcnn+_r101_fpn_mstrain_dcn_3x_coco"
     recipe.model.upsampling = "carafe"
     return recipe
 
@@ -53,14 +49,13 @@ def ranksort_faster_rcnn_plus_r101_fpn_mstrain_dcn_3x_coco() -> Recipe:
 def ranksort_cascade_rcnn_r50_fpn_1x_coco() -> Recipe:
     """RS-Cascade R-CNN, ResNet-50, 12 epochs; the paper: box AP 41.3, box oLRP 66.6."""
     recipe = ranksort_faster_rcnn_r50_fpn_1x_coco()
-    recipe.name = "ranksort_cascade_rcnn_r50_fpn_1x_coco"
     recipe.model.detector = "cascade_rcnn"
     return recipe
 
 
 def ranksort_atss_r50_fpn_1x_coco() -> Recipe:
     """RS-ATSS, ResNet-50, 12 epochs; the paper: box AP 39.9, box oLRP 67.9."""
-    recipe = Recipe("ranksort_atss_r50_fpn_1x_coco")
+    recipe = Recipe()
     recipe.optimizer.lr = 0.008
     return recipe
 
@@ -68,7 +63,6 @@ def ranksort_atss_r50_fpn_1x_coco() -> Recipe:
 def ranksort_paa_r50_fpn_1x_coco() -> Recipe:
     """RS-PAA, ResNet-50, 12 epochs; the paper: box AP 41.0, box oLRP 67.3."""
     recipe = ranksort_atss_r50_fpn_1x_coco()
-    recipe.name = "ranksort_paa_r50_fpn_1x_coco"
     recipe.model.detector = "paa"
     return recipe
 
@@ -76,7 +70,6 @@ def ranksort_paa_r50_fpn_1x_coco() -> Recipe:
 def ranksort_mask_rcnn_r50_fpn_1x_coco() -> Recipe:
     """RS-Mask R-CNN, ResNet-50, 12 epochs; the paper: box AP 40.0, mask AP 36.4, box oLRP 67.5, mask oLRP 70.1."""
     recipe = ranksort_faster_rcnn_r50_fpn_1x_coco()
-    recipe.name = "ranksort_mask_rcnn_r50_fpn_1x_coco"
     recipe.model.detector = "mask_rcnn"
     return recipe
 
@@ -84,7 +77,6 @@ def ranksort_mask_rcnn_r50_fpn_1x_coco() -> Recipe:
 def ranksort_mask_rcnn_plus_r50_fpn_1x_coco() -> Recipe:
     """RS-Mask R-CNN with CARAFE, ResNet-50, 12 epochs; the paper: box AP 41.1, mask AP 37.3, box oLRP 66.6, mask oLRP 69.4."""
     recipe = ranksort_mask_rcnn_r50_fpn_1x_coco()
-    recipe.name = "ranksort_mask_rcnn+_r50_fpn_1x_coco"
     recipe.model.upsampling = "carafe"
     return recipe
 
@@ -92,7 +84,6 @@ def ranksort_mask_rcnn_plus_r50_fpn_1x_coco() -> Recipe:
 def ranksort_mask_rcnn_r101_fpn_mstrain_3x_coco() -> Recipe:
     """RS-Mask R-CNN, ResNet-101, multi-scale, 36 epochs; the paper: box AP 44.7, mask AP 40.3, box oLRP 63.7, mask oLRP 66.9."""
     recipe = _longer(ranksort_mask_rcnn_r50_fpn_1x_coco(), train_min_sizes=range(640, 801, 32))
-    recipe.name = "ranksort_mask_rcnn_r101_fpn_mstrain_3x_coco"
     recipe.model.backbone = "resnet101"
     return recipe
 
@@ -100,7 +91,6 @@ def ranksort_mask_rcnn_r101_fpn_mstrain_3x_coco() -> Recipe:
 def ranksort_mask_rcnn_plus_r101_fpn_mstrain_3x_coco() -> Recipe:
     """RS-Mask R-CNN with CARAFE, ResNet-101, multi-scale, 36 epochs; paper: box AP 46.2, mask AP 41.5, box oLRP 62.6, mask oLRP 65.9."""
     recipe = ranksort_mask_rcnn_r101_fpn_mstrain_3x_coco()
-    recipe.name = "ranksort_mask_rcnn+_r101_fpn_mstrain_3x_coco"
     recipe.model.upsampling = "carafe"
     return recipe
 
@@ -108,7 +98,6 @@ def ranksort_mask_rcnn_plus_r101_fpn_mstrain_3x_coco() -> Recipe:
 def ranksort_mask_rcnn_plus_r101_dcn_fpn_mstrain_3x_coco() -> Recipe:
     """The same with DCNv2; the paper: box AP 48.8, mask AP 43.6, box oLRP 60.2, mask oLRP 64.0."""
     recipe = ranksort_mask_rcnn_plus_r101_fpn_mstrain_3x_coco()
-    recipe.name = "ranksort_mask_rcnn+_r101_dcn_fpn_mstrain_3x_coco"
     recipe.model.deformable_convs = True
     return recipe
 
@@ -116,14 +105,13 @@ def ranksort_mask_rcnn_plus_r101_dcn_fpn_mstrain_3x_coco() -> Recipe:
 def ranksort_mask_rcnn_plus_x101_dcn_fpn_mstrain_3x_coco() -> Recipe:
     """The same with a ResNeXt-101 64x4d; the paper: box AP 49.9, mask AP 44.4, box oLRP 59.1, mask oLRP 63.1."""
     recipe = ranksort_mask_rcnn_plus_r101_dcn_fpn_mstrain_3x_coco()
-    recipe.name = "ranksort_mask_rcnn+_x101_dcn_fpn_mstrain_3x_coco"
     recipe.model.backbone = "resnext101_64x4d"
     return recipe
 
 
 def ranksort_yolact_r50_55e_coco() -> Recipe:
     """RS-YOLACT, ResNet-50, 55 epochs; the paper: box AP 33.8, box oLRP 71.8, mask AP 29.9, mask oLRP 74.7."""
-    recipe = Recipe("ranksort_yolact_r50_55e_coco")
+    recipe = Recipe()
     recipe.data.augmentation, recipe.data.min_box_size = "ssd", 4.0
     recipe.model.detector = "yolact"
     recipe.model.frozen_stages, recipe.model.train_batch_norm = -1, True
@@ -138,7 +126,7 @@ def ranksort_yolact_r50_55e_coco() -> Recipe:
 
 def ranksort_solov2_r101_fpn_3x() -> Recipe:
     """RS-SOLOv2, ResNet-101, multi-scale, 36 epochs; the paper: mask AP 39.7, mask oLRP 66.9."""
-    recipe = _longer(Recipe("ranksort_solov2_r101_fpn_3x"), train_min_sizes=range(640, 801, 32))
+    recipe = _longer(Recipe(), train_min_sizes=range(640, 801, 32))
     recipe.model.detector, recipe.model.backbone = "solov2", "resnet101"
     recipe.model.score_threshold = 0.2
     recipe.optimizer.lr, recipe.optimizer.clip_norm = 0.006, 35.0
@@ -148,7 +136,6 @@ def ranksort_solov2_r101_fpn_3x() -> Recipe:
 def ranksort_solov2_light_448_r34_fpn_3x() -> Recipe:
     """RS-SOLOv2 for images of half the size, ResNet-34, 36 epochs; the paper: mask AP 32.6, mask oLRP 72.7."""
     recipe = ranksort_solov2_r101_fpn_3x()
-    recipe.name = "ranksort_solov2_light_448_r34_fpn_3x"
     recipe.data.train_min_sizes = tuple(range(352, 513, 32))
     recipe.model.detector, recipe.model.backbone, recipe.model.head_convs = "solov2_light", "resnet34", 2
     recipe.model.min_size, recipe.model.max_size = 448, 768
@@ -159,7 +146,6 @@ def ranksort_solov2_light_448_r34_fpn_3x() -> Recipe:
 def ranksort_atss_lite0_small() -> Recipe:
     """RS-ATSS for small data sets on small machines: EfficientNet-Lite0 at 320 pixels, minutes on two CPU cores."""
     recipe = _small(ranksort_atss_r50_fpn_1x_coco())
-    recipe.name = "ranksort_atss_lite0_small"
     recipe.model.head_convs = 2
     return recipe
 
@@ -167,7 +153,6 @@ def ranksort_atss_lite0_small() -> Recipe:
 def ranksort_mask_rcnn_lite0_small() -> Recipe:
     """RS-Mask R-CNN for small data sets on small machines: instance masks, EfficientNet-Lite0 at 320 pixels."""
     recipe = _small(ranksort_mask_rcnn_r50_fpn_1x_coco())
-    recipe.name = "ranksort_mask_rcnn_lite0_small"
     recipe.model.proposals = 200
     return recipe
 

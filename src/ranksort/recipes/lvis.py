@@ -10,7 +10,6 @@ from .recipe import Recipe
 def ranksort_mask_rcnn_r50_fpn_1x_lvis_v1() -> Recipe:
     """RS-Mask R-CNN, ResNet-50, multi-scale, 12 epochs; the paper, on LVIS: mask AP 25.2, box AP 25.9."""
     recipe = ranksort_mask_rcnn_r50_fpn_1x_coco()
-    recipe.name = "ranksort_mask_rcnn_r50_fpn_1x_lvis_v1"
     recipe.data.train_min_sizes = tuple(range(640, 801, 32))
     recipe.data.repeat_threshold = 1e-3
     recipe.model.num_classes = 1203

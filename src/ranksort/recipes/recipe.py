@@ -151,8 +151,8 @@ class EvaluationSettings:
 class Recipe:
     """All settings of a run, in five groups."""
 
-    name: str
-    """the recipe's name, by which its run folder is called"""
+    name: str = ""
+    """by which its run folder is called; by default the name of its function"""
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
