@@ -3,7 +3,9 @@
 A recipe is a function without arguments, by whose name `get_recipe` calls it, but that `_plus_` stands for the paper's `+_`, CARAFE.
 """
 
+import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
 from .recipe import Recipe
 
@@ -20,37 +22,28 @@ def ranksort_faster_rcnn_r50_fpn_1x_coco() -> Recipe:
 
 def ranksort_faster_rcnn_plus_r50_fpn_1x_coco() -> Recipe:
     """RS-Faster R-CNN with CARAFE, ResNet-50, 12 epochs; the paper: box AP 40.8, box oLRP 66.9."""
-    recipe = ranksort_faster_rcnn_r50_fpn_1x_coco()
-    recipe.model.upsampling = "carafe"
-    return recipe
+    return _with_model(ranksort_faster_rcnn_r50_fpn_1x_coco(), upsampling="carafe")
 
 
 def ranksort_faster_rcnn_r101_fpn_1x_coco() -> Recipe:
     """RS-Faster R-CNN, ResNet-101, 12 epochs; base of the next two."""
-    recipe = ranksort_faster_rcnn_r50_fpn_1x_coco()
-    recipe.model.backbone = "resnet101"
-    return recipe
+    return _with_model(ranksort_faster_rcnn_r50_fpn_1x_coco(), backbone="resnet101")
 
 
 def ranksort_faster_rcnn_r101_fpn_mstrain_dcn_3x_coco() -> Recipe:
     """RS-Faster R-CNN, ResNet-101 with DCNv2, multi-scale, 36 epochs; the paper: box AP 47.6, box oLRP 61.1."""
-    recipe = _longer(ranksort_faster_rcnn_r101_fpn_1x_coco(), train_min_sizes=range(480, 961, 80))
-    recipe.model.deformable_convs = True
-    return recipe
+    longer = _longer(ranksort_faster_rcnn_r101_fpn_1x_coco(), train_min_sizes=range(480, 961, 80))
+    return _with_model(longer, deformable_convs=True)
 
 
 def ranksort_faster_rcnn_plus_r101_fpn_mstrain_dcn_3x_coco() -> Recipe:
     """RS-Faster R-CNN with CARAFE, ResNet-101 with DCNv2, multi-scale, 36 epochs; the paper: box AP 47.7, box oLRP 60.9."""
-    recipe = ranksort_faster_rcnn_r101_fpn_mstrain_dcn_3x_coco()
-    recipe.model.upsampling = "carafe"
-    return recipe
+    return _with_model(ranksort_faster_rcnn_r101_fpn_mstrain_dcn_3x_coco(), upsampling="carafe")
 
 
 def ranksort_cascade_rcnn_r50_fpn_1x_coco() -> Recipe:
     """RS-Cascade R-CNN, ResNet-50, 12 epochs; the paper: box AP 41.3, box oLRP 66.6."""
-    recipe = ranksort_faster_rcnn_r50_fpn_1x_coco()
-    recipe.model.detector = "cascade_rcnn"
-    return recipe
+    return _with_model(ranksort_faster_rcnn_r50_fpn_1x_coco(), detector="cascade_rcnn")
 
 
 def ranksort_atss_r50_fpn_1x_coco() -> Recipe:
@@ -62,51 +55,38 @@ def ranksort_atss_r50_fpn_1x_coco() -> Recipe:
 
 def ranksort_paa_r50_fpn_1x_coco() -> Recipe:
     """RS-PAA, ResNet-50, 12 epochs; the paper: box AP 41.0, box oLRP 67.3."""
-    recipe = ranksort_atss_r50_fpn_1x_coco()
-    recipe.model.detector = "paa"
-    return recipe
+    return _with_model(ranksort_atss_r50_fpn_1x_coco(), detector="paa")
 
 
 def ranksort_mask_rcnn_r50_fpn_1x_coco() -> Recipe:
     """RS-Mask R-CNN, ResNet-50, 12 epochs; the paper: box AP 40.0, mask AP 36.4, box oLRP 67.5, mask oLRP 70.1."""
-    recipe = ranksort_faster_rcnn_r50_fpn_1x_coco()
-    recipe.model.detector = "mask_rcnn"
-    return recipe
+    return _with_model(ranksort_faster_rcnn_r50_fpn_1x_coco(), detector="mask_rcnn")
 
 
 def ranksort_mask_rcnn_plus_r50_fpn_1x_coco() -> Recipe:
     """RS-Mask R-CNN with CARAFE, ResNet-50, 12 epochs; the paper: box AP 41.1, mask AP 37.3, box oLRP 66.6, mask oLRP 69.4."""
-    recipe = ranksort_mask_rcnn_r50_fpn_1x_coco()
-    recipe.model.upsampling = "carafe"
-    return recipe
+    return _with_model(ranksort_mask_rcnn_r50_fpn_1x_coco(), upsampling="carafe")
 
 
 def ranksort_mask_rcnn_r101_fpn_mstrain_3x_coco() -> Recipe:
     """RS-Mask R-CNN, ResNet-101, multi-scale, 36 epochs; the paper: box AP 44.7, mask AP 40.3, box oLRP 63.7, mask oLRP 66.9."""
-    recipe = _longer(ranksort_mask_rcnn_r50_fpn_1x_coco(), train_min_sizes=range(640, 801, 32))
-    recipe.model.backbone = "resnet101"
-    return recipe
+    longer = _longer(ranksort_mask_rcnn_r50_fpn_1x_coco(), train_min_sizes=range(640, 801, 32))
+    return _with_model(longer, backbone="resnet101")
 
 
 def ranksort_mask_rcnn_plus_r101_fpn_mstrain_3x_coco() -> Recipe:
     """RS-Mask R-CNN with CARAFE, ResNet-101, multi-scale, 36 epochs; paper: box AP 46.2, mask AP 41.5, box oLRP 62.6, mask oLRP 65.9."""
-    recipe = ranksort_mask_rcnn_r101_fpn_mstrain_3x_coco()
-    recipe.model.upsampling = "carafe"
-    return recipe
+    return _with_model(ranksort_mask_rcnn_r101_fpn_mstrain_3x_coco(), upsampling="carafe")
 
 
 def ranksort_mask_rcnn_plus_r101_dcn_fpn_mstrain_3x_coco() -> Recipe:
     """The same with DCNv2; the paper: box AP 48.8, mask AP 43.6, box oLRP 60.2, mask oLRP 64.0."""
-    recipe = ranksort_mask_rcnn_plus_r101_fpn_mstrain_3x_coco()
-    recipe.model.deformable_convs = True
-    return recipe
+    return _with_model(ranksort_mask_rcnn_plus_r101_fpn_mstrain_3x_coco(), deformable_convs=True)
 
 
 def ranksort_mask_rcnn_plus_x101_dcn_fpn_mstrain_3x_coco() -> Recipe:
     """The same with a ResNeXt-101 64x4d; the paper: box AP 49.9, mask AP 44.4, box oLRP 59.1, mask oLRP 63.1."""
-    recipe = ranksort_mask_rcnn_plus_r101_dcn_fpn_mstrain_3x_coco()
-    recipe.model.backbone = "resnext101_64x4d"
-    return recipe
+    return _with_model(ranksort_mask_rcnn_plus_r101_dcn_fpn_mstrain_3x_coco(), backbone="resnext101_64x4d")
 
 
 def ranksort_yolact_r50_55e_coco() -> Recipe:
@@ -145,15 +125,17 @@ def ranksort_solov2_light_448_r34_fpn_3x() -> Recipe:
 
 def ranksort_atss_lite0_small() -> Recipe:
     """RS-ATSS for small data sets on small machines: EfficientNet-Lite0 at 320 pixels, minutes on two CPU cores."""
-    recipe = _small(ranksort_atss_r50_fpn_1x_coco())
-    recipe.model.head_convs = 2
-    return recipe
+    return _with_model(_small(ranksort_atss_r50_fpn_1x_coco()), head_convs=2)
 
 
 def ranksort_mask_rcnn_lite0_small() -> Recipe:
     """RS-Mask R-CNN for small data sets on small machines: instance masks, EfficientNet-Lite0 at 320 pixels."""
-    recipe = _small(ranksort_mask_rcnn_r50_fpn_1x_coco())
-    recipe.model.proposals = 200
+    return _with_model(_small(ranksort_mask_rcnn_r50_fpn_1x_coco()), proposals=200)
+
+
+def _with_model(recipe: Recipe, **fields: Any) -> Recipe:
+    """The recipe with these fields of its model group."""
+    recipe.model = dataclasses.replace(recipe.model, **fields)
     return recipe
 
 
