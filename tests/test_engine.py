@@ -69,7 +69,7 @@ def test_run_folder(tiny_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureF
     assert (tmp_path / "tested" / "report.json").is_file()
     model = load_model(run)
     assert not model.training
-    assert model.class_names == build_dataset(tiny_recipe, "val").class_names
+    assert model.class_names == [category.name for category in build_dataset(tiny_recipe, "val").categories]
 
 
 def test_masks_are_trained_evaluated_and_reported(tiny_recipe: Recipe, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ Write = Callable[[Any], tuple[Path, Path]]
 def test_targets_of_a_small_data_set(content: dict[str, Any], write: Write) -> None:
     dataset = CocoDataset(*write(content), training=True, masks=True)
     assert dataset.categories == (Category(3, "dog"), Category(7, "cat"))
-    assert dataset.class_names == ["dog", "cat"]
+    assert [category.name for category in dataset.categories] == ["dog", "cat"]
     assert dataset.image_ids == [1, 2]
     assert dataset.landscape == [True, False]
     assert not any(dataset.dropped.values())
@@ -87,7 +87,7 @@ def test_labels_follow_the_classes_of_a_trained_model(content: dict[str, Any], w
     files = write(content)
     trained = [Category(7, "cat"), Category(1, "bird"), Category(3, "dog")]
     dataset = CocoDataset(*files, training=False, categories=trained)
-    assert dataset.class_names == ["cat", "bird", "dog"]
+    assert [category.name for category in dataset.categories] == ["cat", "bird", "dog"]
     assert dataset[0][1]["labels"].tolist() == [0, 2]
     for unfit in ([Category(7, "cat")], [Category(7, "cat"), Category(3, "wolf")]):
         with pytest.raises(ValueError, match="1 classes that the model does not know, such as 'dog' with id 3"):
@@ -226,7 +226,7 @@ def test_coco128_as_its_readme_counts_it(shared_data: Path) -> None:
     assert len(training) == 126
     assert training.dropped == {"crowd": 10, "small boxes": 0, "images without objects": 2, "small images": 0}
     assert not {250, 508} & set(training.image_ids)
-    assert len(training.class_names) == 80
+    assert len(training.categories) == 80
     assert sum(len(training[i][1]["labels"]) for i in range(len(training))) == 929
     with_empty = CocoDataset(*files, training=True, keep_empty_images=True)
     assert len(with_empty) == 128
@@ -244,7 +244,7 @@ def test_boxes_only_file_of_coco128_is_refused_for_masks(shared_data: Path) -> N
 def test_bccd_as_its_readme_counts_it(shared_data: Path) -> None:
     dataset = CocoDataset(*find_split(shared_data / "bccd", "train"), training=True)
     assert len(dataset) == 205
-    assert dataset.class_names == ["RBC", "WBC", "Platelets"]
+    assert [category.name for category in dataset.categories] == ["RBC", "WBC", "Platelets"]
     assert len(dataset[0][1]["labels"]) > 0
 
 

@@ -15,7 +15,6 @@ from . import lvis
 MIN_IMAGE_SIDE = 32
 """Training leaves out images with a shorter side, in pixels, as the published code does."""
 
-
 Consequence = Literal["fatal", "dropped", "kept"]
 
 
@@ -160,12 +159,10 @@ def decode_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
     if isinstance(segmentation, list):
         # A polygon of one or two points has no area, and pycocotools would read one of two points as a box.
         polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
-        rle = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+        segmentation = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
     elif isinstance(segmentation["counts"], list):
-        rle = coco_mask.frPyObjects(segmentation, height, width)
-    else:
-        rle = segmentation
-    return coco_mask.decode(rle)
+        segmentation = coco_mask.frPyObjects(segmentation, height, width)
+    return coco_mask.decode(segmentation)
 
 
 def is_number(value: Any, limit: float = 1e12) -> bool:
@@ -189,7 +186,6 @@ _FIELDS: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
     "annotation": {"image_id": _ID, "category_id": _ID, "bbox": _BOX, "area": (is_number, "a finite number")},
 }
 """Without which an entry is of no use: how each field is tested, and what it must be."""
-_DEFAULTS = {"area": 0}
 
 
 def _well_formed(name: str, entries: list[Any], file: AnnotationFile) -> dict[int, dict[str, Any]]:
@@ -203,7 +199,8 @@ def _well_formed(name: str, entries: list[Any], file: AnnotationFile) -> dict[in
         where = f"{name} {entry['id']}"
         if name == "image":
             entry["file_name"] = lvis.file_name(entry)
-        bad = [key for key, (is_good, _) in _FIELDS[name].items() if not is_good(entry.get(key, _DEFAULTS.get(key)))]
+        given = {"area": 0, **entry}  # without it, evaluation takes that of the box
+        bad = [key for key, (is_good, _) in _FIELDS[name].items() if not is_good(given.get(key))]
         if entry["id"] in kept:
             file.fault(f"duplicate {name} id", where, "has the same id as an earlier one")
         elif bad:
@@ -236,11 +233,10 @@ def _segmentation_problem(segmentation: Any, image: dict[str, Any]) -> str | Non
     if not segmentation:
         return "has a box only and no segmentation, which masks need"
     if isinstance(segmentation, list):
-        if not all(map(_is_polygon, segmentation)):
+        # pycocotools needs memory in proportion to the coordinates.
+        if not all(isinstance(p, list) and len(p) % 2 == 0 and all(is_number(v, 1e6) for v in p) for p in segmentation):
             return "has a polygon that is no list of finite x, y pairs"
-        if not any(len(polygon) >= 6 for polygon in segmentation):
-            return "has no polygon with three points"
-        return None
+        return None if any(len(p) >= 6 for p in segmentation) else "has no polygon with three points"
     if not isinstance(segmentation, dict) or segmentation.get("size") != [image["height"], image["width"]]:
         return f"is neither polygons nor an RLE of the size of its {_size(image)} image"
     if not well_formed_rles([segmentation.get("counts")], np.array([image["height"] * image["width"]]))[0]:
@@ -301,11 +297,6 @@ def _fill(counts: list[str], pixels: np.ndarray) -> np.ndarray:
     bad |= np.minimum.reduceat(runs, first_runs) < 0
     bad |= np.add.reduceat(runs, first_runs, dtype=np.int64) != pixels
     return ~bad
-
-
-def _is_polygon(polygon: Any) -> bool:
-    # pycocotools needs memory in proportion to the coordinates.
-    return isinstance(polygon, list) and len(polygon) % 2 == 0 and all(is_number(v, 1e6) for v in polygon)
 
 
 def _size(image: dict[str, Any]) -> str:

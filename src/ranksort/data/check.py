@@ -5,14 +5,13 @@ from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .annotations import Fault, box_problem, objects, parse_annotations
 from .coco import read_image, upright
 
 
-@dataclass(frozen=True)
-class ClassCount:
+class ClassCount(NamedTuple):
     """How often a class occurs: its single objects, and the images that hold one."""
 
     id: int
@@ -69,9 +68,10 @@ class DataCheck:
         ]
         for what, ids in self.untrained.items():
             if ids:
-                shown = ids[:faults_per_kind]
-                more = ", ..." if len(ids) > len(shown) else ""
-                lines.append(f"training leaves out {len(ids)} {what}: {', '.join(map(str, shown))}{more}")
+                more = ["..."] if len(ids) > len(ids[:faults_per_kind]) else []
+                lines.append(
+                    f"training leaves out {len(ids)} {what}: {', '.join([*map(str, ids[:faults_per_kind]), *more])}"
+                )
         consequences = Counter(fault.consequence for fault in self.faults)
         by_kind: dict[tuple[str, str], list[Fault]] = defaultdict(list)
         for fault in self.faults:
@@ -107,10 +107,8 @@ def check_data(images: Path, annotations: Path) -> DataCheck:
         image_faults = list(pool.map(lambda image: _image_fault(images, image), file.images.values()))
 
     singles = objects(file.annotations)
-    object_counts = Counter(annotation["category_id"] for annotation in singles)
-    image_counts = Counter(
-        category for category, _ in {(annotation["category_id"], annotation["image_id"]) for annotation in singles}
-    )
+    object_counts = Counter(a["category_id"] for a in singles)
+    image_counts = Counter(category for category, _ in {(a["category_id"], a["image_id"]) for a in singles})
     trained_on = {a["image_id"] for a in singles if not box_problem(a, file.images[a["image_id"]])}
     areas = [annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3]) for annotation in singles]
     small, large = sum(area < 32**2 for area in areas), sum(area >= 96**2 for area in areas)
@@ -132,13 +130,13 @@ def check_data(images: Path, annotations: Path) -> DataCheck:
 
 
 def _image_fault(folder: Path, image: dict[str, Any]) -> Fault | None:
-    path, kind = folder / image["file_name"], "unreadable image"
+    path, kind, where = folder / image["file_name"], "unreadable image", f"image {image['id']}"
     try:
         picture = read_image(path)
         kind = "wrong image size"
         upright(picture, image["width"], image["height"], path)
     except FileNotFoundError:
-        return Fault("missing image", f"image {image['id']}", f"is not there: {path}", "fatal")
+        return Fault("missing image", where, f"is not there: {path}", "fatal")
     except ValueError as error:
-        return Fault(kind, f"image {image['id']}", f"cannot be used: {error}", "fatal")
+        return Fault(kind, where, f"cannot be used: {error}", "fatal")
     return None

@@ -173,11 +173,6 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
         image = np.repeat(np.arange(len(self)), np.diff(self._ends, prepend=0))
         return repeat_factors(image, self._labels, len(self), threshold)
 
-    @property
-    def class_names(self) -> list[str]:
-        """The names of the classes in the order of the labels."""
-        return [category.name for category in self.categories]
-
     def __str__(self) -> str:
         reasons = ", ".join(f"{count} {what}" for what, count in self.dropped.items() if count)
         return f"{len(self)} images of {len(self.categories)} classes, left out: {reasons or 'nothing'}"

@@ -66,9 +66,6 @@ class AspectRatioBatchSampler(Sampler[list[tuple[int, int]]]):
         return int(-(-self.factors[group].sum().round(6) // (self.batch_size * self.world_size)))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return iter(self._batches()[self._skipped.get(self.epoch, 0) :])
-
-    def _batches(self) -> list[list[tuple[int, int]]]:
         rng = np.random.default_rng((self.seed, self.epoch))
         per_step = self.batch_size * self.world_size
         filled = []
@@ -78,8 +75,6 @@ class AspectRatioBatchSampler(Sampler[list[tuple[int, int]]]):
             filled.append(np.resize(rng.permutation(repeated), self._num_batches(group) * per_step))
         indices = rng.permutation(np.concatenate(filled).reshape(-1, self.batch_size))
         seeds = rng.integers(2**63, size=indices.shape)
-        mine = slice(self.rank, None, self.world_size)
-        return [
-            list(zip(batch, sample_seeds, strict=True))
-            for batch, sample_seeds in zip(indices[mine].tolist(), seeds[mine].tolist(), strict=True)
-        ]
+        mine = slice(self.rank + self._skipped.get(self.epoch, 0) * self.world_size, None, self.world_size)
+        for batch, sample_seeds in zip(indices[mine].tolist(), seeds[mine].tolist(), strict=True):
+            yield list(zip(batch, sample_seeds, strict=True))

@@ -39,8 +39,6 @@ GROUNDS = (  # dark, light, and the width and height of its grains in pixels
 )
 
 
-# --- drawings ---------------------------------------------------------------------------------------------------------
-
 Part = tuple[str, np.ndarray]
 """A colour, and the polygon that it fills: [K, 2] (x, y) in -1..1, y downwards. `BODY`: one of several; `HOLE`: none."""
 BODY, HOLE = "body", "#0000"
@@ -162,9 +160,6 @@ def draw_crowd(rng: np.random.Generator, kind: SyntheticClass) -> list[Part]:
     return parts
 
 
-# --- painting ---------------------------------------------------------------------------------------------------------
-
-
 class Thing(NamedTuple):
     """Something to paint."""
 
@@ -197,9 +192,7 @@ def paint_ground(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image
     return Image.composite(Image.new("RGB", size, light), Image.new("RGB", size, dark), Image.blend(fine, coarse, 0.5))
 
 
-def lit(
-    picture: Image.Image, brightness: np.ndarray, slope: Sequence[float], grain: np.ndarray | int = 0
-) -> Image.Image:
+def lit(picture: Image.Image, brightness: np.ndarray, slope: Sequence[float], grain: Any = 0) -> Image.Image:
     """Multiplies by `brightness`, which grows by the share `slope` from the centre to the right and bottom; adds grain."""
     x, y = np.linspace(-1, 1, picture.width), np.linspace(-1, 1, picture.height)[:, None]
     colours = np.asarray(picture.convert("RGB")) * brightness * (1 + slope[0] * x + slope[1] * y)[..., None] + grain
@@ -209,11 +202,6 @@ def lit(
 def visible_parts(owner: Image.Image, count: int) -> list[dict[str, Any]]:
     """The RLE of each of `count` objects, of which number k owns the pixels of value k + 1."""
     return [rle.encode(np.asfortranarray(np.asarray(owner) == k + 1, dtype=np.uint8)) for k in range(count)]
-
-
-def is_recognisable(visible: dict[str, Any], area: int) -> bool:
-    """Whether the visible part of an outline of `area` pixels is enough to be annotated."""
-    return rle.area(visible) >= MIN_VISIBLE * area and min(rle.toBbox(visible)[2:]) >= MIN_SIDE
 
 
 def compose(
@@ -253,7 +241,8 @@ def compose(
             new_areas = [*areas, outline.histogram()[255]] if is_object else areas
             new_owner = owner.copy()
             new_owner.paste(len(new_areas) if is_object else 0, (left, top), outline)
-            if not all(map(is_recognisable, visible_parts(new_owner, len(new_areas)), new_areas)):
+            visible = zip(visible_parts(new_owner, len(new_areas)), new_areas, strict=True)
+            if any(rle.area(v) < MIN_VISIBLE * area or min(rle.toBbox(v)[2:]) < MIN_SIDE for v, area in visible):
                 continue
             owner, areas, objects = new_owner, new_areas, [*objects, thing] if is_object else objects
             shadow = alpha.filter(ImageFilter.BoxBlur(2)).point(lambda value: value // 2)
@@ -273,9 +262,6 @@ def compose(
     ]
     brightness, grain = rng.uniform(0.8, 1.12) * rng.uniform(0.92, 1.08, 3), rng.integers(-7, 8, (*size[::-1], 1))
     return lit(picture, brightness, rng.uniform(-0.2, 0.2, 2).tolist(), grain), annotations
-
-
-# --- the data set -----------------------------------------------------------------------------------------------------
 
 
 def write_synthetic_dataset(

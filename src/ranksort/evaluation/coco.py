@@ -63,11 +63,12 @@ def evaluate_detections(
         for name in ("AP", "oLRP"):
             summary |= {f"{name}{f}": _mean(columns[name][frequency == f]) for f in LVIS_FREQUENCIES}
 
+    names = [str(category.id if category.name is None else category.name) for category in truth.categories]
     num_found = np.bincount(found.category, minlength=len(truth.categories))
     shown = np.flatnonzero(objects)
     per_class = [
         {
-            "class": str(truth.categories[c].id if truth.categories[c].name is None else truth.categories[c].name),
+            "class": names[c],
             "category_id": truth.categories[c].id,
             "objects": int(objects[c]),
             "detections": int(num_found[c]),
@@ -90,9 +91,8 @@ def evaluate_detections(
 def _names(limits: list[int]) -> list[str]:
     """The metrics in the order of the report."""
     names = ["AP", "AP50", "AP75", "APs", "APm", "APl", *(f"AR{limit}" for limit in limits), "ARs", "ARm", "ARl"]
-    parts = ("_loc", "_fp", "_fn")
-    names += ["oLRP", *(f"oLRP{part}" for part in parts), "oLRPs", "oLRPm", "oLRPl", "oLRP_threshold"]
-    return names + [f"oLRP{area}{part}" for area in ("s", "m", "l") for part in parts]
+    names += ["oLRP", "oLRP_loc", "oLRP_fp", "oLRP_fn", "oLRPs", "oLRPm", "oLRPl", "oLRP_threshold"]
+    return names + [f"oLRP{area}{part}" for area in ("s", "m", "l") for part in ("_loc", "_fp", "_fn")]
 
 
 def _mean(values: np.ndarray) -> float:

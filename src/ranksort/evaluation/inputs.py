@@ -93,22 +93,14 @@ def read_ground_truth(source: str | Path | dict[str, Any], iou_type: str, style:
         sections = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
     except (msgspec.DecodeError, RecursionError):
         parsed = _parse(content, origin)
-        sections = (
-            {key: msgspec.Raw(json.dumps(rows).encode()) for key, rows in parsed.items()}
-            if isinstance(parsed, dict)
-            else {}
-        )
+        sections = {}
+        if isinstance(parsed, dict):
+            sections = {key: msgspec.Raw(json.dumps(rows).encode()) for key, rows in parsed.items()}
     if not {"images", "categories", "annotations"} <= sections.keys():
         raise ValueError("The ground truth must be a JSON object with 'images', 'categories' and 'annotations'.")
     with_boxes, lvis = iou_type == "bbox", style == "lvis"
-    shape = BOX if with_boxes else MASK
-    fields: list[Any] = [
-        *PLACE,
-        shape,
-        ("id", Id | None, None),
-        ("area", float | None, None),
-        ("iscrowd", bool | int, 0),
-    ]
+    fields: list[Any] = [*PLACE, BOX if with_boxes else MASK, ("id", Id | None, None)]
+    fields += [("area", float | None, None), ("iscrowd", bool | int, 0)]
     annotations = _rows(sections["annotations"], fields, "annotations", origin)
     crowd = np.array([bool(row.iscrowd) for row in annotations], dtype=bool)
     if crowd.all():
@@ -186,8 +178,7 @@ def _parse(content: bytes, origin: str) -> Any:
     except RecursionError:
         raise ValueError(f"The {origin} is no COCO JSON: its brackets are nested too deeply.") from None
     except ValueError as error:
-        problem = f"The {origin} is not complete JSON, perhaps cut off while being written: {error}."
-        raise ValueError(problem) from None
+        raise ValueError(f"The {origin} is not complete JSON, perhaps cut off while being written: {error}.") from None
 
 
 def _rows(content: bytes | msgspec.Raw, fields: list[Any], what: str, origin: str) -> list[Any]:

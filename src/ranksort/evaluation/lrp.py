@@ -21,7 +21,6 @@ class OptimalLRP(NamedTuple):
     threshold: float
 
 
-NO_OBJECTS = OptimalLRP(np.nan, np.nan, np.nan, np.nan, np.nan)
 NOTHING_FOUND = OptimalLRP(1.0, np.nan, np.nan, 1.0, np.nan)
 
 
@@ -62,7 +61,7 @@ def evaluate_lrp(ground_truth: GroundTruth, candidates: Candidates, setting: Set
     iou = np.zeros(len(outcome))
     iou[matching.detection] = matching.iou
     bounds = np.searchsorted(detections.category, np.arange(num_classes + 1))
-    optima = np.full((num_classes, len(OptimalLRP._fields)), NO_OBJECTS)
+    optima = np.full((num_classes, len(OptimalLRP._fields)), np.nan)
     curves = np.full((num_classes, len(SCORE_GRID)), np.nan)
     for c in np.flatnonzero(setting.num_objects):
         of_class = slice(bounds[c], bounds[c + 1])

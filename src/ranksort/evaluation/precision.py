@@ -1,7 +1,5 @@
 """Average precision and recall by COCO's rules."""
 
-from typing import NamedTuple
-
 import numpy as np
 
 from .matching import Candidates, Matching, Setting
@@ -9,20 +7,17 @@ from .matching import Candidates, Matching, Setting
 RECALLS = np.linspace(0, 1, 101)
 
 
-class Precision(NamedTuple):
-    """Of C classes in one area range, at T IoU thresholds. NaN where a class has no object."""
-
-    precision: np.ndarray  # (T, C, 101) at RECALLS: the highest at that recall or more
-    recall: np.ndarray  # (T, C, L) at up to so many detections of the class in an image
-
-
-def evaluate_precision(candidates: Candidates, setting: Setting, limits: list[int]) -> Precision:
-    """Precision and recall of every class.
+def evaluate_precision(candidates: Candidates, setting: Setting, limits: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Precision and recall of C classes in one area range, at T IoU thresholds. NaN where a class has no object.
 
     Args:
         candidates: the detections.
         setting: what they come to in an area range.
         limits: L numbers of detections.
+
+    Returns:
+        precision: (T, C, 101) at RECALLS: the highest at that recall or more; and recall: (T, C, L) at up to so many
+            detections of the class in an image.
     """
     num_classes = len(setting.num_objects)
     starts = np.searchsorted(candidates.detections.category, np.arange(num_classes + 1))
@@ -44,7 +39,7 @@ def evaluate_precision(candidates: Candidates, setting: Setting, limits: list[in
             num_found = np.bincount(category[rank < limit], minlength=num_classes)
             recall[t, :, m] = num_found / np.maximum(setting.num_objects, 1)
     precision[:, without_objects] = recall[:, without_objects] = np.nan
-    return Precision(precision, recall)
+    return precision, recall
 
 
 def _counts(
