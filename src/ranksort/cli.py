@@ -31,28 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line. What a user can mend is said in one sentence; RANKSORT_TRACEBACK=1 shows where it arose."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        source = arguments[1] if len(arguments) > 1 and not arguments[1].startswith("-") else None
-        if arguments[:1] in (["train"], ["test"]) and source is None and not {"-h", "--help"} & set(arguments):
-            raise ValueError(
-                f"`ranksort {arguments[0]}` needs a {'RECIPE' if 'train' in arguments else 'CHECKPOINT'} first"
-            )
-        commands: dict[str, Callable[..., Any]] = {
-            "quickstart": quickstart,
-            "recipes": recipes,
-            "train": train_command(_recipe_to_train(source, arguments) if arguments[:1] == ["train"] else Recipe()),
-            "test": test_command(_recipe_of(source) if arguments[:1] == ["test"] else Recipe()),
-            "predict": predict,
-            "evaluate": evaluate,
-            "report": report,
-            "check-data": check_data,
-            "convert": convert,
-        }
-        tyro.extras.subcommand_cli_from_dict(
-            commands,
-            prog="ranksort",
-            description="Detectors trained by Rank & Sort Loss.",
-            args=arguments,
-        )
+        defaults = _defaults(arguments)
+        trained, tested = train_command(defaults), test_command(defaults)
+        functions = (quickstart, recipes, trained, tested, predict, evaluate, report, check_data, convert)
+        commands: dict[str, Callable[..., Any]] = {f.__name__.replace("_", "-"): f for f in functions}
+        about = "Detectors trained by Rank & Sort Loss."
+        tyro.extras.subcommand_cli_from_dict(commands, prog="ranksort", description=about, args=arguments)
     except (ValueError, OSError) as error:
         if os.environ.get("RANKSORT_TRACEBACK"):
             raise
@@ -82,12 +66,10 @@ def quickstart(
     """
     from .data.synthetic import write_synthetic_dataset
 
-    small = [name for name in recipe_functions() if name.endswith("_small")]
+    if recipe in recipe_functions() and not recipe.endswith("_small"):
+        small = " or ".join(name for name in recipe_functions() if name.endswith("_small"))
+        raise ValueError(f"{recipe} is made for COCO on GPUs, quickstart for minutes on a CPU: choose {small}")
     chosen = get_recipe(recipe)
-    if chosen.name in recipe_functions() and chosen.name not in small:
-        raise ValueError(
-            f"{recipe} is made for COCO on GPUs, quickstart for minutes on a CPU: choose {' or '.join(small)}"
-        )
     print(f"writing 500 images to {out / 'data'} ...", flush=True)
     root = write_synthetic_dataset(out / "data")
     chosen.data.root, chosen.data.workers = str(root), workers
@@ -282,10 +264,17 @@ def convert(
     print(f"wrote {out}; next: ranksort predict {out} IMAGE... --out DIR")
 
 
-def _recipe_to_train(source: str | None, arguments: Sequence[str]) -> Recipe:
-    """The recipe which the arguments of `train` start from: a named one, or that of the run to resume."""
-    if source is None:
-        return Recipe()  # for the help page
+def _defaults(arguments: Sequence[str]) -> Recipe:
+    """The recipe which the options of `train` and `test` start from: a named one, that of a run, or that of a checkpoint."""
+    command, source = [*arguments, "", ""][:2]
+    if command not in ("train", "test") or (source.startswith("-") and {"-h", "--help"} & set(arguments)):
+        return Recipe()
+    if not source or source.startswith("-"):
+        raise ValueError(f"`ranksort {command}` needs a {'RECIPE' if command == 'train' else 'CHECKPOINT'} first")
+    if command == "test":
+        from .checkpoints import read_checkpoint
+
+        return read_checkpoint(source).recipe
     if Path(source).is_dir():
         return _read_recipe(Path(source))
     recipe = get_recipe(source)
@@ -295,13 +284,6 @@ def _recipe_to_train(source: str | None, arguments: Sequence[str]) -> Recipe:
                 recipe.training.output = argument.partition("=")[2] or "".join(arguments[i + 1 : i + 2])
         return _read_recipe(_latest_run(recipe))
     return recipe
-
-
-def _recipe_of(checkpoint: str | None) -> Recipe:
-    """The recipe which the options of `test` start from."""
-    from .checkpoints import read_checkpoint
-
-    return read_checkpoint(checkpoint).recipe if checkpoint else Recipe()
 
 
 def _read_recipe(run: Path) -> Recipe:

@@ -297,10 +297,10 @@ def _trainer(module: _Training, run: Path | None = None, resume: bool = False) -
 def _csv_logger(run: Path, resume: bool) -> CSVLogger:
     """Writes `run/metrics.csv`; Lightning's logger would begin it anew when a run is resumed."""
     path = run / "metrics.csv"
-    rows = path.read_text().splitlines() if resume and path.is_file() else []
+    rows = list(csv.DictReader(path.read_text().splitlines())) if resume and path.is_file() else []
     logger = CSVLogger(run, name="", version="")
     if rows:
-        logger.experiment.metrics = list(csv.DictReader(rows))
+        logger.experiment.metrics = rows
     return logger
 
 

@@ -45,18 +45,17 @@ def predict_images(
         raise ValueError(f'--score-threshold must be within 0..1 or "lrp", got {score_threshold}')
     trained = read_checkpoint(checkpoint)
     names = [category.name for category in trained.categories]
+    least = trained.recipe.model.score_threshold  # the model keeps what it kept when the thresholds were found
     if score_threshold == "lrp":
-        # The model keeps what it kept when the thresholds were found.
-        thresholds, at_most = torch.tensor(_optimal_thresholds(checkpoint, trained)), 1.0
+        thresholds = torch.tensor(_optimal_thresholds(checkpoint, trained))
     else:
-        thresholds, at_most = torch.full((len(names),), score_threshold), score_threshold
-    threshold = min(trained.recipe.model.score_threshold, at_most)
+        thresholds, least = torch.full((len(names),), score_threshold), min(least, score_threshold)
     place = device or best_device()
     try:
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {place} cannot be used: {str(error).splitlines()[0]}") from None
-    model = trained.build(place, score_threshold=threshold)
+    model = trained.build(place, score_threshold=least)
     out.mkdir(parents=True, exist_ok=True)
     found: list[dict[str, Any]] = []
     failures = []
@@ -94,14 +93,13 @@ def _optimal_thresholds(checkpoint: Path, trained: Checkpoint) -> list[float]:
         )
     try:
         rows = json.loads(found[0].read_bytes())["per_class"]
-        of_category = {row["category_id"]: row["oLRP_threshold"] for row in rows if row["oLRP_threshold"] is not None}
+        of_class = {r["category_id"]: float(r["oLRP_threshold"]) for r in rows if r["oLRP_threshold"] is not None}
     except (ValueError, TypeError, KeyError, RecursionError):
         raise ValueError(f"{found[0]} is no report of ranksort, or a damaged one: evaluate the run again") from None
-    known = [of_category.get(category.id) for category in trained.categories]
-    numbers = [threshold for threshold in known if isinstance(threshold, float)]
-    if not numbers:
+    known = [of_class[category.id] for category in trained.categories if category.id in of_class]
+    if not known:
         raise ValueError(f"{found[0]} has no threshold of any class of {checkpoint}: set a number from 0 to 1")
-    return [threshold if isinstance(threshold, float) else sum(numbers) / len(numbers) for threshold in known]
+    return [of_class.get(category.id, sum(known) / len(known)) for category in trained.categories]
 
 
 def best_device() -> str:

@@ -74,13 +74,8 @@ def worst_and_best_images(
     worst, others = order[: (limit + 1) // 2], order[(limit + 1) // 2 :]
     best = others[::-1][: limit // 2]
     return [
-        {
-            "is_worst": is_worst,
-            "error": error[i],
-            "false": int(false[i]),
-            "missed": int(missed[i]),
-            **_compare(dataset, results, report, i),
-        }
+        {"is_worst": is_worst, "error": error[i], "false": int(false[i]), "missed": int(missed[i])}
+        | _compare(dataset, results, report, i)
         for is_worst, chosen in ((True, worst), (False, best))
         for i in chosen
     ]

@@ -135,12 +135,8 @@ def create_model(
 
 def _build_detector(settings: ModelSettings, backbone: Backbone, transform: ImageTransform) -> nn.Module:
     kind = settings.detector
-    options: dict[str, Any] = {
-        "prior": settings.prior,
-        "score_threshold": settings.score_threshold,
-        "nms_threshold": settings.nms_threshold,
-        "detections_per_image": settings.detections_per_image,
-    }
+    names = ("prior", "score_threshold", "nms_threshold", "detections_per_image")
+    options: dict[str, Any] = {name: getattr(settings, name) for name in names}
     if kind in _RCNNS:
         pyramid = CarafeFPN if settings.upsampling == "carafe" else partial(FPN, extra_convs=False)
         fpn = pyramid(backbone.channels[-4:], settings.channels)
@@ -171,13 +167,10 @@ def build_dataset(
         raise ValueError(f"there is no data: name a folder by --data.root, or --data.{split}-images and -annotations")
     paths = (Path(path) if path else None for path in named)
     images, annotations = find_split(Path(data.root), split, *paths, style=recipe.evaluation.style)
-    training = split == "train"
-    sizes = data.train_min_sizes or (model.min_size,)
-    transforms = (
-        ssd_transforms(model.min_size, model.pixel_mean, data.flip)
-        if data.augmentation == "ssd"
-        else training_transforms(sizes, model.max_size, data.flip)
-    )
+    training, sizes = split == "train", data.train_min_sizes or (model.min_size,)
+    transforms = training_transforms(sizes, model.max_size, data.flip)
+    if data.augmentation == "ssd":
+        transforms = ssd_transforms(model.min_size, model.pixel_mean, data.flip)
     return CocoDataset(
         images,
         annotations,
@@ -249,14 +242,13 @@ def learning_rate(recipe: Recipe) -> float:
 
 def describe(recipe: Recipe, train_set: CocoDataset) -> str:
     """What is going to be trained, in a few lines to print."""
-    lines = [
-        f"training on {train_set}",
+    random = "\nthe backbone starts from random weights: all of it is trained, and its batch norms as well"
+    return (
+        f"training on {train_set}\n"
         f"learning rate {learning_rate(recipe):g} for {recipe.training.batch_size} images a step: "
-        f"{recipe.optimizer.lr:g} for {recipe.optimizer.lr_batch_size} in the recipe",
-    ]
-    if not recipe.model.pretrained_backbone:
-        lines.append("the backbone starts from random weights: all of it is trained, and its batch norms as well")
-    return "\n".join(lines)
+        f"{recipe.optimizer.lr:g} for {recipe.optimizer.lr_batch_size} in the recipe"
+        f"{'' if recipe.model.pretrained_backbone else random}"
+    )
 
 
 def summarize(recipe: Recipe, val_set: CocoDataset) -> dict[str, str]:
