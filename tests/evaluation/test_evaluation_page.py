@@ -165,7 +165,8 @@ def test_training_curves_of_a_file_cut_off(run):
     assert curves["train/loss"] == [(10, 3), (20, 2), (30, 1)]
     assert curves["val/AP"] == [(10, 0), (20, 0.1111), (30, 0.2222), (40, 0.5)]
     assert curves["val/mask_AP"][-1] == (50, 0.5)
-    assert _training_curves(run / "other.csv") == {}
+    (run / "metrics.csv").write_text("")
+    assert _training_curves(run / "metrics.csv") == _training_curves(run / "other.csv") == {}
 
 
 @in_browser

@@ -81,13 +81,11 @@ class DataCheck:
             lines.extend(f"  {fault.where} {fault.message}" for fault in faults[:faults_per_kind])
             if faults_per_kind is not None and len(faults) > faults_per_kind:
                 lines.append(f"  and {len(faults) - faults_per_kind} more")
-        if self.faults:
-            lines.append("")
-        lines.append(
-            f"{consequences['fatal']} faults that training refuses, {consequences['dropped']} for which it leaves out an "
+        lines += [""] if self.faults else []
+        return "\n".join(lines) + (
+            f"\n{consequences['fatal']} faults that training refuses, {consequences['dropped']} for which it leaves out an "
             f"object or image, {consequences['kept']} that it keeps"
         )
-        return "\n".join(lines)
 
 
 def check_data(images: Path, annotations: Path) -> DataCheck:

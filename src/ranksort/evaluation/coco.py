@@ -53,9 +53,7 @@ def evaluate_detections(
         if area == "":
             columns |= {f"AP{iou}": precision[t].mean(axis=1) for iou, t in ((50, AT_IOU_50), (75, AT_IOU_75))}
             columns |= {f"AR{limit}": recall[..., m].mean(axis=0) for m, limit in enumerate(limits)}
-            curves = precision[[AT_IOU_50, AT_IOU_75]].transpose(1, 0, 2), lrp.curves
-            matches = lrp.matches
-            objects = setting.num_objects
+            curves, overall, objects = precision[[AT_IOU_50, AT_IOU_75]].transpose(1, 0, 2), lrp, setting.num_objects
     columns = {name: columns[name] for name in _names(limits)}
     summary = {name: _mean(values) for name, values in columns.items() if name != "oLRP_threshold"}
     if style == "lvis":
@@ -82,9 +80,9 @@ def evaluate_detections(
         iou_type=iou_type,
         style=style,
         classes_without_objects=len(objects) - len(shown),
-        precision=curves[0][shown],
-        lrp=curves[1][shown],
-        matches=matches,
+        precision=curves[shown],
+        lrp=overall.curves[shown],
+        matches=overall.matches,
     )
 
 

@@ -85,12 +85,13 @@ def _read_run(run: Path) -> dict[str, Any]:
 def _training_curves(path: Path) -> dict[str, list[tuple[int, float]]]:
     """Name to (step, value) of what was logged, at most `CURVE_POINTS` of them; empty where there is no such file."""
     curves: dict[str, list[tuple[int, float]]] = {}
-    if path.is_file():
-        rows = np.atleast_1d(
-            np.genfromtxt(path, delimiter=",", names=True, deletechars="", invalid_raise=False, encoding="utf-8")
+    if path.is_file() and path.stat().st_size:
+        rows = np.genfromtxt(
+            path, delimiter=",", names=True, deletechars="", invalid_raise=False, encoding="utf-8", ndmin=1
         )
-        for name in set(rows.dtype.names or ()) - {"epoch", "step"}:
+        for name in sorted(set(rows.dtype.names or ()) - {"epoch", "step"}):
             logged = rows[np.isfinite(rows[name]) & np.isfinite(rows["step"])]
             picked = logged[np.linspace(0, len(logged) - 1, min(len(logged), CURVE_POINTS)).astype(int)]
-            curves[name] = [(int(row["step"]) + 1, float(f"{row[name]:.4g}")) for row in picked]
-    return {name: curve for name, curve in sorted(curves.items()) if curve}
+            if len(picked):
+                curves[name] = [(int(row["step"]) + 1, float(f"{row[name]:.4g}")) for row in picked]
+    return curves
