@@ -3,8 +3,8 @@
 python benchmarks/faster_rcnn_speed.py --images 2 --size 320 --runs 7 [--profile]
 
 Both get the same images and objects in one process, in turn. torchvision's is set to as many regions an image as ours, which takes part
-with all of its proposals; both keep the stem, the first stage and the statistics of batch normalisation. `--profile` shows in which parts
-of our step the time goes.
+with all of its proposals; both keep the stem, the first stage and the statistics of batch normalisation. With `--threads 1` it is CPU
+time that counts, which other jobs on the machine hardly disturb. `--profile` shows in which parts of our step the time goes.
 """
 
 import argparse
@@ -99,13 +99,14 @@ def inference(model: nn.Module, images: list[Tensor]) -> Callable:
 
 def ratio(a: Callable, b: Callable, runs: int) -> tuple[float, float, float]:
     """Medians in seconds, and the median ratio of neighbours."""
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     seconds: list[tuple[float, float]] = []
     for _ in range(runs + 1):
         times = []
         for call in (a, b):
-            start = time.perf_counter()
+            start = clock()
             call()
-            times.append(time.perf_counter() - start)
+            times.append(clock() - start)
         seconds.append((times[0], times[1]))
     first, second = zip(*seconds[1:], strict=True)
     return (

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pycocotools.mask
 import pytest
 import torch
 from PIL import Image
@@ -13,7 +14,6 @@ from PIL import Image
 from ranksort import cli
 from ranksort.checkpoints import save_model
 from ranksort.data.annotations import Category
-from ranksort.evaluation.results import decode_masks
 from ranksort.recipes import Recipe, create_model, get_recipe, list_recipes
 
 SMALL = """
@@ -181,7 +181,15 @@ def test_predict_masks(tmp_path: Path) -> None:
     cli.main(["predict", *map(str, arguments)])
     detections = json.loads((out / "detections.json").read_text())
     assert 0 < len(detections) <= 100
-    assert decode_masks([d["segmentation"] for d in detections], 130, 90).shape == (len(detections), 130, 90)
+    encoded = [d["segmentation"] for d in detections]
+    assert all(rle["size"] == [130, 90] for rle in encoded)
+    x, y, width, height = (torch.tensor([d["bbox"] for d in detections]) + torch.tensor([-1, -1, 2, 2])).T
+    inner_x, inner_y, inner_width, inner_height = torch.from_numpy(pycocotools.mask.toBbox(encoded)).T
+    inside = (inner_x >= x) & (inner_y >= y) & (inner_x + inner_width <= x + width)
+    inside &= inner_y + inner_height <= y + height
+    seen = inner_width > 0
+    assert bool(seen.any())
+    assert bool(inside[seen].all())
 
 
 def test_evaluate(tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -127,6 +127,19 @@ def test_hard_objects(make: Make, objects: list[list[float]]) -> None:
     assert model.num_positives >= len(objects)
 
 
+def test_predictions_which_have_all_left_their_objects(make: Make) -> None:
+    """Of positives whose boxes have IoU 0 none is ranked, and later stages of a cascade start from boxes without area."""
+    model = make()
+    for head in model.box_head if isinstance(model, CascadeRCNN) else [model.box_head]:
+        with torch.no_grad():
+            head.box_deltas.bias[0::4] = 1000.0  # a hundred widths to the right
+    images, targets = batch(sample(64, 80, [[10, 10, 50, 60, 1]]))
+    losses = losses_and_gradients(model, images, targets)
+    assert all(value == 0 for name, value in losses.items() if "rpn" not in name)
+    assert model.num_positives > 0
+    detections_of(model, images)
+
+
 def test_batch_of_very_different_sizes(make: Make) -> None:
     model = make()
     images, targets = batch(

@@ -199,7 +199,7 @@ class NegativesAbove:
             interval = self._interval(logits)
             number = edge_of.new_full((), len(logits) - len(self.others))
             near = logits[:1]
-            total = sum((x - near).sum(dtype=torch.float64) for (x,) in _blocks(logits))
+            total = torch.stack([(x - near).sum(dtype=torch.float64) for (x,) in _blocks(logits)]).sum()
             total -= (logits.index_select(0, self.others) - near).sum(dtype=torch.float64)
             total += (number * (near - edge_of.index_select(0, interval))).squeeze(0)
             counts, inside = edge_of.new_zeros(2, size).index_copy_(
@@ -208,12 +208,10 @@ class NegativesAbove:
         else:
             self.bins = bins = self._place(values)
             counts = _histogram(bins, None, size + _SPARE_BINS)
-            sums, near = (
-                torch.zeros_like(counts),
-                edge_of[size // 2, None],
-            )  # of a dimension, to make differences float64
+            sums = torch.zeros_like(counts)
+            near = edge_of[size // 2]
             for bin_, x in _blocks(bins, values):
-                sums += _histogram(bin_, x - near, len(sums))
+                sums += _histogram(bin_, x.to(torch.float64, copy=True).sub_(near), len(sums))
             counts = counts[:size]
             inside = (sums[:size] - (edge_of - near) * counts) / unit
         # An interval on which a step rises is at most one unit wide.

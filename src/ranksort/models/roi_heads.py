@@ -56,12 +56,12 @@ def pool_regions(features: Sequence[Tensor], regions: Sequence[Tensor], side: in
     """
     rois = torch.cat([torch.cat([torch.full_like(boxes[:, :1], i), boxes], 1) for i, boxes in enumerate(regions)])
     level = (box_area(rois[:, 1:]).sqrt() / _FINEST_SIDE + 1e-6).log2().floor().clamp(0, len(_STRIDES) - 1)
-    of_level = [(level == i).nonzero().squeeze(1) for i in range(len(_STRIDES))]
-    pooled = [
-        roi_align(x.float(), rois[own], side, 1 / stride, aligned=True)
-        for x, own, stride in zip(features, of_level, _STRIDES, strict=False)
-    ]
-    return torch.cat(pooled).index_select(0, torch.cat(of_level).argsort())
+    pooled = rois.new_zeros(len(rois), features[0].shape[1], side, side)
+    for i, (x, stride) in enumerate(zip(features, _STRIDES, strict=False)):
+        own = (level == i).nonzero().squeeze(1)
+        # Added to zeros, because the gradient of that, unlike that of an assignment, copies nothing.
+        pooled.index_add_(0, own, roi_align(x.float(), rois[own], side, 1 / stride, aligned=True))
+    return pooled
 
 
 class BoxHead(nn.Module):

@@ -130,7 +130,10 @@ def ranksort_atss_lite0_small() -> Recipe:
 
 def ranksort_mask_rcnn_lite0_small() -> Recipe:
     """RS-Mask R-CNN for small data sets on small machines: instance masks, EfficientNet-Lite0 at 320 pixels."""
-    return _with_model(_small(ranksort_mask_rcnn_r50_fpn_1x_coco()), proposals=200)
+    recipe = _with_model(_small(ranksort_mask_rcnn_r50_fpn_1x_coco()), proposals=200)
+    # At .001 every ReLU of the box head, which has no norms, is dead after 250 steps.
+    recipe.optimizer.lr = 0.0002
+    return recipe
 
 
 def _with_model(recipe: Recipe, **fields: Any) -> Recipe:
