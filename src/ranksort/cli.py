@@ -37,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         commands: dict[str, Callable[..., Any]] = {f.__name__.replace("_", "-"): f for f in functions}
         about = "Detectors trained by Rank & Sort Loss."
         tyro.extras.subcommand_cli_from_dict(commands, prog="ranksort", description=about, args=arguments)
+    except KeyboardInterrupt:
+        sys.exit(130)  # as shells report it
     except (ValueError, OSError) as error:
         if os.environ.get("RANKSORT_TRACEBACK"):
             raise
