@@ -123,7 +123,7 @@ class SOLOv2(Detector):
         logits, kernels, features = self.predict(pixels)
         scores = torch.cat([peaks(x[0].float().sigmoid(), grid) for x, grid in zip(logits, GRIDS, strict=True)])
         score, cell, label = above_threshold(scores, self.score_threshold, _MOST)
-        masks = torch.einsum("pe,ehw->phw", torch.cat(kernels, 1)[0, cell].float(), features[0].float()).sigmoid()
+        masks = torch.einsum("pe,ehw->phw", torch.cat(kernels, 1)[0, cell], features[0]).float().sigmoid()
         least_area = torch.tensor(STRIDES, device=cell.device).repeat_interleave(
             torch.tensor(GRIDS, device=cell.device) ** 2
         )
@@ -274,7 +274,7 @@ def mask_losses(features: Tensor, kernels: Tensor, objects: Tensor, owner: Tenso
     """
 
     def of_part(kernels: Tensor, owner: Tensor) -> Tensor:
-        masks = torch.einsum("pe,ehw->phw", kernels.float(), features.float()).sigmoid()
+        masks = torch.einsum("pe,ehw->phw", kernels, features).float().sigmoid()
         return dice_loss(masks, objects[owner])
 
     if len(kernels) <= _MASKS_AT_ONCE:
@@ -302,7 +302,8 @@ def matrix_nms_decay(masks: Tensor, labels: Tensor) -> Tensor:
         better still. 1 for the best.
     """
     flat = masks.flatten(1).float()
-    both = flat @ flat.T
+    with torch.autocast(flat.device.type, enabled=False):  # float16 ends at 65,504 pixels
+        both = flat @ flat.T
     area = flat.sum(1)
     iou = both / (area[:, None] + area - both)
     iou = torch.where(labels[:, None] == labels, iou, 0.0).triu(diagonal=1)
