@@ -103,8 +103,7 @@ class SOLOv2(Detector):
             [mask_losses(f, k, quarter_masks(m, features.shape[-2:]), owner) for f, k, m, owner in of_images]
         )
         all_logits = torch.cat(logits, 1).flatten(0, 1).float()
-        quality = (1 - dice.detach()).clamp(0, 1)  # rounding takes that of a perfect mask above 1
-        wanted = quality_targets(all_logits, matched.positive, matched.labels, quality)
+        wanted = quality_targets(all_logits, matched.positive, matched.labels, 1 - dice.detach())
         ranking, sorting = rank_sort_loss(all_logits, wanted)
         mask = weighted_mean(dice, confidence(all_logits[matched.positive]))
         return {"ranking": ranking, "sorting": sorting, "mask": self_balanced(mask, ranking, sorting)}
