@@ -100,7 +100,7 @@ def test_dice_of_nearly_perfect_masks_is_not_negative():
     torch.manual_seed(0)
     masks = (torch.rand(200, 97, 101) > 0.5).float()
     loss = dice_loss(masks * (1 - 3e-4 * torch.rand_like(masks)), masks)
-    assert 0 <= loss.min()
+    assert loss.min() >= 0
     assert loss.max() < 1e-6
 
 

@@ -148,7 +148,7 @@ def test_cell_of_two_objects_goes_to_the_last() -> None:
     assert int((once >= 0).sum()) > 9  # on several levels
 
 
-def test_masks_in_parts_have_the_samelosses_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masks_in_parts_have_the_same_losses_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     objects = torch.rand(5, 12, 10, generator=generator) < 0.3
     owner = torch.randint(5, (50,), generator=generator)
