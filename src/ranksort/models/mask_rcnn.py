@@ -9,6 +9,7 @@ of the boxes is.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,18 +43,9 @@ class MaskRCNN(Detector):
         *,
         proposals: int = 1000,
         prior: float = 0.01,
-        score_threshold: float = 0.4,
-        nms_threshold: float = 0.5,
-        detections_per_image: int = 100,
+        **postprocessing: Any,
     ):
-        super().__init__(
-            backbone,
-            transform,
-            num_classes,
-            score_threshold=score_threshold,
-            nms_threshold=nms_threshold,
-            detections_per_image=detections_per_image,
-        )
+        super().__init__(backbone, transform, num_classes, **postprocessing)
         self.fpn = fpn
         self.rpn = RPN(fpn.channels, limit=proposals)
         self.box_head = BoxHead(fpn.channels, num_classes, prior=prior)
@@ -96,10 +88,7 @@ class MaskRCNN(Detector):
         """The detections of a batch, boxes in its coordinates; `masks` are probabilities inside the boxes, [D, 28, 28]."""
         features = self.fpn(self.backbone(batch.pixels)[-4:])
         proposals = self.rpn.proposals(self.rpn(features), batch.sizes)
-        logits, deltas = self.box_head(features, proposals)
-        boxes = self.box_head.boxes(deltas, proposals, batch.sizes)
-        scores = logits.float().sigmoid().split([len(p) for p in proposals])
-        detections = [self.suppress(b, s) for b, s in zip(boxes, scores, strict=True)]
+        detections = [self.suppress(*found) for found in self.box_head.detect(features, proposals, batch.sizes)]
         labels = [d["labels"] for d in detections]
         masks = self.mask_head(features, [d["boxes"] for d in detections], torch.cat(labels)).float().sigmoid()
         of_image = masks.split([len(x) for x in labels])

@@ -115,6 +115,14 @@ class BoxHead(nn.Module):
         boxes = decode_boxes(deltas.float(), torch.cat(list(regions))[:, None]).split([len(r) for r in regions])
         return [clip_boxes_to_image(b, size) for b, size in zip(boxes, sizes, strict=True)]
 
+    def detect(
+        self, features: Sequence[Tensor], regions: Sequence[Tensor], sizes: Sequence[Size]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """What the regions of each image show: boxes as of `boxes`, and class probabilities [R_b, C]."""
+        logits, deltas = self(features, regions)
+        scores = logits.float().sigmoid().split([len(r) for r in regions])
+        return list(zip(self.boxes(deltas, regions, sizes), scores, strict=True))
+
     def losses(self, logits: Tensor, deltas: Tensor, regions: Sequence[Tensor], matched: Matched) -> dict[str, Tensor]:
         """RS Loss over all regions and classes, GIoU over the boxes of the positives: `ranking`, `sorting` and `box`.
 
