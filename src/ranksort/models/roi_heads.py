@@ -56,11 +56,14 @@ def pool_regions(features: Sequence[Tensor], regions: Sequence[Tensor], side: in
     """
     rois = torch.cat([torch.cat([torch.full_like(boxes[:, :1], i), boxes], 1) for i, boxes in enumerate(regions)])
     level = (box_area(rois[:, 1:]).sqrt() / _FINEST_SIDE + 1e-6).log2().floor().clamp(0, len(_STRIDES) - 1)
-    pooled = rois.new_zeros(len(rois), features[0].shape[1], side, side)
+    pooled = features[0].new_zeros(len(rois), features[0].shape[1], side, side)
     for i, (x, stride) in enumerate(zip(features, _STRIDES, strict=False)):
         own = (level == i).nonzero().squeeze(1)
         # Added to zeros, because the gradient of that, unlike that of an assignment, copies nothing.
-        pooled.index_add_(0, own, roi_align(x.float(), rois[own], side, 1 / stride, aligned=True))
+        aligned = roi_align(
+            x.float(), rois[own], side, 1 / stride, aligned=True
+        )  # coordinates need more than half precision
+        pooled.index_add_(0, own, aligned.to(pooled.dtype))
     return pooled
 
 
