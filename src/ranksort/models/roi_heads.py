@@ -59,10 +59,8 @@ def pool_regions(features: Sequence[Tensor], regions: Sequence[Tensor], side: in
     pooled = features[0].new_zeros(len(rois), features[0].shape[1], side, side)
     for i, (x, stride) in enumerate(zip(features, _STRIDES, strict=False)):
         own = (level == i).nonzero().squeeze(1)
+        aligned = roi_align(x.float(), rois[own], side, 1 / stride, aligned=True)  # in the precision of the coordinates
         # Added to zeros, because the gradient of that, unlike that of an assignment, copies nothing.
-        aligned = roi_align(
-            x.float(), rois[own], side, 1 / stride, aligned=True
-        )  # coordinates need more than half precision
         pooled.index_add_(0, own, aligned.to(pooled.dtype))
     return pooled
 
