@@ -24,7 +24,7 @@ from .rpn import RPN
 class FasterRCNN(Detector):
     """RS-Faster R-CNN: losses `rpn_ranking`, `rpn_sorting`, `rpn_box`, `ranking`, `sorting` and `box`. Positives are proposals.
 
-    Args: as of `Detector`, and these.
+    Args: as of `Detector`, and these. Published with a `score_threshold` of .4 and an `nms_threshold` of .5, as the recipes set them.
         fpn: takes the backbone's features to levels of strides 4, 8, 16, 32 and 64.
         proposals: most regions of an image which the box head looks into.
         prior: class probability which training starts from.

@@ -22,7 +22,6 @@ from .detector import Detector
 from .fpn import FPN
 from .images import ImageBatch, ImageTransform
 from .masks import paste_masks
-from .matchers import Matched
 from .roi_heads import BoxHead, MaskHead, mask_targets, match_regions
 from .rpn import RPN
 
@@ -61,28 +60,18 @@ class MaskRCNN(Detector):
         self.num_positives = len(matched.positive)
         logits, deltas = self.box_head(features, regions, matched.positive)
         losses = self.box_head.losses(logits, deltas, regions, matched)
-        mask = self.mask_loss(features, regions, matched, logits, [target["masks"] for target in targets])
-        losses["mask"] = self_balanced(mask, losses["ranking"], losses["sorting"])
-        return self.rpn.losses(anchors, batch, targets) | losses
 
-    def mask_loss(
-        self,
-        features: Sequence[Tensor],
-        regions: Sequence[Tensor],
-        matched: Matched,
-        logits: Tensor,
-        masks: Sequence[Tensor],
-    ) -> Tensor:
-        """Dice loss of positive regions, weighted by confidence, not yet balanced."""
         chosen = torch.arange(len(matched.positive), device=logits.device)
         if len(chosen) > MOST_MASKS:
             chosen = torch.randperm(len(chosen), device=logits.device)[:MOST_MASKS].sort().values
         positive, image = matched.positive[chosen], matched.image[chosen]
-        boxes = torch.cat(list(regions))[positive]
-        of_image = [boxes[image == i] for i in range(len(masks))]
+        boxes = torch.cat(regions)[positive]
+        of_image = [boxes[image == i] for i in range(len(targets))]
         predicted = self.mask_head(features, of_image, matched.labels[chosen]).float().sigmoid()
-        expected = mask_targets(masks, of_image, matched.object[chosen])
-        return weighted_mean(dice_loss(predicted, expected), confidence(logits[positive].float()))
+        expected = mask_targets([target["masks"] for target in targets], of_image, matched.object[chosen])
+        mask = weighted_mean(dice_loss(predicted, expected), confidence(logits[positive].float()))
+        losses["mask"] = self_balanced(mask, losses["ranking"], losses["sorting"])
+        return self.rpn.losses(anchors, batch, targets) | losses
 
     def detect(self, batch: ImageBatch) -> list[dict[str, Tensor]]:
         """The detections of a batch, boxes in its coordinates; `masks` are probabilities inside the boxes, [D, 28, 28]."""
