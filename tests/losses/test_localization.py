@@ -96,6 +96,14 @@ def test_dice_gradient():
     assert torch.autograd.gradcheck(lambda p: dice_loss(p, masks), probabilities)
 
 
+def test_dice_of_nearly_perfect_masks_is_not_negative():
+    torch.manual_seed(0)
+    masks = (torch.rand(200, 97, 101) > 0.5).float()
+    loss = dice_loss(masks * (1 - 3e-4 * torch.rand_like(masks)), masks)
+    assert loss.min() >= 0
+    assert loss.max() < 1e-6
+
+
 def test_empty_masks_and_no_pairs():
     empty = torch.zeros(1, 4, 4, requires_grad=True)
     loss = dice_loss(empty, torch.zeros(1, 4, 4))

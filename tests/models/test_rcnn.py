@@ -170,6 +170,16 @@ def test_mixed_precision(make: Make, objects: list[list[float]], variant: dict[s
     assert all(x.dtype == torch.float32 for x in losses.values())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_weights_of_other_precision(make: Make, dtype: torch.dtype) -> None:
+    """Not by autocast: the whole model is converted. Boxes and losses are in float32 nevertheless."""
+    model = make().to(dtype)
+    images, targets = _two_small_images()
+    assert all(len(d["scores"]) > 0 and d["boxes"].dtype == torch.float32 for d in detections_of(model, images))
+    losses = losses_and_gradients(model, images, targets)
+    assert all(loss.dtype == torch.float32 for loss in losses.values())
+
+
 def test_masks_come_in_pixels_of_the_original_image() -> None:
     model = make_mask_rcnn().eval()
     image_batch, _ = model.transform([torch.rand(3, 32, 48)])

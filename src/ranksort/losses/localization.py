@@ -59,4 +59,5 @@ def dice_loss(probabilities: Tensor, targets: Tensor) -> Tensor:
         One loss an instance, in [0, 1], [P].
     """
     p, t = probabilities.flatten(1), targets.flatten(1).to(probabilities.dtype)
-    return 1 - 2 * (p * t).sum(1) / ((p * p).sum(1) + (t * t).sum(1) + 1e-5)
+    loss = 1 - 2 * (p * t).sum(1) / ((p * p).sum(1) + (t * t).sum(1) + 1e-5)
+    return loss.clamp(min=0)  # rounding takes that of a perfect mask below

@@ -9,6 +9,7 @@ and all heads have one scale of box deltas.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,18 +40,9 @@ class CascadeRCNN(Detector):
         *,
         proposals: int = 1000,
         prior: float = 0.01,
-        score_threshold: float = 0.4,
-        nms_threshold: float = 0.5,
-        detections_per_image: int = 100,
+        **postprocessing: Any,
     ):
-        super().__init__(
-            backbone,
-            transform,
-            num_classes,
-            score_threshold=score_threshold,
-            nms_threshold=nms_threshold,
-            detections_per_image=detections_per_image,
-        )
+        super().__init__(backbone, transform, num_classes, **postprocessing)
         self.fpn = fpn
         self.rpn = RPN(fpn.channels, ignore_crossing=True, limit=proposals)
         self.box_head: Sequence[BoxHead] = nn.ModuleList(  # type: ignore[assignment]

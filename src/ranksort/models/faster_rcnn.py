@@ -8,6 +8,7 @@ Nothing is sampled: all anchors are ranked with one another, and so are the logi
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from .rpn import RPN
 class FasterRCNN(Detector):
     """RS-Faster R-CNN: losses `rpn_ranking`, `rpn_sorting`, `rpn_box`, `ranking`, `sorting` and `box`. Positives are proposals.
 
-    Args: as of `Detector`, and these.
+    Args: as of `Detector`, and these. Published with a `score_threshold` of .4 and an `nms_threshold` of .5, as the recipes set them.
         fpn: takes the backbone's features to levels of strides 4, 8, 16, 32 and 64.
         proposals: most regions of an image which the box head looks into.
         prior: class probability which training starts from.
@@ -38,18 +39,9 @@ class FasterRCNN(Detector):
         *,
         proposals: int = 1000,
         prior: float = 0.01,
-        score_threshold: float = 0.4,
-        nms_threshold: float = 0.5,
-        detections_per_image: int = 100,
+        **postprocessing: Any,
     ):
-        super().__init__(
-            backbone,
-            transform,
-            num_classes,
-            score_threshold=score_threshold,
-            nms_threshold=nms_threshold,
-            detections_per_image=detections_per_image,
-        )
+        super().__init__(backbone, transform, num_classes, **postprocessing)
         self.fpn = fpn
         self.rpn = RPN(fpn.channels, limit=proposals)
         self.box_head = BoxHead(fpn.channels, num_classes, prior=prior)
@@ -68,7 +60,4 @@ class FasterRCNN(Detector):
         """The detections of a batch, boxes in its coordinates; see `forward`."""
         features = self.fpn(self.backbone(batch.pixels)[-4:])
         proposals = self.rpn.proposals(self.rpn(features), batch.sizes)
-        logits, deltas = self.box_head(features, proposals)
-        boxes = self.box_head.boxes(deltas, proposals, batch.sizes)
-        scores = logits.float().sigmoid().split([len(p) for p in proposals])
-        return [self.suppress(b, s) for b, s in zip(boxes, scores, strict=True)]
+        return [self.suppress(*found) for found in self.box_head.detect(features, proposals, batch.sizes)]

@@ -9,6 +9,7 @@ of the boxes is.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,6 @@ from .detector import Detector
 from .fpn import FPN
 from .images import ImageBatch, ImageTransform
 from .masks import paste_masks
-from .matchers import Matched
 from .roi_heads import BoxHead, MaskHead, mask_targets, match_regions
 from .rpn import RPN
 
@@ -42,18 +42,9 @@ class MaskRCNN(Detector):
         *,
         proposals: int = 1000,
         prior: float = 0.01,
-        score_threshold: float = 0.4,
-        nms_threshold: float = 0.5,
-        detections_per_image: int = 100,
+        **postprocessing: Any,
     ):
-        super().__init__(
-            backbone,
-            transform,
-            num_classes,
-            score_threshold=score_threshold,
-            nms_threshold=nms_threshold,
-            detections_per_image=detections_per_image,
-        )
+        super().__init__(backbone, transform, num_classes, **postprocessing)
         self.fpn = fpn
         self.rpn = RPN(fpn.channels, limit=proposals)
         self.box_head = BoxHead(fpn.channels, num_classes, prior=prior)
@@ -69,37 +60,24 @@ class MaskRCNN(Detector):
         self.num_positives = len(matched.positive)
         logits, deltas = self.box_head(features, regions, matched.positive)
         losses = self.box_head.losses(logits, deltas, regions, matched)
-        mask = self.mask_loss(features, regions, matched, logits, [target["masks"] for target in targets])
-        losses["mask"] = self_balanced(mask, losses["ranking"], losses["sorting"])
-        return self.rpn.losses(anchors, batch, targets) | losses
 
-    def mask_loss(
-        self,
-        features: Sequence[Tensor],
-        regions: Sequence[Tensor],
-        matched: Matched,
-        logits: Tensor,
-        masks: Sequence[Tensor],
-    ) -> Tensor:
-        """Dice loss of positive regions, weighted by confidence, not yet balanced."""
         chosen = torch.arange(len(matched.positive), device=logits.device)
         if len(chosen) > MOST_MASKS:
             chosen = torch.randperm(len(chosen), device=logits.device)[:MOST_MASKS].sort().values
         positive, image = matched.positive[chosen], matched.image[chosen]
-        boxes = torch.cat(list(regions))[positive]
-        of_image = [boxes[image == i] for i in range(len(masks))]
+        boxes = torch.cat(regions)[positive]
+        of_image = [boxes[image == i] for i in range(len(targets))]
         predicted = self.mask_head(features, of_image, matched.labels[chosen]).float().sigmoid()
-        expected = mask_targets(masks, of_image, matched.object[chosen])
-        return weighted_mean(dice_loss(predicted, expected), confidence(logits[positive].float()))
+        expected = mask_targets([target["masks"] for target in targets], of_image, matched.object[chosen])
+        mask = weighted_mean(dice_loss(predicted, expected), confidence(logits[positive].float()))
+        losses["mask"] = self_balanced(mask, losses["ranking"], losses["sorting"])
+        return self.rpn.losses(anchors, batch, targets) | losses
 
     def detect(self, batch: ImageBatch) -> list[dict[str, Tensor]]:
         """The detections of a batch, boxes in its coordinates; `masks` are probabilities inside the boxes, [D, 28, 28]."""
         features = self.fpn(self.backbone(batch.pixels)[-4:])
         proposals = self.rpn.proposals(self.rpn(features), batch.sizes)
-        logits, deltas = self.box_head(features, proposals)
-        boxes = self.box_head.boxes(deltas, proposals, batch.sizes)
-        scores = logits.float().sigmoid().split([len(p) for p in proposals])
-        detections = [self.suppress(b, s) for b, s in zip(boxes, scores, strict=True)]
+        detections = [self.suppress(*found) for found in self.box_head.detect(features, proposals, batch.sizes)]
         labels = [d["labels"] for d in detections]
         masks = self.mask_head(features, [d["boxes"] for d in detections], torch.cat(labels)).float().sigmoid()
         of_image = masks.split([len(x) for x in labels])

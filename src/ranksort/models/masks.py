@@ -49,7 +49,8 @@ def centres_and_areas(masks: Tensor) -> tuple[Tensor, Tensor]:
     of_columns, of_rows = (torch.cat([part.sum(dim, dtype=torch.int16) for part in parts]).float() for dim in (1, 2))
     area = of_columns.sum(1)
     x, y = (torch.arange(n, device=masks.device, dtype=torch.float32) for n in (masks.shape[2], masks.shape[1]))
-    return torch.stack([of_columns @ x, of_rows @ y], 1) / area.clamp(min=1)[:, None], area
+    # No matrix products: autocast would take sums of millions to float16.
+    return torch.stack([(of_columns * x).sum(1), (of_rows * y).sum(1)], 1) / area.clamp(min=1)[:, None], area
 
 
 def boxes_around(masks: Tensor) -> Tensor:
@@ -79,7 +80,8 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: Size) -> Tensor:
         # Bilinear interpolation is one matrix for the rows and one for the columns.
         rows = _interpolation(boxes[part, 1], boxes[part, 3], size[0], masks.shape[1])
         columns = _interpolation(boxes[part, 0], boxes[part, 2], size[1], masks.shape[2])
-        pasted[part] = rows @ masks[part].float() @ columns.mT > 0.5
+        with torch.autocast(masks.device.type, enabled=False):
+            pasted[part] = rows @ masks[part].float() @ columns.mT > 0.5
     return pasted
 
 

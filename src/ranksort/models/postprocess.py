@@ -94,5 +94,7 @@ def score_voting(
     iou = box_iou(detections["boxes"], boxes)
     weight = torch.where((iou > 0.01) & (score > score_threshold), score * (-((1 - iou) ** 2) / sigma).exp(), 0.0)
     total = weight.sum(1, keepdim=True)
-    voted = torch.where(total > 0, weight @ boxes / total, detections["boxes"])  # a box without area has no neighbours
+    with torch.autocast(boxes.device.type, enabled=False):  # coordinates need more than 8 or 11 bits
+        mean = weight @ boxes / total
+    voted = torch.where(total > 0, mean, detections["boxes"])  # a box without area has no neighbours
     return {**detections, "boxes": voted}

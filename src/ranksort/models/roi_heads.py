@@ -56,11 +56,12 @@ def pool_regions(features: Sequence[Tensor], regions: Sequence[Tensor], side: in
     """
     rois = torch.cat([torch.cat([torch.full_like(boxes[:, :1], i), boxes], 1) for i, boxes in enumerate(regions)])
     level = (box_area(rois[:, 1:]).sqrt() / _FINEST_SIDE + 1e-6).log2().floor().clamp(0, len(_STRIDES) - 1)
-    pooled = rois.new_zeros(len(rois), features[0].shape[1], side, side)
+    pooled = features[0].new_zeros(len(rois), features[0].shape[1], side, side)
     for i, (x, stride) in enumerate(zip(features, _STRIDES, strict=False)):
         own = (level == i).nonzero().squeeze(1)
+        aligned = roi_align(x.float(), rois[own], side, 1 / stride, aligned=True)  # in the precision of the coordinates
         # Added to zeros, because the gradient of that, unlike that of an assignment, copies nothing.
-        pooled.index_add_(0, own, roi_align(x.float(), rois[own], side, 1 / stride, aligned=True))
+        pooled.index_add_(0, own, aligned.to(pooled.dtype))
     return pooled
 
 
@@ -114,6 +115,14 @@ class BoxHead(nn.Module):
         """Takes box deltas [R, K, 4] of regions to boxes xyxy, clipped to the image, for each image [R_b, K, 4]."""
         boxes = decode_boxes(deltas.float(), torch.cat(list(regions))[:, None]).split([len(r) for r in regions])
         return [clip_boxes_to_image(b, size) for b, size in zip(boxes, sizes, strict=True)]
+
+    def detect(
+        self, features: Sequence[Tensor], regions: Sequence[Tensor], sizes: Sequence[Size]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """What the regions of each image show: boxes as of `boxes`, and class probabilities [R_b, C]."""
+        logits, deltas = self(features, regions)
+        scores = logits.float().sigmoid().split([len(r) for r in regions])
+        return list(zip(self.boxes(deltas, regions, sizes), scores, strict=True))
 
     def losses(self, logits: Tensor, deltas: Tensor, regions: Sequence[Tensor], matched: Matched) -> dict[str, Tensor]:
         """RS Loss over all regions and classes, GIoU over the boxes of the positives: `ranking`, `sorting` and `box`.

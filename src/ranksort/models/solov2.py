@@ -103,8 +103,7 @@ class SOLOv2(Detector):
             [mask_losses(f, k, quarter_masks(m, features.shape[-2:]), owner) for f, k, m, owner in of_images]
         )
         all_logits = torch.cat(logits, 1).flatten(0, 1).float()
-        quality = (1 - dice.detach()).clamp(0, 1)  # rounding takes that of a perfect mask above 1
-        wanted = quality_targets(all_logits, matched.positive, matched.labels, quality)
+        wanted = quality_targets(all_logits, matched.positive, matched.labels, 1 - dice.detach())
         ranking, sorting = rank_sort_loss(all_logits, wanted)
         mask = weighted_mean(dice, confidence(all_logits[matched.positive]))
         return {"ranking": ranking, "sorting": sorting, "mask": self_balanced(mask, ranking, sorting)}
@@ -123,7 +122,7 @@ class SOLOv2(Detector):
         logits, kernels, features = self.predict(pixels)
         scores = torch.cat([peaks(x[0].float().sigmoid(), grid) for x, grid in zip(logits, GRIDS, strict=True)])
         score, cell, label = above_threshold(scores, self.score_threshold, _MOST)
-        masks = torch.einsum("pe,ehw->phw", torch.cat(kernels, 1)[0, cell].float(), features[0].float()).sigmoid()
+        masks = torch.einsum("pe,ehw->phw", torch.cat(kernels, 1)[0, cell], features[0]).float().sigmoid()
         least_area = torch.tensor(STRIDES, device=cell.device).repeat_interleave(
             torch.tensor(GRIDS, device=cell.device) ** 2
         )
@@ -274,7 +273,7 @@ def mask_losses(features: Tensor, kernels: Tensor, objects: Tensor, owner: Tenso
     """
 
     def of_part(kernels: Tensor, owner: Tensor) -> Tensor:
-        masks = torch.einsum("pe,ehw->phw", kernels.float(), features.float()).sigmoid()
+        masks = torch.einsum("pe,ehw->phw", kernels, features).float().sigmoid()
         return dice_loss(masks, objects[owner])
 
     if len(kernels) <= _MASKS_AT_ONCE:
@@ -302,7 +301,8 @@ def matrix_nms_decay(masks: Tensor, labels: Tensor) -> Tensor:
         better still. 1 for the best.
     """
     flat = masks.flatten(1).float()
-    both = flat @ flat.T
+    with torch.autocast(flat.device.type, enabled=False):  # float16 ends at 65,504 pixels
+        both = flat @ flat.T
     area = flat.sum(1)
     iou = both / (area[:, None] + area - both)
     iou = torch.where(labels[:, None] == labels, iou, 0.0).triu(diagonal=1)

@@ -183,7 +183,7 @@ def assemble_masks(prototypes: Tensor, coefficients: Tensor, boxes: Tensor, size
         Probabilities, float32 [P, h, w].
     """
     height, width = prototypes.shape[-2:]
-    masks = torch.einsum("pk,khw->phw", coefficients.float(), prototypes.float()).sigmoid()
+    masks = torch.einsum("pk,khw->phw", coefficients, prototypes).float().sigmoid()
     scale = boxes.new_tensor([width / size[1], height / size[0]])
     left, top = (boxes[:, :2] * scale - 1).T[:, :, None]
     right, bottom = (boxes[:, 2:] * scale + 1).T[:, :, None]
