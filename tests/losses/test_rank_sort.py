@@ -352,7 +352,7 @@ def operators(positives, negatives, ignored=0):
     return seen
 
 
-@pytest.mark.parametrize(("way", "most", "a_step"), [("default", 520, 3 * counting._BLOCKS), ("accelerator", 300, 0)])
+@pytest.mark.parametrize(("way", "most", "a_step"), [("default", 540, 3 * counting._BLOCKS), ("accelerator", 300, 0)])
 def test_number_of_operators(way, most, a_step, monkeypatch):
     count_in(way, monkeypatch)
     counts = [operators(positives, 500_000).count for positives in (100, 1_000, 10_000)]

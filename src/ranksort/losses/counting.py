@@ -24,7 +24,7 @@ _BLOCKS = 8  # a pass over the logits goes block by block: its temporaries are s
 _BLOCKS_PAY = 1 << 15
 _ROW = 32  # logits which are looked at together
 _GRID_PAYS = 4096  # logits from which on a grid is made to place them
-_CELLS_PER_EDGE, _LOGITS_PER_CELL, _MOST_CELLS = 32, 8, 1 << 18
+_CELLS_PER_EDGE, _LOGITS_PER_CELL, _MOST_CELLS = 32, 16, 1 << 18
 _SPARE_BINS = 64  # for logits below all edges, in turn: sums which all go to one place have to wait for one another
 
 _FEW = 0.1  # share of the logits in reach of a positive up to which they are taken out and the others left alone
@@ -149,6 +149,23 @@ class NegativesAbove:
 
         As a function of n_j this is linear within an interval: value at its lower edge + slope · (n_j - edge).
         """
+        value, slope, edge = lines = self._lines(weights).to(logits)
+        if self.in_one_interval:
+            value, slope, edge = lines.index_select(1, self._interval(logits)).unbind(0)
+            return (logits - edge).mul_(slope).add_(value).index_fill_(0, self.others, 0)
+        values = self._values(logits)
+        bins = self._place(values) if self.bins is None else self.bins
+        self.bins = None
+        update = bins.view(torch.float32) if values.dtype == torch.float32 else torch.empty_like(values)
+        for bin_, x, out in _blocks(bins, values, update):
+            # index_select, because indexing by brackets takes twenty times as long on a CPU.
+            rise = (x - edge.index_select(0, bin_)).mul_(slope.index_select(0, bin_))
+            torch.add(value.index_select(0, bin_), rise, out=out)
+            del rise  # else it would be there with that of the next block
+        return update if self.taken is None else torch.zeros_like(logits).index_copy_(0, self.taken, update)
+
+    def _lines(self, weights: Tensor) -> Tensor:
+        """Returns value, slope and lower edge of every interval and of the spare bins, float64 [3, 2P + 1 + _SPARE_BINS]."""
         cut = self.breakpoints
         # Where a step begins to rise, and where it has risen. Their running sums: the number of the steps which rise at an edge, Σ w and
         # Σ w x over these, and Σ w over those which have risen.
@@ -159,21 +176,7 @@ class NegativesAbove:
         if cut.delta > 0:
             slope = torch.where(number > 0, rising, 0.0) / (2 * cut.delta)
             value = risen + cut.axis * rising - rising_x + slope * (self.edges.to(cut.edges) - cut.edges)
-        tables = pad(torch.stack([value, slope, self.edges.to(value)]), (1, _SPARE_BINS)).to(logits)
-
-        if self.in_one_interval:
-            value, slope, edge = tables.index_select(1, self._interval(logits)).unbind(0)
-            return (logits - edge).mul_(slope).add_(value).index_fill_(0, self.others, 0)
-        values = self._values(logits)
-        bins = self._place(values) if self.bins is None else self.bins
-        self.bins = None
-        update = bins.view(torch.float32) if values.dtype == torch.float32 else torch.empty_like(values)
-        value, slope, edge = tables
-        for bin_, x, out in _blocks(bins, values, update):
-            # index_select, because indexing by brackets takes twenty times as long on a CPU.
-            fall = edge.index_select(0, bin_).sub_(x)
-            torch.addcmul(value.index_select(0, bin_), slope.index_select(0, bin_), fall, value=-1, out=out)
-        return update if self.taken is None else torch.zeros_like(logits).index_copy_(0, self.taken, update)
+        return pad(torch.stack([value, slope, self.edges.to(value)]), (1, _SPARE_BINS))
 
     def _values(self, logits: Tensor) -> Tensor:
         return logits if self.taken is None else logits.index_select(0, self.taken)
@@ -207,12 +210,11 @@ class NegativesAbove:
             )
         else:
             self.bins = bins = self._place(values)
-            counts = _histogram(bins, None, size + _SPARE_BINS)
-            sums = torch.zeros_like(counts)
             near = edge_of[size // 2]
+            sums = edge_of.new_zeros(size + _SPARE_BINS)
             for bin_, x in _blocks(bins, values):
                 sums += _histogram(bin_, x.to(torch.float64, copy=True).sub_(near), len(sums))
-            counts = counts[:size]
+            counts = _histogram(bins, None, len(sums))[:size]
             inside = (sums[:size] - (edge_of - near) * counts) / unit
         # An interval on which a step rises is at most one unit wide.
         return torch.stack([counts, inside.clamp(min=0).minimum(counts)])
@@ -250,7 +252,8 @@ class NegativesAbove:
         padded = pad(edges, (0, _SPARE_BINS + 2 * most), value=torch.inf)
         bins = torch.empty_like(values, dtype=torch.int32)
         for bin_, x in _blocks(bins, values):
-            torch.index_select(first_edge, 0, cell(x), out=bin_)
+            bin_.copy_(cell(x))
+            bin_.copy_(first_edge.index_select(0, bin_))
             # Branch-free binary search: how many of the next `most` edges are at or below a value.
             for step in (1 << bit for bit in reversed(range(most.bit_length()))):
                 bin_.add_(padded[step - 1 :].index_select(0, bin_) <= x, alpha=step)
@@ -267,9 +270,9 @@ class NegativesAbove:
         origin = float(within[0]) - (below + 1) / scale if scale > 0 else 0.0
 
         def cell(x: Tensor) -> Tensor:
-            return x.sub(origin).mul_(scale).clamp_(0, below + cells + 2).int()
+            return x.sub(origin).mul_(scale).clamp_(0, below + cells + 2)
 
-        edges_in_cell = torch.bincount(cell(within), minlength=below + cells + 3).int()
+        edges_in_cell = torch.bincount(cell(within).int(), minlength=below + cells + 3).int()
         up_to_cell = edges_in_cell.cumsum(0, dtype=torch.int32)
         first_edge = up_to_cell - edges_in_cell + first
         if first == 0:

@@ -61,6 +61,19 @@ def rank_sort_loss(
 @torch.no_grad()
 def _errors_and_updates(examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
     """Returns L_R and L_S, float64 [2], and of each what goes to the positives and what they hand on to the negatives, [2, P]."""
+    rank_positive, sorting, handed_on = _sorting(examples)
+    fp = examples.negatives.count(examples.logits)
+    rank = rank_positive + fp
+    ranking = fp / rank
+
+    losses = torch.stack([ranking.mean(), sorting.mean()])
+    to_positive = torch.stack([-ranking, handed_on - sorting])
+    to_negative = torch.stack([1 / rank, torch.zeros_like(rank)])  # ℓ_R(i) / FP(i) is 1 / rank(i)
+    return losses, to_positive / len(rank), to_negative / len(rank)
+
+
+def _sorting(examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns of each positive its rank among the positives, its sorting error, and what it is handed of others' errors, [P]."""
     quality = examples.qualities
     one_and_error = torch.stack([torch.ones_like(quality), 1 - quality])
     worse_above = WorsePositivesAbove(examples.breakpoints, quality)
@@ -70,16 +83,7 @@ def _errors_and_updates(examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
     current = error_sum / rank_positive
     target = (error_sum - worse_error_sum) / (rank_positive - worse)
     sorting = torch.where(worse > _EPS, current - target, 0.0)
-    handed_on = worse_above.spread(sorting / worse.clamp(min=_EPS))
-
-    fp = examples.negatives.count(examples.logits)
-    rank = rank_positive + fp
-    ranking = fp / rank
-
-    losses = torch.stack([ranking.mean(), sorting.mean()])
-    to_positive = torch.stack([-ranking, handed_on - sorting])
-    to_negative = torch.stack([1 / rank, torch.zeros_like(rank)])  # ℓ_R(i) / FP(i) is 1 / rank(i)
-    return losses, to_positive / len(quality), to_negative / len(quality)
+    return rank_positive, sorting, worse_above.spread(sorting / worse.clamp(min=_EPS))
 
 
 class RankSortLoss(nn.Module):
