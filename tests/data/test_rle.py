@@ -3,7 +3,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from ranksort.data.annotations import well_formed_rles
+from ranksort.data.annotations import rle_areas
 
 PIXELS = 5000
 
@@ -44,18 +44,17 @@ DAMAGED = st.builds(
 @given(st.lists(GOOD | DAMAGED, min_size=1, max_size=6))
 @example(["", "P"])
 @example(["oooooo0", "o"])
-def test_only_runs_which_fill_the_image_are_well_formed(counts):
+def test_areas_are_those_of_runs_which_fill_the_image(counts):
     runs = [decoded(string) for string in counts]
-    expected = [r is not None and min(r) >= 0 and sum(r) == PIXELS for r in runs]
-    assert well_formed_rles(counts, np.full(len(counts), PIXELS)).tolist() == expected
+    expected = [sum(r[1::2]) if r is not None and min(r) >= 0 and sum(r) == PIXELS else -1 for r in runs]
+    assert rle_areas(counts, np.full(len(counts), PIXELS)).tolist() == expected
 
 
-def test_good_rles_are_well_formed():
+def test_areas_are_those_of_pycocotools():
     counts = [compressed(np.random.default_rng(n).integers(0, 90, n).tolist()) for n in range(1500)]
     pixels = np.full(1500, PIXELS)
-    assert well_formed_rles(counts, pixels).all()
-    assert not well_formed_rles(counts, pixels + 1).any()
-    assert well_formed_rles([[PIXELS - 1, 1], [PIXELS, 1], [-1, PIXELS + 1], [1.0], None], pixels[:5]).tolist() == [
-        True,
-        *[False] * 4,
-    ]
+    expected = [coco_mask.area({"size": [PIXELS, 1], "counts": string}) for string in counts]
+    assert rle_areas(counts, pixels).tolist() == expected
+    assert (rle_areas(counts, pixels + 1) == -1).all()
+    lists = [[PIXELS - 1, 1], [PIXELS, 1], [-1, PIXELS + 1], [1.0], None]
+    assert rle_areas(lists, pixels[:5]).tolist() == [1, -1, -1, -1, -1]

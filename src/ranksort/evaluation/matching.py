@@ -58,9 +58,7 @@ def take_part(ground_truth: GroundTruth, detections: Detections, *, federated: b
     rank = _rank(group[order])
     if not federated:
         order, rank = order[rank < 100], rank[rank < 100]
-    by_class = np.argsort(
-        detections.category[order].astype(np.min_scalar_type(len(ground_truth.categories))), kind="stable"
-    )
+    by_class = _stable_order(detections.category[order])
     order, rank = order[by_class], rank[by_class]
     tolerated = np.isin(group[order], _listed(ground_truth, ground_truth.incomplete))
     return Candidates(detections.select(order), order, rank, tolerated)
@@ -68,7 +66,7 @@ def take_part(ground_truth: GroundTruth, detections: Detections, *, federated: b
 
 def match(ground_truth: GroundTruth, candidates: Candidates) -> Iterator[Setting]:
     """The matchings at all IoU thresholds, for each of AREA_RANGES."""
-    pairs = _overlapping_pairs(ground_truth, candidates.detections)
+    pairs = _overlapping_pairs(ground_truth, candidates)
     rank = candidates.rank[pairs.detection]
     # By rank and detection, then the higher IoU, then the later place in the file.
     order = np.lexsort((pairs.object, pairs.iou, pairs.detection, rank))
@@ -109,14 +107,16 @@ def _match_greedily(pairs: Matching, rank: np.ndarray, crowd: np.ndarray) -> Mat
     return pairs.select(indices[np.argsort(pairs.detection[indices])])
 
 
-def _overlapping_pairs(ground_truth: GroundTruth, detections: Detections) -> Matching:
+def _overlapping_pairs(ground_truth: GroundTruth, candidates: Candidates) -> Matching:
     """Pairs of the same image and class whose IoU suffices for a match."""
-    group, object_group = _group(ground_truth, detections), _group(ground_truth, ground_truth)
-    objects_by_group = np.argsort(object_group, kind="stable")
-    first, end = (np.searchsorted(object_group[objects_by_group], group, side) for side in ("left", "right"))
-    rows = np.flatnonzero(end > first)  # detections that may match something
-    rows = rows[np.argsort(group[rows], kind="stable")]
-    number = (end - first)[rows]  # of objects that they may match
+    group, object_group = _group(ground_truth, candidates.detections), _group(ground_truth, ground_truth)
+    objects_by_group = _stable_order(object_group)
+    groups, sizes = np.unique(object_group, return_counts=True)
+    rows = _stable_order(group)
+    place = np.searchsorted(groups[:-1], group[rows])
+    may_match = groups[place] == group[rows]
+    rows, place = rows[may_match], place[may_match]
+    first, number = (np.cumsum(sizes) - sizes)[place], sizes[place]  # of the objects that a detection may match
     stops = np.cumsum(number)
     chosen = [Matching(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), np.empty(0))]
     # Blocks of whole groups, of about a million pairs.
@@ -125,41 +125,52 @@ def _overlapping_pairs(ground_truth: GroundTruth, detections: Detections) -> Mat
     for start, stop in pairwise([*starts, len(rows)]):
         block, size = rows[start:stop], number[start:stop]
         d = np.repeat(block, size)
-        o = objects_by_group[np.arange(len(d)) - np.repeat(np.cumsum(size) - size - first[block], size)]
-        if detections.masks is None:
-            iou = _box_iou(detections.boxes[d], ground_truth.boxes[o], ground_truth.crowd[o])
-        else:
-            groups = np.flatnonzero(np.diff(group[block], prepend=-1))
-            per_group = [
-                _mask_iou(ground_truth, detections, members, objects_by_group[first[members[0]] : end[members[0]]])
-                for members in np.split(block, groups[1:])
-            ]
-            iou = np.concatenate(per_group)
+        o = objects_by_group[np.arange(len(d)) - np.repeat(np.cumsum(size) - size - first[start:stop], size)]
+        iou = (_box_iou if ground_truth.masks is None else _mask_iou)(ground_truth, candidates, d, o)
         close = np.flatnonzero(iou >= IOU_THRESHOLDS[0])
         chosen.append(Matching(d[close], o[close], iou[close]))
     return Matching(*map(np.concatenate, zip(*chosen, strict=True)))
 
 
-def _mask_iou(ground_truth: GroundTruth, detections: Detections, d: np.ndarray, o: np.ndarray) -> np.ndarray:
-    """(D * O,) IoU of each detection of an image with each of some objects; with a crowd as of boxes."""
+def _mask_iou(ground_truth: GroundTruth, candidates: Candidates, d: np.ndarray, o: np.ndarray) -> np.ndarray:
+    """(P,) IoU of pairs of masks, sorted by image and detection, or 0 if it does not suffice; with a crowd as of boxes."""
+    detections = candidates.detections
+    assert detections.mask_areas is not None
     assert detections.masks is not None
+    assert ground_truth.mask_areas is not None
     assert ground_truth.masks is not None
-    image = ground_truth.images[ground_truth.image[o[0]]]
-    size = image.height, image.width
-    rles = (
-        [{"size": size, "counts": counts} for counts in masks] for masks in (detections.masks[d], ground_truth.masks[o])
-    )
-    iou: np.ndarray = mask_utils.iou(*rles, ground_truth.crowd[o])
-    return iou.ravel()
+    area, other_area = detections.mask_areas[d], ground_truth.mask_areas[o]
+    least_union = np.where(ground_truth.crowd[o], area, np.maximum(area, other_area))
+    possible = np.flatnonzero(np.minimum(area, other_area) >= IOU_THRESHOLDS[0] * least_union)
+    iou = np.zeros(len(d))
+    d, o = d[possible], o[possible]
+    is_new = np.diff(d, prepend=-1) != 0
+    row = np.cumsum(is_new)
+    starts = np.flatnonzero(np.diff(ground_truth.image[o], prepend=-1))
+    for start, stop in pairwise([*starts, len(o)]):  # a call for each class of an image would take longer
+        found = candidates.place[d[start:stop][is_new[start:stop]]]
+        objects, column = np.unique(o[start:stop], return_inverse=True)
+        image = ground_truth.images[ground_truth.image[objects[0]]]
+        size = image.height, image.width
+        rles = (
+            [{"size": size, "counts": masks[n]} for n in members.tolist()]
+            for masks, members in ((detections.masks, found), (ground_truth.masks, objects))
+        )
+        matrix = mask_utils.iou(*rles, ground_truth.crowd[objects])
+        iou[possible[start:stop]] = matrix[row[start:stop] - row[start], column]
+    return iou
 
 
-def _box_iou(boxes: np.ndarray, others: np.ndarray, crowd: np.ndarray) -> np.ndarray:
-    """(P,) IoU of pairs of boxes xywh; with a crowd, the share of the first that lies inside (COCO's convention)."""
+def _box_iou(ground_truth: GroundTruth, candidates: Candidates, d: np.ndarray, o: np.ndarray) -> np.ndarray:
+    """(P,) IoU of pairs of boxes; with a crowd, the share of the detection that lies inside (COCO's convention)."""
+    assert candidates.detections.boxes is not None
+    assert ground_truth.boxes is not None
+    boxes, others = candidates.detections.boxes[d], ground_truth.boxes[o]
     corners = np.maximum(boxes[:, :2], others[:, :2])
     sides = np.minimum(boxes[:, :2] + boxes[:, 2:], others[:, :2] + others[:, 2:]) - corners
     intersection = np.maximum(sides, 0).prod(axis=1)
     area = boxes[:, 2:].prod(axis=1)
-    union = np.where(crowd, area, area + others[:, 2:].prod(axis=1) - intersection)
+    union = np.where(ground_truth.crowd[o], area, area + others[:, 2:].prod(axis=1) - intersection)
     return intersection / np.where(intersection > 0, union, 1)
 
 
@@ -176,11 +187,16 @@ def _group(ground_truth: GroundTruth, instances: Instances) -> np.ndarray:
 
 def _rank(groups: np.ndarray) -> np.ndarray:
     """(N,) how many earlier entries are of the same group."""
-    order = np.argsort(groups, kind="stable")
+    order = _stable_order(groups)
     starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
     rank = np.empty(len(groups), dtype=np.int64)
     rank[order] = np.arange(len(groups)) - np.repeat(starts, np.diff(starts, append=len(groups)))
     return rank
+
+
+def _stable_order(numbers: np.ndarray) -> np.ndarray:
+    """`np.argsort(numbers, kind="stable")` of numbers from 0 to 2^48, several times faster: numpy counts 16 bits out."""
+    return np.lexsort([(numbers >> bits).astype(np.uint16) for bits in (0, 16, 32)])
 
 
 def _outside(areas: np.ndarray, area_range: tuple[float, float]) -> np.ndarray:
