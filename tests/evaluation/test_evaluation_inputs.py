@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pytest
 from evaluation_data import random_masks
@@ -159,6 +161,33 @@ def test_files_that_are_absent_or_cut_off(tmp_path):
     path.write_text(json.dumps(detections)[:-500])
     with pytest.raises(ValueError, match=r"detections file .*found\.json is not complete JSON"):
         evaluate_detections(ground_truth, path)
+
+
+TOO_LITTLE_MEMORY = """
+import json, resource, sys
+from ranksort.evaluation import evaluate_detections
+ground_truth = json.load(open(sys.argv[1]))
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[3]), -1))
+try:
+    evaluate_detections(ground_truth, sys.argv[2])
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited as Linux does it")
+@pytest.mark.parametrize("megabytes", [10, 40])  # too little for the file, and for what it holds
+def test_a_file_larger_than_the_memory_is_named(tmp_path, megabytes):
+    ground_truth, detection = small()
+    for name, content in (("truth", ground_truth), ("found", [detection] * 200_000)):
+        (tmp_path / name).write_text(json.dumps(content))
+    arguments = [tmp_path / "truth", tmp_path / "found", str(megabytes * 2**20)]
+    said = subprocess.run([sys.executable, "-c", TOO_LITTLE_MEMORY, *arguments], capture_output=True, text=True)
+    assert said.stdout == (
+        f"This machine has too little memory for the detections file {tmp_path / 'found'} (0.0276 GB): "
+        "keep fewer per image, for example the 100 best.\n"
+    ), said.stderr
 
 
 def test_unknown_settings():

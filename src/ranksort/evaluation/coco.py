@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .inputs import read_detections, read_ground_truth
+from .inputs import in_memory, read_detections, read_ground_truth
 from .lrp import evaluate_lrp
 from .matching import AREA_RANGES, match, take_part
 from .precision import evaluate_precision
@@ -38,8 +38,10 @@ def evaluate_detections(
     for name, value, choices in (("iou_type", iou_type, ("bbox", "segm")), ("style", style, ("coco", "lvis"))):
         if value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")
-    truth = read_ground_truth(ground_truth, iou_type, style)
-    found = read_detections(detections, truth, iou_type)
+    with in_memory(ground_truth, "ground truth", "evaluate on fewer images"):
+        truth = read_ground_truth(ground_truth, iou_type, style)
+    with in_memory(detections, "detections", "keep fewer per image, for example the 100 best"):
+        found = read_detections(detections, truth, iou_type)
     candidates = take_part(truth, found, federated=style == "lvis")
     limits = [1, 10, 100] if style == "coco" else [300]
     columns: dict[str, np.ndarray] = {}  # (C,) each

@@ -5,7 +5,8 @@ import json
 import operator
 import re
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -150,6 +151,16 @@ def read_detections(source: str | Path | list[dict[str, Any]], ground_truth: Gro
     with_boxes = not with_masks or (len(rows) > 0 and rows[0].bbox is not None)
     instances = _instances(rows, ground_truth.images, ground_truth.categories, "detections", with_boxes, with_masks)
     return Detections(**vars(instances), scores=scores)
+
+
+@contextmanager
+def in_memory(source: Any, what: str, mend: str) -> Iterator[None]:
+    """Says in a sentence what does not fit into the memory, and the mend."""
+    try:
+        yield
+    except MemoryError:
+        file = f" file {source} ({Path(source).stat().st_size / 1e9:.3g} GB)" if isinstance(source, str | Path) else ""
+        raise ValueError(f"This machine has too little memory for the {what}{file}: {mend}.") from None
 
 
 def _content(source: Any, what: str) -> tuple[bytes | memoryview, str]:
