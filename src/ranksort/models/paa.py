@@ -28,7 +28,6 @@ class PAA(DenseDetector):
     """RS-PAA: losses `ranking`, `sorting` and `box`. Args: as of `DenseDetector`."""
 
     def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The losses of a batch whose targets are in its coordinates; see `forward`."""
         output = self.predict(batch)
         anchors, all_logits = torch.cat(output.anchors), output.all_logits()
         matches = []
@@ -67,7 +66,6 @@ class PAA(DenseDetector):
         )
 
     def detect(self, batch: ImageBatch) -> list[dict[str, Tensor]]:
-        """The detections of a batch, boxes in its coordinates; see `forward`."""
         output = self.predict(batch)
         detections = []
         for image, size in enumerate(batch.sizes):

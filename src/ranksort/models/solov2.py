@@ -88,7 +88,6 @@ class SOLOv2(Detector):
         return logits, kernels, self.mask_features(features[:4])
 
     def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The losses of a batch whose targets are in its coordinates; see `forward`."""
         logits, kernels, features = self.predict(batch.pixels)
         size = batch.pixels.shape[-2], batch.pixels.shape[-1]
         masks = [target["masks"].bool() for target in targets]

@@ -76,7 +76,6 @@ class YOLACT(Detector):
         return output, torch.cat(coefficients, 1), self.prototypes(features[0])
 
     def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The losses of a batch whose targets are in its coordinates; see `forward`."""
         output, coefficients, prototypes = self.predict(batch)
         anchors, all_logits = torch.cat(output.anchors), output.all_logits()
         matched = collect(
