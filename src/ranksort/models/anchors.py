@@ -39,9 +39,8 @@ class AnchorGenerator:
     def __call__(self, feature_sizes: Sequence[Size], device: torch.device) -> list[Tensor]:
         """Returns for each level xyxy [H · W · per_cell, 4], ordered by row, column, anchor."""
         levels = []
-        for stride, base, (height, width) in zip(
-            self.strides, self.base_sizes or self.strides, feature_sizes, strict=True
-        ):
+        base_sizes = self.base_sizes or self.strides
+        for stride, base, (height, width) in zip(self.strides, base_sizes, feature_sizes, strict=True):
             root = torch.tensor(self.ratios, device=device).sqrt()[:, None]
             side = torch.tensor(self.scales, device=device) * base
             half = torch.stack([(side / root).flatten(), (side * root).flatten()], 1) / 2

@@ -39,12 +39,9 @@ class Matched(NamedTuple):
 def collect(matches: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]) -> Matched:
     """Joins the matches of B images, int64 [A_b] each, and looks up the objects in their `targets`."""
     matched = torch.cat(list(matches))
-    image = torch.arange(len(matches), device=matched.device).repeat_interleave(
-        torch.tensor([len(m) for m in matches], device=matched.device)
-    )
-    objects = torch.tensor([0] + [len(t["labels"]) for t in targets], device=matched.device).cumsum(0)
     positive = (matched >= 0).nonzero().squeeze(1)
-    image = image[positive]
+    image = torch.cat([torch.full_like(m, i) for i, m in enumerate(matches)])[positive]
+    objects = torch.tensor([0] + [len(t["labels"]) for t in targets], device=matched.device).cumsum(0)
     owner = matched[positive] + objects[image]
     labels, boxes = (torch.cat([t[key] for t in targets]) for key in ("labels", "boxes"))
     return Matched(positive, labels[owner], boxes[owner], matched == IGNORED, image, matched[positive])

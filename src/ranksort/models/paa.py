@@ -35,21 +35,15 @@ class PAA(DenseDetector):
             in_image = torch.cat(self.anchors.in_image(output.map_sizes, padded, anchors.device))
             matches.append(
                 match_iou(
-                    anchors,
-                    target["boxes"],
-                    positive=0.1,
-                    negative=0.1,
-                    low_quality=ANY_OVERLAP,
-                    usable=in_image,
+                    anchors, target["boxes"], positive=0.1, negative=0.1, low_quality=ANY_OVERLAP, usable=in_image
                 )
             )
         candidates = collect(matches, targets)
         boxes = output.boxes(candidates.positive)
         most_objects = max(len(target["labels"]) for target in targets)
+        logits = all_logits[candidates.positive].detach()
         chosen = choose_positives(
-            candidate_losses(
-                all_logits[candidates.positive].detach(), candidates.labels, boxes.detach(), candidates.boxes
-            ),
+            candidate_losses(logits, candidates.labels, boxes.detach(), candidates.boxes),
             owner=candidates.image * most_objects + candidates.object,
             level=output.level(candidates.positive),
             num_objects=len(targets) * most_objects,

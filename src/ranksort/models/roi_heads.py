@@ -77,13 +77,7 @@ class BoxHead(nn.Module):
     """
 
     def __init__(
-        self,
-        channels: int,
-        num_classes: int,
-        *,
-        class_agnostic: bool = False,
-        prior: float = 0.01,
-        hidden: int = 1024,
+        self, channels: int, num_classes: int, *, class_agnostic: bool = False, prior: float = 0.01, hidden: int = 1024
     ):
         super().__init__()
         self.layers = nn.ModuleList([nn.Linear(channels * 7 * 7, hidden), nn.Linear(hidden, hidden)])
