@@ -67,11 +67,9 @@ class DataCheck:
             "",
         ]
         for what, ids in self.untrained.items():
-            if ids:
-                more = ["..."] if len(ids) > len(ids[:faults_per_kind]) else []
-                lines.append(
-                    f"training leaves out {len(ids)} {what}: {', '.join([*map(str, ids[:faults_per_kind]), *more])}"
-                )
+            shown = ", ".join(map(str, ids[:faults_per_kind]))
+            more = ", ..." if len(ids) > len(ids[:faults_per_kind]) else ""
+            lines += [f"training leaves out {len(ids)} {what}: {shown}{more}"] if ids else []
         consequences = Counter(fault.consequence for fault in self.faults)
         by_kind: dict[tuple[str, str], list[Fault]] = defaultdict(list)
         for fault in self.faults:

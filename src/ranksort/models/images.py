@@ -51,8 +51,7 @@ class ImageTransform(nn.Module):
     Args:
         min_size: short side after resizing, in pixels. An image which has this size already is left as it is.
         max_size: bound of the long side in pixels.
-        mean: of each RGB channel, in 0..255.
-        std: of each RGB channel, in 0..255.
+        mean, std: of each RGB channel, in 0..255.
         train_min_sizes: in training one of these is drawn at random for each image, unless it has one of them; none: `min_size`.
         keep_ratio: else every image becomes `min_size` x `min_size`, and there is no padding.
     """

@@ -70,16 +70,9 @@ class PAA(DenseDetector):
 
 
 def candidate_losses(logits: Tensor, labels: Tensor, boxes: Tensor, object_boxes: Tensor) -> Tensor:
-    """How ill each candidate fits its object: focal loss over all classes plus GIoU loss.
+    """How ill each candidate fits its object: focal loss over all classes plus GIoU loss, float32 [N].
 
-    Args:
-        logits: [N, C].
-        labels: int64 [N], classes of the objects.
-        boxes: predicted boxes, xyxy [N, 4].
-        object_boxes: xyxy [N, 4].
-
-    Returns:
-        float32 [N].
+    Logits are [N, C], the labels of the objects int64 [N], predicted boxes and those of the objects xyxy [N, 4].
     """
     logits = logits.float()
     wanted = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
@@ -112,7 +105,9 @@ def choose_positives(
     best = torch.cat([order[:top_k], order[top_k:][group[top_k:] != group[:-top_k]]])
 
     row = owner[best]
-    column = _place_in_run(row, num_objects)
+    column = torch.arange(len(row), device=row.device) - torch.searchsorted(
+        row, row
+    )  # how many of its object are before it
     exact = torch.float32 if losses.device.type == "mps" else torch.float64  # MPS has no float64
     table = torch.full((num_objects, num_levels * top_k), torch.inf, dtype=exact, device=losses.device)
     table[row, column] = losses[best].to(exact)
@@ -122,9 +117,3 @@ def choose_positives(
     several = table[:, 1:2] < torch.inf
     positive = low & (table <= table.gather(1, likeliest)) & several
     return best[positive[row, column]]
-
-
-def _place_in_run(values: Tensor, limit: int) -> Tensor:
-    """For each of some rising values in 0..limit-1 how many equal ones are before it: [2, 2, 5] -> [0, 1, 0]."""
-    counts = values.bincount(minlength=limit)
-    return torch.arange(len(values), device=values.device) - (counts.cumsum(0) - counts)[values]

@@ -151,10 +151,7 @@ def build_dataset(
 ) -> CocoDataset:
     """The images of a split, for training or for evaluation.
 
-    Args:
-        recipe: says where they are, and how those for training are transformed.
-        split: which of the two.
-        categories: the classes of a trained model; by default those of the annotation file.
+    `categories` are the classes of a trained model; by default those of the annotation file.
 
     Raises:
         ValueError, FileNotFoundError: where there are none, or they cannot be used.
@@ -165,18 +162,18 @@ def build_dataset(
         raise ValueError(f"there is no data: name a folder by --data.root, or --data.{split}-images and -annotations")
     paths = (Path(path) if path else None for path in named)
     images, annotations = find_split(Path(data.root), split, *paths, style=recipe.evaluation.style)
-    training, sizes = split == "train", data.train_min_sizes or (model.min_size,)
-    transforms = training_transforms(sizes, model.max_size, data.flip)
     if data.augmentation == "ssd":
-        transforms = ssd_transforms(model.min_size, model.pixel_mean, data.flip)
+        transform = ssd_transforms(model.min_size, model.pixel_mean, data.flip)
+    else:
+        transform = training_transforms(data.train_min_sizes or (model.min_size,), model.max_size, data.flip)
     return CocoDataset(
         images,
         annotations,
-        training=training,
+        training=split == "train",
         masks=model.has_masks,
         keep_empty_images=data.keep_empty_images,
         categories=categories,
-        transform=transforms if training else None,
+        transform=transform if split == "train" else None,
         min_box_size=data.min_box_size,
     )
 
@@ -184,10 +181,7 @@ def build_dataset(
 def build_untrained(recipe: Recipe, train_set: CocoDataset, pretrained: bool) -> nn.Module:
     """The model to train; its classes and what of the backbone is trained become those of the recipe.
 
-    Args:
-        recipe: what is trained.
-        train_set: names the classes.
-        pretrained: False where weights are to be loaded anyway.
+    `pretrained` is False where weights are to be loaded anyway.
     """
     settings = recipe.model
     settings.num_classes = len(train_set.categories)
