@@ -22,27 +22,17 @@ class ClassCount(NamedTuple):
 
 @dataclass(frozen=True)
 class DataCheck:
-    """What a data set holds, and all of its faults.
-
-    Attributes:
-        images_path, annotations_path: what was checked.
-        images, annotations, crowds: how many there are; annotations include crowds.
-        images_without_objects: images without any annotation but crowds.
-        sizes: how many objects are small, medium and large by COCO's limits, 32^2 and 96^2 square pixels of `area`.
-        classes: in the order of the labels.
-        untrained: ids of what is no fault, but not trained on either.
-        faults: see `Fault`; the counts above are of what is not fatally wrong.
-    """
+    """What a data set holds, counted without what is fatally wrong, and all of its faults."""
 
     images_path: Path
     annotations_path: Path
     images: int
-    annotations: int
+    annotations: int  # crowds included
     crowds: int
-    images_without_objects: int
-    sizes: dict[str, int]
-    classes: list[ClassCount]
-    untrained: dict[str, list[int]]
+    images_without_objects: int  # without any annotation but crowds
+    sizes: dict[str, int]  # objects small, medium and large by COCO's limits, 32^2 and 96^2 square pixels of `area`
+    classes: list[ClassCount]  # in the order of the labels
+    untrained: dict[str, list[int]]  # ids of what is no fault, but not trained on either
     faults: list[Fault]
 
     @property

@@ -17,23 +17,14 @@ ANY_OVERLAP = 1e-6  # for `low_quality`, and not 0: an object outside the image 
 
 
 class Matched(NamedTuple):
-    """What the matchers' answers for the images of a batch come to, all anchors of all images in one row.
+    """What the matchers' answers for the images of a batch come to, all anchors of all images in one row."""
 
-    Attributes:
-        positive: which anchors are positive, int64 [P].
-        labels: the classes of their objects, int64 [P].
-        boxes: the boxes of their objects, xyxy [P, 4].
-        ignored: bool [B · A].
-        image: in which image each positive is, int64 [P], rising.
-        object: the index of its object among those of that image, int64 [P].
-    """
-
-    positive: Tensor
-    labels: Tensor
-    boxes: Tensor
-    ignored: Tensor
-    image: Tensor
-    object: Tensor
+    positive: Tensor  # which anchors are positive, int64 [P]
+    labels: Tensor  # the classes of their objects, int64 [P]
+    boxes: Tensor  # the boxes of their objects, xyxy [P, 4]
+    ignored: Tensor  # bool [B · A]
+    image: Tensor  # in which image each positive is, int64 [P], rising
+    object: Tensor  # the index of its object among those of that image, int64 [P]
 
 
 def collect(matches: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]) -> Matched:

@@ -50,10 +50,7 @@ def list_recipes() -> list[str]:
 
 
 def get_recipe(name: str) -> Recipe:
-    """Returns the recipe of that name, or that which a user's own function makes.
-
-    Args:
-        name: one of `list_recipes()`, or "path/to/file.py:function", which is run.
+    """Returns the recipe of that name, one of `list_recipes()`, or what "path/to/file.py:function" returns, which is run.
 
     Raises:
         ValueError: where there is no such recipe, or the function returns none.
