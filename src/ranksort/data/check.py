@@ -1,7 +1,7 @@
 """Everything that is wrong with a data set, before a training finds it."""
 
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,10 +61,8 @@ class DataCheck:
             more = ", ..." if len(ids) > len(ids[:faults_per_kind]) else ""
             lines += [f"training leaves out {len(ids)} {what}: {shown}{more}"] if ids else []
         consequences = Counter(fault.consequence for fault in self.faults)
-        by_kind: dict[tuple[str, str], list[Fault]] = defaultdict(list)
-        for fault in self.faults:
-            by_kind[fault.kind, fault.consequence].append(fault)
-        for (kind, consequence), faults in by_kind.items():
+        for kind, consequence in dict.fromkeys((fault.kind, fault.consequence) for fault in self.faults):
+            faults = [fault for fault in self.faults if (fault.kind, fault.consequence) == (kind, consequence)]
             lines.append(f"{kind} ({len(faults)}, {consequence})")
             lines.extend(f"  {fault.where} {fault.message}" for fault in faults[:faults_per_kind])
             if faults_per_kind is not None and len(faults) > faults_per_kind:
