@@ -21,16 +21,10 @@ from .recipes import Recipe, create_model, get_recipe
 
 @dataclass
 class Checkpoint:
-    """A trained model on disk.
+    """A trained model on disk."""
 
-    Attributes:
-        recipe: with which it was trained.
-        categories: its classes, in the order of their labels.
-        state_dict: of the model.
-    """
-
-    recipe: Recipe
-    categories: list[Category]
+    recipe: Recipe  # with which it was trained
+    categories: list[Category]  # its classes, in the order of their labels
     state_dict: dict[str, Tensor]
 
     def build(self, device: str | torch.device = "cpu", **model_overrides: Any) -> nn.Module:

@@ -277,22 +277,18 @@ def _defaults(arguments: Sequence[str]) -> Recipe:
         from .checkpoints import read_checkpoint
 
         return read_checkpoint(source).recipe
-    if Path(source).is_dir():
-        return _read_recipe(Path(source))
-    recipe = get_recipe(source)
-    if "--resume" in arguments:
-        for i, argument in enumerate(arguments):
+    run = Path(source)
+    if not run.is_dir():
+        recipe = get_recipe(source)
+        if "--resume" not in arguments:
+            return recipe
+        for argument, following in itertools.pairwise([*arguments, ""]):
             if argument.startswith("--training.output"):
-                recipe.training.output = argument.partition("=")[2] or "".join(arguments[i + 1 : i + 2])
-        return _read_recipe(_latest_run(recipe))
-    return recipe
-
-
-def _read_recipe(run: Path) -> Recipe:
-    path = run / "recipe.json"
-    if not path.is_file():
+                recipe.training.output = argument.partition("=")[2] or following
+        run = _latest_run(recipe)
+    if not (run / "recipe.json").is_file():
         raise FileNotFoundError(f"{run} is no run folder: it has no recipe.json")
-    return Recipe.from_dict(json.loads(path.read_text()))
+    return Recipe.from_dict(json.loads((run / "recipe.json").read_text()))
 
 
 def _latest_run(recipe: Recipe) -> Path:

@@ -7,13 +7,9 @@ from typing import Any
 
 
 class Interrupt:
-    """Remembers that Ctrl-C was pressed, for a loop to end at its next safe point; pressed again, it interrupts at once.
+    """Remembers that it was `requested`, for a loop to end at its next safe point; pressed again, it interrupts at once.
 
-    Args:
-        notice: printed when it is pressed first.
-
-    Attributes:
-        requested: whether it was pressed.
+    `notice` is printed when it is pressed first.
     """
 
     def __init__(self, notice: str) -> None:

@@ -20,8 +20,8 @@ def predict_images(
     checkpoint: Path,
     images: Sequence[Path],
     out: Path,
-    score_threshold: float | Literal["lrp"] = 0.3,
-    device: str = "",
+    score_threshold: float | Literal["lrp"],
+    device: str,
 ) -> list[str]:
     """Writes pictures with detections, and all detections as JSON.
 
@@ -31,7 +31,7 @@ def predict_images(
         out: folder; gets one picture an image, numbered in their order, and `detections.json`: a list of `file`, `class`,
             `score` in 0..1, `bbox` [x, y, width, height] in pixels, and `segmentation` as RLE where the model predicts masks.
         score_threshold: least score of a detection; "lrp": of each class that at which it reaches its oLRP in the run's report.
-        device: by default what there is.
+        device: such as cpu or cuda:1; "": what there is.
 
     Returns:
         One sentence for each image which could not be read.
@@ -50,7 +50,7 @@ def predict_images(
         thresholds = torch.tensor(_optimal_thresholds(checkpoint, trained))
     else:
         thresholds, least = torch.full((len(names),), score_threshold), min(least, score_threshold)
-    place = device or best_device()
+    place = device or str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     try:
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
@@ -100,10 +100,3 @@ def _optimal_thresholds(checkpoint: Path, trained: Checkpoint) -> list[float]:
     if not known:
         raise ValueError(f"{found[0]} has no threshold of any class of {checkpoint}: set a number from 0 to 1")
     return [of_class.get(category.id, sum(known) / len(known)) for category in trained.categories]
-
-
-def best_device() -> str:
-    """The fastest device of this machine."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"

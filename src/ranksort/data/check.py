@@ -1,7 +1,7 @@
 """Everything that is wrong with a data set, before a training finds it."""
 
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,27 +22,17 @@ class ClassCount(NamedTuple):
 
 @dataclass(frozen=True)
 class DataCheck:
-    """What a data set holds, and all of its faults.
-
-    Attributes:
-        images_path, annotations_path: what was checked.
-        images, annotations, crowds: how many there are; annotations include crowds.
-        images_without_objects: images without any annotation but crowds.
-        sizes: how many objects are small, medium and large by COCO's limits, 32^2 and 96^2 square pixels of `area`.
-        classes: in the order of the labels.
-        untrained: ids of what is no fault, but not trained on either.
-        faults: see `Fault`; the counts above are of what is not fatally wrong.
-    """
+    """What a data set holds, counted without what is fatally wrong, and all of its faults."""
 
     images_path: Path
     annotations_path: Path
     images: int
-    annotations: int
+    annotations: int  # crowds included
     crowds: int
-    images_without_objects: int
-    sizes: dict[str, int]
-    classes: list[ClassCount]
-    untrained: dict[str, list[int]]
+    images_without_objects: int  # without any annotation but crowds
+    sizes: dict[str, int]  # objects small, medium and large by COCO's limits, 32^2 and 96^2 square pixels of `area`
+    classes: list[ClassCount]  # in the order of the labels
+    untrained: dict[str, list[int]]  # ids of what is no fault, but not trained on either
     faults: list[Fault]
 
     @property
@@ -67,16 +57,12 @@ class DataCheck:
             "",
         ]
         for what, ids in self.untrained.items():
-            if ids:
-                more = ["..."] if len(ids) > len(ids[:faults_per_kind]) else []
-                lines.append(
-                    f"training leaves out {len(ids)} {what}: {', '.join([*map(str, ids[:faults_per_kind]), *more])}"
-                )
+            shown = ", ".join(map(str, ids[:faults_per_kind]))
+            more = ", ..." if len(ids) > len(ids[:faults_per_kind]) else ""
+            lines += [f"training leaves out {len(ids)} {what}: {shown}{more}"] if ids else []
         consequences = Counter(fault.consequence for fault in self.faults)
-        by_kind: dict[tuple[str, str], list[Fault]] = defaultdict(list)
-        for fault in self.faults:
-            by_kind[fault.kind, fault.consequence].append(fault)
-        for (kind, consequence), faults in by_kind.items():
+        for kind, consequence in dict.fromkeys((fault.kind, fault.consequence) for fault in self.faults):
+            faults = [fault for fault in self.faults if (fault.kind, fault.consequence) == (kind, consequence)]
             lines.append(f"{kind} ({len(faults)}, {consequence})")
             lines.extend(f"  {fault.where} {fault.message}" for fault in faults[:faults_per_kind])
             if faults_per_kind is not None and len(faults) > faults_per_kind:

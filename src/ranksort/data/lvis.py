@@ -62,12 +62,7 @@ def random_repeats(factors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     in random order), so that the sum is that of the factors to within 1. Epochs are then of one length, which schedules
     and resuming rely on.
 
-    Args:
-        factors: [I], as of `repeat_factors`.
-        rng: of the epoch.
-
-    Returns:
-        int64 [I].
+    Takes factors [I], as of `repeat_factors`, to int64 [I].
     """
     order = rng.permutation(len(factors))
     repeats = np.empty(len(factors), dtype=np.int64)

@@ -20,9 +20,8 @@ class AspectRatioBatchSampler(Sampler[list[tuple[int, int]]]):
         batch_size: images a batch, on one process.
         repeat_factors: for each image, how often an epoch has it on average (`ranksort.data.lvis`); by default once.
         seed: of the shuffling; the same on all processes.
-        rank: the index of this process.
-        world_size: how many processes there are. All have equally many batches, and every image is in one of them.
-            The number of batches is the same in all epochs.
+        rank, world_size: the index of this process, and how many there are. All have equally many batches, the same
+            number in all epochs, and every image is in one of them.
 
     Yields:
         Lists of (index, seed), which are what `CocoDataset` is indexed by.

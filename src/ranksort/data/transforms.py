@@ -46,21 +46,15 @@ class DropEmptyBoxes(nn.Module):
 
 
 def training_transforms(min_sizes: Sequence[int], max_size: int, flip: float = 0.5) -> v2.Compose:
-    """The published augmentation: resize, flip from left to right, clip the boxes to the image.
+    """The published augmentation of (image uint8, target): `ResizeShortSide`, flip from left to right, clip the boxes to the image.
 
-    Args:
-        min_sizes: lengths of the short side in pixels, one of which is drawn for each image.
-        max_size: the greatest length of the long side in pixels.
-        flip: the probability of a flip.
-
-    Returns:
-        A transform of (image, target) as `CocoDataset` has them, image uint8.
+    `flip` is the probability of a flip.
     """
     return _then_flip([ResizeShortSide(min_sizes, max_size)], flip)
 
 
 def ssd_transforms(size: int, fill: Sequence[float], flip: float = 0.5) -> v2.Compose:
-    """The augmentation of SSD (Liu et al., ECCV 2016, section 2.2), which YOLACT trains with.
+    """The augmentation of SSD (Liu et al., ECCV 2016, section 2.2), which YOLACT trains with, of (image uint8, target).
 
     Colours are distorted; a margin makes the image up to four times as wide and high; a part is cut out whose IoU with an object is
     at least one of 0, .1, .3, .5, .7 and .9, or nothing is cut; and what remains becomes a square.
@@ -69,9 +63,6 @@ def ssd_transforms(size: int, fill: Sequence[float], flip: float = 0.5) -> v2.Co
         size: the side of the square, in pixels.
         fill: the colour of the margin, RGB in 0..255.
         flip: the probability of a flip from left to right.
-
-    Returns:
-        A transform of (image, target) as `CocoDataset` has them, image uint8.
     """
     distort_and_crop = [
         v2.RandomPhotometricDistort(),

@@ -15,21 +15,13 @@ from .images import Size
 
 @dataclass(frozen=True)
 class AnchorGenerator:
-    """Anchors of every ratio and scale, centred on the upper left corner of each cell and not rounded.
+    """Anchors of every ratio and scale, centred on the upper left corner of each cell and not rounded."""
 
-    Attributes:
-        strides: pixels between cells, one a level.
-        scales: sides of a square anchor in base sizes.
-        ratios: height / width; the area is that of the square.
-        base_sizes: in pixels, one a level; None: the strides.
-        offset: of the centre from the upper left corner of its cell, in strides.
-    """
-
-    strides: Sequence[float]
-    scales: Sequence[float]
-    ratios: Sequence[float] = (1.0,)
-    base_sizes: Sequence[float] | None = None
-    offset: float = 0.0
+    strides: Sequence[float]  # pixels between cells, one a level
+    scales: Sequence[float]  # sides of a square anchor in base sizes
+    ratios: Sequence[float] = (1.0,)  # height / width; the area is that of the square
+    base_sizes: Sequence[float] | None = None  # in pixels, one a level; None: the strides
+    offset: float = 0.0  # of the centre from the upper left corner of its cell, in strides
 
     @property
     def per_cell(self) -> int:
@@ -39,9 +31,8 @@ class AnchorGenerator:
     def __call__(self, feature_sizes: Sequence[Size], device: torch.device) -> list[Tensor]:
         """Returns for each level xyxy [H · W · per_cell, 4], ordered by row, column, anchor."""
         levels = []
-        for stride, base, (height, width) in zip(
-            self.strides, self.base_sizes or self.strides, feature_sizes, strict=True
-        ):
+        base_sizes = self.base_sizes or self.strides
+        for stride, base, (height, width) in zip(self.strides, base_sizes, feature_sizes, strict=True):
             root = torch.tensor(self.ratios, device=device).sqrt()[:, None]
             side = torch.tensor(self.scales, device=device) * base
             half = torch.stack([(side / root).flatten(), (side * root).flatten()], 1) / 2
@@ -69,18 +60,11 @@ class AnchorGenerator:
 
 
 class AnchorPredictions(NamedTuple):
-    """What a head says about the anchors of a batch.
+    """What a head says about the anchors of a batch, level by level."""
 
-    Attributes:
-        logits: of the classes, for each level [B, A_l, C].
-        deltas: as of `decode_boxes`, for each level [B, A_l, 4].
-        anchors: xyxy in pixels of the batch, for each level [A_l, 4].
-        map_sizes: height and width of each level.
-    """
-
-    logits: list[Tensor]
-    deltas: list[Tensor]
-    anchors: list[Tensor]
+    logits: list[Tensor]  # of the classes, [B, A_l, C]
+    deltas: list[Tensor]  # as of `decode_boxes`, [B, A_l, 4]
+    anchors: list[Tensor]  # xyxy in pixels of the batch, [A_l, 4]
     map_sizes: list[Size]
 
     def all_logits(self) -> Tensor:

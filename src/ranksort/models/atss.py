@@ -21,7 +21,6 @@ class ATSS(DenseDetector):
     """RS-ATSS: losses `ranking`, `sorting` and `box`. Args: as of `DenseDetector`."""
 
     def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The losses of a batch whose targets are in its coordinates; see `forward`."""
         output = self.predict(batch)
         matches = []
         for target, padded in zip(targets, batch.padded_sizes, strict=True):
@@ -39,7 +38,6 @@ class ATSS(DenseDetector):
         )
 
     def detect(self, batch: ImageBatch) -> list[dict[str, Tensor]]:
-        """The detections of a batch, boxes in its coordinates; see `forward`."""
         output = self.predict(batch)
         regions = [output.best_regions(image, size) for image, size in enumerate(batch.sizes)]
         return [self.suppress(boxes, scores) for boxes, scores, _ in regions]

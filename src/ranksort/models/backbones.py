@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import importlib.util
 import itertools
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -82,12 +83,13 @@ def build_backbone(
         raise ValueError(f"there is no backbone {name!r}: choose one of {', '.join(known)}, or timm/<model>")
     with _explained_download(name):
         resnet = torchvision.models.get_model(name, weights="IMAGENET1K_V1" if pretrained else None)
-    body = _ResNetBody(resnet)
-    stages = [body.layer1, body.layer2, body.layer3, body.layer4]
+    *layers, _pooling, _classifier = resnet.named_children()
+    body = _Stages(OrderedDict(layers))
+    stages = [resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4]
     if deformable_convs:
         for block in itertools.chain(*stages[1:]):
             block.conv2 = DeformableConv2d(block.conv2)
-    frozen = [body.conv1, body.bn1, *stages[:frozen_stages]] if frozen_stages >= 0 else []
+    frozen = [resnet.conv1, resnet.bn1, *stages[:frozen_stages]] if frozen_stages >= 0 else []
     channels = [resnet.fc.in_features // 2**i for i in (3, 2, 1, 0)]
     return Backbone(body, channels, [p for module in frozen for p in module.parameters()], train_batch_norm)
 
@@ -103,20 +105,16 @@ def _explained_download(name: str) -> Iterator[None]:
         ) from None
 
 
-class _ResNetBody(nn.Module):
-    """torchvision's ResNet without its pooling and classifier, under the same parameter names."""
-
-    def __init__(self, resnet: torchvision.models.ResNet):
-        super().__init__()
-        self.conv1, self.bn1, self.relu, self.maxpool = resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool
-        self.layer1, self.layer2, self.layer3, self.layer4 = resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4
+class _Stages(nn.Sequential):
+    """Layers of which those called `layer1` to `layer4` are the stages whose outputs are returned."""
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        c1 = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        c2 = self.layer1(c1)
-        c3 = self.layer2(c2)
-        c4 = self.layer3(c3)
-        return [c2, c3, c4, self.layer4(c4)]
+        features = []
+        for name, layer in self.named_children():
+            x = layer(x)
+            if name.startswith("layer"):
+                features.append(x)
+        return features
 
 
 def _timm(name: str, pretrained: bool, frozen_stages: int, train_batch_norm: bool) -> Backbone:

@@ -51,17 +51,17 @@ class DenseHead(nn.Module):
     """One tower for classes and one for boxes, each `convs` times (3x3 convolution, GroupNorm, ReLU), shared by all levels.
 
     Args:
-        in_channels: channels of the pyramid, and of the towers.
+        channels: of the pyramid and the towers.
         num_classes: C.
         anchors_per_cell: anchors at each cell.
-        levels: levels of the pyramid; each has a factor of its own on the box deltas.
+        levels: of the pyramid; each has a factor of its own on the box deltas.
         convs: depth of the towers.
         prior: probability which every class starts with.
     """
 
     def __init__(
         self,
-        in_channels: int,
+        channels: int,
         num_classes: int,
         anchors_per_cell: int,
         levels: int,
@@ -70,22 +70,20 @@ class DenseHead(nn.Module):
     ):
         super().__init__()
         self.num_classes = num_classes
-        self.class_tower = nn.Sequential(*(ConvNormReLU(in_channels, in_channels) for _ in range(convs)))
-        self.box_tower = nn.Sequential(*(ConvNormReLU(in_channels, in_channels) for _ in range(convs)))
-        self.class_logits = nn.Conv2d(in_channels, anchors_per_cell * num_classes, 3, padding=1)
-        self.box_deltas = nn.Conv2d(in_channels, anchors_per_cell * 4, 3, padding=1)
+        self.class_tower = nn.Sequential(*(ConvNormReLU(channels, channels) for _ in range(convs)))
+        self.box_tower = nn.Sequential(*(ConvNormReLU(channels, channels) for _ in range(convs)))
+        self.class_logits = nn.Conv2d(channels, anchors_per_cell * num_classes, 3, padding=1)
+        self.box_deltas = nn.Conv2d(channels, anchors_per_cell * 4, 3, padding=1)
         self.scales = nn.ParameterList(torch.ones(()) for _ in range(levels))
         normal_convs(self)
         set_prior(self.class_logits, prior)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Takes the pyramid, [B, in_channels, H_l, W_l], to class logits [B, A_l, C] and box deltas [B, A_l, 4] for each level.
+        """Takes the pyramid, [B, channels, H_l, W_l], to class logits [B, A_l, C] and box deltas [B, A_l, 4] for each level.
 
         The A_l = H_l · W_l · anchors_per_cell anchors are ordered by row, column, anchor.
         """
         logits = [per_anchor(self.class_logits(self.class_tower(x)), self.num_classes) for x in features]
-        deltas = [
-            per_anchor(self.box_deltas(self.box_tower(x)), 4) * scale
-            for x, scale in zip(features, self.scales, strict=True)
-        ]
+        deltas = [per_anchor(self.box_deltas(self.box_tower(x)), 4) for x in features]
+        deltas = [x * scale for x, scale in zip(deltas, self.scales, strict=True)]
         return logits, deltas

@@ -12,9 +12,6 @@ from .postprocess import non_maximum_suppression
 class Detector(nn.Module):
     """From images and targets to `losses`, or from images to what `detect` finds. Every detector has these two methods of its own.
 
-    Attributes:
-        num_positives: positives of the last training batch, for the logs.
-
     Args:
         backbone: gives features from fine to coarse; those of strides 8, 16 and 32, or 4 to 32, are its last.
         transform: resizing and normalisation.
@@ -40,7 +37,7 @@ class Detector(nn.Module):
         self.transform = transform
         self.backbone = backbone
         self.num_classes = num_classes
-        self.num_positives = 0
+        self.num_positives = 0  # of the last training batch, for the logs
         self.score_threshold = score_threshold
         self.nms_threshold = nms_threshold
         self.detections_per_image = detections_per_image

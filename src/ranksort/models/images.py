@@ -15,19 +15,12 @@ Size = tuple[int, int]  # height, width
 
 @dataclass
 class ImageBatch:
-    """B images as a detector takes them.
+    """B images as a detector takes them."""
 
-    Attributes:
-        pixels: normalised, zero outside each image, float [B, 3, H, W] with H and W multiples of `divisor`.
-        sizes: height and width of each resized image without padding.
-        original_sizes: height and width of each image before resizing.
-        divisor: what H and W are multiples of.
-    """
-
-    pixels: Tensor
-    sizes: list[Size]
-    original_sizes: list[Size]
-    divisor: int = 32
+    pixels: Tensor  # normalised, zero outside each image, float [B, 3, H, W]
+    sizes: list[Size]  # of each resized image without padding
+    original_sizes: list[Size]  # of each image before resizing
+    divisor: int = 32  # what H and W are multiples of
 
     @property
     def padded_sizes(self) -> list[Size]:
@@ -51,8 +44,7 @@ class ImageTransform(nn.Module):
     Args:
         min_size: short side after resizing, in pixels. An image which has this size already is left as it is.
         max_size: bound of the long side in pixels.
-        mean: of each RGB channel, in 0..255.
-        std: of each RGB channel, in 0..255.
+        mean, std: of each RGB channel, in 0..255.
         train_min_sizes: in training one of these is drawn at random for each image, unless it has one of them; none: `min_size`.
         keep_ratio: else every image becomes `min_size` x `min_size`, and there is no padding.
     """
@@ -78,12 +70,7 @@ class ImageTransform(nn.Module):
     def forward(
         self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None
     ) -> tuple[ImageBatch, list[dict[str, Tensor]]]:
-        """Makes a batch of `images` and takes their `targets` to its coordinates.
-
-        Args:
-            images: RGB, [3, H, W] each, float in 0..1 or uint8.
-            targets: dicts with `boxes` [G, 4] xyxy in pixels of the image, `labels` [G], and perhaps `masks` [G, H, W].
-        """
+        """Makes a batch of `images` and takes their `targets` to its coordinates; both as of `Detector.forward`."""
         resized, new_targets = [], []
         for i, image in enumerate(images):
             height, width = image.shape[-2:]

@@ -25,14 +25,9 @@ def _at_once(size: Sequence[int]) -> int:
 
 
 def quarter_masks(masks: Tensor, size: Sequence[int]) -> Tensor:
-    """Masks at stride 4: a cell is set where half of its four middle pixels are, which is bilinear resizing.
+    """Masks at stride 4, bool [G, H, W] -> [G, *size], where `size` may reach beyond H / 4 and W / 4.
 
-    Args:
-        masks: bool [G, H, W].
-        size: height and width of the result, which may reach beyond H / 4 and W / 4.
-
-    Returns:
-        bool [G, *size].
+    A cell is set where half of its four middle pixels are, which is bilinear resizing.
     """
     height, width = masks.shape[-2:]
     masks = F.pad(masks, (0, -width % 4, 0, -height % 4)).view(torch.uint8)
@@ -67,13 +62,8 @@ def boxes_around(masks: Tensor) -> Tensor:
 def paste_masks(masks: Tensor, boxes: Tensor, size: Size) -> Tensor:
     """Resamples masks from their boxes to an image, bilinearly, at the centres of its pixels.
 
-    Args:
-        masks: probabilities, [D, M, M].
-        boxes: xyxy in pixels of the image, [D, 4].
-        size: height and width of the image.
-
-    Returns:
-        bool [D, height, width], where the probability is above 1/2.
+    Takes probabilities [D, M, M] in boxes xyxy [D, 4], in pixels of an image of (height, width) `size`, to bool [D, height, width]: where
+    they are above 1/2.
     """
     pasted = torch.zeros(len(masks), *size, dtype=torch.bool, device=masks.device)
     for part in torch.arange(len(masks), device=masks.device).split(_at_once(size)):

@@ -17,34 +17,22 @@ ANY_OVERLAP = 1e-6  # for `low_quality`, and not 0: an object outside the image 
 
 
 class Matched(NamedTuple):
-    """What the matchers' answers for the images of a batch come to, all anchors of all images in one row.
+    """What the matchers' answers for the images of a batch come to, all anchors of all images in one row."""
 
-    Attributes:
-        positive: which anchors are positive, int64 [P].
-        labels: the classes of their objects, int64 [P].
-        boxes: the boxes of their objects, xyxy [P, 4].
-        ignored: bool [B · A].
-        image: in which image each positive is, int64 [P], rising.
-        object: the index of its object among those of that image, int64 [P].
-    """
-
-    positive: Tensor
-    labels: Tensor
-    boxes: Tensor
-    ignored: Tensor
-    image: Tensor
-    object: Tensor
+    positive: Tensor  # which anchors are positive, int64 [P]
+    labels: Tensor  # the classes of their objects, int64 [P]
+    boxes: Tensor  # the boxes of their objects, xyxy [P, 4]
+    ignored: Tensor  # bool [B · A]
+    image: Tensor  # in which image each positive is, int64 [P], rising
+    object: Tensor  # the index of its object among those of that image, int64 [P]
 
 
 def collect(matches: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]) -> Matched:
     """Joins the matches of B images, int64 [A_b] each, and looks up the objects in their `targets`."""
     matched = torch.cat(list(matches))
-    image = torch.arange(len(matches), device=matched.device).repeat_interleave(
-        torch.tensor([len(m) for m in matches], device=matched.device)
-    )
-    objects = torch.tensor([0] + [len(t["labels"]) for t in targets], device=matched.device).cumsum(0)
     positive = (matched >= 0).nonzero().squeeze(1)
-    image = image[positive]
+    image = torch.cat([torch.full_like(m, i) for i, m in enumerate(matches)])[positive]
+    objects = torch.tensor([0] + [len(t["labels"]) for t in targets], device=matched.device).cumsum(0)
     owner = matched[positive] + objects[image]
     labels, boxes = (torch.cat([t[key] for t in targets]) for key in ("labels", "boxes"))
     return Matched(positive, labels[owner], boxes[owner], matched == IGNORED, image, matched[positive])

@@ -28,7 +28,6 @@ class PAA(DenseDetector):
     """RS-PAA: losses `ranking`, `sorting` and `box`. Args: as of `DenseDetector`."""
 
     def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The losses of a batch whose targets are in its coordinates; see `forward`."""
         output = self.predict(batch)
         anchors, all_logits = torch.cat(output.anchors), output.all_logits()
         matches = []
@@ -36,21 +35,15 @@ class PAA(DenseDetector):
             in_image = torch.cat(self.anchors.in_image(output.map_sizes, padded, anchors.device))
             matches.append(
                 match_iou(
-                    anchors,
-                    target["boxes"],
-                    positive=0.1,
-                    negative=0.1,
-                    low_quality=ANY_OVERLAP,
-                    usable=in_image,
+                    anchors, target["boxes"], positive=0.1, negative=0.1, low_quality=ANY_OVERLAP, usable=in_image
                 )
             )
         candidates = collect(matches, targets)
         boxes = output.boxes(candidates.positive)
         most_objects = max(len(target["labels"]) for target in targets)
+        logits = all_logits[candidates.positive].detach()
         chosen = choose_positives(
-            candidate_losses(
-                all_logits[candidates.positive].detach(), candidates.labels, boxes.detach(), candidates.boxes
-            ),
+            candidate_losses(logits, candidates.labels, boxes.detach(), candidates.boxes),
             owner=candidates.image * most_objects + candidates.object,
             level=output.level(candidates.positive),
             num_objects=len(targets) * most_objects,
@@ -67,7 +60,6 @@ class PAA(DenseDetector):
         )
 
     def detect(self, batch: ImageBatch) -> list[dict[str, Tensor]]:
-        """The detections of a batch, boxes in its coordinates; see `forward`."""
         output = self.predict(batch)
         detections = []
         for image, size in enumerate(batch.sizes):
@@ -78,16 +70,9 @@ class PAA(DenseDetector):
 
 
 def candidate_losses(logits: Tensor, labels: Tensor, boxes: Tensor, object_boxes: Tensor) -> Tensor:
-    """How ill each candidate fits its object: focal loss over all classes plus GIoU loss.
+    """How ill each candidate fits its object: focal loss over all classes plus GIoU loss, float32 [N].
 
-    Args:
-        logits: [N, C].
-        labels: int64 [N], classes of the objects.
-        boxes: predicted boxes, xyxy [N, 4].
-        object_boxes: xyxy [N, 4].
-
-    Returns:
-        float32 [N].
+    Logits are [N, C], the labels of the objects int64 [N], predicted boxes and those of the objects xyxy [N, 4].
     """
     logits = logits.float()
     wanted = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
@@ -120,7 +105,9 @@ def choose_positives(
     best = torch.cat([order[:top_k], order[top_k:][group[top_k:] != group[:-top_k]]])
 
     row = owner[best]
-    column = _place_in_run(row, num_objects)
+    column = torch.arange(len(row), device=row.device) - torch.searchsorted(
+        row, row
+    )  # how many of its object are before it
     exact = torch.float32 if losses.device.type == "mps" else torch.float64  # MPS has no float64
     table = torch.full((num_objects, num_levels * top_k), torch.inf, dtype=exact, device=losses.device)
     table[row, column] = losses[best].to(exact)
@@ -130,9 +117,3 @@ def choose_positives(
     several = table[:, 1:2] < torch.inf
     positive = low & (table <= table.gather(1, likeliest)) & several
     return best[positive[row, column]]
-
-
-def _place_in_run(values: Tensor, limit: int) -> Tensor:
-    """For each of some rising values in 0..limit-1 how many equal ones are before it: [2, 2, 5] -> [0, 1, 0]."""
-    counts = values.bincount(minlength=limit)
-    return torch.arange(len(values), device=values.device) - (counts.cumsum(0) - counts)[values]

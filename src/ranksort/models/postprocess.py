@@ -51,12 +51,8 @@ def fast_non_maximum_suppression(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Fast NMS (Bolya et al., ICCV 2019, section 5): a box which is dropped may still drop others, so that all can go at once.
 
-    Args:
+    Args: as of `non_maximum_suppression`, and these.
         boxes: xyxy of the regions of one image, [R, 4].
-        scores: class probabilities, [R, C]. A region can be kept for several classes.
-        score_threshold: scores above it take part.
-        nms_threshold: a box is dropped where its IoU with any better one of its class is above this.
-        detections_per_image: how many are kept at most.
         top_k: how many boxes of each class take part.
 
     Returns:

@@ -49,10 +49,7 @@ def pool_regions(features: Sequence[Tensor], regions: Sequence[Tensor], side: in
     Args:
         features: P2..P5 of the pyramid, and perhaps coarser ones which are not used, [B, channels, H_l, W_l].
         regions: for each image [R_b, 4].
-        side: cells of the output.
-
-    Returns:
-        [R, channels, side, side].
+        side: cells of the output, [R, channels, side, side].
     """
     rois = torch.cat([torch.cat([torch.full_like(boxes[:, :1], i), boxes], 1) for i, boxes in enumerate(regions)])
     level = (box_area(rois[:, 1:]).sqrt() / _FINEST_SIDE + 1e-6).log2().floor().clamp(0, len(_STRIDES) - 1)
@@ -77,13 +74,7 @@ class BoxHead(nn.Module):
     """
 
     def __init__(
-        self,
-        channels: int,
-        num_classes: int,
-        *,
-        class_agnostic: bool = False,
-        prior: float = 0.01,
-        hidden: int = 1024,
+        self, channels: int, num_classes: int, *, class_agnostic: bool = False, prior: float = 0.01, hidden: int = 1024
     ):
         super().__init__()
         self.layers = nn.ModuleList([nn.Linear(channels * 7 * 7, hidden), nn.Linear(hidden, hidden)])
@@ -176,10 +167,7 @@ def mask_targets(masks: Sequence[Tensor], regions: Sequence[Tensor], objects: Te
         masks: bool or 0 and 1, for each image [G, H, W].
         regions: for each image [R_b, 4].
         objects: whose mask to take, the index among those of the image, int64 [R].
-        side: points of the output.
-
-    Returns:
-        float [R, side, side], 0 or 1.
+        side: points of the output, float [R, side, side] of 0 and 1.
     """
     targets = []
     for of_image, boxes, index in zip(masks, regions, objects.split([len(r) for r in regions]), strict=True):

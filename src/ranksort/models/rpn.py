@@ -49,10 +49,9 @@ class RPN(nn.Module):
         """`rpn_ranking` and `rpn_sorting` over the anchors which belong to an image of the batch, `rpn_box` over the positives."""
         anchors = torch.cat(output.anchors)
         matches = []
-        for target, size, padded_size in zip(targets, batch.sizes, batch.padded_sizes, strict=True):
+        for target, (height, width), padded_size in zip(targets, batch.sizes, batch.padded_sizes, strict=True):
             usable = torch.cat(self.anchors.in_image(output.map_sizes, padded_size, anchors.device))
             if self.ignore_crossing:
-                height, width = size
                 usable &= (anchors[:, :2] >= 0).all(1) & (anchors[:, 2:] < anchors.new_tensor([width, height])).all(1)
             matches.append(
                 match_iou(anchors, target["boxes"], positive=0.7, negative=0.3, low_quality=0.3, usable=usable)

@@ -88,7 +88,6 @@ class SOLOv2(Detector):
         return logits, kernels, self.mask_features(features[:4])
 
     def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The losses of a batch whose targets are in its coordinates; see `forward`."""
         logits, kernels, features = self.predict(batch.pixels)
         size = batch.pixels.shape[-2], batch.pixels.shape[-1]
         masks = [target["masks"].bool() for target in targets]
@@ -258,7 +257,7 @@ def match_cells(boxes: Tensor, masks: Tensor, size: Size, ranges: Sequence[tuple
 
 
 def mask_losses(features: Tensor, kernels: Tensor, objects: Tensor, owner: Tensor) -> Tensor:
-    """Dice loss of the masks of some cells of one image.
+    """Dice loss of the masks of some cells of one image; [P], in 0..1.
 
     Only `_MASKS_AT_ONCE` masks are in memory at a time: an image of 200 objects has thousands of positives.
 
@@ -267,9 +266,6 @@ def mask_losses(features: Tensor, kernels: Tensor, objects: Tensor, owner: Tenso
         kernels: [P, E].
         objects: masks of the image's objects, bool [G, h, w].
         owner: int64 [P], which object each cell has to find.
-
-    Returns:
-        [P], in 0..1.
     """
 
     def of_part(kernels: Tensor, owner: Tensor) -> Tensor:

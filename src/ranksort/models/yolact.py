@@ -76,7 +76,6 @@ class YOLACT(Detector):
         return output, torch.cat(coefficients, 1), self.prototypes(features[0])
 
     def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The losses of a batch whose targets are in its coordinates; see `forward`."""
         output, coefficients, prototypes = self.predict(batch)
         anchors, all_logits = torch.cat(output.anchors), output.all_logits()
         matched = collect(
@@ -160,27 +159,22 @@ class YOLACTHead(nn.Module):
 def _prototype_branch(channels: int, prototypes: int) -> nn.Sequential:
     """Three convolutions on P3, upsampling to stride 4, one more, and the prototypes, which are not negative."""
     layers: list[nn.Module] = []
-    for _ in range(3):
+    for _ in range(4):
         layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True)]
-    layers += [nn.Upsample(scale_factor=2, mode="bilinear")]
-    layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True)]
-    layers += [nn.Conv2d(channels, prototypes, 1), nn.ReLU(inplace=True)]
-    branch = nn.Sequential(*layers)
+    layers.insert(6, nn.Upsample(scale_factor=2, mode="bilinear"))
+    branch = nn.Sequential(*layers, nn.Conv2d(channels, prototypes, 1), nn.ReLU(inplace=True))
     xavier_convs(branch)
     return branch
 
 
 def assemble_masks(prototypes: Tensor, coefficients: Tensor, boxes: Tensor, size: Size) -> Tensor:
-    """The masks of some instances of one image.
+    """The masks of some instances of one image: probabilities, float32 [P, h, w].
 
     Args:
         prototypes: [K, h, w].
         coefficients: [P, K].
         boxes: xyxy in pixels of the image, [P, 4]; outside of them, and a pixel around, the masks are 0.
         size: height and width of the image.
-
-    Returns:
-        Probabilities, float32 [P, h, w].
     """
     height, width = prototypes.shape[-2:]
     masks = torch.einsum("pk,khw->phw", coefficients, prototypes).float().sigmoid()

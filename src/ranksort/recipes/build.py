@@ -21,17 +21,17 @@ from ..data.samplers import AspectRatioBatchSampler
 from ..data.transforms import ssd_transforms, training_transforms
 from ..models import ATSS, PAA, YOLACT, CascadeRCNN, FasterRCNN, MaskRCNN, SOLOv2
 from ..models.backbones import Backbone, build_backbone
-from ..models.carafe import CarafeFPN
-from ..models.fpn import FPN
 from ..models.images import ImageTransform
 from . import coco, lvis
 from .recipe import ModelSettings, OptimizerSettings, Recipe
 
 _WARMUP_START = 0.001
-_RCNNS = {"faster_rcnn": FasterRCNN, "cascade_rcnn": CascadeRCNN, "mask_rcnn": MaskRCNN}
-_ONE_STAGE: dict[str, Callable[..., nn.Module]] = {
+_DETECTORS: dict[str, Callable[..., nn.Module]] = {
     "atss": ATSS,
     "paa": PAA,
+    "faster_rcnn": FasterRCNN,
+    "cascade_rcnn": CascadeRCNN,
+    "mask_rcnn": MaskRCNN,
     "yolact": YOLACT,
     "solov2": SOLOv2,
     "solov2_light": partial(SOLOv2, light=True),
@@ -50,10 +50,7 @@ def list_recipes() -> list[str]:
 
 
 def get_recipe(name: str) -> Recipe:
-    """Returns the recipe of that name, or that which a user's own function makes.
-
-    Args:
-        name: one of `list_recipes()`, or "path/to/file.py:function", which is run.
+    """Returns the recipe of that name, one of `list_recipes()`, or what "path/to/file.py:function" returns, which is run.
 
     Raises:
         ValueError: where there is no such recipe, or the function returns none.
@@ -135,17 +132,15 @@ def create_model(
 
 def _build_detector(settings: ModelSettings, backbone: Backbone, transform: ImageTransform) -> nn.Module:
     kind = settings.detector
-    names = ("prior", "score_threshold", "nms_threshold", "detections_per_image")
-    options: dict[str, Any] = {name: getattr(settings, name) for name in names}
-    if kind in _RCNNS:
-        pyramid = CarafeFPN if settings.upsampling == "carafe" else partial(FPN, extra_convs=False)
-        fpn = pyramid(backbone.channels[-4:], settings.channels)
-        return _RCNNS[kind](backbone, fpn, transform, settings.num_classes, proposals=settings.proposals, **options)
-    if kind not in _ONE_STAGE:
-        raise ValueError(f"there is no detector {kind!r}: choose one of {', '.join([*_ONE_STAGE, *_RCNNS])}")
-    if kind != "yolact":
-        options["head_convs"] = settings.head_convs
-    return _ONE_STAGE[kind](backbone, transform, settings.num_classes, channels=settings.channels, **options)
+    if kind not in _DETECTORS:
+        raise ValueError(f"there is no detector {kind!r}: choose one of {', '.join(_DETECTORS)}")
+    options = ["channels", "prior", "score_threshold", "nms_threshold", "detections_per_image"]
+    if kind.endswith("_rcnn"):
+        options += ["upsampling", "proposals"]
+    elif kind != "yolact":
+        options.append("head_convs")
+    chosen = {name: getattr(settings, name) for name in options}
+    return _DETECTORS[kind](backbone, transform, settings.num_classes, **chosen)
 
 
 def build_dataset(
@@ -153,10 +148,7 @@ def build_dataset(
 ) -> CocoDataset:
     """The images of a split, for training or for evaluation.
 
-    Args:
-        recipe: says where they are, and how those for training are transformed.
-        split: which of the two.
-        categories: the classes of a trained model; by default those of the annotation file.
+    `categories` are the classes of a trained model; by default those of the annotation file.
 
     Raises:
         ValueError, FileNotFoundError: where there are none, or they cannot be used.
@@ -167,18 +159,18 @@ def build_dataset(
         raise ValueError(f"there is no data: name a folder by --data.root, or --data.{split}-images and -annotations")
     paths = (Path(path) if path else None for path in named)
     images, annotations = find_split(Path(data.root), split, *paths, style=recipe.evaluation.style)
-    training, sizes = split == "train", data.train_min_sizes or (model.min_size,)
-    transforms = training_transforms(sizes, model.max_size, data.flip)
     if data.augmentation == "ssd":
-        transforms = ssd_transforms(model.min_size, model.pixel_mean, data.flip)
+        transform = ssd_transforms(model.min_size, model.pixel_mean, data.flip)
+    else:
+        transform = training_transforms(data.train_min_sizes or (model.min_size,), model.max_size, data.flip)
     return CocoDataset(
         images,
         annotations,
-        training=training,
+        training=split == "train",
         masks=model.has_masks,
         keep_empty_images=data.keep_empty_images,
         categories=categories,
-        transform=transforms if training else None,
+        transform=transform if split == "train" else None,
         min_box_size=data.min_box_size,
     )
 
@@ -186,10 +178,7 @@ def build_dataset(
 def build_untrained(recipe: Recipe, train_set: CocoDataset, pretrained: bool) -> nn.Module:
     """The model to train; its classes and what of the backbone is trained become those of the recipe.
 
-    Args:
-        recipe: what is trained.
-        train_set: names the classes.
-        pretrained: False where weights are to be loaded anyway.
+    `pretrained` is False where weights are to be loaded anyway.
     """
     settings = recipe.model
     settings.num_classes = len(train_set.categories)

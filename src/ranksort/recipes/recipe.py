@@ -4,6 +4,8 @@ def my_recipe() -> Recipe:
     recipe = ranksort_atss_r50_fpn_1x_coco()
     recipe.model.backbone = "resnet18"
     return recipe
+
+What stands beside or below a setting is its help on the command line.
 """
 
 import dataclasses
@@ -16,30 +18,21 @@ from typing import Any, Literal
 class DataSettings:
     """Where the images are, and how they are prepared for training."""
 
-    root: str = ""
-    """folder laid out as COCO, or with annotations/instances_{train,val}.json and images/"""
-    train_annotations: str = ""
-    """annotation file to train on, where it is not found below the root"""
-    train_images: str = ""
-    """folder of the images to train on"""
-    val_annotations: str = ""
-    """annotation file to evaluate on"""
-    val_images: str = ""
-    """folder of the images to evaluate on"""
+    root: str = ""  # folder laid out as COCO, or with annotations/instances_{train,val}.json and images/
+    train_annotations: str = ""  # annotation file to train on, where it is not found below the root
+    train_images: str = ""  # folder of the images to train on
+    val_annotations: str = ""  # annotation file to evaluate on
+    val_images: str = ""  # folder of the images to evaluate on
     train_min_sizes: tuple[int, ...] = ()
     """short sides in pixels, one drawn at random for each training image; none: model.min-size"""
-    flip: float = 0.5
-    """probability of a horizontal flip"""
+    flip: float = 0.5  # probability of a horizontal flip
     augmentation: Literal["flip", "ssd"] = "flip"
     """what is done to training images besides resizing; ssd: colours are distorted, margins added and parts cut out, too"""
-    keep_empty_images: bool = False
-    """train on images without objects, too"""
-    min_box_size: float = 1.0
-    """objects with a side below this many pixels are not trained on"""
+    keep_empty_images: bool = False  # train on images without objects, too
+    min_box_size: float = 1.0  # objects with a side below this many pixels are not trained on
     repeat_threshold: float = 0.0
     """images with a class which is in less than this share of them are repeated within an epoch, as for LVIS; 0: none"""
-    workers: int = 4
-    """processes which load images, for each device; 0: load in the main process"""
+    workers: int = 4  # processes which load images, for each device; 0: load in the main process
 
 
 @dataclass
@@ -50,42 +43,28 @@ class ModelSettings:
         "atss"
     )
     """which detector; solov2_light has a head of half the width, for images of half the size"""
-    backbone: str = "resnet50"
-    """a ResNet or ResNeXt of torchvision, or timm/<model>"""
-    pretrained_backbone: bool = True
-    """start training from ImageNet weights"""
-    frozen_stages: int = 1
-    """backbone stages which keep their weights, the stem with them; -1: none"""
-    train_batch_norm: bool = False
-    """normalise by the statistics of the batch instead of the stored ones"""
+    backbone: str = "resnet50"  # a ResNet or ResNeXt of torchvision, or timm/<model>
+    pretrained_backbone: bool = True  # start training from ImageNet weights
+    frozen_stages: int = 1  # backbone stages which keep their weights, the stem with them; -1: none
+    train_batch_norm: bool = False  # normalise by the statistics of the batch instead of the stored ones
     deformable_convs: bool = False
     """modulated deformable 3x3 convolutions (DCNv2) in the stages 2 to 4 of a ResNet or ResNeXt"""
-    upsampling: Literal["nearest", "carafe"] = "nearest"
-    """how the pyramid of an R-CNN goes from coarse to fine"""
+    upsampling: Literal["nearest", "carafe"] = "nearest"  # how the pyramid of an R-CNN goes from coarse to fine
     proposals: int = 1000
     """most regions of an image which an R-CNN looks into; fewer are faster, and enough for small images"""
-    channels: int = 256
-    """channels of the pyramid and the heads"""
-    head_convs: int = 4
-    """depth of the towers of a dense head"""
+    channels: int = 256  # channels of the pyramid and the heads
+    head_convs: int = 4  # depth of the towers of a dense head
     prior: float = 0.01
     """class probability which training starts from; ranking leaves the level of the scores open, so it remains felt"""
-    num_classes: int = 80
-    """classes of a model made without data; training takes them from the annotation file"""
-    min_size: int = 800
-    """short side in pixels after resizing; for yolact, both sides"""
-    max_size: int = 1333
-    """bound of the long side in pixels"""
-    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    """of each RGB channel, in 0..255"""
-    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
-    """of each RGB channel, in 0..255"""
-    score_threshold: float = 0.05
-    """least score of a detection"""
+    num_classes: int = 80  # classes of a model made without data; training takes them from the annotation file
+    min_size: int = 800  # short side in pixels after resizing; for yolact, both sides
+    max_size: int = 1333  # bound of the long side in pixels
+    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # of each RGB channel, in 0..255
+    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)  # of each RGB channel, in 0..255
+    score_threshold: float = 0.05  # least score of a detection
     nms_threshold: float = 0.6
     """IoU above which the lower of two detections of a class is dropped; solov2 lowers scores instead"""
-    detections_per_image: int = 100
-    """most detections reported for an image"""
+    detections_per_image: int = 100  # most detections reported for an image
 
     @property
     def has_masks(self) -> bool:
@@ -97,21 +76,16 @@ class ModelSettings:
 class OptimizerSettings:
     """The optimiser and its schedule."""
 
-    algorithm: Literal["sgd", "adamw"] = "sgd"
-    """stochastic gradient descent with momentum .9, or AdamW"""
-    lr: float = 0.01
-    """learning rate for `lr_batch_size` images; scaled linearly to the actual batch"""
-    lr_batch_size: int = 16
-    """images in a batch which `lr` is meant for"""
+    algorithm: Literal["sgd", "adamw"] = "sgd"  # stochastic gradient descent with momentum .9, or AdamW
+    lr: float = 0.01  # learning rate for `lr_batch_size` images; scaled linearly to the actual batch
+    lr_batch_size: int = 16  # images in a batch which `lr` is meant for
     weight_decay: float = 1e-4
-    warmup_steps: int = 500
-    """steps in which the learning rate rises linearly from a thousandth"""
+    warmup_steps: int = 500  # steps in which the learning rate rises linearly from a thousandth
     schedule: Literal["step", "cosine"] = "step"
     """a tenth after each milestone, or half a cosine over the epochs down to 0"""
     milestones: tuple[int, ...] = (8, 11)
     """epochs after which the step schedule falls; to be moved along with training.epochs"""
-    clip_norm: float = 0.0
-    """largest norm of the gradient; 0: not clipped"""
+    clip_norm: float = 0.0  # largest norm of the gradient; 0: not clipped
 
 
 @dataclass
@@ -119,22 +93,16 @@ class TrainingSettings:
     """How long, on what, and where the results go."""
 
     epochs: int = 12
-    batch_size: int = 16
-    """images for each step of the optimiser, over all devices and accumulated batches"""
-    accumulate: int = 1
-    """batches whose gradients are added up for a step"""
-    devices: int = 1
-    """GPUs (or CPU processes) on each machine; 0: all"""
-    nodes: int = 1
-    """machines"""
+    batch_size: int = 16  # images for each step of the optimiser, over all devices and accumulated batches
+    accumulate: int = 1  # batches whose gradients are added up for a step
+    devices: int = 1  # GPUs (or CPU processes) on each machine; 0: all
+    nodes: int = 1  # machines
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     ema_decay: float = 0.0
     """decay of an exponential moving average of the weights, which is what gets evaluated; 0: off"""
-    validate_every: int = 1
-    """epochs between evaluations"""
+    validate_every: int = 1  # epochs between evaluations
     seed: int = 0
-    output: str = "runs"
-    """folder for runs; each gets <output>/<recipe>/<time>"""
+    output: str = "runs"  # folder for runs; each gets <output>/<recipe>/<time>
 
 
 @dataclass
@@ -143,16 +111,14 @@ class EvaluationSettings:
 
     style: Literal["coco", "lvis"] = "coco"
     """whose rules; lvis: of files lvis_v1_{train,val}.json, with classes which are known for some images only"""
-    pictures: int = 12
-    """images drawn with their detections in the report: the worst and the best, half of each"""
+    pictures: int = 12  # images drawn with their detections in the report: the worst and the best, half of each
 
 
 @dataclass
 class Recipe:
     """All settings of a run, in five groups."""
 
-    name: str = ""
-    """by which its run folder is called; by default the name of its function"""
+    name: str = ""  # by which its run folder is called; by default the name of its function
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
