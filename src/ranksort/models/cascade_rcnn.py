@@ -14,28 +14,46 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .images import ImageBatch
+from .backbones import Backbone
+from .carafe import CarafeFPN
+from .detector import Detector
+from .fpn import FPN
+from .images import ImageBatch, ImageTransform
 from .roi_heads import BoxHead, match_regions
-from .two_stage import TwoStageDetector
+from .rpn import RPN
 
 IOU_THRESHOLDS = (0.5, 0.6, 0.7)
 
 
-class CascadeRCNN(TwoStageDetector):
+class CascadeRCNN(Detector):
     """RS-Cascade R-CNN: losses as of `FasterRCNN`, but that those of the three box heads begin with `stage0_`, `stage1_` and `stage2_`.
 
     Positives are regions of the last head. Args: as of `FasterRCNN`.
     """
 
-    def __init__(self, *args: Any, prior: float = 0.01, **options: Any):
-        super().__init__(*args, ignore_crossing=True, **options)
+    def __init__(
+        self,
+        backbone: Backbone,
+        fpn: FPN | CarafeFPN,
+        transform: ImageTransform,
+        num_classes: int,
+        *,
+        proposals: int = 1000,
+        prior: float = 0.01,
+        **postprocessing: Any,
+    ):
+        super().__init__(backbone, transform, num_classes, **postprocessing)
+        self.fpn = fpn
+        self.rpn = RPN(fpn.channels, ignore_crossing=True, limit=proposals)
         self.box_head: Sequence[BoxHead] = nn.ModuleList(  # type: ignore[assignment]
-            BoxHead(self.fpn.channels, self.num_classes, class_agnostic=True, prior=prior) for _ in IOU_THRESHOLDS
+            BoxHead(fpn.channels, num_classes, class_agnostic=True, prior=prior) for _ in IOU_THRESHOLDS
         )
 
     def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        features, anchors, regions = self.propose(batch)
+        features = self.fpn(self.backbone(batch.pixels)[-4:])
+        anchors = self.rpn(features)
         losses = self.rpn.losses(anchors, batch, targets)
+        regions = self.rpn.proposals(anchors, batch.sizes)
         for stage, (head, iou_threshold) in enumerate(zip(self.box_head, IOU_THRESHOLDS, strict=True)):
             regions, matched = match_regions(regions, targets, iou_threshold=iou_threshold)
             self.num_positives = len(matched.positive)
@@ -48,7 +66,8 @@ class CascadeRCNN(TwoStageDetector):
         return losses
 
     def detect(self, batch: ImageBatch) -> list[dict[str, Tensor]]:
-        features, _, regions = self.propose(batch)
+        features = self.fpn(self.backbone(batch.pixels)[-4:])
+        regions = self.rpn.proposals(self.rpn(features), batch.sizes)
         all_logits = []
         for head in self.box_head:
             logits, deltas = head(features, regions)

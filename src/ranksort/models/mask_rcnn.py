@@ -16,26 +16,44 @@ from torch import Tensor
 
 from ..losses.detection import confidence, self_balanced, weighted_mean
 from ..losses.localization import dice_loss
-from .images import ImageBatch
+from .backbones import Backbone
+from .carafe import CarafeFPN
+from .detector import Detector
+from .fpn import FPN
+from .images import ImageBatch, ImageTransform
 from .masks import paste_masks
 from .roi_heads import BoxHead, MaskHead, mask_targets, match_regions
-from .two_stage import TwoStageDetector
+from .rpn import RPN
 
 MOST_MASKS = 200  # in a training batch
 
 
-class MaskRCNN(TwoStageDetector):
+class MaskRCNN(Detector):
     """RS-Mask R-CNN: losses as of `FasterRCNN`, and `mask`. Args: as of `FasterRCNN`."""
 
     has_masks = True
 
-    def __init__(self, *args: Any, prior: float = 0.01, **options: Any):
-        super().__init__(*args, **options)
-        self.box_head = BoxHead(self.fpn.channels, self.num_classes, prior=prior)
-        self.mask_head = MaskHead(self.fpn.channels, self.num_classes)
+    def __init__(
+        self,
+        backbone: Backbone,
+        fpn: FPN | CarafeFPN,
+        transform: ImageTransform,
+        num_classes: int,
+        *,
+        proposals: int = 1000,
+        prior: float = 0.01,
+        **postprocessing: Any,
+    ):
+        super().__init__(backbone, transform, num_classes, **postprocessing)
+        self.fpn = fpn
+        self.rpn = RPN(fpn.channels, limit=proposals)
+        self.box_head = BoxHead(fpn.channels, num_classes, prior=prior)
+        self.mask_head = MaskHead(fpn.channels, num_classes)
 
     def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        features, anchors, proposals = self.propose(batch)
+        features = self.fpn(self.backbone(batch.pixels)[-4:])
+        anchors = self.rpn(features)
+        proposals = self.rpn.proposals(anchors, batch.sizes)
         # Here a proposal which fits an object best is that object's even if it fits another one better.
         regions, matched = match_regions(proposals, targets, low_quality=0.5)
         self.num_positives = len(matched.positive)
@@ -56,7 +74,8 @@ class MaskRCNN(TwoStageDetector):
 
     def detect(self, batch: ImageBatch) -> list[dict[str, Tensor]]:
         """The detections of a batch, boxes in its coordinates; `masks` are probabilities inside the boxes, [D, 28, 28]."""
-        features, _, proposals = self.propose(batch)
+        features = self.fpn(self.backbone(batch.pixels)[-4:])
+        proposals = self.rpn.proposals(self.rpn(features), batch.sizes)
         detections = [self.suppress(*found) for found in self.box_head.detect(features, proposals, batch.sizes)]
         labels = [d["labels"] for d in detections]
         masks = self.mask_head(features, [d["boxes"] for d in detections], torch.cat(labels)).float().sigmoid()

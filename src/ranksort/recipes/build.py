@@ -21,17 +21,17 @@ from ..data.samplers import AspectRatioBatchSampler
 from ..data.transforms import ssd_transforms, training_transforms
 from ..models import ATSS, PAA, YOLACT, CascadeRCNN, FasterRCNN, MaskRCNN, SOLOv2
 from ..models.backbones import Backbone, build_backbone
+from ..models.carafe import CarafeFPN
+from ..models.fpn import FPN
 from ..models.images import ImageTransform
 from . import coco, lvis
 from .recipe import ModelSettings, OptimizerSettings, Recipe
 
 _WARMUP_START = 0.001
-_DETECTORS: dict[str, Callable[..., nn.Module]] = {
+_RCNNS = {"faster_rcnn": FasterRCNN, "cascade_rcnn": CascadeRCNN, "mask_rcnn": MaskRCNN}
+_ONE_STAGE: dict[str, Callable[..., nn.Module]] = {
     "atss": ATSS,
     "paa": PAA,
-    "faster_rcnn": FasterRCNN,
-    "cascade_rcnn": CascadeRCNN,
-    "mask_rcnn": MaskRCNN,
     "yolact": YOLACT,
     "solov2": SOLOv2,
     "solov2_light": partial(SOLOv2, light=True),
@@ -132,15 +132,17 @@ def create_model(
 
 def _build_detector(settings: ModelSettings, backbone: Backbone, transform: ImageTransform) -> nn.Module:
     kind = settings.detector
-    if kind not in _DETECTORS:
-        raise ValueError(f"there is no detector {kind!r}: choose one of {', '.join(_DETECTORS)}")
-    options = ["channels", "prior", "score_threshold", "nms_threshold", "detections_per_image"]
-    if kind.endswith("_rcnn"):
-        options += ["upsampling", "proposals"]
-    elif kind != "yolact":
-        options.append("head_convs")
-    chosen = {name: getattr(settings, name) for name in options}
-    return _DETECTORS[kind](backbone, transform, settings.num_classes, **chosen)
+    names = ("prior", "score_threshold", "nms_threshold", "detections_per_image")
+    options: dict[str, Any] = {name: getattr(settings, name) for name in names}
+    if kind in _RCNNS:
+        pyramid = CarafeFPN if settings.upsampling == "carafe" else partial(FPN, extra_convs=False)
+        fpn = pyramid(backbone.channels[-4:], settings.channels)
+        return _RCNNS[kind](backbone, fpn, transform, settings.num_classes, proposals=settings.proposals, **options)
+    if kind not in _ONE_STAGE:
+        raise ValueError(f"there is no detector {kind!r}: choose one of {', '.join([*_ONE_STAGE, *_RCNNS])}")
+    if kind != "yolact":
+        options["head_convs"] = settings.head_convs
+    return _ONE_STAGE[kind](backbone, transform, settings.num_classes, channels=settings.channels, **options)
 
 
 def build_dataset(
