@@ -111,6 +111,7 @@ def read_ground_truth(source: str | Path | dict[str, Any], iou_type: str, style:
     images = _sorted_by_id(_rows(sections["images"], fields, "images", origin), "images")
     fields = [("id", Id), *([("frequency", Literal["r", "c", "f"])] if lvis else []), ("name", Id | None, None)]
     categories = _sorted_by_id(_rows(sections["categories"], fields, "categories", origin), "categories")
+    del content, sections  # what follows allocates less where a large block has been freed
     instances = _instances(annotations, images, categories, "annotations", with_boxes, not with_boxes)
     for n, row in enumerate(annotations):
         if row.area is not None:
@@ -146,6 +147,7 @@ def read_detections(source: str | Path | list[dict[str, Any]], ground_truth: Gro
     shapes = [MASK, ("bbox", Box | None, None)] if with_masks else [BOX]
     content, origin = _content(source, "detections")
     rows = _rows(content, [*PLACE, ("score", float), *shapes], "detections", origin)
+    del content
     scores = np.fromiter([row.score for row in rows], np.float64, len(rows))
     _refuse(rows, "detections", ~((scores >= 0) & (scores <= 1)), "have a score outside 0..1")
     with_boxes = not with_masks or (len(rows) > 0 and rows[0].bbox is not None)
