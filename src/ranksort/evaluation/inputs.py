@@ -1,7 +1,9 @@
 """Ground truth and detections as columns: reads COCO or LVIS JSON, refuses what could not be evaluated truthfully."""
 
+import errno
 import itertools
 import json
+import mmap
 import operator
 import re
 import reprlib
@@ -160,19 +162,22 @@ def in_memory(source: Any, what: str, mend: str) -> Iterator[None]:
     """Says in a sentence what does not fit into the memory, and the mend."""
     try:
         yield
-    except MemoryError:
+    except (MemoryError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.ENOMEM:
+            raise
         file = f" file {source} ({Path(source).stat().st_size / 1e9:.3g} GB)" if isinstance(source, str | Path) else ""
         raise ValueError(f"This machine has too little memory for the {what}{file}: {mend}.") from None
 
 
-def _content(source: Any, what: str) -> tuple[bytes | memoryview, str]:
+def _content(source: Any, what: str) -> tuple[bytes | mmap.mmap, str]:
     """The JSON of a file, or of what is in memory, where pycocotools' bytes and numpy's numbers are welcome; its name."""
     if isinstance(source, str | Path):
         path = Path(source)
         if not path.is_file():
             raise FileNotFoundError(f"There is no {what} file {path}.")
-        # Twice as fast as `read_bytes`, as numpy's memory comes in large pages.
-        return np.fromfile(path, dtype=np.uint8).data, f"{what} file {path}"
+        with path.open("rb") as file:  # an empty one cannot be mapped
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
+        return content, f"{what} file {path}"
 
     def plain(value: Any) -> Any:
         if isinstance(value, bytes):
@@ -187,7 +192,7 @@ def _content(source: Any, what: str) -> tuple[bytes | memoryview, str]:
         raise ValueError(f"The {what} hold something that has no place in JSON: {error}.") from None
 
 
-def _parse(content: bytes | memoryview | msgspec.Raw, origin: str) -> Any:
+def _parse(content: bytes | mmap.mmap | msgspec.Raw, origin: str) -> Any:
     try:
         return json.loads(bytes(content))
     except RecursionError:
@@ -196,7 +201,7 @@ def _parse(content: bytes | memoryview | msgspec.Raw, origin: str) -> Any:
         raise ValueError(f"The {origin} is not complete JSON, perhaps cut off while being written: {error}.") from None
 
 
-def _rows(content: bytes | memoryview | msgspec.Raw, fields: list[Any], what: str, origin: str) -> list[Any]:
+def _rows(content: bytes | mmap.mmap | msgspec.Raw, fields: list[Any], what: str, origin: str) -> list[Any]:
     """A JSON list as rows with fields, each a name, a type and perhaps a default. A complaint counts what does not fit."""
     kind = msgspec.defstruct("Row", sorted(fields, key=len), gc=False)
     try:
