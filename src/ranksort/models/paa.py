@@ -105,9 +105,8 @@ def choose_positives(
     best = torch.cat([order[:top_k], order[top_k:][group[top_k:] != group[:-top_k]]])
 
     row = owner[best]
-    column = torch.arange(len(row), device=row.device) - torch.searchsorted(
-        row, row
-    )  # how many of its object are before it
+    before = torch.searchsorted(row, row)  # candidates of the objects before its own
+    column = torch.arange(len(row), device=row.device) - before
     exact = torch.float32 if losses.device.type == "mps" else torch.float64  # MPS has no float64
     table = torch.full((num_objects, num_levels * top_k), torch.inf, dtype=exact, device=losses.device)
     table[row, column] = losses[best].to(exact)

@@ -159,10 +159,12 @@ class YOLACTHead(nn.Module):
 def _prototype_branch(channels: int, prototypes: int) -> nn.Sequential:
     """Three convolutions on P3, upsampling to stride 4, one more, and the prototypes, which are not negative."""
     layers: list[nn.Module] = []
-    for _ in range(4):
+    for _ in range(3):
         layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True)]
-    layers.insert(6, nn.Upsample(scale_factor=2, mode="bilinear"))
-    branch = nn.Sequential(*layers, nn.Conv2d(channels, prototypes, 1), nn.ReLU(inplace=True))
+    layers += [nn.Upsample(scale_factor=2, mode="bilinear")]
+    layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True)]
+    layers += [nn.Conv2d(channels, prototypes, 1), nn.ReLU(inplace=True)]
+    branch = nn.Sequential(*layers)
     xavier_convs(branch)
     return branch
 
