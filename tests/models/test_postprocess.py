@@ -53,6 +53,15 @@ def test_limit_keeps_the_best() -> None:
     assert kept["boxes"][:, 0].tolist() == [60, 20, 80]
 
 
+def test_a_crowd_of_the_best_classes_hides_no_other_class() -> None:
+    """Of 80,000 pairs above the threshold the best 20,000 are of twenty classes, and one box stays of each."""
+    scores = torch.linspace(0.9, 0.5, 80).expand(1000, 80) - 1e-6 * torch.arange(1000)[:, None]
+    kept = non_maximum_suppression(
+        torch.tensor([A]).expand(1000, 4), scores, score_threshold=0.05, nms_threshold=0.5, detections_per_image=100
+    )
+    assert kept["labels"].tolist() == list(range(80))
+
+
 def test_nothing_above_the_threshold() -> None:
     kept = _suppress([A], [[0.01, 0.02]])
     assert {k: tuple(v.shape) for k, v in kept.items()} == {"boxes": (0, 4), "scores": (0,), "labels": (0,)}

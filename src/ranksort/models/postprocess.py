@@ -6,7 +6,7 @@ from torchvision.ops import batched_nms, box_iou
 
 from ..losses.localization import paired_iou
 
-_MOST = 20_000  # pairs of region and class; only detectors which know nothing yet have more
+_USUALLY_ENOUGH = 20_000  # pairs of region and class; only detectors which know nothing yet have more
 
 
 def above_threshold(scores: Tensor, threshold: float, most: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -34,10 +34,13 @@ def non_maximum_suppression(
     Returns:
         `boxes` [D, 4], `scores` [D] falling, `labels` int64 [D].
     """
-    score, region, label = above_threshold(scores, score_threshold, _MOST)
-    boxes = boxes[region] if boxes.ndim == 2 else boxes[region, label]
-    kept = batched_nms(boxes, score, label, nms_threshold)[:detections_per_image]
-    return {"boxes": boxes[kept], "scores": score[kept], "labels": label[kept]}
+    for most in (_USUALLY_ENOUGH, scores.numel()):
+        score, region, label = above_threshold(scores, score_threshold, most)
+        candidates = boxes[region] if boxes.ndim == 2 else boxes[region, label]
+        kept = batched_nms(candidates, score, label, nms_threshold)[:detections_per_image]
+        if len(kept) == detections_per_image or len(score) < most:
+            break  # those which were left out could only have come after the ones kept
+    return {"boxes": candidates[kept], "scores": score[kept], "labels": label[kept]}
 
 
 def fast_non_maximum_suppression(
