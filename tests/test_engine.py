@@ -10,6 +10,7 @@ import torch
 
 from ranksort import engine
 from ranksort.checkpoints import load_model, read_checkpoint
+from ranksort.data.annotations import objects
 from ranksort.models import ATSS
 from ranksort.recipes import Recipe
 from ranksort.recipes.build import build_dataset, images_at_once, learning_rate, rate_factor
@@ -70,6 +71,21 @@ def test_run_folder(tiny_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureF
     model = load_model(run)
     assert not model.training
     assert model.class_names == [category.name for category in build_dataset(tiny_recipe, "val").categories]
+
+
+def test_a_threshold_above_the_scores_is_named(
+    tiny_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_recipe.training.epochs = 1
+    wanted = len(objects(json.loads(build_dataset(tiny_recipe, "val").annotations_path.read_bytes())["annotations"]))
+    for threshold, hint in ((0.999, f"only 0 detections for {wanted} objects"), (0.001, "")):
+        tiny_recipe.model.score_threshold = threshold
+        engine.train(tiny_recipe, tmp_path / f"{threshold}")
+        trained = capsys.readouterr().out
+        engine.test(read_checkpoint(tmp_path / f"{threshold}"), tmp_path / f"tested {threshold}")
+        for out in (trained, capsys.readouterr().out):
+            assert hint in out
+            assert ("--model.score-threshold" in out) == bool(hint)
 
 
 def test_masks_are_trained_evaluated_and_reported(tiny_recipe: Recipe, tmp_path: Path) -> None:
