@@ -20,7 +20,6 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor, nn
 
 from .checkpoints import Checkpoint, load_weights, metadata, read_checkpoint
-from .data.annotations import objects
 from .data.batch import data_loader
 from .data.coco import CocoDataset
 from .evaluation import Report, evaluate_detections
@@ -175,12 +174,12 @@ class _Training(pl.LightningModule):
                 self.log_dict({f"{prefix}{name}": v for name, v in report.as_dict().items()}, rank_zero_only=False)
             text = "\n\n".join(map(str, self.reports.values()))
             self.print(f"\nepoch {self.current_epoch + 1} of {self.trainer.max_epochs}\n{text}\n")
-        wanted = len(objects(self.ground_truth["annotations"]))
+        wanted = len(self.report.matches.object_score)
         if len(self.results) < wanted:
             self.print(
-                f"only {len(self.results)} detections for {wanted} objects scored above --model.score-threshold "
-                f"{self.recipe.model.score_threshold}: after short trainings scores are still near --model.prior "
-                f"{self.recipe.model.prior}, and a lower threshold shows a better AP\n"
+                f"only {len(self.results)} detections for {wanted} objects: --model.score-threshold "
+                f"{self.recipe.model.score_threshold} may be too high. After short trainings scores are still near "
+                f"--model.prior {self.recipe.model.prior}.\n"
             )
 
     def _evaluate(self, iou_type: str) -> Report:

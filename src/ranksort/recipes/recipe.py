@@ -62,7 +62,7 @@ class ModelSettings:
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # of each RGB channel, in 0..255
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)  # of each RGB channel, in 0..255
     score_threshold: float = 0.05
-    """least score of a detection; the R-CNNs' .4 is for long trainings, after short ones .05 finds far more"""
+    """least score of a detection; the R-CNNs' .4 and LVIS's .6 are the published ones, and may hide much after short trainings"""
     nms_threshold: float = 0.6
     """IoU above which the lower of two detections of a class is dropped; solov2 lowers scores instead"""
     detections_per_image: int = 100  # most detections reported for an image
