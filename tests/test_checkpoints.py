@@ -19,7 +19,7 @@ from ranksort.checkpoints import (
     read_checkpoint,
     save_model,
 )
-from ranksort.data.annotations import Category
+from ranksort.data.coco_columns import Category
 from ranksort.recipes import Recipe, create_model, get_recipe
 
 CATEGORIES = [Category(3, "dog"), Category(17, "Kätzchen")]

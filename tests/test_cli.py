@@ -13,7 +13,7 @@ from PIL import Image
 
 from ranksort import cli
 from ranksort.checkpoints import save_model
-from ranksort.data.annotations import Category
+from ranksort.data.coco_columns import Category
 from ranksort.recipes import Recipe, create_model, get_recipe, list_recipes
 
 SMALL = """

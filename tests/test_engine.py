@@ -10,7 +10,6 @@ import torch
 
 from ranksort import engine
 from ranksort.checkpoints import load_model, read_checkpoint
-from ranksort.data.annotations import objects
 from ranksort.models import ATSS
 from ranksort.recipes import Recipe
 from ranksort.recipes.build import build_dataset, images_at_once, learning_rate, rate_factor
@@ -77,7 +76,9 @@ def test_a_threshold_above_the_scores_is_named(
     tiny_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny_recipe.training.epochs = 1
-    wanted = len(objects(json.loads(build_dataset(tiny_recipe, "val").annotations_path.read_bytes())["annotations"]))
+    val_set = build_dataset(tiny_recipe, "val")
+    assert val_set.file is not None
+    wanted = int((~val_set.file.annotations.crowd).sum())
     for threshold, hint in ((0.999, f"only 0 detections for {wanted} objects"), (0.001, "")):
         tiny_recipe.model.score_threshold = threshold
         engine.train(tiny_recipe, tmp_path / f"{threshold}")

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ranksort.data.annotations import decode_mask
 from ranksort.data.coco import CocoDataset
+from ranksort.data.segmentations import decode_mask
 from ranksort.evaluation import evaluate_detections
 from ranksort.evaluation.results import encode_masks
 from ranksort.visualize import draw_detections, worst_and_best_images
@@ -66,7 +66,7 @@ def test_the_worst_and_the_best_images(tiny_data: Path, iou_type: str) -> None:
     results: list[dict[str, Any]] = []
     for a in singles:
         image, _ = dataset[dataset.image_ids.index(a["image_id"])]
-        mask = torch.from_numpy(decode_mask(a["segmentation"], *image.shape[-2:]))[None]
+        mask = torch.from_numpy(decode_mask(json.dumps(a["segmentation"]).encode(), *image.shape[-2:]))[None]
         result = {key: a[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9}
         of_disturbed = [b["id"] for b in singles if b["image_id"] == disturbed]
         if a["image_id"] != missed and a["id"] != of_disturbed[0]:

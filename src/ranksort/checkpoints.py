@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .data.annotations import Category
+from .data.coco_columns import Category
 from .recipes import Recipe, create_model, get_recipe
 
 

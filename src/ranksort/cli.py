@@ -247,11 +247,11 @@ def convert(
         annotations: annotation file which names the classes; by default those of COCO.
     """
     from .checkpoints import convert_checkpoint, save_model
-    from .data.annotations import parse_annotations
     from .data.coco import COCO_CATEGORIES
+    from .data.coco_file import read_coco_file
 
     chosen = get_recipe(recipe)
-    categories = parse_annotations(annotations).categories if annotations else COCO_CATEGORIES
+    categories = read_coco_file(annotations, segmentations=False).categories if annotations else COCO_CATEGORIES
     if len(categories) != chosen.model.num_classes:
         raise ValueError(
             f"{recipe} has {chosen.model.num_classes} classes, not {len(categories)}: name them by --annotations FILE.json, "

@@ -117,7 +117,8 @@ class _Training(pl.LightningModule):
         super().__init__()
         self.recipe, self.train_set, self.val_set = recipe, train_set, val_set
         self.model = model.to(memory_format=torch.channels_last)  # convolutions are a third faster so, on CPU and GPU
-        self.ground_truth = json.loads(val_set.annotations_path.read_bytes())
+        assert val_set.file is not None
+        self.ground_truth = val_set.file
         self.iou_types = ("bbox", "segm") if recipe.model.has_masks else ("bbox",)
         self.results: list[dict[str, Any]] = []
         # Of the batch to be trained on next; the best AP so far.
@@ -164,7 +165,7 @@ class _Training(pl.LightningModule):
             parts = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(parts, self.results)
         # Classes which the model knows and the file does not name have no objects there, and do not count.
-        known = {category["id"] for category in self.ground_truth["categories"]}
+        known = {category.id for category in self.ground_truth.categories}
         self.results = [result for part in parts for result in part if result["category_id"] in known]
         reports = {kind: self._evaluate(kind) for kind in self.iou_types} if self.trainer.is_global_zero else {}
         self.reports = self.trainer.strategy.broadcast(reports)

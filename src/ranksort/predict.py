@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from rich.progress import track
 
 from .checkpoints import Checkpoint, read_checkpoint
-from .data.coco import read_image, to_rgb
+from .data.images import read_image, to_rgb
 from .evaluation.results import to_coco_results
 from .visualize import draw_detections
 

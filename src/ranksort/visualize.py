@@ -114,7 +114,7 @@ def _compare(dataset: CocoDataset, results: list[dict[str, Any]], report: Report
         masks = decode_masks([result["segmentation"] for result in found], *image.shape[-2:])
         pictures = [_draw_masks(image, target["masks"], objects, MISSED), _draw_masks(image, masks, detections, FALSE)]
     return {
-        "name": dataset.file_names[index],
+        "name": dataset.file_name(index),
         "width": image.shape[2],
         "height": image.shape[1],
         "objects": objects,

@@ -1,3 +1,4 @@
+import contextlib
 import copy
 import json
 from collections.abc import Callable
@@ -11,15 +12,20 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from ranksort.data.annotations import decode_mask, parse_annotations
 from ranksort.data.check import check_data
 from ranksort.data.coco import CocoDataset, find_split
+from ranksort.data.coco_file import read_coco_file
+from ranksort.data.faults import CONSEQUENCES
+from ranksort.data.segmentations import decode_mask
+from ranksort.evaluation.inputs import read_ground_truth
 
 Write = Callable[[Any], tuple[Path, Path]]
 
 
-def _faults(content: Any, write: Write) -> list[tuple[str, str, str]]:
-    return [(fault.kind, fault.where, fault.consequence) for fault in check_data(*write(content)).faults]
+def _faults(content: Any, write: Write) -> list[tuple[str, str]]:
+    """The kind of each fault, and the beginning of its line, such as "annotation 7"."""
+    faults = check_data(*write(content)).faults
+    return [(fault.kind, " ".join(line.split()[:2])) for fault in faults for line in fault.lines]
 
 
 def test_a_good_data_set(content: dict[str, Any], write: Write) -> None:
@@ -33,80 +39,258 @@ def test_a_good_data_set(content: dict[str, Any], write: Write) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "kind", "consequence"),
+    ("change", "kind"),
     [
-        ({"bbox": [1, 2, 3]}, "malformed annotation", "fatal"),
-        ({"bbox": [1, 2, 3, float("nan")]}, "malformed annotation", "fatal"),
-        ({"bbox": [1, 2, 3, 10**400]}, "malformed annotation", "fatal"),
-        ({"image_id": "1"}, "malformed annotation", "fatal"),
-        ({"area": None}, "malformed annotation", "fatal"),
-        ({"image_id": 9}, "unknown image", "fatal"),
-        ({"category_id": 9}, "unknown category", "fatal"),
-        ({"id": 12}, "duplicate annotation id", "fatal"),
-        ({"bbox": [1, 2, -3, 4]}, "box without area", "dropped"),
-        ({"bbox": [1, 2, 0, 4]}, "box without area", "dropped"),
-        ({"bbox": [100, 2, 9, 4]}, "box outside the image", "dropped"),
-        ({"bbox": [1, 2, 0.5, 4]}, "small box", "dropped"),
-        ({"bbox": [-5, 2, 30, 4]}, "box partly outside the image", "kept"),
-        ({"bbox": [-0.5, 2, 30, 4]}, None, None),
-        ({"segmentation": []}, "bad segmentation", "fatal"),
-        ({"segmentation": [], "iscrowd": 1}, "bad segmentation", "kept"),
-        ({"segmentation": [[1, 2, 3, 4]]}, "bad segmentation", "fatal"),
-        ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "bad segmentation", "fatal"),
-        ({"segmentation": [[1, 2, 3, 4, 5, 1e9]]}, "bad segmentation", "fatal"),
-        ({"segmentation": {"size": [64, 48], "counts": [64 * 48]}}, "bad segmentation", "fatal"),
-        ({"segmentation": {"size": [48, 64], "counts": [5, 5]}}, "bad segmentation", "fatal"),
-        ({"segmentation": {"size": [48, 64], "counts": [48 * 64 + 1, -1]}}, "bad segmentation", "fatal"),
-        ({"segmentation": {"size": [48, 64], "counts": "not runs"}}, "bad segmentation", "fatal"),
-        ({"segmentation": {"size": [48, 64], "counts": [48 * 64]}}, None, None),
+        ({"bbox": [1, 2, 3]}, "bad box"),
+        ({"bbox": [1, 2, 3, float("nan")]}, "bad box"),
+        ({"bbox": [1, 2, 3, 10**400]}, "bad box"),
+        ({"bbox": [1, 2, 3, 1e9]}, "bad box"),
+        ({"image_id": "one"}, "unknown image"),
+        ({"image_id": 9}, "unknown image"),
+        ({"image_id": 1.5}, "malformed annotation"),
+        ({"image_id": None}, "malformed annotation"),
+        ({"image_id": [1]}, "malformed annotation"),
+        ({"category_id": 9}, "unknown category"),
+        ({"iscrowd": 2}, "malformed annotation"),
+        ({"iscrowd": "yes"}, "malformed annotation"),
+        ({"iscrowd": [0]}, "malformed annotation"),
+        ({"image_id": "1", "category_id": 3.0, "id": 99.0, "iscrowd": 0.0}, None),
+        ({"iscrowd": "0"}, None),
+        ({"iscrowd": None}, None),
+        ({"iscrowd": False}, None),
+        ({"id": "a7"}, None),
+        ({"area": None}, "no area given"),
+        ({"area": 1e11}, "wrong area"),
+        ({"area": float("inf")}, "wrong area"),
+        ({"area": "big"}, "wrong area"),
+        ({"area": -5}, "box without area"),
+        ({"id": 12}, "duplicate annotation id"),
+        ({"bbox": [1, 2, -3, 4]}, "box without area"),
+        ({"bbox": [1, 2, 0, 4]}, "box without area"),
+        ({"bbox": [100, 2, 9, 4]}, "box outside the image"),
+        ({"bbox": [1, 2, 0.5, 4]}, "small box"),
+        ({"bbox": [-5, 2, 30, 4]}, "box partly outside the image"),
+        ({"bbox": [-0.5, 2, 30, 4]}, None),
+        ({"bbox": [5, 0, 10, 8]}, "same annotation twice"),
+        ({"segmentation": []}, "no segmentation"),
+        ({"segmentation": [[]]}, "no segmentation"),
+        ({"segmentation": None}, "no segmentation"),
+        ({"segmentation": [], "iscrowd": 1}, "bad segmentation of a crowd"),
+        ({"segmentation": [[1, 2, 3, 4]]}, "bad segmentation"),
+        ({"segmentation": [[1, 2], [30, 4], [5, 40]]}, "bad segmentation"),
+        ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "bad segmentation"),
+        ({"segmentation": [[1, 2, 3, 4, 5, 1e9]]}, "bad segmentation"),
+        ({"segmentation": [[1, 2, 3, 4, 5, float("nan")]]}, "bad segmentation"),
+        ({"segmentation": [[1, 2, 3, 4, 5, "6;7"]]}, "bad segmentation"),
+        ({"segmentation": [1, 2, 3, 4, 5, 6]}, "bad segmentation"),
+        ({"segmentation": "polygon"}, "bad segmentation"),
+        ({"segmentation": {"size": [64, 48], "counts": [64 * 48]}}, "bad segmentation"),
+        ({"segmentation": {"size": [48, 64], "counts": [5, 5]}}, "bad segmentation"),
+        ({"segmentation": {"size": [48, 64], "counts": [48 * 64 + 1, -1]}}, "bad segmentation"),
+        ({"segmentation": {"size": [48, 64], "counts": "not runs"}}, "bad segmentation"),
+        ({"segmentation": {"size": [48, 64], "counts": [48 * 64]}}, "mask without a pixel"),
+        ({"segmentation": [[1, 1, 20, 20, 40, 40]]}, "mask without a pixel"),
+        ({"segmentation": [[100, 1, 120, 1, 120, 30]]}, "mask without a pixel"),
     ],
 )
 def test_every_fault_of_an_annotation(
-    content: dict[str, Any], write: Write, change: dict[str, Any], kind: str | None, consequence: str | None
+    content: dict[str, Any], write: Write, change: dict[str, Any], kind: str | None
 ) -> None:
-    changed = {**content["annotations"][1], "id": 99, **change}
+    changed = {**content["annotations"][1], "id": 99, "bbox": [5, 0, 10, 9], **change}
     content["annotations"].append(changed)
-    expected = [(kind, f"annotation {changed['id']}", consequence)] if kind else []
-    assert _faults(content, write) == expected
-    if consequence == "fatal":
-        with pytest.raises(ValueError, match=f"annotation {changed['id']}"):
-            CocoDataset(*write(content), training=True, masks=True)
-    else:
-        dropped = CocoDataset(*write(content), training=True, masks=True).dropped["small boxes"]
-        assert dropped == (consequence == "dropped")
+    found = _faults(content, write)
+    if kind == "box without area" and change.get("area") == -5:
+        assert found.pop() == ("wrong area", "annotation 99")
+    assert found == ([(kind, f"annotation {changed['id']}")] if kind else [])
+    # What is called refused is refused by name, what is called left out is left out, and all else is there.
+    files, crowd = write(content), str(change.get("iscrowd")) == "1"
+    for masks, use in ((False, "boxes"), (True, "masks")):
+        consequence = getattr(CONSEQUENCES[kind], use) if kind else "kept"
+        if consequence == "refused":
+            with pytest.raises(ValueError, match=f"annotation {changed['id']}"):
+                CocoDataset(*files, training=True, masks=masks)
+        else:
+            dataset = CocoDataset(*files, training=True, masks=masks)
+            assert sum(dataset.dropped.values()) == (consequence == "left out" or crowd)
+            assert sum(len(dataset[i][1]["labels"]) for i in range(2)) == 4 - (consequence == "left out" or crowd)
+    for iou_type, use in (("bbox", "evaluation"), ("segm", "mask_evaluation")):
+        if kind and getattr(CONSEQUENCES[kind], use) == "refused":
+            with pytest.raises(ValueError, match=f"annotation {changed['id']}|objects without masks"):
+                read_ground_truth(files[1], iou_type, "coco")
+        else:
+            assert len(read_ground_truth(files[1], iou_type, "coco").image) == 4
 
 
 def test_faults_of_images_and_categories(content: dict[str, Any], write: Write) -> None:
     images = write(content)[0]
     (images / "truncated.jpg").write_bytes((images / "wide.jpg").read_bytes()[:700])
     Image.new("RGB", (64, 20)).save(images / "low.png")
-    for i, (name, height) in enumerate(
-        [("gone.jpg", 48), ("truncated.jpg", 48), ("low.png", 48), ("low.png", 20), ("a\0b", 48), ("n" * 999, 48)]
-    ):
+    names = [("gone.jpg", 48), ("truncated.jpg", 48), ("low.png", 48), ("./low.png", 20), ("a\0b", 48), ("n" * 999, 48)]
+    for i, (name, height) in enumerate(names):
         content["images"].append({"id": 10 + i, "file_name": name, "width": 64, "height": height})
+    content["images"] += [{"id": 20, "width": 64, "height": 48}, {"id": 21, "file_name": "wide.jpg", "width": "64"}]
+    content["images"] += [{"id": None, "file_name": "x.jpg", "width": 64, "height": 48}, 7]
     content["categories"].append({"id": 7, "name": "tiger"})
     content["categories"].append({"id": 8})
-    assert set(_faults(content, write)) == {
-        ("duplicate category id", "category 7", "fatal"),
-        ("malformed category", "category 8", "fatal"),
-        ("missing image", "image 10", "fatal"),
-        ("unreadable image", "image 11", "fatal"),
-        ("wrong image size", "image 12", "fatal"),
-        ("small image", "image 13", "dropped"),
-        ("unreadable image", "image 14", "fatal"),
-        ("unreadable image", "image 15", "fatal"),
+    assert sorted(_faults(content, write)) == [
+        ("bad category name", "category 8"),
+        ("bad file name", "image 20"),
+        ("bad image size", "image 21"),
+        ("bad image size", "image 21"),
+        ("duplicate category id", "category 7"),
+        ("malformed image", "image number"),
+        ("malformed image", "image number"),
+        ("missing image", "image 10"),
+        ("missing image", "image 14"),
+        ("missing image", "image 15"),
+        ("same file in two images", "image 21"),
+        ("small image", "image 13"),
+        ("unreadable image", "image 11"),
+        ("wrong image size", "image 12"),
+    ]
+
+
+def test_one_cause_is_reported_once(content: dict[str, Any], write: Write) -> None:
+    content["images"][0]["id"] = 1.5
+    for annotation in content["annotations"][:2]:
+        annotation["image_id"] = 1.5
+    check = check_data(*write(content))
+    assert [(fault.kind, list(fault.lines)) for fault in check.faults] == [
+        ("malformed image", ['image number 1 of the list needs an integer or a string as "id", not 1.5'])
+    ]
+
+
+def test_placeholders_and_repeated_names_of_categories(content: dict[str, Any], write: Write) -> None:
+    content["categories"] += [{"id": 0, "name": "Pets"}, {"id": 9, "name": "cat "}]
+    content["categories"][0]["supercategory"] = "Pets"
+    faults = check_data(*write(content)).faults
+    assert [(fault.kind, len(fault.lines)) for fault in faults] == [
+        ("category without objects", 2),
+        ("same name in two categories", 1),
+    ]
+    assert "category 0 (Pets) has no object, and another names it as its supercategory" in faults[0].lines[0]
+
+
+def test_corners_instead_of_sides_are_recognised(content: dict[str, Any], write: Write) -> None:
+    for annotation, box in zip(
+        content["annotations"], ([10, 10, 60, 40], [20, 30, 63, 47], [30, 40, 47, 62]), strict=True
+    ):
+        annotation["bbox"] = box
+    (fault,) = check_data(*write(content)).faults
+    assert fault.kind == "boxes reach out of their images"
+    assert "3 of 3 boxes reach out of their images, and would fit as corners" in fault.lines[0]
+
+
+def test_masks_that_an_exporter_marks_as_crowd(content: dict[str, Any], write: Write) -> None:
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = 1
+    files = write(content)
+    check = check_data(*files)
+    assert not check.is_usable
+    assert {fault.kind for fault in check.faults} == {"mostly crowd", "no object to train on", "nothing to evaluate"}
+    assert "--data.crowd keep" in str(check)
+    with pytest.raises(ValueError, match=r"all are marked as crowd: --data\.crowd keep takes them for objects"):
+        CocoDataset(*files, training=True)
+    with pytest.raises(ValueError, match="no annotations other than crowds"):
+        CocoDataset(*files, training=False)
+    kept = check_data(*files, keep_crowds=True)
+    assert kept.is_usable
+    assert kept.crowds == 0
+    dataset = CocoDataset(*files, training=True, masks=True, keep_crowds=True)
+    assert [len(dataset[i][1]["masks"]) for i in range(2)] == [2, 1]
+    for annotation in content["annotations"][:1]:
+        annotation["iscrowd"] = 0  # "a large share" is not all
+    assert {fault.kind for fault in check_data(*write(content)).faults} == {"mostly crowd"}
+
+
+def test_boxes_and_masks_mixed_are_good_for_boxes(content: dict[str, Any], write: Write) -> None:
+    content["annotations"][1]["segmentation"] = []
+    check = check_data(*write(content))
+    assert check.is_usable
+    assert check.verdicts() == {
+        "boxes": "yes",
+        "masks": "refused for 1 fault (no segmentation)",
+        "evaluation": "yes",
+        "mask_evaluation": "refused for 1 fault (no segmentation)",
     }
 
 
+@pytest.mark.parametrize(
+    ("written", "there"),
+    [
+        ("images\\wide.jpg", "images/wide.jpg"),
+        ("data\\raw\\wide.jpg", "wide.jpg"),
+        ("images/wide.jpg", "wide.jpg"),
+        ("out/lm/wide.jpg", "wide.jpg"),
+        ("out/lm/wide.jpg", "lm/wide.jpg"),
+    ],
+)
+def test_names_with_folders_of_the_exporter_are_found(
+    content: dict[str, Any], write: Write, written: str, there: str
+) -> None:
+    content["images"][0]["file_name"] = written
+    images, annotations = write(content)
+    (images / there).parent.mkdir(parents=True, exist_ok=True)
+    (images / "wide.jpg").rename(images / there)
+    check = check_data(images, annotations)
+    assert [fault.kind for fault in check.faults] == ["found under another name"]
+    assert CocoDataset(images, annotations, training=True)[0][0].shape == (3, 48, 64)
+    assert find_split(images.parent, "train")[0] in (images, images.parent)
+
+
+def test_a_name_that_several_images_share_is_not_guessed(content: dict[str, Any], write: Write) -> None:
+    content["images"].append({"id": 3, "file_name": "b/wide.jpg", "width": 64, "height": 48})
+    content["images"][0]["file_name"] = "a/wide.jpg"
+    files = write(content)
+    lines = [line for fault in check_data(*files).faults for line in fault.lines]
+    assert len(lines) == 2
+    assert all("wide.jpg is there, but the file names several images so" in line for line in lines)
+    with pytest.raises(FileNotFoundError, match="names several images so"):
+        CocoDataset(*files, training=True)[0]
+
+
+def test_a_name_in_another_case_is_pointed_out(content: dict[str, Any], write: Write) -> None:
+    content["images"][0]["file_name"] = "Wide.JPG"
+    (fault,) = check_data(*write(content)).faults
+    assert "there is wide.jpg: rename it" in fault.lines[0]
+
+
+def test_dark_images_and_turned_ones_are_said(content: dict[str, Any], write: Write) -> None:
+    images, _ = write(content)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.open(images / "high.png").save(images / "high.png", exif=exif)
+    content["images"][0]["file_name"] = "wide.tif"
+    ramp = np.tile(np.linspace(0, 1, 64), (48, 1))
+    for pixels, expected in (
+        ((ramp * 4095).astype(np.uint16), "brightest value is 4095"),
+        (ramp.astype(np.float32), "brightest value is 1,"),
+        ((ramp * 1000).astype(np.float32), "values up to 1000"),
+        ((ramp * 65535).astype(np.uint16), None),
+        ((ramp * 255).astype(np.float32), None),
+    ):
+        Image.fromarray(pixels).save(images / "wide.tif")
+        faults = {fault.kind: fault.lines[0] for fault in check_data(*write_again(content, images)).faults}
+        assert ("nearly black" in faults) == (expected is not None)
+        assert expected is None or expected in faults["nearly black"]
+        assert "image 2 is turned as its EXIF orientation 3 says" in faults["turned by EXIF"]
+
+
+def write_again(content: Any, images: Path) -> tuple[Path, Path]:
+    path = images.parent / "annotations" / "instances_train.json"
+    path.write_text(json.dumps(content))
+    return images, path
+
+
 def test_the_report_shortens_long_lists(content: dict[str, Any], write: Write) -> None:
-    content["annotations"] += [{**content["annotations"][0], "id": 100 + i, "bbox": [0, 0, 0, 5]} for i in range(25)]
+    content["annotations"] += [{**content["annotations"][0], "id": 100 + i, "bbox": [i, 0, 0, 5]} for i in range(25)]
     check = check_data(*write(content))
-    assert "box without area (25, dropped)" in str(check)
+    assert "box without area (25; left out of training on boxes, training on masks)" in str(check)
     assert "and 5 more" in str(check)
     assert "annotation 119 has no area" in str(check)
     assert "annotation 120" not in str(check)
     assert "annotation 124" in check.text()
-    assert len(check.faults) == 25
+    assert [len(fault.lines) for fault in check.faults] == [25]
     assert check.is_usable
 
 
@@ -123,7 +307,7 @@ json_values = st.recursive(
 
 
 @given(data=st.data())
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_nothing_in_the_file_makes_the_check_crash(content: dict[str, Any], write: Write, data: st.DataObject) -> None:
     broken: Any = copy.deepcopy(content)
     for _ in range(data.draw(st.integers(1, 3))):
@@ -135,10 +319,15 @@ def test_nothing_in_the_file_makes_the_check_crash(content: dict[str, Any], writ
             parent[key] = data.draw(json_values)
     check = check_data(*write(broken))
     assert str(check)
-    if check.is_usable:
-        masks = any(a.get("segmentation") for a in broken["annotations"] if not a.get("iscrowd"))
-        for sample in CocoDataset(check.images_path, check.annotations_path, training=False, masks=masks):
-            assert len(sample) == 2
+    files = check.images_path, check.annotations_path
+    for masks, use in ((False, "boxes"), (True, "masks")):
+        refused = bool(check.file.refusals(use))
+        with pytest.raises((ValueError, FileNotFoundError)) if refused else contextlib.nullcontext():
+            dataset = CocoDataset(*files, training=True, masks=masks)
+            assert all(len(dataset[i]) == 2 for i in range(len(check.file.images) if refused else len(dataset)))
+    for iou_type, use in (("bbox", "evaluation"), ("segm", "mask_evaluation")):
+        with pytest.raises(ValueError) if check.file.refusals(use) else contextlib.nullcontext():  # noqa: PT011
+            read_ground_truth(files[1], iou_type, "coco")
 
 
 @given(data=st.data(), height=st.integers(1, 12), width=st.integers(1, 12))
@@ -150,7 +339,7 @@ def test_whole_rles_are_accepted_and_broken_ones_are_not(
     mask = np.asfortranarray(np.array(bits, dtype=np.uint8).reshape(height, width))
     counts = coco_mask.encode(mask)["counts"].decode()
     assert _accepts(counts, height, width, tmp_path_factory)
-    assert np.array_equal(decode_mask({"size": [height, width], "counts": counts}, height, width), mask)
+    assert np.array_equal(decode_mask(json.dumps({"counts": counts}).encode(), height, width), mask)
 
     cut = counts[: data.draw(st.integers(0, len(counts) - 1))]
     assert not _accepts(cut, height, width, tmp_path_factory)
@@ -158,7 +347,7 @@ def test_whole_rles_are_accepted_and_broken_ones_are_not(
     junk = data.draw(st.text(st.characters(max_codepoint=130), max_size=6))
     if _accepts(junk, height, width, tmp_path_factory):
         rle = {"size": [height, width], "counts": junk}
-        assert decode_mask(rle, height, width).sum(dtype=int) == coco_mask.area(rle)
+        assert decode_mask(json.dumps(rle).encode(), height, width).sum(dtype=int) == coco_mask.area(rle)
 
 
 def _accepts(counts: str, height: int, width: int, tmp_path_factory: pytest.TempPathFactory) -> bool:
@@ -168,7 +357,7 @@ def _accepts(counts: str, height: int, width: int, tmp_path_factory: pytest.Temp
     image = {"id": 1, "file_name": "a", "width": width, "height": height}
     content = {"images": [image], "categories": [{"id": 1, "name": "a"}], "annotations": [annotation]}
     path.write_text(json.dumps(content))
-    return all(fault.kind != "bad segmentation" for fault in parse_annotations(path, masks=True).faults)
+    return all(fault.kind != "bad segmentation" for fault in read_coco_file(path, segmentations=True).faults)
 
 
 def test_coco128_and_bccd_have_no_fault(shared_data: Path) -> None:
@@ -180,6 +369,7 @@ def test_coco128_and_bccd_have_no_fault(shared_data: Path) -> None:
     assert sum(c.objects > 0 for c in check.classes) == 71
     assert {c.name: c.objects for c in check.classes}["person"] == 254
     check = check_data(*find_split(shared_data / "bccd", "train"))
-    assert check.faults == []
+    assert [fault.kind for fault in check.faults] == ["no segmentation"]
+    assert check.is_usable
     assert [c.objects for c in check.classes] == [2381, 214, 209]
     assert check.sizes == {"small": 23, "medium": 855, "large": 1926}

@@ -9,15 +9,16 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
-from ranksort.data.annotations import Category
 from ranksort.data.coco import CocoDataset, find_split
+from ranksort.data.coco_columns import Category
 from ranksort.data.transforms import training_transforms
 
 Write = Callable[[Any], tuple[Path, Path]]
 
 
 def test_targets_of_a_small_data_set(content: dict[str, Any], write: Write) -> None:
-    dataset = CocoDataset(*write(content), training=True, masks=True)
+    files = write(content)
+    dataset = CocoDataset(*files, training=True, masks=True)
     assert dataset.categories == (Category(3, "dog"), Category(7, "cat"))
     assert [category.name for category in dataset.categories] == ["dog", "cat"]
     assert dataset.image_ids == [1, 2]
@@ -34,7 +35,7 @@ def test_targets_of_a_small_data_set(content: dict[str, Any], write: Write) -> N
     assert target["masks"].flatten(1).sum(1).tolist()[0] == 400
 
     image, target = dataset[-1]
-    stored = np.asarray(Image.open(dataset.images_path / "high.png"))
+    stored = np.asarray(Image.open(files[0] / "high.png"))
     assert torch.equal(image, torch.from_numpy(stored.copy()).permute(2, 0, 1))
     assert target["boxes"].tolist() == [[0, 0, 40, 10]]
     assert target["masks"][0, :, :10].all()
@@ -60,11 +61,11 @@ def test_training_drops_what_the_published_rules_drop(content: dict[str, Any], w
     files = write(content)
 
     dataset = CocoDataset(*files, training=True)
-    assert dataset.dropped == {"crowd": 1, "small boxes": 5, "images without objects": 1, "small images": 1}
+    assert dataset.dropped == {"crowd": 1, "unusable or small boxes": 5, "images without objects": 1, "small images": 1}
     assert dataset.image_ids == [1]
     assert dataset[0][1]["boxes"].tolist() == [[10, 10, 30, 30], [5, 0, 15, 8], [-5, -5, 15, 15]]
 
-    assert CocoDataset(*files, training=True, min_box_size=15).dropped["small boxes"] == 6
+    assert CocoDataset(*files, training=True, min_box_size=15).dropped["unusable or small boxes"] == 6
     with_empty = CocoDataset(*files, training=True, masks=True, keep_empty_images=True)
     assert with_empty.image_ids == [1, 2]
     assert with_empty[1][1]["boxes"].shape == (0, 4)
@@ -78,8 +79,10 @@ def test_training_drops_what_the_published_rules_drop(content: dict[str, Any], w
 
 def test_training_on_nothing_is_refused(content: dict[str, Any], write: Write) -> None:
     files = write({**content, "annotations": []})
-    assert len(CocoDataset(*files, training=False)) == 2
-    with pytest.raises(ValueError, match="leaves no image to train on"):
+    with pytest.raises(ValueError, match="no annotations: there is nothing to be found"):
+        CocoDataset(*files, training=False)
+    assert len(CocoDataset(*files, training=True, keep_empty_images=True)) == 2
+    with pytest.raises(ValueError, match="there is no object to train on"):
         CocoDataset(*files, training=True)
 
 
@@ -97,16 +100,22 @@ def test_labels_follow_the_classes_of_a_trained_model(content: dict[str, Any], w
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: json.dumps(c)[:-20], "not valid JSON, perhaps truncated"),
+        (lambda c: json.dumps(c)[:-20], "not complete JSON, perhaps cut off"),
         (lambda c: [c], '"images" is missing'),
         (lambda c: {**c, "images": []}, '"images" is missing, empty'),
         (lambda c: {**c, "annotations": None}, '"annotations" is missing'),
         (lambda c: {**c, "images": c["images"] + c["images"][:1]}, "image 1 has the same id"),
         (lambda c: {**c, "images": c["images"][:1]}, "annotation 13 names the unknown image 2"),
         (lambda c: {**c, "categories": c["categories"][:1]}, "annotation 12 names the unknown category 3.*13 names"),
-        (lambda c: {**c, "images": [{"id": 1, "file_name": "wide.jpg"}, *c["images"][1:]]}, '"width" must be'),
-        (lambda c: {**c, "annotations": [{"id": 5, "image_id": 1, "category_id": 7}]}, '5 "bbox" must be four finite'),
-        (lambda c: {**c, "annotations": [{}] * 10}, "annotation number 1 of the list.*and 7 more faults"),
+        (
+            lambda c: {**c, "images": [{"id": 1, "file_name": "wide.jpg"}, *c["images"][1:]]},
+            'image 1 needs .* as "width", which is missing',
+        ),
+        (
+            lambda c: {**c, "annotations": [{"id": 5, "image_id": 1, "category_id": 7}]},
+            'annotation 5 needs .* as "bbox", which is missing',
+        ),
+        (lambda c: {**c, "annotations": [{}] * 10}, "annotation number 1 of the list needs.*and 7 more faults"),
     ],
 )
 def test_malformed_files_are_refused(content: dict[str, Any], write: Write, change: Any, message: str) -> None:
@@ -130,7 +139,7 @@ def test_missing_files_are_named(content: dict[str, Any], write: Write, tmp_path
     with pytest.raises(FileNotFoundError, match=r"nothing\.json does not exist"):
         CocoDataset(images, tmp_path / "nothing.json", training=True)
     (images / "wide.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match=r"wide\.jpg does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"wide\.jpg is not in .*images\."):
         CocoDataset(images, annotations, training=True)[0]
 
 
@@ -165,7 +174,12 @@ def test_the_size_in_the_file_decides_about_exif_orientation(content: dict[str, 
     image, _ = CocoDataset(images, annotations, training=True)[0]
     assert np.array_equal(image.permute(1, 2, 0).numpy(), np.asarray(upright))
 
-    _save_wide(images, upright, "PNG", exif=exif)
+    _save_wide(images, upright, "PNG", exif=exif)  # only as it is stored has it the size that the file states
+    image, _ = CocoDataset(images, annotations, training=True)[0]
+    assert np.array_equal(image.permute(1, 2, 0).numpy(), np.asarray(upright))
+
+    exif[0x0112] = 3  # upside down: upright or not, the size fits, and viewers show it upright
+    _save_wide(images, upright.transpose(Image.Transpose.ROTATE_180), "PNG", exif=exif)
     image, _ = CocoDataset(images, annotations, training=True)[0]
     assert np.array_equal(image.permute(1, 2, 0).numpy(), np.asarray(upright))
 
@@ -224,7 +238,12 @@ def test_coco128_as_its_readme_counts_it(shared_data: Path) -> None:
     files = find_split(shared_data / "coco128", "train")
     training = CocoDataset(*files, training=True)
     assert len(training) == 126
-    assert training.dropped == {"crowd": 10, "small boxes": 0, "images without objects": 2, "small images": 0}
+    assert training.dropped == {
+        "crowd": 10,
+        "unusable or small boxes": 0,
+        "images without objects": 2,
+        "small images": 0,
+    }
     assert not {250, 508} & set(training.image_ids)
     assert len(training.categories) == 80
     assert sum(len(training[i][1]["labels"]) for i in range(len(training))) == 929
@@ -237,7 +256,7 @@ def test_coco128_as_its_readme_counts_it(shared_data: Path) -> None:
 def test_boxes_only_file_of_coco128_is_refused_for_masks(shared_data: Path) -> None:
     root = shared_data / "coco128"
     file = root / "annotations/instances_train_boxes128.json"
-    with pytest.raises(ValueError, match="has a box only and no segmentation"):
+    with pytest.raises(ValueError, match="no object has a segmentation"):
         CocoDataset(root / "images/train2017", file, training=True, masks=True)
 
 

@@ -3,7 +3,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from ranksort.data.annotations import rle_areas
+from ranksort.data.segmentations import rle_areas
 
 PIXELS = 5000
 

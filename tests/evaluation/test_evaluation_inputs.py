@@ -88,18 +88,17 @@ def test_wrong_masks_are_named(segmentation, sentence):
     with pytest.raises(ValueError, match=rf"1 of 1 detections .*{sentence}"):
         evaluate_detections(ground_truth, [{**detection, "segmentation": segmentation}], "segm")
     ground_truth["annotations"][1]["segmentation"] = segmentation
-    with pytest.raises(ValueError, match=rf"1 of 2 annotations .*{sentence}.*\(id 78\)"):
+    with pytest.raises(ValueError, match=r"annotation 78 |compare boxes, by --iou-type bbox"):
         evaluate_detections(ground_truth, [detection], "segm")
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"image_id": 12}, r"1 of 2 annotations have an unknown image_id: 12 \(id 78\)"),
-        ({"category_id": "cat"}, r"an unknown category_id: 'cat' \(id 78\)"),
-        ({"bbox": [0, 0, 5, -5]}, r"negative width or height \(id 78\)"),
-        ({"area": float("inf")}, r"an area that is not from 0 to 1e\+10 \(id 78\)"),
-        ({"area": -5}, r"an area that is not from 0 to 1e\+10 \(id 78\)"),
+        ({"image_id": 12}, "annotation 78 names the unknown image 12"),
+        ({"category_id": "cat"}, "annotation 78 names the unknown category 'cat'"),
+        ({"bbox": [0, 0, float("inf"), 5]}, 'annotation 78 needs four finite numbers .* as "bbox", not .*inf'),
+        ({"iscrowd": "yes"}, "annotation 78 needs 0 or 1 as \"iscrowd\", not 'yes'"),
     ],
 )
 def test_wrong_annotations_are_named(change, sentence):
@@ -109,9 +108,9 @@ def test_wrong_annotations_are_named(change, sentence):
         evaluate_detections(ground_truth, [detection])
 
 
-@pytest.mark.parametrize("wrong", [{}, [], {"images": [], "categories": []}])
+@pytest.mark.parametrize("wrong", [{}, {"images": [], "categories": []}, {"images": 3, "annotations": None}])
 def test_what_is_no_ground_truth_is_refused(wrong):
-    with pytest.raises(ValueError, match="must be a JSON object with 'images', 'categories' and 'annotations'"):
+    with pytest.raises(ValueError, match=r'("(categories|images|annotations)" is missing.*){3}'):
         evaluate_detections(wrong, [])
 
 
@@ -125,37 +124,37 @@ def test_ground_truth_without_objects_is_refused():
     ground_truth, detection = small()
     crowds = [{**row, "iscrowd": 1} for row in ground_truth["annotations"]]
     for annotations in ([], crowds):
-        with pytest.raises(ValueError, match="no annotations other than crowds"):
+        with pytest.raises(ValueError, match=r"no annotations( other than crowds)?: there is nothing"):
             evaluate_detections({**ground_truth, "annotations": annotations}, [detection])
 
 
 def test_ids_must_be_unique():
     ground_truth, detection = small()
     ground_truth["images"].append({"id": 10})
-    with pytest.raises(ValueError, match=r"1 of 3 images have an id that another one has, too \(id 10\)"):
+    with pytest.raises(ValueError, match="image 10 has the same id as an earlier one"):
         evaluate_detections(ground_truth, [detection])
 
 
 def test_masks_need_the_size_of_images():
     ground_truth, detection = small()
     del ground_truth["images"][1]["height"]
-    with pytest.raises(ValueError, match=r"1 of 2 images have no 'height' \(id 11\)"):
+    with pytest.raises(ValueError, match=r'image 11 needs .* as "height", which is missing'):
         evaluate_detections(ground_truth, [detection], "segm")
 
 
 def test_coco_ground_truth_is_no_lvis_ground_truth():
     ground_truth, _ = small()
-    with pytest.raises(ValueError, match="2 of 2 images have no 'neg_category_ids'"):
+    with pytest.raises(ValueError, match='no LVIS file: its images need "neg_category_ids"'):
         evaluate_detections(ground_truth, [], style="lvis")
     for image in ground_truth["images"]:
         image["neg_category_ids"] = image["not_exhaustive_category_ids"] = []
-    with pytest.raises(ValueError, match="2 of 2 categories have no 'frequency'"):
+    with pytest.raises(ValueError, match=r'no LVIS file.*its categories a "frequency"'):
         evaluate_detections(ground_truth, [], style="lvis")
 
 
 def test_files_that_are_absent_or_cut_off(tmp_path):
     ground_truth, detections = random_masks(0)
-    with pytest.raises(FileNotFoundError, match=r"no ground truth file .*truth\.json"):
+    with pytest.raises(FileNotFoundError, match=r"The ground truth .*truth\.json does not exist"):
         evaluate_detections(tmp_path / "truth.json", detections)
     path = tmp_path / "found.json"
     path.write_text(json.dumps(detections)[:-500])
@@ -185,7 +184,7 @@ def test_a_file_larger_than_the_memory_is_named(tmp_path, megabytes):
     arguments = [tmp_path / "truth", tmp_path / "found", str(megabytes * 2**20)]
     said = subprocess.run([sys.executable, "-c", TOO_LITTLE_MEMORY, *arguments], capture_output=True, text=True)
     assert said.stdout == (
-        f"This machine has too little memory for the detections file {tmp_path / 'found'} (0.0276 GB): "
+        f"This machine has too little memory for the detections {tmp_path / 'found'} (0.0276 GB): "
         "keep fewer per image, for example the 100 best.\n"
     ), said.stderr
 

@@ -1,20 +1,26 @@
-"""Everything that is wrong with a data set, before a training finds it."""
+"""Everything that is wrong with a data set, before a run finds it."""
 
 import os
-from collections import Counter
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from .annotations import Fault, box_problem, objects, parse_annotations
-from .coco import read_image, upright
+import numpy as np
+from rich.progress import track
+
+from .coco_columns import CocoFile
+from .coco_file import read_coco_file
+from .faults import USES, Fault, Use
+from .ids import Id
+from .images import ImageFolder, darkness, read_image, upright
 
 
 class ClassCount(NamedTuple):
     """How often a class occurs: its single objects, and the images that hold one."""
 
-    id: int
+    id: Id
     name: str
     objects: int
     images: int
@@ -22,7 +28,7 @@ class ClassCount(NamedTuple):
 
 @dataclass(frozen=True)
 class DataCheck:
-    """What a data set holds, counted without what is fatally wrong, and all of its faults."""
+    """What a data set holds, counted without what is malformed, and all of its faults."""
 
     images_path: Path
     annotations_path: Path
@@ -30,15 +36,32 @@ class DataCheck:
     annotations: int  # crowds included
     crowds: int
     images_without_objects: int  # without any annotation but crowds
-    sizes: dict[str, int]  # objects small, medium and large by COCO's limits, 32^2 and 96^2 square pixels of `area`
+    sizes: dict[str, int]  # objects small, medium and large by COCO's limits, 32^2 and 96^2 square pixels
     classes: list[ClassCount]  # in the order of the labels
-    untrained: dict[str, list[int]]  # ids of what is no fault, but not trained on either
-    faults: list[Fault]
+    untrained: dict[str, list[Id]]  # ids of what is no fault, but not trained on either
+    has_masks: bool  # whether any object has a segmentation
+    file: CocoFile
+
+    @property
+    def faults(self) -> list[Fault]:
+        return self.file.faults
 
     @property
     def is_usable(self) -> bool:
-        """Whether training accepts the data."""
-        return all(fault.consequence != "fatal" for fault in self.faults)
+        """Whether training a detector of boxes accepts the data."""
+        return not self.file.refusals("boxes")
+
+    def verdicts(self) -> dict[Use, str]:
+        """Whether each use accepts the data, in words."""
+        result: dict[Use, str] = {}
+        for use in USES:
+            refusals = self.file.refusals(use)
+            count = sum(len(fault.lines) for fault in refusals)
+            kinds = ", ".join(dict.fromkeys(fault.kind for fault in refusals))
+            result[use] = f"refused for {count} fault{'s' * (count != 1)} ({kinds})" if refusals else "yes"
+            if use in ("masks", "mask_evaluation") and refusals and not self.has_masks:
+                result[use] = "no, there are no masks"
+        return result
 
     def __str__(self) -> str:
         return self.text(faults_per_kind=20)
@@ -60,67 +83,140 @@ class DataCheck:
             shown = ", ".join(map(str, ids[:faults_per_kind]))
             more = ", ..." if len(ids) > len(ids[:faults_per_kind]) else ""
             lines += [f"training leaves out {len(ids)} {what}: {shown}{more}"] if ids else []
-        consequences = Counter(fault.consequence for fault in self.faults)
-        for kind, consequence in dict.fromkeys((fault.kind, fault.consequence) for fault in self.faults):
-            faults = [fault for fault in self.faults if (fault.kind, fault.consequence) == (kind, consequence)]
-            lines.append(f"{kind} ({len(faults)}, {consequence})")
-            lines.extend(f"  {fault.where} {fault.message}" for fault in faults[:faults_per_kind])
-            if faults_per_kind is not None and len(faults) > faults_per_kind:
-                lines.append(f"  and {len(faults) - faults_per_kind} more")
+        for fault in self.faults:
+            shown_lines = fault.lines[:faults_per_kind]
+            lines.append(f"{fault.kind} ({len(fault.lines)}; {_in_words(fault)})")
+            lines += [f"  {line}" for line in shown_lines]
+            lines += (
+                [f"  and {len(fault.lines) - len(shown_lines)} more"] if len(fault.lines) > len(shown_lines) else []
+            )
         lines += [""] if self.faults else []
-        return "\n".join(lines) + (
-            f"\n{consequences['fatal']} faults that training refuses, {consequences['dropped']} for which it leaves out an "
-            f"object or image, {consequences['kept']} that it keeps"
-        )
+        verdicts = self.verdicts()
+        width = max(map(len, USES.values()))
+        return "\n".join([*lines, "usable for", *(f"  {USES[use]:{width}}  {text}" for use, text in verdicts.items())])
 
 
-def check_data(images: Path, annotations: Path) -> DataCheck:
-    """Checks an annotation file in full, and decodes every image.
+_FROM = {"refused": "for", "left out": "of", "kept": "in"}
+
+
+def _in_words(fault: Fault) -> str:
+    """What a kind of fault means for the uses of a file, such as "refused for training on masks"."""
+    consequences = fault.consequences
+    if len(set(consequences)) == 1:
+        return consequences[0]
+    of: dict[str, list[str]] = defaultdict(list)
+    for use, consequence in zip(USES, consequences, strict=True):
+        of[consequence].append(USES[use])
+    return "; ".join(
+        f"{consequence} {_FROM[consequence]} {', '.join(uses)}"
+        for consequence, uses in of.items()
+        if consequence != "kept"
+    )
+
+
+def check_data(images: Path, annotations: Path, *, keep_crowds: bool = False) -> DataCheck:
+    """Check an annotation file in full, and decode every image.
 
     Args:
         images: the folder of the images.
-        annotations: the COCO annotation file. If any object has a segmentation, all of them have to.
+        annotations: the COCO annotation file.
+        keep_crowds: take annotations marked as crowd for single objects.
 
     Raises:
         FileNotFoundError: the folder or the file does not exist. Whatever else is wrong becomes a fault.
     """
     if not images.is_dir():
         raise FileNotFoundError(f"The images folder {images} does not exist.")
-    file = parse_annotations(annotations)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        image_faults = list(pool.map(lambda image: _image_fault(images, image), file.images.values()))
+    file = read_coco_file(annotations, segmentations=True, pixels=True, keep_crowds=keep_crowds)
+    _check_images(file, ImageFolder(images, file.images.file_names))
 
-    singles = objects(file.annotations)
-    object_counts = Counter(a["category_id"] for a in singles)
-    image_counts = Counter(category for category, _ in {(a["category_id"], a["image_id"]) for a in singles})
-    trained_on = {a["image_id"] for a in singles if not box_problem(a, file.images[a["image_id"]])}
-    areas = [annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3]) for annotation in singles]
-    small, large = sum(area < 32**2 for area in areas), sum(area >= 96**2 for area in areas)
+    objects = file.annotations
+    single = ~objects.crowd
+    areas = np.where(objects.has_area(), objects.areas, objects.boxes[:, 2] * objects.boxes[:, 3])[single]
+    small, large = int((areas < 32**2).sum()), int((areas >= 96**2).sum())
+    of_class = np.bincount(objects.category[single], minlength=len(file.categories))
+    pairs = np.unique(np.stack([objects.category, objects.image])[:, single], axis=1)
+    images_of_class = np.bincount(pairs[0], minlength=len(file.categories))
+
+    def without(is_counted: np.ndarray) -> np.ndarray:
+        return np.flatnonzero(np.bincount(objects.image[is_counted], minlength=len(file.images)) == 0)
+
+    untrained = without(file.trainable())
     return DataCheck(
         images_path=images,
         annotations_path=annotations,
         images=len(file.images),
-        annotations=len(file.annotations),
-        crowds=len(file.annotations) - len(singles),
-        images_without_objects=len(file.images.keys() - {annotation["image_id"] for annotation in singles}),
+        annotations=len(objects),
+        crowds=int(objects.crowd.sum()),
+        images_without_objects=len(without(single)),
         sizes={"small": small, "medium": len(areas) - small - large, "large": large},
-        classes=[ClassCount(c.id, c.name, object_counts[c.id], image_counts[c.id]) for c in file.categories],
+        classes=[
+            ClassCount(c.id, c.name, *counts)
+            for c, *counts in zip(file.categories, of_class.tolist(), images_of_class.tolist(), strict=True)
+        ],
         untrained={
-            "crowd regions, by annotation": [a["id"] for a in file.annotations if a.get("iscrowd")],
-            "images without an object to train on": sorted(file.images.keys() - trained_on),
+            "crowd regions, by annotation": [objects.ids[n] for n in np.flatnonzero(~single).tolist()],
+            "images without an object to train on": [file.images.ids[n] for n in untrained.tolist()],
         },
-        faults=file.faults + [fault for fault in image_faults if fault],
+        has_masks=objects.segmentations is not None and any(map(_is_given, objects.segmentations)),
+        file=file,
     )
 
 
-def _image_fault(folder: Path, image: dict[str, Any]) -> Fault | None:
-    path, kind, where = folder / image["file_name"], "unreadable image", f"image {image['id']}"
+def _is_given(segmentation: bytes) -> bool:
+    return segmentation not in (b"[]", b"null")
+
+
+def _check_images(file: CocoFile, folder: ImageFolder) -> None:
+    """Decode all images, and add what is wrong with them to the faults of their file."""
+    images = file.images
+    faults: dict[str, list[str]] = defaultdict(list)
+    renamed: list[tuple[str, Path]] = []
+    numbers = np.flatnonzero(
+        (images.widths > 0) & (images.heights > 0) & (np.diff(images.file_names.ends, prepend=0) > 0)
+    )
+
+    def check(n: int) -> tuple[Path | None, list[tuple[str, str]]]:
+        try:
+            path = folder.path(n)
+        except FileNotFoundError as error:
+            return None, [("missing image", f"is not there: {error}")]
+        return path, _image_faults(path, int(images.widths[n]), int(images.heights[n]))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        checked = track(pool.map(check, numbers.tolist()), "opening the images", len(numbers), transient=True)
+        for n, (path, found) in zip(numbers.tolist(), checked, strict=True):
+            for kind, message in found:
+                faults[kind].append(f"image {images.ids[n]} {message}")
+            if path is not None and path != folder.folder / images.file_name(n):
+                renamed.append((images.file_name(n), path))
+    if renamed:
+        (name, path), count = renamed[0], len(renamed)
+        line = f"{count} of {len(images)} images are not where the file says, but found, such as {name} in {path}"
+        faults["found under another name"].append(line)
+    for kind, lines in faults.items():
+        file.add(kind, lines)
+
+
+def _image_faults(path: Path, width: int, height: int) -> list[tuple[str, str]]:
+    """Kinds of faults of an image file, and the particulars."""
+    kind = "unreadable image"
     try:
         picture = read_image(path)
         kind = "wrong image size"
-        upright(picture, image["width"], image["height"], path)
-    except FileNotFoundError:
-        return Fault("missing image", where, f"is not there: {path}", "fatal")
-    except ValueError as error:
-        return Fault(kind, where, f"cannot be used: {error}", "fatal")
-    return None
+        turned = upright(picture, width, height, path)
+    except (ValueError, FileNotFoundError) as error:
+        return [(kind, f"cannot be used: {error}")]
+    faults = []
+    orientation = picture.getexif().get(0x0112, 1)
+    if orientation != 1 and turned is not picture and picture.size == (width, height):
+        faults.append(
+            (
+                "turned by EXIF",
+                f"is turned as its EXIF orientation {orientation} says, which leaves its size as it is: what was annotated on "
+                f"the stored pixels does not fit ({path})",
+            )
+        )
+    if problem := darkness(picture):
+        faults.append(("nearly black", f"{problem} ({path})"))
+    return faults

@@ -2,19 +2,23 @@
 
 import json
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
-from .annotations import MIN_IMAGE_SIDE, Category, box_problem, decode_mask, objects, parse_annotations
+from .coco_checks import MIN_IMAGE_SIDE
+from .coco_columns import Category, CocoFile
+from .coco_file import map_file, read_coco_file
+from .images import ImageFolder, find_folder, read_image, to_rgb, upright
 from .lvis import repeat_factors
+from .segmentations import decode_mask
 
 COCO_CATEGORIES = [
     Category(id, name)
@@ -44,7 +48,7 @@ def find_split(
         style: which of these layouts.
 
     Returns:
-        The images folder, the first of these that holds the first image of the annotation file, and that file.
+        The images folder, the first of these, or the root itself, that holds the first image of the annotation file, and that file.
 
     Raises:
         FileNotFoundError: one of the two is missing; the message names what was looked for.
@@ -56,20 +60,19 @@ def find_split(
         raise FileNotFoundError(
             f"There is no {' or '.join(map(str, files))}; name the file with --data.{split}-annotations."
         )
-    if not annotations.is_file():
-        raise FileNotFoundError(f"The annotation file {annotations} does not exist.")
+    content = map_file(annotations, "annotation file")
     if images is not None:
         return images, annotations
-    # Searched for and not parsed, which takes 15 s for COCO and is the data set's business.
+    # Searched for and not parsed, which is the data set's business.
     key = "coco_url" if style == "lvis" else "file_name"
-    match = re.search(rb'"%s"\s*:\s*("(?:[^"\\]|\\.)*")' % key.encode(), annotations.read_bytes())
+    match = re.search(rb'"%s"\s*:\s*("(?:[^"\\]|\\.)*")' % key.encode(), content)
     if match is None:
         raise ValueError(f'{annotations} names no image (no "{key}").')
     file_name = json.loads(match[1])
-    folders = [root / name for name in (f"{split}2017", f"images/{split}2017", f"images/{split}", split, "images")]
+    folders = [root / name for name in (f"{split}2017", f"images/{split}2017", f"images/{split}", split, "images", "")]
     if style == "lvis":
         file_name, folders = "/".join(file_name.split("/")[-2:]), [root, root / "images"]
-    images = next((folder for folder in folders if (folder / file_name).is_file()), None)
+    images = find_folder(folders, file_name)
     if images is None:
         raise FileNotFoundError(
             f"The image {file_name} of {annotations} is in none of {', '.join(map(str, folders))}; "
@@ -83,14 +86,15 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
 
     For training the published rules hold: crowd regions, boxes without area, outside the image or under
     `min_box_size`, images with a side under 32 px and images without (remaining) objects are left out. For evaluation
-    every image is there; the evaluator reads the annotations from the file.
+    every image is there.
 
     Args:
         images: the folder that the file names of the annotations are relative to.
         annotations: the JSON file.
         training: whether the rules of training apply.
-        masks: whether targets hold masks.
+        masks: whether targets hold masks. Objects whose mask has no pixel are then left out of training.
         keep_empty_images: whether training uses images without objects.
+        keep_crowds: take annotations marked as crowd for single objects.
         categories: the classes of a trained model, by which the objects are labelled then; they are matched by id and
             name. By default the classes of the file.
         transform: called with (image, target); `ranksort.data.transforms`.
@@ -98,7 +102,8 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
 
     Attributes:
         categories: the classes in the order of the labels, which is the order of the category ids of the file.
-        image_ids, file_names: of the images used, in the order of the file.
+        file: the annotations, for evaluation; None in training, which is done with them.
+        image_ids: of the images used, in the order of the file.
         landscape: whether each of them is wider than high.
         dropped: how much the rules of training leave out, by reason.
 
@@ -115,58 +120,82 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
         training: bool,
         masks: bool = False,
         keep_empty_images: bool = False,
+        keep_crowds: bool = False,
         categories: Sequence[Category] | None = None,
         transform: Callable[[Any, dict[str, Any]], tuple[Any, dict[str, Any]]] | None = None,
         min_box_size: float = 1.0,
     ) -> None:
         if not images.is_dir():
             raise FileNotFoundError(f"The images folder {images} does not exist.")
-        file = parse_annotations(annotations, masks)
-        file.require_usable()
-        self.images_path, self.annotations_path = images, annotations
+        file = read_coco_file(annotations, segmentations=masks, keep_crowds=keep_crowds)
+        if training:
+            empty = ("no object to train on", "no mask to train on") if keep_empty_images else ()
+            file.require("masks" if masks else "boxes", without=empty)
+        else:
+            file.require(
+                "mask_evaluation" if masks else "evaluation", also=("bad file name", "bad image size", "bad box")
+            )
+        self.annotations_path = annotations
         self.categories = tuple(file.categories if categories is None else categories)
-        self.masks, self.transform = masks, transform
-        self.dropped = {"crowd": 0, "small boxes": 0, "images without objects": 0, "small images": 0}
-
+        self.masks, self.training, self.transform = masks, training, transform
         unknown = [category for category in file.categories if category not in self.categories]
         if unknown:
             raise ValueError(
                 f"{annotations} has {len(unknown)} classes that the model does not know, such as {unknown[0].name!r} "
                 f"with id {unknown[0].id}; the model knows {len(self.categories)}, such as {self.categories[0].name!r}."
             )
-        objects_of: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in file.images}
-        singles = objects(file.annotations)
-        for annotation in singles:
-            if training and box_problem(annotation, file.images[annotation["image_id"]], min_box_size):
-                self.dropped["small boxes"] += 1
-            else:
-                objects_of[annotation["image_id"]].append(annotation)
-        used = list(file.images.values())
+        self.file = None if training else file
+        objects = file.annotations
+        is_object = ~objects.crowd
+        is_used = np.ones(len(file.images), dtype=bool)
+        self.dropped: dict[str, int] = {}
         if training:
-            self.dropped["crowd"] = len(file.annotations) - len(singles)
-            large = [image for image in used if min(image["width"], image["height"]) >= MIN_IMAGE_SIDE]
-            self.dropped["small images"] = len(used) - len(large)
-            used = [image for image in large if objects_of[image["id"]] or keep_empty_images]
-            self.dropped["images without objects"] = len(large) - len(used)
-            if not used:
+            is_object, is_used = self._training_rules(file, keep_empty_images, min_box_size)
+            if not is_used.any():
                 raise ValueError(f"{annotations} leaves no image to train on (left out: {self.dropped}).")
 
-        self.image_ids: list[int] = [image["id"] for image in used]
-        self.landscape: list[bool] = [image["width"] > image["height"] for image in used]
-        self.file_names: list[str] = [image["file_name"] for image in used]
-        self._sizes = [(image["width"], image["height"]) for image in used]
-        # The objects are kept in a few arrays and strings: reading many small Python objects in a forked worker
+        used = np.flatnonzero(is_used)
+        self.image_ids = [file.images.ids[n] for n in used.tolist()]
+        self._widths, self._heights = file.images.widths[used], file.images.heights[used]
+        self.landscape: list[bool] = (self._widths > self._heights).tolist()
+        self._used, self._names = used, file.images.file_names
+        self._folder = ImageFolder(images, file.images.file_names)
+        # The objects stay in a few arrays and blocks of bytes: reading many small Python objects in a forked worker
         # changes their reference counts, and so copies their memory into every worker.
-        kept = [annotation for image_id in self.image_ids for annotation in objects_of[image_id]]
-        label_of = {category.id: label for label, category in enumerate(self.categories)}
-        self._labels = np.array([label_of[annotation["category_id"]] for annotation in kept], dtype=np.int64)
-        self._boxes = np.array([annotation["bbox"] for annotation in kept], dtype=np.float64).reshape(-1, 4)
+        kept = np.flatnonzero(is_object & is_used[objects.image])
+        kept = kept[np.argsort(objects.image[kept], kind="stable")]
+        label_of = {category: label for label, category in enumerate(self.categories)}
+        self._labels = np.array([label_of[c] for c in file.categories], dtype=np.int64)[objects.category[kept]]
+        self._boxes = objects.boxes[kept]
         self._boxes[:, 2:] += self._boxes[:, :2]
-        self._ends = np.cumsum([len(objects_of[image_id]) for image_id in self.image_ids])
-        self._segmentations = [
-            json.dumps([annotation["segmentation"] for annotation in objects_of[image_id]]) if masks else ""
-            for image_id in self.image_ids
-        ]
+        self._ends = np.cumsum(np.bincount(objects.image[kept], minlength=len(file.images))[used])
+        self._segmentations, self._places = objects.segmentations, kept
+
+    def _training_rules(
+        self, file: CocoFile, keep_empty_images: bool, min_box_size: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Which annotations and which images training uses, bool [A] and bool [I]."""
+        objects, images = file.annotations, file.images
+        is_object = file.trainable(min_box_size)
+        self.dropped["crowd"] = int(objects.crowd.sum())
+        self.dropped["unusable or small boxes"] = len(objects) - self.dropped["crowd"] - int(is_object.sum())
+        if self.masks and objects.is_empty is not None:
+            self.dropped["masks without a pixel"] = int((is_object & objects.is_empty).sum())
+            is_object &= ~objects.is_empty
+        large = np.minimum(images.widths, images.heights) >= MIN_IMAGE_SIDE
+        with_objects = np.bincount(objects.image[is_object], minlength=len(images)) > 0
+        is_used = large & (with_objects | keep_empty_images)
+        self.dropped["images without objects"] = int(large.sum() - is_used.sum())
+        self.dropped["small images"] = int((~large).sum())
+        return is_object, is_used
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker process gets where processes are not forked: it does not evaluate."""
+        return {**vars(self), "file": None}
+
+    def file_name(self, index: int) -> str:
+        """The name of an image in the annotation file."""
+        return self._names[int(self._used[index])].decode("utf-8", "replace")
 
     def repeat_factors(self, threshold: float) -> np.ndarray:
         """[I]: how often an epoch should have each image, on average; see `ranksort.data.lvis.repeat_factors`."""
@@ -204,60 +233,22 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
 
     def _load(self, index: int) -> tuple[Any, dict[str, Any]]:
         index = range(len(self))[index]
-        width, height = self._sizes[index]
-        path = self.images_path / self.file_names[index]
+        width, height = int(self._widths[index]), int(self._heights[index])
+        path = self._folder.path(int(self._used[index]))
         picture = to_rgb(upright(read_image(path), width, height, path))
         image = tv_tensors.Image(torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous())
 
         of_image = slice(self._ends[index - 1] if index else 0, self._ends[index])
-        boxes = torch.from_numpy(self._boxes[of_image]).float()
-        target: dict[str, Any] = {
-            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width)),
-            "labels": torch.from_numpy(self._labels[of_image].copy()),
-            "image_id": self.image_ids[index],
-        }
-        if self.masks:
-            segmentations = json.loads(self._segmentations[index])
-            masks = [decode_mask(segmentation, height, width) for segmentation in segmentations]
-            target["masks"] = tv_tensors.Mask(torch.from_numpy(np.array(masks).reshape(-1, height, width)))
+        boxes, labels = self._boxes[of_image], self._labels[of_image]
+        target: dict[str, Any] = {"image_id": self.image_ids[index]}
+        if self._segmentations is not None:
+            segmentations = [self._segmentations[n] for n in self._places[of_image].tolist()]
+            masks = np.array([decode_mask(s, height, width) for s in segmentations]).reshape(-1, height, width)
+            if self.training and not (kept := masks.any(axis=(1, 2))).all():  # of very many, see `read_coco_file`
+                warnings.warn(f"{path}: left out {int((~kept).sum())} objects whose masks have no pixel", stacklevel=2)
+                boxes, labels, masks = boxes[kept], labels[kept], masks[kept]
+            target["masks"] = tv_tensors.Mask(torch.from_numpy(masks))
+        box_tensor = torch.from_numpy(boxes).float()
+        target["boxes"] = tv_tensors.BoundingBoxes(box_tensor, format="XYXY", canvas_size=(height, width))
+        target["labels"] = torch.from_numpy(labels.copy())
         return (image, target) if self.transform is None else self.transform(image, target)
-
-
-def read_image(path: Path) -> Image.Image:
-    """Reads and decodes an image file as it is stored.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no image, or damaged.
-    """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except FileNotFoundError:
-        raise FileNotFoundError(f"The image {path} does not exist.") from None
-    except Exception as error:  # a damaged file makes Pillow raise nearly anything
-        raise ValueError(f"The image {path} cannot be read ({error}); replace it or take it out.") from error
-
-
-def upright(image: Image.Image, width: int, height: int, path: Path) -> Image.Image:
-    """Turns an image as its EXIF orientation says, if only then it has the size that its annotations are for.
-
-    Raises:
-        ValueError: it has that size neither way.
-    """
-    if image.size == (width, height):
-        return image
-    turned = ImageOps.exif_transpose(image)
-    if turned.size != (width, height):
-        raise ValueError(
-            f"The image {path} is {image.width}x{image.height}, but its annotations are for {width}x{height}."
-        )
-    return turned
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Converts any kind of image to 8 bit RGB; 16 bit greyscale is scaled, which Pillow alone would clip."""
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-    return image.convert("RGB")

@@ -1,36 +1,21 @@
 """What LVIS (Gupta et al., CVPR 2019) has beyond COCO: files named by URL, federated annotation, repeat factor sampling."""
 
 import re
-from collections.abc import Collection
-from typing import Any
 
 import numpy as np
 
-_FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")
+from .coco_rows import ImageRow
 
 
-def file_name(image: dict[str, Any]) -> Any:
+def file_name(image: ImageRow) -> str | None:
     """Where an image is: `train2017/<name>.jpg` or `val2017/<name>.jpg` for one of LVIS, as its `coco_url` ends.
 
     LVIS v1 states no `file_name`, and its validation images come from both folders of COCO. v0.5 states names of 2014.
     """
-    if _FEDERATED[0] in image and isinstance(image.get("coco_url"), str):
-        found = re.search(r"(?:train|val|test)2017/\w+\.jpg$", image["coco_url"])
+    if image.neg_category_ids is not None and image.coco_url is not None:
+        found = re.search(r"(?:train|val|test)2017/\w+\.jpg$", image.coco_url)
         return found and found[0]
-    return image.get("file_name")
-
-
-def image_problem(image: dict[str, Any], category_ids: Collection[int]) -> str | None:
-    """What is wrong with the federated annotation of an image, if it has one.
-
-    `neg_category_ids` are classes known to be absent, `not_exhaustive_category_ids` classes of which not every object
-    is annotated. Of all other classes without an object in the image nothing is known.
-    """
-    for key in _FEDERATED:
-        ids = image.get(key, [])
-        if not isinstance(ids, list) or not all(type(id) is int and id in category_ids for id in ids):
-            return f'"{key}" must be a list of ids of categories in this file'
-    return None
+    return image.file_name
 
 
 def repeat_factors(image: np.ndarray, label: np.ndarray, num_images: int, threshold: float) -> np.ndarray:

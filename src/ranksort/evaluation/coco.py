@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from .inputs import in_memory, read_detections, read_ground_truth
+from ..data.coco_columns import CocoFile
+from ..data.coco_file import in_memory
+from .inputs import read_detections, read_ground_truth
 from .lrp import evaluate_lrp
 from .matching import AREA_RANGES, match, take_part
 from .precision import evaluate_precision
@@ -16,7 +18,7 @@ AT_IOU_50, AT_IOU_75 = 0, 5  # positions among COCO's IoU thresholds .5, .55, ..
 
 
 def evaluate_detections(
-    ground_truth: str | Path | dict[str, Any],
+    ground_truth: str | Path | dict[str, Any] | CocoFile,
     detections: str | Path | list[dict[str, Any]],
     iou_type: str = "bbox",
     style: str = "coco",
@@ -24,7 +26,7 @@ def evaluate_detections(
     """AP, AR and oLRP of detections. Prints nothing and leaves its arguments as they are.
 
     Args:
-        ground_truth: path of a COCO or LVIS annotation JSON, or its content.
+        ground_truth: path of a COCO or LVIS annotation JSON, its content, or what `read_coco_file` made of it.
         detections: path of a COCO results JSON, or its content: a list of objects with `image_id`, `category_id`,
             `score` (0..1) and `bbox` ([x, y, width, height] in pixels) and/or `segmentation` (RLE).
         iou_type: "bbox" compares boxes, "segm" masks.
@@ -38,8 +40,7 @@ def evaluate_detections(
     for name, value, choices in (("iou_type", iou_type, ("bbox", "segm")), ("style", style, ("coco", "lvis"))):
         if value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")
-    with in_memory(ground_truth, "ground truth", "evaluate on fewer images"):
-        truth = read_ground_truth(ground_truth, iou_type, style)
+    truth = read_ground_truth(ground_truth, iou_type, style)
     with in_memory(detections, "detections", "keep fewer per image, for example the 100 best"):
         found = read_detections(detections, truth, iou_type)
     candidates = take_part(truth, found, federated=style == "lvis")

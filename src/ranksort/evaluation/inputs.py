@@ -11,20 +11,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import ArrayLike
 from pycocotools import mask as mask_utils
 
-from ..data.annotations import rle_areas
+from ..data.coco_columns import CocoFile, Federated
+from ..data.coco_file import read_coco_file
+from ..data.ids import sort_key
+from ..data.segmentations import encode_segmentations, rle_areas
 
 Id = int | str
 Box = tuple[float, float, float, float]  # x, y, width, height in pixels
 Pixels = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 MAX_COORDINATE = 1e9  # whatever is beyond is a mistake
-MAX_AREA = 1e10  # pixels; COCO leaves out what is beyond
 
 
 class Rle(msgspec.Struct, gc=False):
@@ -37,8 +39,22 @@ class Rle(msgspec.Struct, gc=False):
 PLACE = [("image_id", Id), ("category_id", Id)]
 BOX = ("bbox", Box)
 MASK = ("segmentation", Rle | list[list[float]])
-SIDES = [("height", Pixels), ("width", Pixels)]
-LVIS_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
+
+
+class ImageInfo(NamedTuple):
+    """An image: its id and its sides in pixels, 0 where they are not known."""
+
+    id: Id
+    height: int
+    width: int
+
+
+class CategoryInfo(NamedTuple):
+    """A category: its id and name, and LVIS' "r", "c" or "f" or None."""
+
+    id: Id
+    name: str
+    frequency: str | None
 
 
 @dataclass
@@ -57,8 +73,8 @@ class Instances:
 class GroundTruth(Instances):
     """The objects, and the images and categories in the order of their ids."""
 
-    images: list[Any]  # rows with `id`, for "segm" `height` and `width`
-    categories: list[Any]  # rows with `id`, `name`, for LVIS `frequency`
+    images: list[ImageInfo]
+    categories: list[CategoryInfo]
     crowd: np.ndarray  # (N,) bool
     absent: list[list[int]]  # LVIS: positions of the categories that were verified to be absent, per image
     incomplete: list[list[int]]  # LVIS: positions of the categories not exhaustively annotated, per image
@@ -78,13 +94,13 @@ class Detections(Instances):
         return Detections(**columns)
 
 
-def read_ground_truth(source: str | Path | dict[str, Any], iou_type: str, style: str) -> GroundTruth:
+def read_ground_truth(source: "str | Path | dict[str, Any] | CocoFile", iou_type: str, style: str) -> GroundTruth:
     """Read annotations in COCO's or LVIS' format.
 
-    Absent `iscrowd` means 0, absent `area` the area of the box (iou_type "bbox") or mask ("segm").
+    Absent `iscrowd` means 0; where there is no sensible `area`, it is that of the box (iou_type "bbox") or mask ("segm").
 
     Args:
-        source: path of the JSON, or its content.
+        source: path of the JSON, its content, or what `read_coco_file` made of it, with segmentations for "segm".
         iou_type: "bbox" or "segm".
         style: "coco" or "lvis"; LVIS' additional keys are required by the latter and not used by the former.
 
@@ -92,41 +108,45 @@ def read_ground_truth(source: str | Path | dict[str, Any], iou_type: str, style:
         FileNotFoundError: `source` is no file.
         ValueError: one sentence about what is wrong and where.
     """
-    content, origin = _content(source, "ground truth")
-    try:
-        sections = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
-    except (msgspec.DecodeError, RecursionError):
-        parsed = _parse(content, origin)
-        sections = {}
-        if isinstance(parsed, dict):
-            sections = {key: msgspec.Raw(json.dumps(rows).encode()) for key, rows in parsed.items()}
-    if not {"images", "categories", "annotations"} <= sections.keys():
-        raise ValueError("The ground truth must be a JSON object with 'images', 'categories' and 'annotations'.")
-    with_boxes, lvis = iou_type == "bbox", style == "lvis"
-    fields: list[Any] = [*PLACE, BOX if with_boxes else MASK, ("id", Id | None, None)]
-    fields += [("area", float | None, None), ("iscrowd", bool | int, 0)]
-    annotations = _rows(sections["annotations"], fields, "annotations", origin)
-    crowd = np.array([bool(row.iscrowd) for row in annotations], dtype=bool)
-    if crowd.all():
-        raise ValueError("The ground truth has no annotations other than crowds: there is nothing to be found.")
-    fields = [("id", Id), *([] if with_boxes else SIDES), *((key, list[Id]) for key in LVIS_LISTS if lvis)]
-    images = _sorted_by_id(_rows(sections["images"], fields, "images", origin), "images")
-    fields = [("id", Id), *([("frequency", Literal["r", "c", "f"])] if lvis else []), ("name", Id | None, None)]
-    categories = _sorted_by_id(_rows(sections["categories"], fields, "categories", origin), "categories")
-    del content, sections  # what follows allocates less where a large block has been freed
-    instances = _instances(annotations, images, categories, "annotations", with_boxes, not with_boxes)
-    for n, row in enumerate(annotations):
-        if row.area is not None:
-            instances.areas[n] = row.area
-    sensible = (instances.areas >= 0) & (instances.areas <= MAX_AREA)
-    _refuse(annotations, "annotations", ~sensible, f"have an area that is not from 0 to {MAX_AREA:g}")
-    position = {category.id: c for c, category in enumerate(categories)}
-    absent, incomplete = (
-        [[position[id_] for id_ in getattr(image, key, ()) if id_ in position] for image in images]
-        for key in LVIS_LISTS
+    with_masks = iou_type == "segm"
+    file = (
+        source
+        if isinstance(source, CocoFile)
+        else read_coco_file(source, segmentations=with_masks, what="ground truth")
     )
+    if with_masks and any(fault.kind == "no segmentation" for fault in file.faults):
+        raise ValueError(f"{file.source} has objects without masks: compare boxes, by --iou-type bbox.")
+    file.require("mask_evaluation" if with_masks else "evaluation")
+    if style == "lvis" and (file.images.federated is None or not {"r", "c", "f"}.issuperset(file.frequencies)):
+        raise ValueError(
+            f'{file.source} is no LVIS file: its images need "neg_category_ids" and "not_exhaustive_category_ids", its '
+            'categories a "frequency" of r, c or f. Other files are evaluated by --style coco.'
+        )
+    images, objects = file.images, file.annotations
+    order = sorted(range(len(images)), key=lambda n: sort_key(images.ids[n]))
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.arange(len(order))
+    masks = mask_areas = None
+    areas = objects.boxes[:, 2] * objects.boxes[:, 3]
+    if with_masks:
+        assert objects.segmentations is not None
+        masks, mask_areas = encode_segmentations(
+            objects.segmentations, images.heights[objects.image], images.widths[objects.image]
+        )
+        areas = mask_areas.astype(np.float64)
+    federated = images.federated if style == "lvis" and images.federated else [Federated([], [])] * len(images)
     return GroundTruth(
-        **vars(instances), images=images, categories=categories, crowd=crowd, absent=absent, incomplete=incomplete
+        image=rank[objects.image],
+        category=objects.category,
+        areas=np.where(objects.has_area(), objects.areas, areas),
+        boxes=None if with_masks else objects.boxes,
+        mask_areas=mask_areas,
+        masks=masks,  # type: ignore[arg-type]
+        images=[ImageInfo(images.ids[n], int(images.heights[n]), int(images.widths[n])) for n in order],
+        categories=[CategoryInfo(c.id, c.name, f) for c, f in zip(file.categories, file.frequencies, strict=True)],
+        crowd=objects.crowd,
+        absent=[federated[n].absent for n in order],
+        incomplete=[federated[n].incomplete for n in order],
     )
 
 
@@ -241,16 +261,6 @@ def _refuse(rows: Sequence[Any], what: str, wrong: ArrayLike, problem: str) -> N
     raise ValueError(
         f"{len(positions)} of {len(rows)} {what} {problem} ({kind} {', '.join(map(reprlib.repr, names))}{more})."
     )
-
-
-def _sorted_by_id(rows: list[Any], what: str) -> list[Any]:
-    """Images or categories in the order of their ids, which must differ."""
-    ids = [row.id for row in rows]
-    wrong = [type(id_) is not type(ids[0]) for id_ in ids]
-    _refuse(rows, what, wrong, "have a number as id where the first one has a string, or the reverse")
-    first = dict(zip(reversed(ids), reversed(range(len(ids))), strict=True))
-    _refuse(rows, what, [first[id_] != i for i, id_ in enumerate(ids)], "have an id that another one has, too")
-    return sorted(rows, key=lambda row: row.id)
 
 
 def _instances(

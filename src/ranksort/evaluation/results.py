@@ -8,9 +8,11 @@ import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
+from ..data.ids import Id
+
 
 def to_coco_results(
-    detections: Sequence[dict[str, Tensor]], image_ids: Sequence[int], category_ids: Sequence[int]
+    detections: Sequence[dict[str, Tensor]], image_ids: Sequence[Id], category_ids: Sequence[Id]
 ) -> list[dict[str, Any]]:
     """Turns the detections of some images into COCO results.
 

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from .. import __version__
-from ..data.annotations import Category
 from ..data.coco import CocoDataset, find_split
+from ..data.coco_columns import Category
 from ..data.samplers import AspectRatioBatchSampler
 from ..data.transforms import ssd_transforms, training_transforms
 from ..models import ATSS, PAA, YOLACT, CascadeRCNN, FasterRCNN, MaskRCNN, SOLOv2

@@ -1,0 +1,265 @@
+"""What can be wrong with an annotation file that is well-formed: all images, objects and classes at the same time."""
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+
+from .coco_columns import Annotations, CocoFile
+from .faults import Lines
+from .segmentations import check_segmentations
+
+MIN_IMAGE_SIDE = 32
+"""Training leaves out images with a shorter side, in pixels, as the published code does."""
+_DRAWN_AT_ONCE = 32_000_000  # bytes of segmentations that are looked through for masks without a pixel before training
+
+
+def check(file: CocoFile, pixels: bool | None, keep_crowds: bool) -> None:
+    """Add to the faults of a file; see `coco_file.read_coco_file` for the arguments."""
+    _check_images(file)
+    _check_boxes(file)
+    _check_areas(file)
+    if file.annotations.segmentations is not None:
+        _check_segmentations(file, pixels)
+    _check_repeats(file)
+    _check_crowds(file, keep_crowds)
+    _check_categories(file)
+
+
+def _check_images(file: CocoFile) -> None:
+    images = file.images
+    sides = np.minimum(images.widths, images.heights)
+    small = np.flatnonzero((sides > 0) & (sides < MIN_IMAGE_SIDE))
+    file.add(
+        "small image",
+        Lines(small, lambda n: f"image {images.ids[n]} has a side under {MIN_IMAGE_SIDE} px ({images.size(n)})"),
+    )
+    first: dict[bytes, int] = {}
+    again: dict[int, int] = {}
+    for start, names in images.file_names.slices():
+        for n, name in enumerate(names, start):
+            if name and first.setdefault(name, n) != n:
+                again[n] = first[name]
+    file.add(
+        "same file in two images",
+        Lines(
+            list(again),
+            lambda n: (
+                f"image {images.ids[n]} is the file of image {images.ids[again[n]]}, too ({images.file_name(n)}): "
+                "what is annotated in one of them counts as background in the other"
+            ),
+        ),
+    )
+
+
+def _check_boxes(file: CocoFile) -> None:
+    annotations, images = file.annotations, file.images
+
+    def described(n: int, what: str) -> str:
+        return f"{annotations.name(n)} {what} (bbox {annotations.boxes[n].tolist()})"
+
+    def size_of_image(n: int) -> str:
+        return images.size(int(annotations.image[n]))
+
+    faults = file.box_faults()
+    file.add(
+        "box without area",
+        Lines(
+            np.flatnonzero(faults["box without area"]),
+            lambda n: (
+                f"{annotations.name(n)} has no area (bbox {annotations.boxes[n].tolist()}, area "
+                f"{'not given' if np.isnan(annotations.areas[n]) else f'{annotations.areas[n]:g}'})"
+            ),
+        ),
+    )
+    file.add(
+        "box outside the image",
+        Lines(
+            np.flatnonzero(faults["box outside the image"]),
+            lambda n: described(n, f"lies outside its {size_of_image(n)} image"),
+        ),
+    )
+    file.add("small box", Lines(np.flatnonzero(faults["small box"]), lambda n: described(n, "is smaller than 1 px")))
+
+    x, y, width, height = annotations.boxes.T
+    columns, rows = images.widths[annotations.image], images.heights[annotations.image]
+    # Sub-pixel overshoots come from rounding and are everywhere, in COCO too.
+    reaches_out = (np.minimum(x, y) < -1) | (x + width > columns + 1) | (y + height > rows + 1)
+    reaches_out &= (columns > 0) & (rows > 0)
+    are_corners = (width > x) & (height > y) & (width <= columns + 1) & (height <= rows + 1)
+    if 2 * reaches_out.sum() > len(x) and are_corners.sum() >= 0.9 * len(x):
+        line = f"{reaches_out.sum()} of {len(x)} boxes reach out of their images, and would fit as corners: are they "
+        file.add("boxes reach out of their images", [f"{line}[x1, y1, x2, y2]? COCO's are [x, y, width, height]"])
+        return
+    is_new = reaches_out & ~np.logical_or.reduce(list(faults.values()))
+    file.add(
+        "box partly outside the image",
+        Lines(
+            np.flatnonzero(is_new),
+            lambda n: described(n, f"reaches out of its {size_of_image(n)} image and is clipped"),
+        ),
+    )
+
+
+def _check_areas(file: CocoFile) -> None:
+    annotations = file.annotations
+    missing = np.isnan(annotations.areas)
+    file.add(
+        "wrong area",
+        Lines(
+            np.flatnonzero(np.isfinite(annotations.areas) & ~annotations.has_area()),
+            lambda n: (
+                f"{annotations.name(n)} has the area {annotations.areas[n]:g}, which can be none: evaluation takes "
+                "that of its box or mask"
+            ),
+        ),
+    )
+    if missing.sum() > 20:
+        lines: Lines | list[str] = [
+            f'{missing.sum()} of {len(missing)} annotations have no "area": that of the box or mask is taken'
+        ]
+    else:
+        lines = Lines(
+            np.flatnonzero(missing), lambda n: f'{annotations.name(n)} has no "area": that of its box or mask is taken'
+        )
+    file.add("no area given", lines)
+
+
+def _check_segmentations(file: CocoFile, pixels: bool | None) -> None:
+    annotations, images = file.annotations, file.images
+    assert annotations.segmentations is not None
+    if pixels is None:
+        pixels = annotations.segmentations.size < _DRAWN_AT_ONCE
+    sizes = images.heights[annotations.image], images.widths[annotations.image]
+    checked = check_segmentations(annotations.segmentations, *sizes, pixels=pixels)
+    crowd = annotations.crowd
+    missing = checked.missing & ~crowd
+    if missing.any() and (missing | crowd).all():
+        file.add("no segmentation", ["no object has a segmentation, which masks need"])
+    else:
+        file.add(
+            "no segmentation",
+            Lines(
+                np.flatnonzero(missing),
+                lambda n: f"{annotations.name(n)} has a box only and no segmentation, which masks need",
+            ),
+        )
+    bad = [n for n in checked.problems if not crowd[n]]
+    file.add("bad segmentation", Lines(bad, lambda n: f"{annotations.name(n)} {checked.problems[n]}"))
+    bad_crowds = [n for n in [*checked.problems, *np.flatnonzero(checked.missing).tolist()] if crowd[n]]
+    file.add(
+        "bad segmentation of a crowd",
+        Lines(bad_crowds, lambda n: f"{annotations.name(n)} {checked.problems.get(n, 'has no segmentation')}"),
+    )
+    file.add(
+        "mask without a pixel",
+        Lines(
+            np.flatnonzero(checked.is_empty & ~crowd),
+            lambda n: f"{annotations.name(n)} has a segmentation that covers no pixel of its image",
+        ),
+    )
+    annotations.is_empty = checked.is_empty
+
+
+def _check_repeats(file: CocoFile) -> None:
+    annotations = file.annotations
+    again = _repeated(annotations.ids)
+    file.add(
+        "duplicate annotation id",
+        Lines(
+            again,
+            lambda n: f"{annotations.name(n)} has the same id as an earlier one: some tools keep only one of them",
+        ),
+    )
+    first = _equal_annotations(annotations)
+    file.add(
+        "same annotation twice",
+        Lines(
+            sorted(first),
+            lambda n: f"{annotations.name(n)} has the image, category and shape of {annotations.name(first[n])}",
+        ),
+    )
+
+
+def _repeated(ids: "np.ndarray | list[Any]") -> list[int]:
+    """The places of ids that an earlier one equals, which usually are none."""
+    if isinstance(ids, np.ndarray) and (np.diff(np.sort(ids)) > 0).all():
+        return []
+    seen: set[Any] = {None}
+    again = []
+    for n, id in enumerate(ids.tolist() if isinstance(ids, np.ndarray) else ids):
+        if id in seen and id is not None:
+            again.append(n)
+        seen.add(id)
+    return again
+
+
+def _equal_annotations(annotations: Annotations) -> dict[int, int]:
+    """Annotations that equal one before them in everything but the id, and that one."""
+    boxes = np.ascontiguousarray(annotations.boxes.T).view(np.int64)
+    columns = [annotations.image, annotations.category, annotations.crowd.astype(np.int64), *boxes]
+    key = np.zeros(len(annotations), dtype=np.uint64)
+    for column in columns:
+        key ^= column.view(np.uint64)
+        key *= np.uint64(0x9E3779B97F4A7C15)
+        key ^= key >> np.uint64(29)
+    if (np.diff(np.sort(key)) > 0).all():
+        return {}
+    order = np.argsort(key, kind="stable")
+    candidates = np.flatnonzero(key[order][1:] == key[order][:-1])
+    before, after = order[candidates], order[candidates + 1]
+    same = np.logical_and.reduce([column[before] == column[after] for column in columns])
+    pairs = zip(after[same].tolist(), before[same].tolist(), strict=True)
+    texts = annotations.segmentations
+    return {n: first for n, first in pairs if texts is None or texts[n] == texts[first]}
+
+
+def _check_crowds(file: CocoFile, keep_crowds: bool) -> None:
+    annotations = file.annotations
+    count, crowds = len(annotations), int(annotations.crowd.sum())
+    if keep_crowds:
+        annotations.crowd = np.zeros_like(annotations.crowd)
+        crowds = 0
+    elif 2 * crowds > count:
+        file.add(
+            "mostly crowd",
+            [
+                f"{crowds} of {count} annotations are marked as crowd, which training leaves out and evaluation does not look for: "
+                "some exporters mark every mask so; --data.crowd keep takes them for objects"
+            ],
+        )
+    if crowds == count and not file.refusals("evaluation"):  # what is missing may be in what is malformed
+        what = "annotations other than crowds" if crowds else "annotations"
+        file.add("nothing to evaluate", [f"there are no {what}: there is nothing to be found"])
+    if file.refusals("boxes"):
+        return
+    sides = np.minimum(file.images.widths, file.images.heights)[annotations.image]
+    trainable = file.trainable() & (sides >= MIN_IMAGE_SIDE)
+    why = ", since all are marked as crowd: --data.crowd keep takes them for objects" if 0 < crowds == count else ""
+    if not trainable.any():
+        file.add("no object to train on", [f"there is no object to train on{why}"])
+    elif annotations.is_empty is not None and not (trainable & ~annotations.is_empty).any():
+        file.add("no mask to train on", ["there is no mask with a pixel to train on"])
+
+
+def _check_categories(file: CocoFile) -> None:
+    by_name: dict[str, list[int]] = defaultdict(list)
+    for c, category in enumerate(file.categories):
+        by_name[category.name.strip().casefold()].append(c)
+    objects = np.bincount(file.annotations.category, minlength=len(file.categories))
+    placeholders = []
+    for c, category in enumerate(file.categories):
+        others = [file.categories[o] for o in by_name[category.name.strip().casefold()] if o != c]
+        is_group = category.name in file.supercategories[:c] + file.supercategories[c + 1 :]
+        if objects[c] == 0 and objects.any() and (others or is_group):
+            why = f"category {others[0].id} has the same name" if others else "another names it as its supercategory"
+            placeholders.append(
+                f"category {category.id} ({category.name}) has no object, and {why}: perhaps an exporter's placeholder, "
+                "which a detector learns nothing for; take it out"
+            )
+    file.add("category without objects", placeholders)
+    repeated = [entries for entries in by_name.values() if len(entries) > 1]
+    ids = [", ".join(str(file.categories[c].id) for c in entries) for entries in repeated]
+    names = [file.categories[entries[0]].name for entries in repeated]
+    lines = [f"the categories {i} are all called {name!r}" for i, name in zip(ids, names, strict=True)]
+    file.add("same name in two categories", lines)

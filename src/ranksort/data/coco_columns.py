@@ -1,0 +1,165 @@
+"""A COCO or LVIS annotation file as columns, which `coco_file.read_coco_file` fills."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .faults import USES, Fault, Use
+from .ids import Id
+from .segmentations import Packed
+
+MAX_AREA = 1e10  # pixels; COCO's evaluation leaves out what is beyond
+
+
+@dataclass(frozen=True)
+class Category:
+    """A class as the annotation file names it; its label is its position in the order of the ids."""
+
+    id: Id
+    name: str
+
+
+class Federated(NamedTuple):
+    """What LVIS says of the classes in an image: positions of those known to be absent, and of those not exhaustively annotated."""
+
+    absent: list[int]
+    incomplete: list[int]
+
+
+@dataclass
+class Images:
+    """I images, in the order of the file."""
+
+    ids: list[Id]
+    file_names: Packed  # UTF-8, relative to the images folder; empty where there is none
+    widths: np.ndarray  # int64 [I] pixels, 0 where not known
+    heights: np.ndarray  # int64 [I]
+    federated: list[Federated] | None = None  # of LVIS, one for each image
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def file_name(self, n: int) -> str:
+        return self.file_names[n].decode()
+
+    def size(self, n: int) -> str:
+        return f"{self.widths[n]}x{self.heights[n]}"
+
+
+_COLUMNS = ("number", "image", "category", "boxes", "areas", "crowd")
+
+
+@dataclass
+class Annotations:
+    """A annotations of known images and categories, in the order of the file."""
+
+    ids: "np.ndarray | list[Any]"  # int64 [A], or a list where not all are integers; None for one without an id
+    number: np.ndarray  # int64 [A], position in the list of the file, from 1
+    image: np.ndarray  # int64 [A], position of the image
+    category: np.ndarray  # int64 [A], position of the category
+    boxes: np.ndarray  # float64 [A, 4], x, y, width, height in pixels; NaN where there is none
+    areas: np.ndarray  # float64 [A], pixels, as stated; NaN where it is not, infinite where it is no number
+    crowd: np.ndarray  # bool [A]
+    segmentations: Packed | None = None  # JSON; None where they were not asked for
+    is_empty: np.ndarray | None = None  # bool [A]: masks known to have no pixel; None where that was not looked at
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def select(self, rows: np.ndarray) -> "Annotations":
+        """Those at some positions, bool [A]."""
+        if rows.all():
+            return self
+        places = np.flatnonzero(rows)
+        return Annotations(
+            ids=self.ids[places] if isinstance(self.ids, np.ndarray) else [self.ids[n] for n in places.tolist()],
+            segmentations=self.segmentations and self.segmentations.select(places),
+            is_empty=None if self.is_empty is None else self.is_empty[places],
+            **{name: getattr(self, name)[places] for name in _COLUMNS},
+        )
+
+    def name(self, n: int) -> str:
+        return f"annotation number {self.number[n]} of the list" if self.ids[n] is None else f"annotation {self.ids[n]}"
+
+    def has_area(self) -> np.ndarray:
+        """bool [A]: whether an area is stated which can be one."""
+        return (self.areas >= 0) & (self.areas <= MAX_AREA)
+
+
+@dataclass
+class CocoFile:
+    """What an annotation file holds, and its faults.
+
+    Attributes:
+        source: what messages call it, such as its path.
+        categories: C classes in the order of their ids, which is that of the labels.
+        frequencies: of each class LVIS' "r", "c" or "f"; None where it has none.
+        supercategories: of each class the name of its group, if it states one.
+        images, annotations: columns, without what is malformed.
+        faults: what is wrong.
+    """
+
+    source: str
+    categories: list[Category] = field(default_factory=list)
+    frequencies: list[str | None] = field(default_factory=list)
+    images: Images = field(default_factory=lambda: Images([], Packed.of([]), np.zeros(0, int), np.zeros(0, int)))
+    annotations: Annotations = field(default_factory=lambda: join_annotations([]))
+    faults: list[Fault] = field(default_factory=list)
+    supercategories: list[str | None] = field(default_factory=list)
+
+    def add(self, kind: str, lines: Sequence[str]) -> None:
+        """Note a kind of fault, with a line for each case; no lines, no fault."""
+        if len(lines):
+            self.faults.append(Fault(kind, lines))
+
+    def refusals(self, use: Use, also: Collection[str] = (), without: Collection[str] = ()) -> list[Fault]:
+        """The faults for which a use refuses the file; and those of kinds which matter for it `also`, or not (`without`)."""
+        return [
+            fault
+            for fault in self.faults
+            if (fault.consequence(use) == "refused" or fault.kind in also) and fault.kind not in without
+        ]
+
+    def require(self, use: Use, also: Collection[str] = (), without: Collection[str] = ()) -> None:
+        """Raise ValueError that names the first reasons why the file cannot be used so, if there are any; see `refusals`."""
+        refusals = self.refusals(use, also, without)
+        first = [line for fault in refusals for line in fault.lines[:3]][:3]
+        more = sum(len(fault.lines) for fault in refusals) - len(first)
+        if first:
+            rest = f"; and {more} more faults, which `ranksort check-data` lists" if more else ""
+            raise ValueError(f"{self.source} cannot be used for {USES[use]}: {'; '.join(first)}{rest}.")
+
+    def box_faults(self, min_size: float = 1.0) -> dict[str, np.ndarray]:
+        """Which single objects training leaves out, by the kind of fault, as the published code decides it on the unclipped box.
+
+        `min_size` is the least width and height that are kept, in pixels. Returns bool [A] each; none is in two of them.
+        """
+        x, y, width, height = self.annotations.boxes.T
+        single, image = ~self.annotations.crowd, self.annotations.image
+        single = single & np.isfinite(x)  # what has no box is another fault
+        empty = single & ((width <= 0) | (height <= 0) | (self.annotations.areas <= 0))
+        right = np.minimum(x + width, self.images.widths[image]) <= np.maximum(x, 0)
+        below = np.minimum(y + height, self.images.heights[image]) <= np.maximum(y, 0)
+        outside = single & ~empty & (right | below)
+        small = single & ~empty & ~outside & ((width < min_size) | (height < min_size))
+        return {"box without area": empty, "box outside the image": outside, "small box": small}
+
+    def trainable(self, min_size: float = 1.0) -> np.ndarray:
+        """bool [A]: the single objects whose boxes training keeps; see `box_faults`."""
+        return ~self.annotations.crowd & ~np.logical_or.reduce(list(self.box_faults(min_size).values()))
+
+
+def join_annotations(parts: Sequence[Annotations]) -> Annotations:
+    """Put the annotations of several parts of a file one after the other."""
+    if not parts:
+        integers, numbers = np.zeros(0, dtype=np.int64), np.zeros((0, 4))
+        return Annotations([], integers, integers, integers, numbers, numbers[:, 0], integers.astype(bool))
+    ids, masks = [part.ids for part in parts], [part.segmentations for part in parts]
+    are_integers = all(isinstance(x, np.ndarray) for x in ids)
+    return Annotations(
+        ids=np.concatenate(ids) if are_integers else [id for x in ids for id in x],
+        segmentations=None if None in masks else Packed.joined(masks),  # type: ignore[arg-type]
+        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS},
+    )

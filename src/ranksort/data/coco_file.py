@@ -1,0 +1,309 @@
+"""The one reader of COCO and LVIS annotation files.
+
+Whoever needs such a file reads it here: training, evaluation, `check-data`. It becomes columns (`coco_columns.py`) and a list of
+all that is wrong with it (`coco_checks.py`). What makes a file unfit for one use need not make it unfit for another one (`faults.py`).
+"""
+
+import errno
+import json
+import mmap
+import operator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from reprlib import repr as shown
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from .coco_checks import check
+from .coco_columns import Annotations, Category, CocoFile, Federated, Images, join_annotations
+from .coco_rows import MAX_COORDINATE, MAX_SIDE, AnnotationRow, CategoryRow, ImageRow, MaskedAnnotationRow, Repair
+from .ids import Id, IdIndex, canonical, sort_key
+from .json_rows import decode_rows
+from .lvis import file_name
+from .segmentations import Packed
+
+_SECTIONS = ("categories", "images", "annotations")
+
+
+def read_coco_file(
+    source: str | Path | Mapping[str, Any],
+    *,
+    segmentations: bool,
+    pixels: bool | None = None,
+    keep_crowds: bool = False,
+    what: str = "annotation file",
+) -> CocoFile:
+    """Read and check an annotation file. Whatever it holds becomes a fault, not an exception.
+
+    Args:
+        source: path of the JSON, or its content.
+        segmentations: keep them, and check them.
+        pixels: look for masks without a pixel, too, for which polygons have to be drawn; None: unless they are so many that it
+            takes long. What is then decoded later can turn out to have none.
+        keep_crowds: take annotations that are marked as crowd for single objects: some exporters mark every mask so.
+        what: what messages call it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it does not fit into the memory, or what is in memory has no place in JSON.
+    """
+    content: bytes | mmap.mmap
+    if isinstance(source, str | Path):
+        file, content = CocoFile(f"The {what} {source}"), map_file(Path(source), what)
+    else:
+        file, content = CocoFile(f"The {what}"), json_of(source, what)
+    with in_memory(source, what, "use fewer images"):
+        sections = _sections(file, content)
+        del content  # the rest allocates less where a large block has been freed
+        if not file.faults:
+            _Reader(file, segmentations).read(sections)
+            check(file, pixels, keep_crowds)
+    return file
+
+
+@contextmanager
+def in_memory(source: Any, what: str, advice: str) -> Iterator[None]:
+    """Say in a sentence what does not fit into the memory, and what to do."""
+    try:
+        yield
+    except (MemoryError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.ENOMEM:
+            raise
+        name = f" {source} ({Path(source).stat().st_size / 1e9:.3g} GB)" if isinstance(source, str | Path) else ""
+        raise ValueError(f"This machine has too little memory for the {what}{name}: {advice}.") from None
+
+
+def map_file(path: Path, what: str) -> "bytes | mmap.mmap":
+    """The content of a file, which is read where it lies."""
+    if not path.is_file():
+        raise FileNotFoundError(f"The {what} {path} does not exist.")
+    with path.open("rb") as file:  # an empty one cannot be mapped
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
+
+
+def json_of(content: Any, what: str) -> bytes:
+    """Content in memory as JSON; the bytes of pycocotools and the numbers of numpy are welcome."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, bytes):
+            return value.decode("ascii")
+        if isinstance(value, np.ndarray | np.generic):
+            return value.tolist()
+        raise ValueError(f"objects of type {type(value).__name__}")
+
+    try:
+        return json.dumps(content, default=plain).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"The {what} holds something that has no place in JSON: {error}.") from None
+
+
+def _sections(file: CocoFile, content: "bytes | mmap.mmap") -> dict[str, Any]:
+    """The sections, as JSON or as lists; what is missing becomes a fault."""
+    sections: Any
+    try:
+        sections = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, RecursionError):
+        try:
+            sections = json.loads(bytes(content))  # slower; takes NaN and a byte order mark
+        except RecursionError:
+            file.add("not JSON", ["it is no COCO JSON: its brackets are nested too deeply"])
+            return {}
+        except ValueError as error:
+            file.add("not JSON", [f"it is not complete JSON, perhaps cut off while being written ({error})"])
+            return {}
+    sections = sections if isinstance(sections, dict) else {}
+    starts = {name: _start(sections.get(name)) for name in _SECTIONS}
+    missing = [name for name in _SECTIONS if starts[name][:1] != b"["]
+    missing += [name for name in _SECTIONS[:2] if starts[name] == b"[]"]
+    file.add("missing section", [f'"{name}" is missing, empty or not a list' for name in missing])
+    return sections
+
+
+def _start(section: Any) -> bytes:
+    """The first two signs of a value's JSON."""
+    if isinstance(section, msgspec.Raw):
+        return b"".join(bytes(memoryview(section)[:200]).split())[:2]
+    return (b"[.." if section else b"[]")[:2] if isinstance(section, list) else b""
+
+
+class _Reader:
+    """Takes the rows of the sections to the columns of a file, and what is malformed to faults."""
+
+    def __init__(self, file: CocoFile, segmentations: bool) -> None:
+        self.file, self.segmentations = file, segmentations
+        self.problems: dict[str, list[str]] = {}
+        self.malformed: dict[str, list[Any]] = {"image": [], "category": []}  # values that are no ids
+
+    def read(self, sections: dict[str, Any]) -> None:
+        self.categories(sections.pop("categories"))
+        self.images(sections.pop("images"))
+        self.annotations(sections.pop("annotations"))
+        for kind, lines in self.problems.items():
+            self.file.add(kind, lines)
+
+    def problem(self, kind: str, line: str) -> None:
+        self.problems.setdefault(kind, []).append(line)
+
+    def rows(self, section: Any, name: str, kind: type[Any]) -> tuple[list[tuple[int, Id, Any]], Repair]:
+        """The rows of images or categories that have an id of their own: number in the list from 1, id, row."""
+        repair, rows = Repair(), list[Any]()
+        for part in decode_rows(section, kind, repair.rows(kind)):
+            rows += part
+            repair.number = len(rows) + 1
+        known: dict[Id, tuple[int, Id, Any]] = {}
+        for number, row in enumerate(rows, 1):
+            id = canonical(row.id)
+            if id is None:
+                self.malformed[name].append(row.id)
+                line = f'needs an integer or a string as "id", {"which is missing" if row.id is None else f"not {shown(row.id)}"}'
+                if (number, "row") in repair.found:
+                    line = f"is not an object but {repair.found[number, 'row']}"
+                self.problem(f"malformed {name}", f"{name} number {number} of the list {line}")
+            elif id in known:
+                self.problem(f"duplicate {name} id", f"{name} {id} has the same id as an earlier one")
+            else:
+                known[id] = number, id, row
+        return list(known.values()), repair
+
+    def categories(self, section: Any) -> None:
+        rows, repair = self.rows(section, "category", CategoryRow)
+        rows.sort(key=lambda entry: sort_key(entry[1]))
+        for number, id, row in rows:
+            if row.name is None:
+                line = f'category {id} needs a string as "name", {repair.shown(number, "name")}'
+                self.problem("bad category name", line)
+            self.file.categories.append(Category(id, str(id) if row.name is None else row.name))
+        self.file.frequencies = [row.frequency for *_, row in rows]
+        self.file.supercategories = [row.supercategory for *_, row in rows]
+
+    def images(self, section: Any) -> None:
+        rows, repair = self.rows(section, "image", ImageRow)
+        names: list[bytes] = []
+        sides: dict[str, list[int]] = {"width": [], "height": []}
+        for number, id, row in rows:
+            name = file_name(row)
+            if not name:
+                line = f'image {id} needs a string as "file_name", {repair.shown(number, "file_name")}'
+                self.problem("bad file name", line)
+            names.append((name or "").encode("utf-8", "surrogatepass"))
+            for key, column in sides.items():
+                value = getattr(row, key)
+                good = value is not None and value > 0 and value < MAX_SIDE and float(value).is_integer()
+                if not good:
+                    given = repair.shown(number, key) if value is None else f"not {shown(value)}"
+                    line = f'image {id} needs a positive integer under a million as "{key}", {given}'
+                    self.problem("bad image size", line)
+                column.append(int(value) if good else 0)
+        self.file.images = Images(
+            [id for _, id, _ in rows],
+            Packed.of(names),
+            np.array(sides["width"], dtype=np.int64),
+            np.array(sides["height"], dtype=np.int64),
+            self.federated(rows),
+        )
+
+    def federated(self, rows: list[tuple[int, Id, Any]]) -> list[Federated] | None:
+        """LVIS' lists of classes, as positions; None where no image has them."""
+        if all(row.neg_category_ids is None and row.not_exhaustive_category_ids is None for *_, row in rows):
+            return None
+        index = IdIndex([category.id for category in self.file.categories])
+        result = []
+        for _, id, row in rows:
+            places = [index.find(ids or []) for ids in (row.neg_category_ids, row.not_exhaustive_category_ids)]
+            if any((place < 0).any() for place in places):
+                self.problem("bad list of categories", f"image {id} lists a category that the file does not have")
+            result.append(Federated(*(place[place >= 0].tolist() for place in places)))
+        return result
+
+    def annotations(self, section: Any) -> None:
+        kind = MaskedAnnotationRow if self.segmentations else AnnotationRow
+        images, categories = (
+            IdIndex(ids) for ids in (self.file.images.ids, [category.id for category in self.file.categories])
+        )
+        repair, first, parts = Repair(), 1, list[Annotations]()
+        for rows in decode_rows(section, kind, repair.rows(kind)):
+            parts.append(self.columns(rows, first, repair, images, categories))
+            first += len(rows)
+            repair.number = first
+        self.file.annotations = join_annotations(parts)
+
+    def columns(self, rows: list[Any], first: int, repair: Repair, images: IdIndex, categories: IdIndex) -> Annotations:
+        """The columns of some annotations, of which the first has that number; without those that refer to nothing."""
+        get = {name: list(map(operator.attrgetter(name), rows)) for name in AnnotationRow.__struct_fields__}
+        boxes, bad_boxes = _boxes(get["bbox"])
+        crowd, bad_crowds = _crowds(get["iscrowd"])
+        part = Annotations(
+            ids=_ids(get["id"]),
+            number=np.arange(first, first + len(rows)),
+            image=images.find(get["image_id"]),
+            category=categories.find(get["category_id"]),
+            boxes=boxes,
+            areas=np.array(get["area"], dtype=np.float64),  # None becomes NaN
+            crowd=crowd,
+            segmentations=Packed.of([row.segmentation for row in rows]) if self.segmentations else None,
+        )
+        refused = set(np.flatnonzero((part.image < 0) | (part.category < 0)).tolist())
+        for n in refused:
+            self.refer(part, n, {name: get[f"{name}_id"][n] for name in ("image", "category")}, repair)
+        for n in set(bad_crowds) - refused:
+            line = f'{part.name(n)} needs 0 or 1 as "iscrowd", not {shown(get["iscrowd"][n])}'
+            self.problem("malformed annotation", line)
+        for n in set(bad_boxes) - refused:
+            value = get["bbox"][n]
+            given = repair.shown(first + n, "bbox") if value is None else f"not {list(value)}"
+            need = "four finite numbers [x, y, width, height]"
+            self.problem("bad box", f'{part.name(n)} needs {need} as "bbox", {given}')
+        for n in range(len(rows)) if repair.found else ():
+            if (first + n, "area") in repair.found:
+                line = f"{part.name(n)} has the area {repair.found[first + n, 'area']}, which can be none"
+                self.problem("wrong area", f"{line}: that of its box or mask is taken")
+        is_kept = np.ones(len(rows), dtype=bool)
+        is_kept[[*refused, *bad_crowds]] = False
+        return part.select(is_kept)
+
+    def refer(self, part: Annotations, n: int, values: dict[str, Any], repair: Repair) -> None:
+        """Note that an annotation names no image or no category, unless the cause is a fault of that one."""
+        where, number = part.name(n), int(part.number[n])
+        if (number, "row") in repair.found:
+            self.problem("malformed annotation", f"{where} is not an object but {repair.found[number, 'row']}")
+            return
+        for name, places in (("image", part.image), ("category", part.category)):
+            value = values[name]
+            if places[n] >= 0 or value in self.malformed[name]:
+                continue
+            if canonical(value) is None:
+                given = "which is missing" if value is None else f"not {shown(value)}"
+                line = f'{where} needs an integer or a string as "{name}_id", {given}'
+                self.problem("malformed annotation", line)
+            else:
+                self.problem(f"unknown {name}", f"{where} names the unknown {name} {shown(value)}")
+            return
+
+
+def _boxes(values: list[Any]) -> tuple[np.ndarray, list[int]]:
+    """Boxes float64 [N, 4], NaN where there is none; and the places of these."""
+    without = [n for n, box in enumerate(values) if box is None] if None in values else []
+    if without:
+        values = [(np.nan,) * 4 if box is None else box for box in values]
+    boxes = np.fromiter(chain.from_iterable(values), np.float64, 4 * len(values)).reshape(-1, 4)
+    huge = (np.abs(boxes) >= MAX_COORDINATE).any(axis=1)
+    boxes[huge] = np.nan
+    return boxes, sorted([*without, *np.flatnonzero(huge).tolist()])
+
+
+def _crowds(values: list[Any]) -> tuple[np.ndarray, list[int]]:
+    """Which annotations are marked as crowd, bool [N]; and where the mark is neither 0 nor 1."""
+    column = np.array(values)
+    if column.dtype.kind not in "bif":
+        marks = {None: 0, False: 0, "0": 0, "0.0": 0, True: 1, "1": 1, "1.0": 1}
+        column = np.array([marks.get(value, -1) if value.__hash__ else -1 for value in values])
+    return column == 1, np.flatnonzero((column != 0) & (column != 1)).tolist()
+
+
+def _ids(values: list[Any]) -> "np.ndarray | list[Any]":
+    column = np.array(values) if values and type(values[0]) is int else None
+    return column if column is not None and column.dtype.kind == "i" else [canonical(value) for value in values]

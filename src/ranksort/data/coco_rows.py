@@ -1,0 +1,154 @@
+"""One image, category or annotation of a COCO file, and how much of a malformed one can be used."""
+
+import math
+import reprlib
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from .json_rows import text_of
+
+MAX_SIDE = 1_000_000  # pixels, of an image
+MAX_COORDINATE = 1e9  # pixels, of a box; whatever is beyond is a mistake
+
+AnyId = int | float | str | None
+Number = int | float
+
+
+class CategoryRow(msgspec.Struct, gc=False):
+    """A category; `name` is None where it is malformed."""
+
+    id: AnyId = None
+    name: str | None = None
+    supercategory: str | None = None
+    frequency: str | None = None
+
+
+class ImageRow(msgspec.Struct, gc=False):
+    """An image; of LVIS with its lists of category ids. What is malformed is None."""
+
+    id: AnyId = None
+    file_name: str | None = None
+    width: Number | None = None
+    height: Number | None = None
+    coco_url: str | None = None
+    neg_category_ids: list[AnyId] | None = None
+    not_exhaustive_category_ids: list[AnyId] | None = None
+
+
+class AnnotationRow(msgspec.Struct, gc=False):
+    """An annotation without its segmentation. What is malformed is None; of `area`, infinity."""
+
+    id: AnyId = None
+    image_id: AnyId = None
+    category_id: AnyId = None
+    bbox: tuple[float, float, float, float] | None = None
+    area: float | None = None
+    iscrowd: bool | int | float | str | None = 0
+
+
+class MaskedAnnotationRow(AnnotationRow, gc=False):
+    """An annotation with its segmentation, as JSON."""
+
+    segmentation: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class Repair:
+    """Takes rows that are not as they should be to such rows, and remembers the values that had to be left out.
+
+    Attributes:
+        found: by number of the row in the list, from 1, and by field: the value, as it is shown in messages.
+        number: of the row that comes next.
+    """
+
+    def __init__(self) -> None:
+        self.found: dict[tuple[int, str], str] = {}
+        self.number = 1
+
+    def shown(self, number: int, name: str) -> str:
+        """A value as messages show it: "not 'x'", or "which is missing"."""
+        value = self.found.get((number, name))
+        return "which is missing" if value is None else f"not {value}"
+
+    def rows(self, kind: type[msgspec.Struct]) -> Callable[[Any], Any]:
+        """Return the function that makes a row of this kind of a JSON value."""
+        fields = {name: _FIELDS.get(name, _scalar) for name in kind.__struct_fields__}
+
+        def repaired(entry: Any) -> Any:
+            number, self.number = self.number, self.number + 1
+            if not isinstance(entry, dict):
+                self.found[number, "row"] = reprlib.repr(entry)
+                return kind()
+            row = kind()
+            for name, convert in fields.items():
+                if entry.get(name) is not None:
+                    value = convert(entry[name])
+                    setattr(row, name, value)
+                    if value is None or (name == "area" and math.isinf(value)):
+                        self.found[number, name] = reprlib.repr(entry[name])
+            return row
+
+        return repaired
+
+
+def is_number(value: Any, limit: float = math.inf) -> bool:
+    """Whether a JSON value is a number of sensible size; rules out NaN, infinity and booleans."""
+    return type(value) in (int, float) and -limit < value < limit
+
+
+class _NoScalar:
+    """A list or an object where a number or a string is wanted."""
+
+    def __init__(self, value: Any) -> None:
+        self.shown = reprlib.repr(value)
+
+    def __repr__(self) -> str:
+        return self.shown
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _NoScalar) and other.shown == self.shown
+
+    def __hash__(self) -> int:
+        return hash(self.shown)
+
+
+def _scalar(value: Any) -> Any:
+    return _NoScalar(value) if isinstance(value, list | dict) else value
+
+
+def _string(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _number(value: Any) -> Number | None:
+    return value if is_number(value) else None
+
+
+def _box(value: Any) -> tuple[float, ...] | None:
+    good = isinstance(value, list) and len(value) == 4 and all(is_number(v, MAX_COORDINATE) for v in value)
+    return tuple(map(float, value)) if good else None
+
+
+def _area(value: Any) -> float:
+    return float(value) if is_number(value, 1e300) else math.inf
+
+
+def _list(value: Any) -> list[Any]:
+    return list(map(_scalar, value)) if isinstance(value, list) else [None]
+
+
+_FIELDS: dict[str, Callable[[Any], Any]] = {
+    "name": _string,
+    "supercategory": _string,
+    "frequency": _string,
+    "file_name": _string,
+    "coco_url": _string,
+    "width": _number,
+    "height": _number,
+    "neg_category_ids": _list,
+    "not_exhaustive_category_ids": _list,
+    "bbox": _box,
+    "area": _area,
+    "segmentation": text_of,
+}

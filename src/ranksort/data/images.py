@@ -1,0 +1,134 @@
+"""Image files: where the ones that an annotation file names are, and pixels upright in RGB."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from .segmentations import Packed
+
+
+class ImageFolder:
+    """Finds the images of an annotation file.
+
+    Exporters write paths of their own: with backslashes, with the name of the images folder in front, or with folders that were left
+    behind. An image that is not where its name says is looked for without the first folders of the name, unless several
+    images of the file would then share a name.
+
+    Args:
+        folder: what the names are relative to.
+        names: of all images of the annotation file, UTF-8.
+    """
+
+    def __init__(self, folder: Path, names: Packed) -> None:
+        self.folder, self.names = folder, names
+
+    def path(self, n: int) -> Path:
+        """Return where an image is.
+
+        Raises:
+            FileNotFoundError: it is nowhere; the message says what there is instead, if that is clear.
+        """
+        name = self.names[n].decode("utf-8", "surrogatepass")
+        path = self.folder / name
+        if _is_file(path):
+            return path
+        parts = PurePosixPath(name.replace("\\", "/")).parts
+        is_unique = self._base_names[parts[-1]] == 1 if parts else False
+        for start in range(len(parts) if is_unique else min(len(parts), 1)):
+            candidate = self.folder.joinpath(*parts[start:])
+            if _is_file(candidate):
+                return candidate
+        raise FileNotFoundError(f"The image {name} is not in {self.folder}{self._hint(parts, is_unique)}.")
+
+    def _hint(self, parts: tuple[str, ...], is_unique: bool) -> str:
+        if parts and not is_unique and _is_file(self.folder.joinpath(parts[-1])):
+            return f"; {parts[-1]} is there, but the file names several images so"
+        near = self._listing.get(Path(parts[-1]).stem.casefold()) if parts else None
+        return f"; there is {near}: rename it, or change the file's name for it" if near else ""
+
+    @cached_property
+    def _base_names(self) -> Counter[str]:
+        names = {name.decode("utf-8", "surrogatepass") for _, part in self.names.slices() for name in part}
+        return Counter(name.replace("\\", "/").rpartition("/")[2] for name in names)
+
+    @cached_property
+    def _listing(self) -> dict[str, str]:
+        """The names in the folder, by what is left without suffix and case."""
+        return {Path(name).stem.casefold(): name for name in os.listdir(self.folder)} if self.folder.is_dir() else {}
+
+
+def find_folder(folders: Iterable[Path], name: str) -> Path | None:
+    """Return the first of some folders that holds an image of that name, or else, without the folders in front of its name."""
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    for start in range(max(len(parts), 1)):
+        for folder in folders:
+            if _is_file(folder.joinpath(*parts[start:])) or (start == 0 and _is_file(folder / name)):
+                return folder
+    return None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name which no file can have
+        return False
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read and decode an image file as it is stored.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no image, or damaged.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except FileNotFoundError:
+        raise FileNotFoundError(f"The image {path} does not exist.") from None
+    except Exception as error:  # a damaged file makes Pillow raise nearly anything
+        raise ValueError(f"The image {path} cannot be read ({error}); replace it or take it out.") from error
+
+
+def upright(image: Image.Image, width: int, height: int, path: Path) -> Image.Image:
+    """Turn an image as its EXIF orientation says, as viewers and labelling tools show it.
+
+    It stays as it is stored where only so it has the size that its annotations are for.
+
+    Raises:
+        ValueError: it has that size neither way.
+    """
+    turned = ImageOps.exif_transpose(image)
+    for candidate in (turned, image):
+        if candidate.size == (width, height):
+            return candidate
+    raise ValueError(f"The image {path} is {image.width}x{image.height}, but its annotations are for {width}x{height}.")
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any kind of image to 8 bit RGB; 16 bit greyscale is scaled, which Pillow alone would clip."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def darkness(image: Image.Image) -> str | None:
+    """Say why an image turns nearly black, or loses what is bright, by `to_rgb`; None: it does not."""
+    if image.mode[:1] not in "IF":
+        return None
+    greatest = float(image.getextrema()[1])  # type: ignore[arg-type]
+    white, bits = (65535, "16 bit") if image.mode.startswith("I") else (255, "floating point")
+    if greatest > white:
+        return f"is {bits} greyscale with values up to {greatest:g}, where {white} is white: what is above is lost"
+    if 0 < greatest < white / 8:
+        return (
+            f"is {bits} greyscale whose brightest value is {greatest:g}, where {white} is white: it turns nearly black; "
+            f"multiply its values by {white // max(greatest, 1) if greatest >= 1 else white:g}"
+        )
+    return None

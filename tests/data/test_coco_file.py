@@ -1,0 +1,168 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ranksort.data.coco_file import read_coco_file
+from ranksort.data.ids import IdIndex, canonical
+from ranksort.data.json_rows import decode_rows
+from ranksort.data.segmentations import Packed, check_segmentations, decode_mask, encode_segmentations
+
+ids = st.integers(-5, 5) | st.sampled_from(["a", "b", "7", "-1", ""]) | st.integers(10**18, 10**19)
+
+
+@given(known=st.lists(ids, unique=True), values=st.lists(ids | st.floats(-5, 5) | st.none() | st.booleans()))
+def test_ids_are_found_as_by_a_dictionary(known: list[Any], values: list[Any]) -> None:
+    def place(value: Any) -> int:
+        id = canonical(value)
+        spelt = str(id) if isinstance(id, int) else int(id) if id in ("7", "-1") else None
+        return known.index(id) if id in known else known.index(spelt) if spelt in known else -1
+
+    assert IdIndex(known).find(values).tolist() == [place(value) for value in values]
+
+
+def test_ids_may_be_integral_floats_and_strings(tmp_path: Path) -> None:
+    for number, text in ((3.0, "3"), (10**17, str(10**17)), ("x", "x")):
+        content = {
+            "images": [{"id": number, "file_name": "a.jpg", "width": 64.0, "height": 48.0}],
+            "categories": [{"id": text, "name": "a"}],
+            "annotations": [{"id": 1.0, "image_id": text, "category_id": number, "bbox": [1, 2, 3, 4], "area": 12}],
+        }
+        file = read_coco_file(content, segmentations=False)
+        assert file.faults == []
+        assert (file.annotations.image.tolist(), file.annotations.category.tolist()) == ([0], [0])
+        assert file.images.widths.tolist() == [64]
+
+
+class Row(msgspec.Struct):
+    text: str = ""
+    number: int = 0
+
+
+tricky = st.sampled_from(["}, {", '"},{"', "\\", "[", "]}", "é", "\n"]).map(lambda text: "a" + text)
+# Rows of another kind: a string as number, rows within a row, a number that is none.
+OTHERS = [{"number": "9"}, {"number": 1, "more": [{"a": 1}, {"b": 2}]}, {"number": float("inf")}, {}, 7]
+
+
+def _repaired(row: Any) -> Row:
+    number = row.get("number", 0) if isinstance(row, dict) else 0
+    return Row(row.get("text", "") if isinstance(row, dict) else "", int(number) if number != float("inf") else 0)
+
+
+@given(
+    rows=st.lists(st.builds(lambda text, number: {"text": text, "number": number}, tricky, st.integers(0, 9))),
+    others=st.lists(st.sampled_from(OTHERS)),
+    chunk=st.integers(1, 60),
+)
+def test_a_list_is_split_between_rows_alone(rows: list[Any], others: list[Any], chunk: int) -> None:
+    rows = [*rows, *others, *rows]
+    parts = decode_rows(memoryview(json.dumps(rows).encode()), Row, _repaired, chunk)
+    assert [row for part in parts for row in part] == list(map(_repaired, rows))
+
+
+def test_a_large_file_is_read_like_a_small_one(tmp_path: Path) -> None:
+    """Several chunks, one of which holds what has to be repaired."""
+    rng = np.random.default_rng(0)
+    annotations = []
+    for n in range(30_000):
+        polygon = rng.uniform(0, 90, 60).round(2).tolist()
+        annotations.append(
+            {
+                "id": n,
+                "image_id": n % 7,
+                "category_id": 1 + n % 3,
+                "bbox": [n % 50, 1, 20, 30],
+                "area": n,
+                "iscrowd": n % 2,
+            }
+            | {"segmentation": [polygon]}
+        )
+    annotations[20_000] |= {"iscrowd": "1", "image_id": "6"}
+    annotations[20_001]["bbox"] = None
+    images = [{"id": n, "file_name": f"{n}.jpg", "width": 100, "height": 100} for n in range(7)]
+    content = {
+        "images": images,
+        "categories": [{"id": c, "name": f"c{c}"} for c in (3, 1, 2)],
+        "annotations": annotations,
+    }
+    path = tmp_path / "large.json"
+    path.write_text(json.dumps(content))
+    assert path.stat().st_size > 3 * 2**22
+    file = read_coco_file(path, segmentations=True, pixels=False)
+    objects = file.annotations
+    assert len(objects) == 30_000
+    numbers = np.arange(30_000)
+    expected_images = numbers % 7
+    expected_images[20_000] = 6
+    assert np.array_equal(objects.image, expected_images)
+    assert np.array_equal(objects.category, numbers % 3)
+    assert np.array_equal(objects.crowd, (numbers % 2 == 1) | (numbers == 20_000))
+    assert np.array_equal(objects.areas, numbers)
+    assert np.isnan(objects.boxes).any(axis=1).nonzero()[0].tolist() == [20_001]
+    assert objects.segmentations is not None
+    assert [json.loads(objects.segmentations[n]) for n in (0, 19_999, 29_999)] == [
+        annotations[n]["segmentation"] for n in (0, 19_999, 29_999)
+    ]
+    assert [list(fault.lines) for fault in file.faults if fault.kind == "bad box"] == [
+        ['annotation 20001 needs four finite numbers [x, y, width, height] as "bbox", which is missing']
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_other_encodings_of_json_are_read(content: dict[str, Any], tmp_path: Path, encoding: str) -> None:
+    content["categories"][0]["name"] = "Kätzchen"
+    (tmp_path / "a.json").write_text(json.dumps(content, ensure_ascii=False), encoding=encoding)
+    assert [c.name for c in read_coco_file(tmp_path / "a.json", segmentations=True).categories] == ["dog", "Kätzchen"]
+
+
+def test_nan_in_a_field_that_is_not_needed_does_no_harm(content: dict[str, Any]) -> None:
+    content["annotations"][0]["confidence"] = float("nan")
+    content["images"][0]["gps"] = [float("inf")]
+    assert read_coco_file(content, segmentations=True).faults == []
+
+
+shapes = st.sampled_from(
+    [
+        [],
+        [[]],
+        None,
+        [[1, 1, 9, 1, 9, 9]],
+        [[1, 1, 9, 1, 9, 9], []],
+        [[1, 1, 9, 1, 9, 9], [3]],
+        [[1, 2]],
+        [[1, 2, 3, 4, 5]],
+        "a",
+        7,
+        [["1", 2, 3, 4, 5, 6]],
+        [[1, 2, 3, 4, 5, None]],
+        [1, 2, 3, 4, 5, 6],
+        [[[1, 2], [3, 4], [5, 6]]],
+        {"counts": [1]},
+        {},
+        {"size": [10, 12], "counts": [50, 20, 50]},
+        {"size": [10, 12], "counts": [120]},
+        [[1.5, 1, 9, 1, 9, 9]],
+        [[0, 0, 0, 0, 0, 0]],
+    ]
+)
+
+
+@given(st.lists(shapes, max_size=6))
+def test_the_quick_look_finds_what_the_slow_one_finds(segmentations: list[Any]) -> None:
+    packed = Packed.of([json.dumps(s).encode() for s in segmentations])
+    sizes = np.full(len(packed), 10), np.full(len(packed), 12)
+    quick, slow = (check_segmentations(packed, *sizes, pixels=pixels) for pixels in (False, True))
+    assert quick.problems == slow.problems
+    assert np.array_equal(quick.missing, slow.missing)
+    counts, areas = encode_segmentations(packed, *sizes)
+    for n in range(len(packed)):
+        is_good = n not in slow.problems and not slow.missing[n]
+        assert (areas[n] >= 0) == (counts[n] is not None) == is_good
+        if is_good:
+            assert decode_mask(packed[n], 10, 12).sum() == areas[n]
+            assert slow.is_empty[n] == (areas[n] == 0)
