@@ -50,6 +50,13 @@ def test_losses_are_balanced() -> None:
         torch.testing.assert_close(losses[task], losses["ranking"] + losses["sorting"])
 
 
+def test_small_object_inside_many_anchors_has_one_positive() -> None:
+    """Its IoU with all anchors of one shape around it is the same."""
+    model = _model()
+    losses_and_gradients(model, *batch(sample(96, 96, [[43, 43, 47, 47, 0]]), sample(96, 96, [])))
+    assert model.num_positives == 1
+
+
 def test_mixed_precision() -> None:
     model = _model()
     images, targets = batch(sample(64, 80, [[10, 10, 50, 60, 1]]), sample(64, 80, []))

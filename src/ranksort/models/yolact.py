@@ -25,7 +25,7 @@ from .fpn import FPN
 from .images import ImageBatch, ImageTransform, Size
 from .layers import per_anchor, set_prior, xavier_convs
 from .masks import resize_masks
-from .matchers import ANY_OVERLAP, collect, match_iou
+from .matchers import collect, match_iou
 from .postprocess import fast_non_maximum_suppression
 
 STRIDES = (8, 16, 32, 64, 128)
@@ -78,10 +78,11 @@ class YOLACT(Detector):
     def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         output, coefficients, prototypes = self.predict(batch)
         anchors, all_logits = torch.cat(output.anchors), output.all_logits()
-        matched = collect(
-            [match_iou(anchors, t["boxes"], positive=0.5, negative=0.4, low_quality=ANY_OVERLAP) for t in targets],
-            targets,
-        )
+        matches = [
+            match_iou(anchors, target["boxes"], positive=0.5, negative=0.4, low_quality=0, one_best=True)
+            for target in targets
+        ]
+        matched = collect(matches, targets)
         self.num_positives = len(matched.positive)
         losses = rank_sort_detection_losses(
             all_logits,
