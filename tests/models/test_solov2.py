@@ -10,7 +10,7 @@ from oracles import solov2 as oracle
 from samples import batch, fit, losses_and_gradients, peak_bytes, sample
 from torch import Tensor
 
-from ranksort.models import SOLOv2, solov2
+from ranksort.models import SOLOv2
 from ranksort.models.masks import boxes_around
 from ranksort.models.solov2 import (
     GRIDS,
@@ -148,20 +148,24 @@ def test_cell_of_two_objects_goes_to_the_last() -> None:
     assert int((once >= 0).sum()) > 9  # on several levels
 
 
-def test_masks_in_parts_have_the_same_losses_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("positives", [3, 300])
+def test_mask_losses_and_gradients_agree_with_those_of_all_masks_at_once(positives: int) -> None:
     generator = torch.Generator().manual_seed(0)
     objects = torch.rand(5, 12, 10, generator=generator) < 0.3
-    owner = torch.randint(5, (50,), generator=generator)
-    features, kernels = (torch.randn(*shape, generator=generator) for shape in ((8, 12, 10), (50, 8)))
-    weights = torch.rand(50, generator=generator)
-    results = []
-    for limit in (128, 7):
-        monkeypatch.setattr(solov2, "_MASKS_AT_ONCE", limit)
-        leaves = [features.clone().requires_grad_(), kernels.clone().requires_grad_()]
-        losses = mask_losses(*leaves, objects, owner)
-        (losses * weights).sum().backward()
-        results.append([losses.detach(), *(leaf.grad for leaf in leaves)])
-    torch.testing.assert_close(results[0], results[1])
+    objects[4] = False  # an object too small for a cell of the map
+    owner = torch.arange(positives) % 5
+    features, kernels = (torch.randn(*shape, generator=generator) for shape in ((8, 12, 10), (positives, 8)))
+    weights = torch.rand(positives, generator=generator)
+
+    def losses_and_gradients(losses: Any, dtype: torch.dtype) -> list[Tensor]:
+        leaves = [features.to(dtype, copy=True), kernels.to(dtype, copy=True)]
+        result = losses(*[leaf.requires_grad_() for leaf in leaves])
+        (result * weights).sum().backward()
+        return [x.float() for x in (result.detach(), *[leaf.grad for leaf in leaves])]
+
+    ours = losses_and_gradients(lambda f, k: mask_losses(f, k, objects, owner), torch.float32)
+    theirs = losses_and_gradients(lambda f, k: oracle.mask_losses(f, k, objects[owner]), torch.float64)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_many_positives_take_little_more_memory_than_few() -> None:

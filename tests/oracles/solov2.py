@@ -3,6 +3,9 @@
 import math
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 
 class Cells(NamedTuple):
     """The outcome, and how clear it was.
@@ -47,6 +50,15 @@ def match(
                     of_level[y][x] = g
         owner += [g for row in of_level for g in row]
     return Cells(owner, min(margins))
+
+
+def mask_losses(features: Tensor, kernels: Tensor, wanted: Tensor) -> Tensor:
+    """Dice losses of the masks [P, h, w] which kernels [P, E] make of features [E, h, w], one by one, all kept for the gradient."""
+    losses = []
+    for kernel, t in zip(kernels, wanted.double(), strict=True):
+        p = (kernel[:, None, None] * features).sum(0).sigmoid()
+        losses.append(1 - 2 * (p * t).sum() / ((p * p).sum() + (t * t).sum() + 1e-5))
+    return torch.stack(losses)
 
 
 def matrix_nms(masks: list[set[int]], labels: list[int], sigma: float = 2.0) -> list[float]:

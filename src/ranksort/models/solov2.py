@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from ..losses.detection import confidence, quality_targets, self_balanced, weighted_mean
 from ..losses.localization import dice_loss
@@ -27,7 +26,7 @@ from .detector import Detector
 from .fpn import FPN
 from .images import ImageBatch, ImageTransform, Size
 from .layers import ConvNormReLU, normal_convs, per_anchor, set_prior
-from .masks import boxes_around, centres_and_areas, quarter_masks, resize_masks
+from .masks import boxes_around, centres_and_areas, losses_in_parts, quarter_masks, resize_masks
 from .matchers import NEGATIVE, collect
 from .postprocess import above_threshold
 
@@ -37,7 +36,6 @@ RANGES = ((1, 96), (48, 192), (96, 384), (192, 768), (384, 2048))  # √area in 
 LIGHT_RANGES = ((1, 56), (28, 112), (56, 224), (112, 448), (224, 896))
 
 _CENTRE = 0.2  # share of the box around the centre of mass whose cells are positive
-_MASKS_AT_ONCE = 128  # in training: more are made, and made again for the gradient, in parts
 _MOST = 1000  # pairs of cell and class in testing; only detectors which know nothing yet have more
 _MATRIX_NMS_LIMIT = 500
 _SIGMA = 2.0
@@ -257,9 +255,7 @@ def match_cells(boxes: Tensor, masks: Tensor, size: Size, ranges: Sequence[tuple
 
 
 def mask_losses(features: Tensor, kernels: Tensor, objects: Tensor, owner: Tensor) -> Tensor:
-    """Dice loss of the masks of some cells of one image; [P], in 0..1.
-
-    Only `_MASKS_AT_ONCE` masks are in memory at a time: an image of 200 objects has thousands of positives.
+    """Dice losses of the masks of some cells of one image; [P], in 0..1.
 
     Args:
         features: mask features, [E, h, w].
@@ -269,13 +265,14 @@ def mask_losses(features: Tensor, kernels: Tensor, objects: Tensor, owner: Tenso
     """
 
     def of_part(kernels: Tensor, owner: Tensor) -> Tensor:
-        masks = torch.einsum("pe,ehw->phw", kernels, features).float().sigmoid()
-        return dice_loss(masks, objects[owner])
+        return dice_loss(cell_masks(features, kernels), objects[owner])
 
-    if len(kernels) <= _MASKS_AT_ONCE:
-        return of_part(kernels, owner)
-    parts = zip(kernels.split(_MASKS_AT_ONCE), owner.split(_MASKS_AT_ONCE), strict=True)
-    return torch.cat([checkpoint(of_part, k, o, use_reentrant=False) for k, o in parts])
+    return losses_in_parts(of_part, kernels, owner)
+
+
+def cell_masks(features: Tensor, kernels: Tensor) -> Tensor:
+    """The masks which kernels [P, E] make of mask features [E, h, w]: probabilities, float32 [P, h, w]."""
+    return torch.einsum("pe,ehw->phw", kernels, features).float().sigmoid()
 
 
 def peaks(scores: Tensor, grid: int) -> Tensor:
