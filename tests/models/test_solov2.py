@@ -140,12 +140,22 @@ def test_cells_agree_with_the_paper(seed: int, count: int, size: tuple[int, int]
     assert ours.tolist() == expected.owner
 
 
-def test_cell_of_two_objects_goes_to_the_last() -> None:
+def test_cell_of_two_objects_goes_to_the_first() -> None:
     box, mask = torch.tensor([[16.0, 16, 80, 80]]), torch.zeros(1, 96, 96, dtype=torch.bool)
     mask[:, 16:80, 16:80] = True
     once, twice = (match_cells(box.repeat(n, 1), mask.repeat(n, 1, 1), (96, 96), RANGES) for n in (1, 2))
-    assert torch.equal(twice, torch.where(once >= 0, 1, -1))
+    assert torch.equal(twice, once)
     assert int((once >= 0).sum()) > 9  # on several levels
+
+
+def test_later_objects_take_the_cells_which_are_free() -> None:
+    """The second box has the first in its middle: of the cells which both want only those of the first are lost to it."""
+    boxes, masks = torch.tensor([[44.0, 44, 52, 52], [8, 8, 88, 88]]), torch.zeros(2, 96, 96, dtype=torch.bool)
+    masks[0, 44:52, 44:52] = masks[1, 8:88, 8:88] = True
+    inner, outer, both = (match_cells(boxes[i], masks[i], (96, 96), RANGES) for i in ([0], [1], [0, 1]))
+    assert torch.equal(both, torch.where(inner >= 0, 0, torch.where(outer >= 0, 1, -1)))
+    assert int((both == 1).sum()) > int((outer >= 0).sum()) / 2
+    assert bool(((inner >= 0) & (outer >= 0)).any())
 
 
 @pytest.mark.parametrize("positives", [3, 300])

@@ -26,7 +26,7 @@ def match(
     ranges: list[tuple[int, int]],
     grids: list[int],
 ) -> Cells:
-    """The last of several objects which want a cell gets it."""
+    """The first of several objects which want a cell gets it."""
     owner: list[int] = []
     margins = [1.0]
     for grid, (least, greatest) in zip(grids, ranges, strict=True):
@@ -47,7 +47,8 @@ def match(
                 bounds.append(range(max(first, middle - 1, 0), min(last, middle + 1, grid - 1) + 1))
             for y in bounds[1]:
                 for x in bounds[0]:
-                    of_level[y][x] = g
+                    if of_level[y][x] == -1:
+                        of_level[y][x] = g
         owner += [g for row in of_level for g in row]
     return Cells(owner, min(margins))
 

@@ -217,7 +217,7 @@ def match_cells(boxes: Tensor, masks: Tensor, size: Size, ranges: Sequence[tuple
     """Which object each cell of the grids has to find.
 
     Objects belong to the levels in whose range their √area is. There the cells around the centre of mass, at most one away, are
-    positive which the middle fifth of the box touches. A cell wanted by several objects goes to the last.
+    positive which the middle fifth of the box touches. A cell wanted by several objects goes to the first.
 
     Args:
         boxes: of the objects, xyxy [G, 4].
@@ -250,8 +250,9 @@ def match_cells(boxes: Tensor, masks: Tensor, size: Size, ranges: Sequence[tuple
     start = (grids**2).cumsum(0) - grids**2
     index = start[:, None, None] + rows[:, :, :, None] * grids[:, None, None] + columns[:, :, None]
     owner = torch.arange(len(boxes), device=device)[:, None, None, None].expand_as(index)
-    matches = torch.full((int((grids**2).sum()),), NEGATIVE, device=device)
-    return matches.scatter_reduce(0, index[wanted], owner[wanted], "amax")
+    first_owner = torch.full((int((grids**2).sum()),), len(boxes), device=device)
+    first_owner = first_owner.scatter_reduce(0, index[wanted], owner[wanted], "amin")
+    return torch.where(first_owner < len(boxes), first_owner, NEGATIVE)
 
 
 def mask_losses(features: Tensor, kernels: Tensor, objects: Tensor, owner: Tensor) -> Tensor:
