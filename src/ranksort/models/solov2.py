@@ -11,7 +11,7 @@ Next to SOLOv2 as published there is no focal loss, nor any weight between the t
 coefficient of its own mask; the authors' code gives a positive that of another one of its level and image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,6 @@ from .images import ImageBatch, ImageTransform, Size
 from .layers import ConvNormReLU, normal_convs, per_anchor, set_prior
 from .masks import boxes_around, centres_and_areas, losses_in_parts, quarter_masks, resize_masks
 from .matchers import NEGATIVE, collect
-from .postprocess import above_threshold
 
 GRIDS = (40, 36, 24, 16, 12)  # cells on each side of the image, one a level
 STRIDES = (8, 8, 16, 32, 32)  # of the maps which the grids are laid on; a mask has to have more cells than this
@@ -36,8 +35,9 @@ RANGES = ((1, 96), (48, 192), (96, 384), (192, 768), (384, 2048))  # √area in 
 LIGHT_RANGES = ((1, 56), (28, 112), (56, 224), (112, 448), (224, 896))
 
 _CENTRE = 0.2  # share of the box around the centre of mass whose cells are positive
-_MOST = 1000  # pairs of cell and class in testing; only detectors which know nothing yet have more
-_MATRIX_NMS_LIMIT = 500
+_DICE_EPS = 0.002  # as published: .001 for each of the two sums, which tells where masks are tiny
+_TESTED_AT_ONCE = 128  # masks in memory together in testing
+_MATRIX_NMS_LIMIT = 500  # pairs of cell and class
 _SIGMA = 2.0
 _LEAST_SCORE = 0.05  # after Matrix NMS
 
@@ -116,25 +116,22 @@ class SOLOv2(Detector):
         ]
 
     def _detect_one(self, pixels: Tensor) -> dict[str, Tensor]:
-        logits, kernels, features = self.predict(pixels)
+        logits, kernels, (features,) = self.predict(pixels)
+        all_kernels = torch.cat(kernels, 1)[0]
         scores = torch.cat([peaks(x[0].float().sigmoid(), grid) for x, grid in zip(logits, GRIDS, strict=True)])
-        score, cell, label = above_threshold(scores, self.score_threshold, _MOST)
-        masks = torch.einsum("pe,ehw->phw", torch.cat(kernels, 1)[0, cell], features[0]).float().sigmoid()
-        least_area = torch.tensor(STRIDES, device=cell.device).repeat_interleave(
-            torch.tensor(GRIDS, device=cell.device) ** 2
-        )
-        inside = masks > 0.5
-        area = inside.sum((1, 2), dtype=torch.int32)
-        large = area > least_area[cell]
-        masks, inside, area, score, label = masks[large], inside[large], area[large], score[large], label[large]
-        maskness = (masks * inside).sum((1, 2)) / area
+        candidates = (scores > self.score_threshold).any(1).nonzero().squeeze(1)
+        maskness = scores.new_zeros(len(scores))
+        maskness[candidates] = rate_masks(features, all_kernels[candidates], _least_areas(scores.device)[candidates])
+        score, cell, label = best_pairs(scores, maskness, self.score_threshold, _MATRIX_NMS_LIMIT)
 
-        score, best = (score * maskness).sort(descending=True, stable=True)
-        best = best[:_MATRIX_NMS_LIMIT]
-        score = score[:_MATRIX_NMS_LIMIT] * matrix_nms_decay(inside[best], label[best])
-        score, order = score.sort(descending=True, stable=True)
+        masks = torch.cat([part > 0.5 for part in _masks_in_parts(features, all_kernels[cell])])
+        score, order = (score * matrix_nms_decay(masks, label)).sort(descending=True, stable=True)
         order = order[score >= _LEAST_SCORE][: self.detections_per_image]
-        return {"scores": score[: len(order)], "labels": label[best[order]], "masks": masks[best[order]]}
+        return {
+            "scores": score[: len(order)],
+            "labels": label[order],
+            "masks": cell_masks(features, all_kernels[cell[order]]),
+        }
 
     def to_original(self, detections: list[dict[str, Tensor]], batch: ImageBatch) -> list[dict[str, Tensor]]:
         """Takes what `detect` found to the original images, with the boxes around the masks."""
@@ -266,7 +263,7 @@ def mask_losses(features: Tensor, kernels: Tensor, objects: Tensor, owner: Tenso
     """
 
     def of_part(kernels: Tensor, owner: Tensor) -> Tensor:
-        return dice_loss(cell_masks(features, kernels), objects[owner])
+        return dice_loss(cell_masks(features, kernels), objects[owner], eps=_DICE_EPS)
 
     return losses_in_parts(of_part, kernels, owner)
 
@@ -274,6 +271,46 @@ def mask_losses(features: Tensor, kernels: Tensor, objects: Tensor, owner: Tenso
 def cell_masks(features: Tensor, kernels: Tensor) -> Tensor:
     """The masks which kernels [P, E] make of mask features [E, h, w]: probabilities, float32 [P, h, w]."""
     return torch.einsum("pe,ehw->phw", kernels, features).float().sigmoid()
+
+
+def _masks_in_parts(features: Tensor, kernels: Tensor) -> Iterator[Tensor]:
+    """`cell_masks`, not more than `_TESTED_AT_ONCE` at a time."""
+    return (cell_masks(features, part) for part in kernels.split(_TESTED_AT_ONCE))
+
+
+def _least_areas(device: torch.device) -> Tensor:
+    """How many pixels of the mask features the mask of each cell has to be larger than, int64 [ΣS²]."""
+    return torch.tensor(STRIDES, device=device).repeat_interleave(torch.tensor(GRIDS, device=device) ** 2)
+
+
+def rate_masks(features: Tensor, kernels: Tensor, least_area: Tensor) -> Tensor:
+    """The maskness of some cells of one image: the mean probability of the pixels inside their masks.
+
+    Args:
+        features: mask features, [E, h, w].
+        kernels: [P, E].
+        least_area: pixels which each mask has to be larger than, int64 [P].
+
+    Returns:
+        float32 [P], in 1/2..1, or 0 where a mask is too small.
+    """
+    rated = []
+    for masks, least in zip(_masks_in_parts(features, kernels), least_area.split(_TESTED_AT_ONCE), strict=True):
+        inside = masks > 0.5
+        area = inside.sum((1, 2), dtype=torch.int32)
+        rated.append(torch.where(area > least, (masks * inside).sum((1, 2)) / area, 0.0))
+    return torch.cat(rated)
+
+
+def best_pairs(scores: Tensor, maskness: Tensor, threshold: float, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The pairs of cell and class whose score times maskness is highest, of those with a score above the threshold and any maskness.
+
+    Takes scores [S, C] and the maskness of the cells [S] to score times maskness, falling, cell and class, [<= `most`] each.
+    """
+    cell, label = ((scores > threshold) & (maskness > 0)[:, None]).nonzero(as_tuple=True)
+    score, order = (scores[cell, label] * maskness[cell]).sort(descending=True, stable=True)
+    order = order[:most]
+    return score[:most], cell[order], label[order]
 
 
 def peaks(scores: Tensor, grid: int) -> Tensor:
