@@ -11,10 +11,11 @@ def _areas(boxes: Tensor) -> Tensor:
 
 
 def _intersection_and_union(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    size = (torch.minimum(boxes[..., 2:], others[..., 2:]) - torch.maximum(boxes[..., :2], others[..., :2])).clamp(
-        min=0
-    )
-    intersection = size.prod(-1)
+    # One coordinate at a time, which for many pairs is several times faster than rows of two.
+    (x1, y1, x2, y2), (a1, b1, a2, b2) = boxes.unbind(-1), others.unbind(-1)
+    width = (torch.minimum(x2, a2) - torch.maximum(x1, a1)).clamp(min=0)
+    height = (torch.minimum(y2, b2) - torch.maximum(y1, b1)).clamp(min=0)
+    intersection = width * height
     return intersection, (_areas(boxes) + _areas(others) - intersection).clamp(min=_EPS)
 
 
