@@ -92,6 +92,49 @@ def test_resume_finds_the_latest_run(run: Path, tmp_path: Path, capsys: pytest.C
         cli.main(["train", recipe, "--resume", "--training.output"])
 
 
+MULTI_SCALE = SMALL.replace("    return recipe\n", "    recipe.data.train_min_sizes = (64, 96)\n    return recipe\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("", (96, (64, 96))),
+        ("--model.max-size 200", (96, (64, 96))),
+        ("--model.min-size 72", (72, ())),
+        ("--model.min-size=96", (96, ())),
+        ("--model.min_size 96", (96, ())),
+        ("--model.min-size 72 --data.train-min-sizes 64 96", (72, (64, 96))),
+        ("--data.train_min_sizes 48 72 --model.min-size 72", (72, (48, 72))),
+        ("--data.train-min-sizes 48", (96, (48,))),
+    ],
+)
+def test_min_size_alone_is_that_of_training_too(
+    options: str, expected: tuple[int, tuple[int, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_recipes.py").write_text(MULTI_SCALE)
+    recipes: list[Recipe] = []
+    monkeypatch.setattr(cli, "_train", lambda recipe, *_: recipes.append(recipe))
+    cli.main(["train", f"{tmp_path}/my_recipes.py:small", *options.split()])
+    assert (recipes[0].model.min_size, recipes[0].data.train_min_sizes) == expected
+
+
+def test_resumed_run_keeps_the_sizes_it_trains_at(
+    tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With some of its options again as with none."""
+    monkeypatch.chdir(tmp_path)
+    Path("my_recipes.py").write_text(MULTI_SCALE)
+    train = ["train", "my_recipes.py:small", "--data.root", str(tiny_data)]
+    for options, printed in (
+        (["--model.min-size", "96", "--data.train-min-sizes", "64", "96"], "64 or 96 px in training, 96 px in"),
+        (["--model.min-size", "72"], "72 px, long side"),
+    ):
+        cli.main([*train, *options])
+        cli.main([*train, "--resume", *options[:2]])
+        assert capsys.readouterr().out.count(f"\nimages: short side {printed}") == 2
+    assert "another --model.min-size (72 before, 80 now)" in fails(*train, "--resume", "--model.min-size", "80")
+
+
 def test_predict(run: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = tmp_path / "images"
     images.mkdir()

@@ -7,6 +7,7 @@ import torch
 
 from ranksort.models import ATSS
 from ranksort.recipes import Recipe, create_model, get_recipe, list_recipes
+from ranksort.recipes.build import build_dataset, describe, summarize
 
 ATSS_R50 = "ranksort_atss_r50_fpn_1x_coco"
 TINY = {"backbone": "resnet18", "channels": 64, "head_convs": 1}
@@ -218,6 +219,55 @@ def test_overrides_reach_the_model() -> None:
     assert model.backbone.body.bn1.training
     assert (model.transform.max_size, model.nms_threshold, model.detections_per_image) == (500, 0.7, 5)
     assert (model.transform.mean.flatten() * 255).tolist() == pytest.approx([1, 2, 3])
+
+
+MULTI_SCALE = "ranksort_solov2_light_448_r34_fpn_3x"
+
+
+def test_min_size_of_a_multi_scale_recipe_is_that_of_training_too() -> None:
+    model = create_model(MULTI_SCALE, backbone="resnet18", channels=64, min_size=64, max_size=128)
+    image = torch.rand(3, 100, 120)
+    sizes = {model.transform.train()([image])[0].sizes[0] for _ in range(10)}
+    assert sizes == {(64, 77)} == set(model.transform.eval()([image])[0].sizes)
+    recipe = get_recipe(MULTI_SCALE)
+    create_model(recipe, backbone="resnet18", channels=64, min_size=64)
+    assert recipe == get_recipe(MULTI_SCALE)
+
+
+def test_multi_scale_recipe_keeps_its_sizes_under_other_overrides() -> None:
+    model = create_model(MULTI_SCALE, backbone="resnet18", channels=64, max_size=400, score_threshold=0.3)
+    assert model.transform.train_min_sizes == (352, 384, 416, 448, 480, 512)
+
+
+@pytest.mark.parametrize(
+    ("name", "min_size", "train_min_sizes", "expected"),
+    [
+        (ATSS_R50, 480, (), "short side 480 px, long side at most 1333 px"),
+        (ATSS_R50, 480, (480,), "short side 480 px, long side at most 1333 px"),
+        (
+            ATSS_R50,
+            480,
+            (400, 480),
+            "short side 400 or 480 px in training, 480 px in evaluation, long side at most 1333 px",
+        ),
+        (
+            ATSS_R50,
+            320,
+            (400, 480),
+            "short side 400 or 480 px in training, 320 px in evaluation, long side at most 1333 px",
+        ),
+        ("ranksort_yolact_r50_55e_coco", 300, (), "300 x 300 px"),
+    ],
+)
+def test_description_says_how_large_images_are(
+    tiny_data: Path, name: str, min_size: int, train_min_sizes: tuple[int, ...], expected: str
+) -> None:
+    recipe = get_recipe(name)
+    recipe.model.min_size, recipe.data.train_min_sizes, recipe.data.root = min_size, train_min_sizes, str(tiny_data)
+    described = describe(recipe, build_dataset(recipe, "train"))
+    assert f"\nimages: {expected}\n" in described
+    assert ("no image is trained on at the 320 px of evaluation" in described) == (min_size == 320)
+    assert summarize(recipe, build_dataset(recipe, "val"))["image size"] == expected
 
 
 def test_channels_which_the_norms_cannot_group() -> None:

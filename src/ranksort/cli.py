@@ -76,6 +76,7 @@ def quickstart(
     root = write_synthetic_dataset(out / "data")
     chosen.data.root, chosen.data.workers = str(root), workers
     chosen.model.min_size, chosen.model.max_size = 256, 384  # as large as the images are
+    chosen.data.train_min_sizes = ()
     chosen.training.output, chosen.training.epochs = str(out / "runs"), epochs
     chosen.optimizer.milestones = (math.ceil(0.75 * epochs),)
     run = _train(chosen, resume=False)
@@ -277,15 +278,20 @@ def _defaults(arguments: Sequence[str]) -> Recipe:
         from .checkpoints import read_checkpoint
 
         return read_checkpoint(source).recipe
-    run = Path(source)
-    if not run.is_dir():
-        recipe = get_recipe(source)
-        if "--resume" not in arguments:
-            return recipe
+    resume, run = "--resume" in arguments, Path(source)
+    recipe = _recipe_of(run) if run.is_dir() else get_recipe(source)
+    if resume and not run.is_dir():
         for argument, following in itertools.pairwise([*arguments, ""]):
             if argument.startswith("--training.output"):
                 recipe.training.output = argument.partition("=")[2] or following
-        run = _latest_run(recipe)
+        recipe = _recipe_of(_latest_run(recipe))
+    # A run which is resumed keeps its sizes; what differs from them is refused.
+    if not resume and "--model.min-size" in (a.partition("=")[0].replace("_", "-") for a in arguments):
+        recipe.data.train_min_sizes = ()  # unless they are given, too
+    return recipe
+
+
+def _recipe_of(run: Path) -> Recipe:
     if not (run / "recipe.json").is_file():
         raise FileNotFoundError(f"{run} is no run folder: it has no recipe.json")
     return Recipe.from_dict(json.loads((run / "recipe.json").read_text()))

@@ -89,6 +89,12 @@ def test_dice_by_hand():
     torch.testing.assert_close(dice_loss(probabilities, masks.bool()), dice_loss(probabilities, masks))
 
 
+def test_dice_eps_counts_once_for_both_sums():
+    tiny = torch.full((1, 1, 1), 0.1)
+    assert dice_loss(tiny, tiny, eps=0.002).item() == pytest.approx(1 - 0.02 / 0.022)
+    assert dice_loss(tiny, tiny).item() == pytest.approx(1 - 0.02 / 0.02001, abs=1e-6)
+
+
 def test_dice_gradient():
     random = torch.Generator().manual_seed(0)
     probabilities = torch.rand(3, 4, 5, generator=random, dtype=torch.float64).requires_grad_()

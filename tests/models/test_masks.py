@@ -3,6 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import rcnn as oracle
+from samples import peak_bytes
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -95,3 +96,10 @@ def test_paste_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(paste_masks(masks, boxes, (64, 80)), expected)
     assert paste_masks(masks[:0], boxes[:0], (64, 80)).shape == (0, 64, 80)
     assert not paste_masks(masks[:1], torch.tensor([[9.0, 9, 9, 9]]), (64, 80)).any()
+
+
+def test_resizing_takes_memory_for_a_part_of_the_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As floats the masks of 230 objects at 550 x 550 pixels would be 280 MB."""
+    monkeypatch.setattr(masks_module, "_PIXELS_AT_ONCE", 8 * 128 * 128)
+    masks = torch.rand(100, 128, 128) < 0.5
+    assert peak_bytes(lambda: resize_masks(masks, (32, 32))) < masks.nbytes

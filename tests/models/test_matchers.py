@@ -132,16 +132,27 @@ integer_boxes = st.tuples(*[st.integers(0, 12)] * 2, *[st.integers(1, 8)] * 2).m
     regions=st.lists(integer_boxes, max_size=12),
     objects=st.lists(integer_boxes, max_size=4),
     thresholds=st.sampled_from([(0.7, 0.3, 0.3), (0.5, 0.5, None), (0.5, 0.5, 0.5), (0.6, 0.2, 0.0)]),
+    one_best=st.booleans(),
 )
 def test_match_iou(
-    regions: list[list[float]], objects: list[list[float]], thresholds: tuple[float, float, float | None]
+    regions: list[list[float]],
+    objects: list[list[float]],
+    thresholds: tuple[float, float, float | None],
+    one_best: bool,
 ) -> None:
     """Boxes of few sizes at few places: many equal IoUs."""
     given_regions, given_objects = torch.tensor(regions).reshape(-1, 4), torch.tensor(objects).reshape(-1, 4)
     positive, negative, low_quality = thresholds
-    matches = match_iou(given_regions, given_objects, positive=positive, negative=negative, low_quality=low_quality)
+    matches = match_iou(
+        given_regions,
+        given_objects,
+        positive=positive,
+        negative=negative,
+        low_quality=low_quality,
+        one_best=one_best,
+    )
     assert matches.dtype == torch.int64
-    assert matches.tolist() == rcnn_oracle.match_iou(given_regions, given_objects, *thresholds)
+    assert matches.tolist() == rcnn_oracle.match_iou(given_regions, given_objects, *thresholds, one_best)
 
 
 @pytest.mark.parametrize(
@@ -152,6 +163,30 @@ def test_match_iou_by_hand(low_quality: float | None, expected: list[int]) -> No
     objects = torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60]])
     regions = torch.tensor([[0.0, 0, 10, 9], [30, 30, 40, 40], [50, 50, 60, 55]])  # IoUs .9, 0, .5
     assert match_iou(regions, objects, positive=0.7, negative=0.3, low_quality=low_quality).tolist() == expected
+
+
+def test_of_equally_good_regions_one_or_all_belong_to_the_object() -> None:
+    """The first two objects lie alike: the last of several owns what is the best of all of them."""
+    regions = torch.tensor([[0.0, 0, 4, 4], [4, 0, 8, 4], [2, 0, 6, 4], [10, 0, 14, 4]])
+    objects = torch.tensor([[3.0, 0, 5, 4], [3, 0, 5, 4], [2, 1, 10, 3]])  # IoUs 1/5, 1/5, 1/2 and 1/7, 1/3, 1/3
+
+    def match(**options: bool) -> list[int]:
+        return match_iou(regions, objects, positive=0.9, negative=0.4, low_quality=0, **options).tolist()
+
+    assert match(one_best=True) == [NEGATIVE, 2, 1, NEGATIVE]
+    assert match() == [NEGATIVE, 2, 2, NEGATIVE]
+
+
+def test_an_object_without_any_overlap_has_no_best_region() -> None:
+    regions, far = torch.tensor([[0.0, 0, 4, 4], [4, 0, 8, 4]]), torch.tensor([[30.0, 30, 40, 40]])
+    for one_best in (False, True):
+        matches = match_iou(regions, far, positive=0.5, negative=0.4, low_quality=0, one_best=one_best)
+        assert matches.tolist() == [NEGATIVE, NEGATIVE]
+
+
+def test_a_tiny_object_has_its_best_region() -> None:
+    regions, speck = torch.tensor([[0.0, 0, 64, 64], [64, 0, 128, 64]]), torch.tensor([[9.0, 9, 9.01, 9.01]])
+    assert match_iou(regions, speck, positive=0.5, negative=0.4, low_quality=0).tolist() == [0, NEGATIVE]
 
 
 def test_collect() -> None:

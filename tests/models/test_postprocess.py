@@ -1,6 +1,8 @@
 import pytest
 import torch
 from oracles import paa, yolact
+from torch import Tensor
+from torchvision.ops import nms
 
 from ranksort.models.postprocess import (
     fast_non_maximum_suppression,
@@ -62,6 +64,52 @@ def test_a_crowd_of_the_best_classes_hides_no_other_class() -> None:
     assert kept["labels"].tolist() == list(range(80))
 
 
+def _one_by_one(
+    boxes: Tensor, scores: Tensor, score_threshold: float, nms_threshold: float, detections_per_image: int
+) -> tuple[list[float], list[int], Tensor]:
+    """Scores, labels and boxes of what is kept of all pairs at once, class by class; of equal scores the first region and class first."""
+    kept = []
+    for label in range(scores.shape[1]):
+        region = (scores[:, label] > score_threshold).nonzero().squeeze(1)
+        of_class = boxes[region] if boxes.ndim == 2 else boxes[region, label]
+        for i in nms(of_class, scores[region, label], nms_threshold):
+            kept.append((-scores[region[i], label].item(), int(region[i]), label, of_class[i]))
+    kept = sorted(kept, key=lambda pair: pair[:3])[:detections_per_image]
+    return [-k[0] for k in kept], [k[2] for k in kept], torch.stack([k[3] for k in kept])
+
+
+@pytest.mark.parametrize("levels", [10**6, 40, 1], ids=["few ties", "ties", "all equal"])
+@pytest.mark.parametrize("classes", [1, 8, 80])
+@pytest.mark.parametrize("spread", [10.0, 60.0, 600.0], ids=["few remain", "some remain", "most remain"])
+def test_the_best_pairs_alone_give_what_all_give(levels: int, classes: int, spread: float) -> None:
+    """Thousands of pairs above the threshold, with ties at every place where the first tries may end."""
+    generator = torch.Generator().manual_seed(classes)
+    regions = 10_000 // classes if classes > 1 else 4500
+    corner = torch.rand(regions, 2, generator=generator) * spread
+    boxes = torch.cat([corner, corner + 20 + torch.rand(regions, 2, generator=generator) * 30], 1)
+    scores = 0.05 + 0.9 * (torch.rand(regions, classes, generator=generator) ** 2 * levels).ceil() / levels
+    given = {"score_threshold": 0.05, "nms_threshold": 0.5, "detections_per_image": 100}
+    for of_pairs in (boxes, boxes[:, None] + torch.arange(classes)[:, None]):
+        kept = non_maximum_suppression(of_pairs, scores, **given)
+        expected, labels, kept_boxes = _one_by_one(of_pairs, scores, **given)
+        assert kept["scores"].tolist() == expected
+        assert kept["labels"].tolist() == labels
+        assert torch.equal(kept["boxes"], kept_boxes)
+
+
+def test_few_pairs_are_compared_where_enough_remain() -> None:
+    """What 20,000 boxes of which none covers another would need: 200 million comparisons, and seconds."""
+    corner = 20.0 * torch.cartesian_prod(torch.arange(200.0), torch.arange(100.0))
+    boxes, scores = torch.cat([corner, corner + 10], 1), torch.linspace(0.9, 0.1, 20_000)[:, None]
+    given = {"score_threshold": 0.05, "nms_threshold": 0.5, "detections_per_image": 100}
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as recorded:
+        kept = non_maximum_suppression(boxes, scores, **given)
+    assert torch.equal(kept["boxes"], boxes[:100])
+    compared = [event.input_shapes[0][0] for event in recorded.events() if event.name == "torchvision::nms"]
+    assert compared
+    assert max(compared) <= 1000
+
+
 def test_nothing_above_the_threshold() -> None:
     kept = _suppress([A], [[0.01, 0.02]])
     assert {k: tuple(v.shape) for k, v in kept.items()} == {"boxes": (0, 4), "scores": (0,), "labels": (0,)}
@@ -80,6 +128,7 @@ def _regions(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_fast_nms(seed: int, top_k: int) -> None:
     boxes, scores = _regions(seed)
     scores[:, 2] *= 0.2  # a class of which nothing is above the threshold
+    scores[:, 3] *= 0.25  # and one of which little is
     settings = {"score_threshold": 0.2, "nms_threshold": 0.4, "detections_per_image": 25, "top_k": top_k}
     kept, region = fast_non_maximum_suppression(boxes, scores, **settings)
     expected = yolact.fast_nms(boxes.tolist(), scores.tolist(), *settings.values())

@@ -10,7 +10,7 @@ from oracles import solov2 as oracle
 from samples import batch, fit, losses_and_gradients, peak_bytes, sample
 from torch import Tensor
 
-from ranksort.models import SOLOv2, solov2
+from ranksort.models import SOLOv2
 from ranksort.models.masks import boxes_around
 from ranksort.models.solov2 import (
     GRIDS,
@@ -20,6 +20,7 @@ from ranksort.models.solov2 import (
     match_cells,
     matrix_nms_decay,
     peaks,
+    rate_masks,
     with_coordinates,
 )
 from ranksort.recipes import create_model
@@ -140,28 +141,42 @@ def test_cells_agree_with_the_paper(seed: int, count: int, size: tuple[int, int]
     assert ours.tolist() == expected.owner
 
 
-def test_cell_of_two_objects_goes_to_the_last() -> None:
+def test_cell_of_two_objects_goes_to_the_first() -> None:
     box, mask = torch.tensor([[16.0, 16, 80, 80]]), torch.zeros(1, 96, 96, dtype=torch.bool)
     mask[:, 16:80, 16:80] = True
     once, twice = (match_cells(box.repeat(n, 1), mask.repeat(n, 1, 1), (96, 96), RANGES) for n in (1, 2))
-    assert torch.equal(twice, torch.where(once >= 0, 1, -1))
+    assert torch.equal(twice, once)
     assert int((once >= 0).sum()) > 9  # on several levels
 
 
-def test_masks_in_parts_have_the_same_losses_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_later_objects_take_the_cells_which_are_free() -> None:
+    """The second box has the first in its middle: of the cells which both want only those of the first are lost to it."""
+    boxes, masks = torch.tensor([[44.0, 44, 52, 52], [8, 8, 88, 88]]), torch.zeros(2, 96, 96, dtype=torch.bool)
+    masks[0, 44:52, 44:52] = masks[1, 8:88, 8:88] = True
+    inner, outer, both = (match_cells(boxes[i], masks[i], (96, 96), RANGES) for i in ([0], [1], [0, 1]))
+    assert torch.equal(both, torch.where(inner >= 0, 0, torch.where(outer >= 0, 1, -1)))
+    assert int((both == 1).sum()) > int((outer >= 0).sum()) / 2
+    assert bool(((inner >= 0) & (outer >= 0)).any())
+
+
+@pytest.mark.parametrize("positives", [3, 300])
+def test_mask_losses_and_gradients_agree_with_those_of_all_masks_at_once(positives: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    objects = torch.rand(5, 12, 10, generator=generator) < 0.3
-    owner = torch.randint(5, (50,), generator=generator)
-    features, kernels = (torch.randn(*shape, generator=generator) for shape in ((8, 12, 10), (50, 8)))
-    weights = torch.rand(50, generator=generator)
-    results = []
-    for limit in (128, 7):
-        monkeypatch.setattr(solov2, "_MASKS_AT_ONCE", limit)
-        leaves = [features.clone().requires_grad_(), kernels.clone().requires_grad_()]
-        losses = mask_losses(*leaves, objects, owner)
-        (losses * weights).sum().backward()
-        results.append([losses.detach(), *(leaf.grad for leaf in leaves)])
-    torch.testing.assert_close(results[0], results[1])
+    objects = torch.rand(5, 4, 3, generator=generator) < 0.3
+    objects[4] = False  # an object too small for a cell of the map
+    owner = torch.arange(positives) % 5
+    features, kernels = (torch.randn(*shape, generator=generator) for shape in ((8, 4, 3), (positives, 8)))
+    weights = torch.rand(positives, generator=generator)
+
+    def losses_and_gradients(losses: Any, dtype: torch.dtype) -> list[Tensor]:
+        leaves = [features.to(dtype, copy=True), kernels.to(dtype, copy=True)]
+        result = losses(*[leaf.requires_grad_() for leaf in leaves])
+        (result * weights).sum().backward()
+        return [x.float() for x in (result.detach(), *[leaf.grad for leaf in leaves])]
+
+    ours = losses_and_gradients(lambda f, k: mask_losses(f, k, objects, owner), torch.float32)
+    theirs = losses_and_gradients(lambda f, k: oracle.mask_losses(f, k, objects[owner]), torch.float64)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_many_positives_take_little_more_memory_than_few() -> None:
@@ -191,9 +206,41 @@ def test_matrix_nms(seed: int) -> None:
     masks[5] = masks[2]
     masks[:, 0, 0] = True
     labels = torch.randint(3, (20,), generator=generator)
-    pixels = [set(mask.flatten().nonzero().flatten().tolist()) for mask in masks]
-    expected = torch.tensor(oracle.matrix_nms(pixels, labels.tolist()))
+    expected = torch.tensor(oracle.matrix_nms([oracle.as_number(mask) for mask in masks], labels.tolist()))
     torch.testing.assert_close(matrix_nms_decay(masks, labels), expected)
+
+
+@pytest.mark.parametrize(("prior", "pairs"), [(0.5, 3000), (0.04, 30)])
+def test_detections_agree_with_the_paper(prior: float, pairs: int) -> None:
+    """Of thousands of pairs above the threshold all are rated by their masks, not only those of the best classes' scores."""
+    model = _model(prior=prior, score_threshold=0.05).eval()
+    torch.nn.init.normal_(model.head.class_logits.weight, std=0.05)  # scores and masks which differ
+    torch.nn.init.normal_(model.head.kernels.weight, std=0.1)
+    images, _ = batch(sample(96, 128, [[8, 8, 60, 44, 0], [64, 40, 120, 90, 1]]))
+    with torch.no_grad():
+        given, _ = model.transform(images)
+        logits, kernels, (features,) = model.predict(given.pixels)
+        (found,) = model.detect(given)
+    scores = torch.cat([peaks(x[0].sigmoid(), grid) for x, grid in zip(logits, GRIDS, strict=True)])
+    assert (scores > 0.05).sum() > pairs
+    least_area = [stride for stride, grid in zip((8, 8, 16, 32, 32), GRIDS, strict=True) for _ in range(grid**2)]
+    kernels = torch.cat(kernels, 1)[0]
+    expected = oracle.detect(scores.tolist(), kernels, features, least_area, 0.05)
+    assert len(expected) > 10
+    torch.testing.assert_close(found["scores"], torch.tensor([f.score for f in expected]))
+    assert found["labels"].tolist() == [f.label for f in expected]
+    masks = torch.stack([(kernels[f.cell][:, None, None] * features).sum(0).sigmoid() for f in expected])
+    torch.testing.assert_close(found["masks"], masks)
+
+
+def test_rating_many_masks_takes_little_more_memory_than_few() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features, kernels = torch.randn(16, 80, 160, generator=generator), torch.randn(1500, 16, generator=generator)
+
+    def peak(cells: int) -> int:
+        return peak_bytes(lambda: rate_masks(features, kernels[:cells], torch.full((cells,), 8)))
+
+    assert peak(1500) < 1.2 * peak(128)
 
 
 def test_matrix_nms_of_nothing() -> None:

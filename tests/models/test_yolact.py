@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 from oracles import yolact as oracle
-from samples import batch, fit, losses_and_gradients, sample
+from samples import batch, fit, losses_and_gradients, peak_bytes, sample
 from torchvision.ops import box_iou
 
-from ranksort.models import YOLACT, yolact
-from ranksort.models.yolact import assemble_masks
+from ranksort.models import YOLACT
+from ranksort.models.yolact import assemble_masks, mask_losses
 from ranksort.recipes import create_model
 
 
@@ -50,6 +50,13 @@ def test_losses_are_balanced() -> None:
         torch.testing.assert_close(losses[task], losses["ranking"] + losses["sorting"])
 
 
+def test_small_object_inside_many_anchors_has_one_positive() -> None:
+    """Its IoU with all anchors of one shape around it is the same."""
+    model = _model()
+    losses_and_gradients(model, *batch(sample(96, 96, [[43, 43, 47, 47, 0]]), sample(96, 96, [])))
+    assert model.num_positives == 1
+
+
 def test_mixed_precision() -> None:
     model = _model()
     images, targets = batch(sample(64, 80, [[10, 10, 50, 60, 1]]), sample(64, 80, []))
@@ -60,23 +67,65 @@ def test_mixed_precision() -> None:
     assert all(x.dtype == torch.float32 for x in losses.values())
 
 
-def test_of_more_masks_than_the_limit_some_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The more are drawn, the nearer is their mean loss to that of all."""
-    images, targets = batch(sample(96, 96, [[5, 5, 50, 44, 0], [40, 40, 92, 90, 1]]))
-    model, means = _model(), {}
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    drawn: list[int] = []
-    monkeypatch.setattr(yolact, "self_balanced", lambda task, *_: task)
-    monkeypatch.setattr(yolact, "assemble_masks", lambda *a: drawn.append(len(a[1])) or assemble_masks(*a))
-    for limit in (1000, 3):
-        monkeypatch.setattr(yolact, "MASKS_PER_IMAGE", limit)
-        model.load_state_dict(before)
-        means[limit] = [model(images, targets)["mask"].item() for _ in range(10)]
-    assert drawn == [model.num_positives] * 10 + [3] * 10
-    assert model.num_positives > 3
-    assert means[1000] == pytest.approx([means[1000][0]] * 10)
-    assert len(set(means[3])) > 5
-    assert sum(means[3]) / 10 == pytest.approx(means[1000][0], rel=0.2)
+def test_every_positive_takes_part_in_the_mask_loss() -> None:
+    """The coefficients have gradients from nothing else."""
+    generator = torch.Generator().manual_seed(0)
+    corner = (torch.rand(80, 2, generator=generator) * 70).round()
+    sides = (torch.rand(80, 2, generator=generator) * 60 + 15).round()
+    crowd = torch.cat([corner, corner + sides, torch.randint(3, (80, 1), generator=generator)], 1).tolist()
+    images, targets = batch(sample(96, 96, crowd), sample(96, 96, []), sample(96, 96, crowd[:2]))
+    model = _model().train()
+    kept: list[torch.Tensor] = []
+
+    def keep(_: Any, __: Any, output: tuple[list[torch.Tensor], ...]) -> None:
+        for level in output[2]:
+            level.retain_grad()
+            kept.append(level)
+
+    model.head.register_forward_hook(keep)
+    model(images, targets)["mask"].backward()
+    with_gradient = torch.cat([level.grad for level in kept], 1).abs().sum(2) > 0
+    assert int(with_gradient.sum()) == model.num_positives
+    assert int(with_gradient[0].sum()) > 128
+
+
+@pytest.mark.parametrize("positives", [3, 300])
+def test_mask_losses_and_gradients_agree_with_those_of_all_masks_at_once(positives: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    objects = torch.rand(6, 1, 48, 60, generator=generator)
+    objects = torch.nn.functional.avg_pool2d(objects, 9, 1, 4)[:, 0] > 0.5
+    owner = torch.randint(6, (positives,), generator=generator)
+    prototypes, coefficients = (torch.randn(*shape, generator=generator) for shape in ((8, 24, 30), (positives, 8)))
+    corner = torch.rand(positives, 2, generator=generator) * 30
+    boxes = torch.cat([corner, corner + torch.rand(positives, 2, generator=generator) * 40 + 1], 1)
+    weights = torch.rand(positives, generator=generator)
+    wanted = torch.nn.functional.interpolate(objects[None].float(), (24, 30), mode="bilinear")[0] > 0.5
+
+    def losses_and_gradients(losses: Any, dtype: torch.dtype) -> list[torch.Tensor]:
+        leaves = [prototypes.to(dtype, copy=True), coefficients.to(dtype, copy=True)]
+        result = losses(*[leaf.requires_grad_() for leaf in leaves])
+        (result * weights).sum().backward()
+        return [x.float() for x in (result.detach(), *[leaf.grad for leaf in leaves])]
+
+    ours = losses_and_gradients(lambda p, c: mask_losses(p, c, boxes, owner, objects, (48, 60)), torch.float32)
+    theirs = losses_and_gradients(lambda p, c: oracle.mask_losses(p, c, boxes, wanted[owner], (48, 60)), torch.float64)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_many_positives_take_little_more_memory_than_few() -> None:
+    """The masks of 1000 at once would be 38 MB, and several such maps are needed for the gradient."""
+    generator = torch.Generator().manual_seed(0)
+    objects = torch.rand(20, 400, 400, generator=generator) < 0.3
+    prototypes = torch.randn(16, 98, 98, generator=generator).requires_grad_()
+    box = torch.tensor([[30.0, 40, 300, 390]])
+
+    def peak(positives: int) -> int:
+        coefficients = torch.randn(positives, 16, generator=generator).requires_grad_()
+        owner = torch.randint(20, (positives,), generator=generator)
+        given = prototypes, coefficients, box.expand(positives, 4), owner, objects, (400, 400)
+        return peak_bytes(lambda: mask_losses(*given).sum().backward())
+
+    assert peak(1000) < 1.2 * peak(128)
 
 
 def test_detections_do_not_depend_on_the_batch() -> None:

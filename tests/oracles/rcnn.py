@@ -7,11 +7,18 @@ from torchvision.ops import box_iou
 
 
 def match_iou(
-    regions: Tensor, objects: Tensor, positive: float, negative: float, low_quality: float | None
+    regions: Tensor,
+    objects: Tensor,
+    positive: float,
+    negative: float,
+    low_quality: float | None,
+    one_best: bool = False,
 ) -> list[int]:
     """Index of the object of each region, -1 for negatives, -2 for those between the thresholds."""
     if len(objects) == 0:
         return [-1] * len(regions)
+    # In float32, as the IoUs are: one of 7/10 reaches .7.
+    positive, negative, low = torch.tensor([positive, negative, low_quality or 0.0]).tolist()
     iou = box_iou(regions, objects).tolist()
     matches = []
     for row in iou:
@@ -20,9 +27,9 @@ def match_iou(
     if low_quality is not None:
         for k in range(len(objects)):
             best = max((row[k] for row in iou), default=0.0)
-            for i, row in enumerate(iou):
-                if row[k] == best >= low_quality:
-                    matches[i] = k
+            the_best = [i for i, row in enumerate(iou) if row[k] == best >= low and best > 0]
+            for i in the_best[:1] if one_best else the_best:
+                matches[i] = k
     return matches
 
 

@@ -2,6 +2,9 @@
 
 import math
 
+import torch
+from torch import Tensor
+
 Box = list[float]
 
 
@@ -38,3 +41,26 @@ def mask(
                 value = sum(c * p[y][x] for c, p in zip(coefficients, prototypes, strict=True))
                 result[y][x] = 1 / (1 + math.exp(-value))
     return result
+
+
+def mask_losses(
+    prototypes: Tensor, coefficients: Tensor, boxes: Tensor, wanted: Tensor, size: tuple[int, int]
+) -> Tensor:
+    """Dice losses of masks at the resolution of the prototypes, one by one, all of them kept for the gradient.
+
+    Prototypes are [K, h, w], coefficients [P, K], boxes xyxy [P, 4] in an image of that size, wanted masks [P, h, w].
+    """
+    height, width = prototypes.shape[1:]
+    losses = []
+    for c, (x1, y1, x2, y2), t in zip(coefficients, boxes.tolist(), wanted.double(), strict=True):
+        x, y = torch.arange(width), torch.arange(height)[:, None]
+        left, right, top, bottom = (
+            x1 * width / size[1],
+            x2 * width / size[1],
+            y1 * height / size[0],
+            y2 * height / size[0],
+        )
+        inside = (x >= left - 1) & (x < right + 1) & (y >= top - 1) & (y < bottom + 1)
+        p = torch.where(inside, (c[:, None, None] * prototypes).sum(0).sigmoid(), 0.0)
+        losses.append(1 - 2 * (p * t).sum() / ((p * p).sum() + (t * t).sum() + 1e-5))
+    return torch.stack(losses)

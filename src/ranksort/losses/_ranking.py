@@ -49,56 +49,98 @@ def select_examples(
             0, or a value is NaN or infinite; or where that is so in another process of the group.
     """
     try:
-        _check_arguments(logits, targets, delta)
-        s = flat(logits)
-        y = targets.reshape(-1).contiguous()
-        positive = find(y, lambda target: target > 0)
-        for name, x in errors.items():
-            if x.shape != positive.shape:
-                _check_values({"targets": y}, [v.item() for v in y.aminmax()] if len(y) else [])
-                raise ValueError(
-                    f"{name} needs one value for each of the {len(positive)} positive targets, in their order; "
-                    f"got shape {tuple(x.shape)}"
-                )
-        device = s.device if has_float64(s.device) else torch.device("cpu")
-        p, qualities = (x.index_select(0, positive).to(device, torch.float64) for x in (s, y))
-        seen = {name: x for name, x in {"logits": s, "targets": y, **errors}.items() if x.numel() > 0}
-        extremes = torch.stack([p.new_zeros(()), *(x.to(p) for values in seen.values() for x in values.aminmax())])[1:]
-        if group is not None:
-            _check_values(seen, extremes.tolist())
+        local = _look_at(logits, targets, delta, errors)
+        if group is not None:  # else an invalid value is reported with the choice of the method, which saves a transfer
+            _check_values(local.seen, local.extremes.tolist())
     except ValueError:
         if group is not None:
             _exchange_sizes(-1, group, logits.device)  # else the others would wait for this process
         raise
-
-    (p, qualities), own = gather(torch.stack([p, qualities]), group)
+    (p, qualities), own = gather(torch.stack([local.positives, local.qualities]), group)
     p, order = p.nan_to_num().sort()  # what is not finite is reported below
     breakpoints = Breakpoints(p, delta)
-
-    # Besides the extremes, for the choice of the method: how many edges are below the logits and below the highest of them, and which
-    # share of the logits is in reach. All in one transfer.
-    if len(s) > 0:
-        below = torch.bucketize(extremes[:2], breakpoints.edges, right=True)
-        in_reach = s[:: len(s) // _SAMPLE | 1] >= pad(breakpoints.edges, (0, 1), value=math.inf)[0].to(s)
-        first, last, reach, *known = torch.cat([below, in_reach.to(s).mean().to(p)[None], extremes]).tolist()
-    else:
-        first, last, reach, known = 0, 0, 0.0, []
-    _check_values(seen, known)
+    spread = _measure_spread(local, breakpoints)
+    _check_values(local.seen, spread.extremes)
     if len(p) == 0:
         return None
-
     negatives = NegativesAbove(
         breakpoints,
-        s,
-        y,
-        positive,
-        ignored=len(s) > 0 and known[2] < 0,
-        edges_among=(int(first), int(last)),
-        reach=reach,
+        local.logits,
+        local.targets,
+        local.places,
+        ignored=spread.any_ignored,
+        edges_among=spread.edges_among,
+        reach=spread.reach,
         group=group,
     )
-    place = torch.empty_like(order).scatter_(0, order, torch.arange(len(p), device=device))
-    return Examples(s, breakpoints, qualities[order], order, negatives, positive, place[own])
+    place = torch.empty_like(order).scatter_(0, order, torch.arange(len(p), device=p.device))
+    return Examples(local.logits, breakpoints, qualities[order], order, negatives, local.places, place[own])
+
+
+class _Local(NamedTuple):
+    """The batch of this process. What has the size of its positives is float64, on a device which computes in it.
+
+    Attributes:
+        logits, targets: flat, [A].
+        places: of the positives among them, int64.
+        positives, qualities: logits and targets of the positives.
+        seen: what has to be finite and in its range, by name; nothing empty.
+        extremes: the least and the greatest value of each of these.
+    """
+
+    logits: Tensor
+    targets: Tensor
+    places: Tensor
+    positives: Tensor
+    qualities: Tensor
+    seen: dict[str, Tensor]
+    extremes: Tensor
+
+
+def _look_at(logits: Tensor, targets: Tensor, delta: float, errors: dict[str, Tensor]) -> _Local:
+    """Finds the positives, and the extremes of everything. The host waits for the number of positives alone."""
+    _check_arguments(logits, targets, delta)
+    s, y = flat(logits), targets.reshape(-1).contiguous()
+    places = find(y, lambda target: target > 0)
+    for name, x in errors.items():
+        if x.shape != places.shape:
+            _check_values({"targets": y}, [v.item() for v in y.aminmax()] if len(y) else [])
+            raise ValueError(
+                f"{name} needs one value for each of the {len(places)} positive targets, in their order; "
+                f"got shape {tuple(x.shape)}"
+            )
+    device = s.device if has_float64(s.device) else torch.device("cpu")
+    p, qualities = (x.index_select(0, places).to(device, torch.float64) for x in (s, y))
+    seen = {name: x for name, x in {"logits": s, "targets": y, **errors}.items() if x.numel() > 0}
+    extremes = torch.stack([p.new_zeros(()), *(x.to(p) for values in seen.values() for x in values.aminmax())])[1:]
+    return _Local(s, y, places, p, qualities, seen, extremes)
+
+
+class _Spread(NamedTuple):
+    """How the logits of this process lie among the breakpoints, as plain numbers.
+
+    Attributes:
+        edges_among: how many edges are below all logits, and below the highest of them.
+        reach: the share of the logits which are in reach of a positive, of a sample.
+        extremes: as of `_Local`.
+        any_ignored: whether there are targets below 0.
+    """
+
+    edges_among: tuple[int, int]
+    reach: float
+    extremes: list[float]
+    any_ignored: bool
+
+
+def _measure_spread(local: _Local, breakpoints: Breakpoints) -> _Spread:
+    """Measures what the checks and the choice of the method need to know, in one transfer to the host."""
+    s, edges = local.logits, breakpoints.edges
+    if len(s) == 0:
+        return _Spread((0, 0), 0.0, [], False)
+    below = torch.bucketize(local.extremes[:2], edges, right=True)
+    in_reach = s[:: len(s) // _SAMPLE | 1] >= pad(edges, (0, 1), value=math.inf)[0].to(s)
+    first, last, reach, *known = torch.cat([below, in_reach.to(s).mean().to(edges)[None], local.extremes]).tolist()
+    return _Spread((int(first), int(last)), reach, known, any_ignored=known[2] < 0)
 
 
 def flat(logits: Tensor) -> Tensor:

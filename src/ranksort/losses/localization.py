@@ -11,10 +11,11 @@ def _areas(boxes: Tensor) -> Tensor:
 
 
 def _intersection_and_union(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    size = (torch.minimum(boxes[..., 2:], others[..., 2:]) - torch.maximum(boxes[..., :2], others[..., :2])).clamp(
-        min=0
-    )
-    intersection = size.prod(-1)
+    # One coordinate at a time, which for many pairs is several times faster than rows of two.
+    (x1, y1, x2, y2), (a1, b1, a2, b2) = boxes.unbind(-1), others.unbind(-1)
+    width = (torch.minimum(x2, a2) - torch.maximum(x1, a1)).clamp(min=0)
+    height = (torch.minimum(y2, b2) - torch.maximum(y1, b1)).clamp(min=0)
+    intersection = width * height
     return intersection, (_areas(boxes) + _areas(others) - intersection).clamp(min=_EPS)
 
 
@@ -48,16 +49,17 @@ def giou_loss(boxes: Tensor, targets: Tensor) -> Tensor:
     return 1 - intersection / union + (enclosing - union) / enclosing
 
 
-def dice_loss(probabilities: Tensor, targets: Tensor) -> Tensor:
-    """Dice loss of soft masks: 1 - 2 Σ p t / (Σ p² + Σ t² + 1e-5), sums over the pixels (Milletari et al., 2016, squared form).
+def dice_loss(probabilities: Tensor, targets: Tensor, eps: float = 1e-5) -> Tensor:
+    """Dice loss of soft masks: 1 - 2 Σ p t / (Σ p² + Σ t² + `eps`), sums over the pixels (Milletari et al., 2016, squared form).
 
     Args:
         probabilities: predicted masks after the sigmoid, in [0, 1], [P, H, W].
         targets: the masks of their objects, 0 or 1, [P, H, W].
+        eps: keeps the loss of empty masks finite; above 0.
 
     Returns:
         One loss an instance, in [0, 1], [P].
     """
     p, t = probabilities.flatten(1), targets.flatten(1).to(probabilities.dtype)
-    loss = 1 - 2 * (p * t).sum(1) / ((p * p).sum(1) + (t * t).sum(1) + 1e-5)
+    loss = 1 - 2 * (p * t).sum(1) / ((p * p).sum(1) + (t * t).sum(1) + eps)
     return loss.clamp(min=0)  # rounding takes that of a perfect mask below

@@ -1,22 +1,42 @@
 """Masks from one resolution to another, from boxes to images, and the boxes and centres of masks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from .images import Size
 
 _PIXELS_AT_ONCE = 2**25  # of masks in numbers larger than bools which are made together
+_TRAINED_AT_ONCE = 128  # predicted masks in memory together in training
+
+
+def losses_in_parts(losses: Callable[..., Tensor], *of_masks: Tensor) -> Tensor:
+    """Losses of many predicted masks of which only 128 are in memory at a time; they are made again for the gradient.
+
+    An image of 200 objects has thousands of positives, and each of their masks is a whole map.
+
+    Args:
+        losses: makes masks of its arguments, and a loss of each mask, [P]. What else it needs gradients for, it may refer to.
+        of_masks: its arguments, one row for each mask, [P, ...] each.
+
+    Returns:
+        [P], as of `losses(*of_masks)`.
+    """
+    if len(of_masks[0]) <= _TRAINED_AT_ONCE:
+        return losses(*of_masks)
+    parts = zip(*(x.split(_TRAINED_AT_ONCE) for x in of_masks), strict=True)
+    return torch.cat([checkpoint(losses, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
 
 
 def resize_masks(masks: Tensor, size: Sequence[int]) -> Tensor:
-    """Resizes masks or probabilities in 0..1, float [D, H, W], and cuts them at 1/2; bool [D, *size]."""
+    """Resizes masks or probabilities in 0..1, [D, H, W], and cuts them at 1/2; bool [D, *size]."""
     if len(masks) == 0:
         return masks.new_zeros(0, *size, dtype=torch.bool)
-    parts = masks.split(_at_once(size))
-    return torch.cat([F.interpolate(part[None], tuple(size), mode="bilinear")[0] > 0.5 for part in parts])
+    parts = masks.split(min(_at_once(size), _at_once(masks.shape[1:])))
+    return torch.cat([F.interpolate(part[None].float(), tuple(size), mode="bilinear")[0] > 0.5 for part in parts])
 
 
 def _at_once(size: Sequence[int]) -> int:

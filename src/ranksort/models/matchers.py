@@ -13,7 +13,6 @@ from torchvision.ops import box_iou
 
 NEGATIVE = -1
 IGNORED = -2
-ANY_OVERLAP = 1e-6  # for `low_quality`, and not 0: an object outside the image would own every anchor
 
 
 class Matched(NamedTuple):
@@ -45,20 +44,22 @@ def match_iou(
     positive: float,
     negative: float,
     low_quality: float | None = None,
+    one_best: bool = False,
     usable: Tensor | None = None,
 ) -> Tensor:
     """Matching by IoU thresholds (Ren et al., NeurIPS 2015, section 3.1.2).
 
     A region belongs to the object of its highest IoU, if that reaches `positive`; it is a negative, where that is below `negative`;
-    between the two it is ignored. With `low_quality` those regions which have the highest IoU with an object, all of them where there
-    are several, belong to that object from that lower IoU on, even if they fit another one better.
+    between the two it is ignored. With `low_quality` those regions which have the highest IoU with an object belong to that object from
+    that lower IoU on, even if they fit another one better; a region which is the best of several objects, to the last of them.
 
     Args:
         regions: anchors or proposals, xyxy [A, 4].
         objects: xyxy [G, 4].
         positive: least IoU of a positive.
         negative: IoU which a negative stays below.
-        low_quality: least IoU of the best regions of an object; None: no exception for them.
+        low_quality: least IoU of the best regions of an object; 0: any overlap; None: no exception for them.
+        one_best: of several regions which have the highest IoU with an object, only the first is its best; else all of them are.
         usable: bool [A]; the other regions are ignored, and not the best of any object either. None: all are.
 
     Returns:
@@ -67,7 +68,12 @@ def match_iou(
     if usable is not None:
         matches = torch.full_like(usable, IGNORED, dtype=torch.int64)
         matches[usable] = match_iou(
-            regions[usable], objects, positive=positive, negative=negative, low_quality=low_quality
+            regions[usable],
+            objects,
+            positive=positive,
+            negative=negative,
+            low_quality=low_quality,
+            one_best=one_best,
         )
         return matches
     if len(objects) == 0:
@@ -77,8 +83,10 @@ def match_iou(
     matches = torch.where(best >= positive, owner, torch.where(best < negative, NEGATIVE, IGNORED))
     if low_quality is None or len(regions) == 0:
         return matches
-    best_of_object = iou.amax(1, keepdim=True)
-    is_best = (iou == best_of_object) & (best_of_object >= low_quality)
+    best_of_object, first = iou.max(1, keepdim=True)
+    is_best = torch.zeros_like(iou, dtype=torch.bool).scatter_(1, first, True) if one_best else iou == best_of_object
+    # An object outside the image would own every region.
+    is_best &= (best_of_object >= low_quality) & (best_of_object > 0)
     index = torch.arange(len(objects), device=iou.device)[:, None]
     last = torch.where(is_best, index, NEGATIVE).amax(0)  # of several objects the last, as published
     return torch.where(last >= 0, last, matches)

@@ -19,7 +19,7 @@ from ..losses.detection import rank_sort_detection_losses
 from ..losses.localization import giou_loss
 from .dense_head import DenseDetector
 from .images import ImageBatch
-from .matchers import ANY_OVERLAP, collect, match_iou
+from .matchers import collect, match_iou
 from .mixture import low_component
 from .postprocess import score_voting
 
@@ -34,9 +34,7 @@ class PAA(DenseDetector):
         for target, padded in zip(targets, batch.padded_sizes, strict=True):
             in_image = torch.cat(self.anchors.in_image(output.map_sizes, padded, anchors.device))
             matches.append(
-                match_iou(
-                    anchors, target["boxes"], positive=0.1, negative=0.1, low_quality=ANY_OVERLAP, usable=in_image
-                )
+                match_iou(anchors, target["boxes"], positive=0.1, negative=0.1, low_quality=0, usable=in_image)
             )
         candidates = collect(matches, targets)
         boxes = output.boxes(candidates.positive)

@@ -2,21 +2,11 @@
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, box_iou
+from torchvision.ops import batched_nms, box_iou, nms
 
 from ..losses.localization import paired_iou
 
-_USUALLY_ENOUGH = 20_000  # pairs of region and class; only detectors which know nothing yet have more
-
-
-def above_threshold(scores: Tensor, threshold: float, most: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The scores above a threshold, of [R, C], no more than the `most` highest; and the region and the class of each, int64."""
-    region, label = (scores > threshold).nonzero(as_tuple=True)
-    score = scores[region, label]
-    if len(score) > most:
-        score, best = score.topk(most)
-        region, label = region[best], label[best]
-    return score, region, label
+_FIRST_TRY = 1000  # pairs of region and class; only detectors which know nothing yet need more
 
 
 def non_maximum_suppression(
@@ -34,13 +24,39 @@ def non_maximum_suppression(
     Returns:
         `boxes` [D, 4], `scores` [D] falling, `labels` int64 [D].
     """
-    for most in (_USUALLY_ENOUGH, scores.numel()):
-        score, region, label = above_threshold(scores, score_threshold, most)
+    most = _FIRST_TRY
+    while True:
+        score, region, label, all_taken = _best_pairs(scores, score_threshold, most)
         candidates = boxes[region] if boxes.ndim == 2 else boxes[region, label]
-        kept = batched_nms(candidates, score, label, nms_threshold)[:detections_per_image]
-        if len(kept) == detections_per_image or len(score) < most:
-            break  # those which were left out could only have come after the ones kept
-    return {"boxes": candidates[kept], "scores": score[kept], "labels": label[kept]}
+        kept = _nms_by_class(candidates, score, label, nms_threshold)[:detections_per_image]
+        if all_taken or len(kept) == detections_per_image:
+            # What was left out scores less than all of these, so that it could neither drop any nor come before one.
+            return {"boxes": candidates[kept], "scores": score[kept], "labels": label[kept]}
+        most *= 4
+
+
+def _best_pairs(scores: Tensor, threshold: float, most: int) -> tuple[Tensor, Tensor, Tensor, bool]:
+    """The `most` highest of scores [R, C] which are above the threshold, and what equals the last of them, by region and class.
+
+    Returns:
+        The scores, their regions and classes, int64, and whether these are all which are above the threshold.
+    """
+    chosen = scores > threshold
+    above = scores[chosen]
+    if len(above) > most:
+        chosen = scores >= above.topk(most, sorted=False).values.amin()
+    region, label = chosen.nonzero(as_tuple=True)
+    return scores[region, label], region, label, len(region) == len(above)
+
+
+def _nms_by_class(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
+    """Which of some boxes no better one of their class covers, int64, by falling score; equal ones in the order given."""
+    if boxes.device.type != "cpu":
+        return batched_nms(boxes, scores, labels, threshold)  # which moves the classes apart and needs one call
+    order = labels.argsort(stable=True)
+    of_classes = order.split(labels.bincount(minlength=1).tolist())
+    kept = torch.cat([x if len(x) < 2 else x[nms(boxes[x], scores[x], threshold)] for x in of_classes]).sort().values
+    return kept[scores[kept].argsort(descending=True, stable=True)]
 
 
 def fast_non_maximum_suppression(
@@ -61,8 +77,11 @@ def fast_non_maximum_suppression(
     Returns:
         The detections, as of `non_maximum_suppression`, and which region each of them is, int64 [D].
     """
-    present = (scores > score_threshold).any(0).nonzero().squeeze(1)
-    score, region = scores[:, present].T.topk(min(top_k, len(scores)), dim=1)  # [classes which are present, K]
+    counts = (scores > score_threshold).sum(0)
+    present = counts.nonzero().squeeze(1)
+    # Those below the threshold are not kept, and drop none which are.
+    most = min(top_k, len(scores), max(1, int(counts.max())))
+    score, region = scores[:, present].T.topk(most, dim=1)  # [classes which are present, K]
     of_class = boxes[region]
     iou_with_better = paired_iou(of_class[:, :, None], of_class[:, None]).triu(diagonal=1).amax(1)
     kept, place = ((score > score_threshold) & (iou_with_better <= nms_threshold)).nonzero(as_tuple=True)

@@ -11,13 +11,12 @@ Next to SOLOv2 as published there is no focal loss, nor any weight between the t
 coefficient of its own mask; the authors' code gives a positive that of another one of its level and image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from ..losses.detection import confidence, quality_targets, self_balanced, weighted_mean
 from ..losses.localization import dice_loss
@@ -27,9 +26,8 @@ from .detector import Detector
 from .fpn import FPN
 from .images import ImageBatch, ImageTransform, Size
 from .layers import ConvNormReLU, normal_convs, per_anchor, set_prior
-from .masks import boxes_around, centres_and_areas, quarter_masks, resize_masks
+from .masks import boxes_around, centres_and_areas, losses_in_parts, quarter_masks, resize_masks
 from .matchers import NEGATIVE, collect
-from .postprocess import above_threshold
 
 GRIDS = (40, 36, 24, 16, 12)  # cells on each side of the image, one a level
 STRIDES = (8, 8, 16, 32, 32)  # of the maps which the grids are laid on; a mask has to have more cells than this
@@ -37,9 +35,9 @@ RANGES = ((1, 96), (48, 192), (96, 384), (192, 768), (384, 2048))  # √area in 
 LIGHT_RANGES = ((1, 56), (28, 112), (56, 224), (112, 448), (224, 896))
 
 _CENTRE = 0.2  # share of the box around the centre of mass whose cells are positive
-_MASKS_AT_ONCE = 128  # in training: more are made, and made again for the gradient, in parts
-_MOST = 1000  # pairs of cell and class in testing; only detectors which know nothing yet have more
-_MATRIX_NMS_LIMIT = 500
+_DICE_EPS = 0.002  # as published: .001 for each of the two sums, which tells where masks are tiny
+_TESTED_AT_ONCE = 128  # masks in memory together in testing
+_MATRIX_NMS_LIMIT = 500  # pairs of cell and class
 _SIGMA = 2.0
 _LEAST_SCORE = 0.05  # after Matrix NMS
 
@@ -118,25 +116,22 @@ class SOLOv2(Detector):
         ]
 
     def _detect_one(self, pixels: Tensor) -> dict[str, Tensor]:
-        logits, kernels, features = self.predict(pixels)
+        logits, kernels, (features,) = self.predict(pixels)
+        all_kernels = torch.cat(kernels, 1)[0]
         scores = torch.cat([peaks(x[0].float().sigmoid(), grid) for x, grid in zip(logits, GRIDS, strict=True)])
-        score, cell, label = above_threshold(scores, self.score_threshold, _MOST)
-        masks = torch.einsum("pe,ehw->phw", torch.cat(kernels, 1)[0, cell], features[0]).float().sigmoid()
-        least_area = torch.tensor(STRIDES, device=cell.device).repeat_interleave(
-            torch.tensor(GRIDS, device=cell.device) ** 2
-        )
-        inside = masks > 0.5
-        area = inside.sum((1, 2), dtype=torch.int32)
-        large = area > least_area[cell]
-        masks, inside, area, score, label = masks[large], inside[large], area[large], score[large], label[large]
-        maskness = (masks * inside).sum((1, 2)) / area
+        candidates = (scores > self.score_threshold).any(1).nonzero().squeeze(1)
+        maskness = scores.new_zeros(len(scores))
+        maskness[candidates] = rate_masks(features, all_kernels[candidates], _least_areas(scores.device)[candidates])
+        score, cell, label = best_pairs(scores, maskness, self.score_threshold, _MATRIX_NMS_LIMIT)
 
-        score, best = (score * maskness).sort(descending=True, stable=True)
-        best = best[:_MATRIX_NMS_LIMIT]
-        score = score[:_MATRIX_NMS_LIMIT] * matrix_nms_decay(inside[best], label[best])
-        score, order = score.sort(descending=True, stable=True)
+        masks = torch.cat([part > 0.5 for part in _masks_in_parts(features, all_kernels[cell])])
+        score, order = (score * matrix_nms_decay(masks, label)).sort(descending=True, stable=True)
         order = order[score >= _LEAST_SCORE][: self.detections_per_image]
-        return {"scores": score[: len(order)], "labels": label[best[order]], "masks": masks[best[order]]}
+        return {
+            "scores": score[: len(order)],
+            "labels": label[order],
+            "masks": cell_masks(features, all_kernels[cell[order]]),
+        }
 
     def to_original(self, detections: list[dict[str, Tensor]], batch: ImageBatch) -> list[dict[str, Tensor]]:
         """Takes what `detect` found to the original images, with the boxes around the masks."""
@@ -219,7 +214,7 @@ def match_cells(boxes: Tensor, masks: Tensor, size: Size, ranges: Sequence[tuple
     """Which object each cell of the grids has to find.
 
     Objects belong to the levels in whose range their √area is. There the cells around the centre of mass, at most one away, are
-    positive which the middle fifth of the box touches. A cell wanted by several objects goes to the last.
+    positive which the middle fifth of the box touches. A cell wanted by several objects goes to the first.
 
     Args:
         boxes: of the objects, xyxy [G, 4].
@@ -252,14 +247,13 @@ def match_cells(boxes: Tensor, masks: Tensor, size: Size, ranges: Sequence[tuple
     start = (grids**2).cumsum(0) - grids**2
     index = start[:, None, None] + rows[:, :, :, None] * grids[:, None, None] + columns[:, :, None]
     owner = torch.arange(len(boxes), device=device)[:, None, None, None].expand_as(index)
-    matches = torch.full((int((grids**2).sum()),), NEGATIVE, device=device)
-    return matches.scatter_reduce(0, index[wanted], owner[wanted], "amax")
+    first_owner = torch.full((int((grids**2).sum()),), len(boxes), device=device)
+    first_owner = first_owner.scatter_reduce(0, index[wanted], owner[wanted], "amin")
+    return torch.where(first_owner < len(boxes), first_owner, NEGATIVE)
 
 
 def mask_losses(features: Tensor, kernels: Tensor, objects: Tensor, owner: Tensor) -> Tensor:
-    """Dice loss of the masks of some cells of one image; [P], in 0..1.
-
-    Only `_MASKS_AT_ONCE` masks are in memory at a time: an image of 200 objects has thousands of positives.
+    """Dice losses of the masks of some cells of one image; [P], in 0..1.
 
     Args:
         features: mask features, [E, h, w].
@@ -269,13 +263,54 @@ def mask_losses(features: Tensor, kernels: Tensor, objects: Tensor, owner: Tenso
     """
 
     def of_part(kernels: Tensor, owner: Tensor) -> Tensor:
-        masks = torch.einsum("pe,ehw->phw", kernels, features).float().sigmoid()
-        return dice_loss(masks, objects[owner])
+        return dice_loss(cell_masks(features, kernels), objects[owner], eps=_DICE_EPS)
 
-    if len(kernels) <= _MASKS_AT_ONCE:
-        return of_part(kernels, owner)
-    parts = zip(kernels.split(_MASKS_AT_ONCE), owner.split(_MASKS_AT_ONCE), strict=True)
-    return torch.cat([checkpoint(of_part, k, o, use_reentrant=False) for k, o in parts])
+    return losses_in_parts(of_part, kernels, owner)
+
+
+def cell_masks(features: Tensor, kernels: Tensor) -> Tensor:
+    """The masks which kernels [P, E] make of mask features [E, h, w]: probabilities, float32 [P, h, w]."""
+    return torch.einsum("pe,ehw->phw", kernels, features).float().sigmoid()
+
+
+def _masks_in_parts(features: Tensor, kernels: Tensor) -> Iterator[Tensor]:
+    """`cell_masks`, not more than `_TESTED_AT_ONCE` at a time."""
+    return (cell_masks(features, part) for part in kernels.split(_TESTED_AT_ONCE))
+
+
+def _least_areas(device: torch.device) -> Tensor:
+    """How many pixels of the mask features the mask of each cell has to be larger than, int64 [ΣS²]."""
+    return torch.tensor(STRIDES, device=device).repeat_interleave(torch.tensor(GRIDS, device=device) ** 2)
+
+
+def rate_masks(features: Tensor, kernels: Tensor, least_area: Tensor) -> Tensor:
+    """The maskness of some cells of one image: the mean probability of the pixels inside their masks.
+
+    Args:
+        features: mask features, [E, h, w].
+        kernels: [P, E].
+        least_area: pixels which each mask has to be larger than, int64 [P].
+
+    Returns:
+        float32 [P], in 1/2..1, or 0 where a mask is too small.
+    """
+    rated = []
+    for masks, least in zip(_masks_in_parts(features, kernels), least_area.split(_TESTED_AT_ONCE), strict=True):
+        inside = masks > 0.5
+        area = inside.sum((1, 2), dtype=torch.int32)
+        rated.append(torch.where(area > least, (masks * inside).sum((1, 2)) / area, 0.0))
+    return torch.cat(rated)
+
+
+def best_pairs(scores: Tensor, maskness: Tensor, threshold: float, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The pairs of cell and class whose score times maskness is highest, of those with a score above the threshold and any maskness.
+
+    Takes scores [S, C] and the maskness of the cells [S] to score times maskness, falling, cell and class, [<= `most`] each.
+    """
+    cell, label = ((scores > threshold) & (maskness > 0)[:, None]).nonzero(as_tuple=True)
+    score, order = (scores[cell, label] * maskness[cell]).sort(descending=True, stable=True)
+    order = order[:most]
+    return score[:most], cell[order], label[order]
 
 
 def peaks(scores: Tensor, grid: int) -> Tensor:

@@ -24,12 +24,11 @@ from .detector import Detector
 from .fpn import FPN
 from .images import ImageBatch, ImageTransform, Size
 from .layers import per_anchor, set_prior, xavier_convs
-from .masks import resize_masks
-from .matchers import ANY_OVERLAP, collect, match_iou
+from .masks import losses_in_parts, resize_masks
+from .matchers import collect, match_iou
 from .postprocess import fast_non_maximum_suppression
 
 STRIDES = (8, 16, 32, 64, 128)
-MASKS_PER_IMAGE = 100  # which are trained on: each of them is a whole map
 
 
 class YOLACT(Detector):
@@ -78,10 +77,11 @@ class YOLACT(Detector):
     def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         output, coefficients, prototypes = self.predict(batch)
         anchors, all_logits = torch.cat(output.anchors), output.all_logits()
-        matched = collect(
-            [match_iou(anchors, t["boxes"], positive=0.5, negative=0.4, low_quality=ANY_OVERLAP) for t in targets],
-            targets,
-        )
+        matches = [
+            match_iou(anchors, target["boxes"], positive=0.5, negative=0.4, low_quality=0, one_best=True)
+            for target in targets
+        ]
+        matched = collect(matches, targets)
         self.num_positives = len(matched.positive)
         losses = rank_sort_detection_losses(
             all_logits,
@@ -92,20 +92,18 @@ class YOLACT(Detector):
             ignored=matched.ignored,
         )
 
-        of_positive = coefficients.flatten(0, 1)[matched.positive]
-        weights = confidence(all_logits[matched.positive].float())
-        mask_losses, mask_weights = [], []
-        for image, target in enumerate(targets):
-            chosen = (matched.image == image).nonzero().squeeze(1)
-            if len(chosen) > MASKS_PER_IMAGE:
-                chosen = chosen[torch.randperm(len(chosen), device=chosen.device)[:MASKS_PER_IMAGE]]
-            probabilities = assemble_masks(
-                prototypes[image], of_positive[chosen], matched.boxes[chosen], batch.sizes[image]
-            )
-            wanted = resize_masks(target["masks"].float(), probabilities.shape[-2:])[matched.object[chosen]]
-            mask_losses.append(dice_loss(probabilities, wanted))
-            mask_weights.append(weights[chosen])
-        mask = weighted_mean(torch.cat(mask_losses), torch.cat(mask_weights))
+        counts = matched.image.bincount(minlength=len(targets)).tolist()
+        of_images = zip(
+            prototypes,
+            coefficients.flatten(0, 1)[matched.positive].split(counts),
+            matched.boxes.split(counts),
+            matched.object.split(counts),
+            [target["masks"] for target in targets],
+            batch.sizes,
+            strict=True,
+        )
+        dice = torch.cat([mask_losses(*of_image) for of_image in of_images])
+        mask = weighted_mean(dice, confidence(all_logits[matched.positive].float()))
         return {**losses, "mask": self_balanced(mask, losses["ranking"], losses["sorting"])}
 
     def detect(self, batch: ImageBatch) -> list[dict[str, Tensor]]:
@@ -167,6 +165,24 @@ def _prototype_branch(channels: int, prototypes: int) -> nn.Sequential:
     branch = nn.Sequential(*layers)
     xavier_convs(branch)
     return branch
+
+
+def mask_losses(
+    prototypes: Tensor, coefficients: Tensor, boxes: Tensor, owner: Tensor, objects: Tensor, size: Size
+) -> Tensor:
+    """Dice losses of the masks of some anchors of one image; [P], in 0..1.
+
+    Args: as of `assemble_masks`, and these.
+        boxes: those of the anchors' objects.
+        owner: int64 [P], which object each anchor has to find.
+        objects: masks of the image's objects, bool or 0 and 1, [G, *size].
+    """
+    wanted = resize_masks(objects, prototypes.shape[-2:])
+
+    def of_part(coefficients: Tensor, boxes: Tensor, owner: Tensor) -> Tensor:
+        return dice_loss(assemble_masks(prototypes, coefficients, boxes, size), wanted[owner])
+
+    return losses_in_parts(of_part, coefficients, boxes, owner)
 
 
 def assemble_masks(prototypes: Tensor, coefficients: Tensor, boxes: Tensor, size: Size) -> Tensor:

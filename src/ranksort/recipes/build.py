@@ -93,6 +93,7 @@ def create_model(
             `train_batch_norm=True`, too: else the first stages stay random.
         weights: a checkpoint or safetensors file of this package, whose model must be of the same kind.
         model_overrides: fields of the recipe's model group: `backbone="resnet18"`, `min_size=480`, `score_threshold=.3`, ...
+            A `min_size` is that of training, too: it replaces the sizes which a multi-scale recipe draws from.
 
     Raises:
         ValueError: where a name is unknown, or the weights do not fit.
@@ -103,6 +104,8 @@ def create_model(
         if name not in fields:
             raise ValueError(f"the model group of a recipe has no field {name!r}; it has {', '.join(fields)}")
         setattr(recipe.model, name, value)
+    if "min_size" in model_overrides:
+        recipe.data.train_min_sizes = ()
     settings = recipe.model
     if num_classes is not None:
         settings.num_classes = num_classes
@@ -234,12 +237,26 @@ def learning_rate(recipe: Recipe) -> float:
 def describe(recipe: Recipe, train_set: CocoDataset) -> str:
     """What is going to be trained, in a few lines to print."""
     random = "\nthe backbone starts from random weights: all of it is trained, and its batch norms as well"
+    size, drawn = recipe.model.min_size, recipe.data.train_min_sizes or (recipe.model.min_size,)
+    outside = f"\nno image is trained on at the {size} px of evaluation: set --model.min-size or --data.train-min-sizes"
     return (
         f"training on {train_set}\n"
+        f"images: {_image_sizes(recipe)}{'' if min(drawn) <= size <= max(drawn) else outside}\n"
         f"learning rate {learning_rate(recipe):g} for {recipe.training.batch_size} images a step: "
         f"{recipe.optimizer.lr:g} for {recipe.optimizer.lr_batch_size} in the recipe"
         f"{'' if recipe.model.pretrained_backbone else random}"
     )
+
+
+def _image_sizes(recipe: Recipe) -> str:
+    """How large the images are that the model sees, in training and in evaluation."""
+    model, drawn = recipe.model, recipe.data.train_min_sizes
+    if model.detector == "yolact":
+        return f"{model.min_size} x {model.min_size} px"
+    sizes = f"short side {model.min_size} px"
+    if drawn and drawn != (model.min_size,):
+        sizes = f"short side {' or '.join(map(str, drawn))} px in training, {model.min_size} px in evaluation"
+    return f"{sizes}, long side at most {model.max_size} px"
 
 
 def summarize(recipe: Recipe, val_set: CocoDataset) -> dict[str, str]:
@@ -249,8 +266,7 @@ def summarize(recipe: Recipe, val_set: CocoDataset) -> dict[str, str]:
     return {
         "recipe": recipe.name,
         "detector": f"{model.detector}, {model.backbone}{'' if model.pretrained_backbone else ' from random weights'}",
-        "image size": f"short side {' or '.join(map(str, recipe.data.train_min_sizes or (model.min_size,)))} px, "
-        f"long side at most {model.max_size} px",
+        "image size": _image_sizes(recipe),
         "epochs": str(training.epochs),
         "learning rate": f"{learning_rate(recipe):g} for {training.batch_size} images a step, {optimizer.algorithm}, "
         + (schedule if optimizer.schedule == "step" else optimizer.schedule),

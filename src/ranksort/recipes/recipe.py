@@ -5,6 +5,9 @@ def my_recipe() -> Recipe:
     recipe.model.backbone = "resnet18"
     return recipe
 
+One which starts from a multi-scale recipe sets data.train_min_sizes along with model.min_size: the one is for training, the other for
+evaluation. Where only model.min_size is given to `create_model` or on the command line, it is for both.
+
 What stands beside or below a setting is its help on the command line.
 """
 
@@ -24,7 +27,8 @@ class DataSettings:
     val_annotations: str = ""  # annotation file to evaluate on
     val_images: str = ""  # folder of the images to evaluate on
     train_min_sizes: tuple[int, ...] = ()
-    """short sides in pixels, one drawn at random for each training image; none: model.min-size"""
+    """short sides in pixels, one drawn at random for each training image; none: model.min-size, which replaces a recipe's where it is
+    given alone"""
     flip: float = 0.5  # probability of a horizontal flip
     augmentation: Literal["flip", "ssd"] = "flip"
     """what is done to training images besides resizing; ssd: colours are distorted, margins added and parts cut out, too"""
@@ -57,7 +61,8 @@ class ModelSettings:
     prior: float = 0.01
     """class probability which training starts from; ranking leaves the level of the scores open, so it remains felt"""
     num_classes: int = 80  # classes of a model made without data; training takes them from the annotation file
-    min_size: int = 800  # short side in pixels after resizing; for yolact, both sides
+    min_size: int = 800
+    """short side in pixels after resizing; for yolact, both sides; in training, data.train-min-sizes where they are given"""
     max_size: int = 1333  # bound of the long side in pixels
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # of each RGB channel, in 0..255
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)  # of each RGB channel, in 0..255
