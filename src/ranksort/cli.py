@@ -215,7 +215,11 @@ def report(runs: Annotated[list[Path], Positional, arg(metavar="RUN")], /, out: 
 
 
 def check_data(
-    images: Annotated[Path, Positional, arg(metavar="FOLDER")], annotations: _Json, /, verbose: bool = False
+    images: Annotated[Path, Positional, arg(metavar="FOLDER")],
+    annotations: _Json,
+    /,
+    verbose: bool = False,
+    crowd: Literal["drop", "keep"] = "drop",
 ) -> None:
     """Look for faults in a data set before training on it.
 
@@ -223,10 +227,11 @@ def check_data(
         images: folder of the images.
         annotations: COCO annotation file.
         verbose: list all faults, however many.
+        crowd: what to do with annotations marked as crowd, as by --data.crowd of `train`.
     """
     from .data.check import check_data as run_check
 
-    check = run_check(images, annotations)
+    check = run_check(images, annotations, keep_crowds=crowd == "keep")
     print(check.text() if verbose else check)
     if not check.is_usable:
         sys.exit(1)

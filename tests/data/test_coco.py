@@ -12,6 +12,7 @@ from pycocotools.coco import COCO
 from ranksort.data.coco import CocoDataset, find_split
 from ranksort.data.coco_columns import Category
 from ranksort.data.transforms import training_transforms
+from ranksort.recipes import get_recipe
 
 Write = Callable[[Any], tuple[Path, Path]]
 
@@ -278,3 +279,13 @@ def test_masks_are_those_of_pycocotools(shared_data: Path, split: Any) -> None:
         assert target["masks"].shape[0] == len(annotations)
         for mask, annotation in zip(target["masks"], annotations, strict=True):
             assert np.array_equal(mask.numpy(), oracle.annToMask(annotation))
+
+
+def test_yolact_trains_on_boxes_larger_than_4_px(content: dict[str, Any], write: Write) -> None:
+    sides = (4, 4.01, 3.9)
+    content["annotations"] += [
+        {**content["annotations"][0], "id": 50 + i, "bbox": [5, 5, side, 9]} for i, side in enumerate(sides)
+    ]
+    least = get_recipe("ranksort_yolact_r50_55e_coco").data.min_box_size
+    dataset = CocoDataset(*write(content), training=True, min_box_size=least)
+    assert dataset.dropped["unusable or small boxes"] == 2

@@ -174,6 +174,7 @@ def build_dataset(
         training=split == "train",
         masks=model.has_masks,
         keep_empty_images=data.keep_empty_images,
+        keep_crowds=data.crowd == "keep",
         categories=categories,
         transform=transform if split == "train" else None,
         min_box_size=data.min_box_size,

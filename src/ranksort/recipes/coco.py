@@ -4,6 +4,7 @@ A recipe is a function without arguments, by whose name `get_recipe` calls it, b
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -92,7 +93,8 @@ def ranksort_mask_rcnn_plus_x101_dcn_fpn_mstrain_3x_coco() -> Recipe:
 def ranksort_yolact_r50_55e_coco() -> Recipe:
     """RS-YOLACT, ResNet-50, 55 epochs; the paper: box AP 33.8, box oLRP 71.8, mask AP 29.9, mask oLRP 74.7."""
     recipe = Recipe()
-    recipe.data.augmentation, recipe.data.min_box_size = "ssd", 4.0
+    recipe.data.augmentation = "ssd"
+    recipe.data.min_box_size = math.nextafter(4, 5)  # boxes have to be larger than 4 px
     recipe.model.detector = "yolact"
     recipe.model.frozen_stages, recipe.model.train_batch_norm = -1, True
     recipe.model.min_size = recipe.model.max_size = 550

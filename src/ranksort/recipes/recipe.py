@@ -33,6 +33,8 @@ class DataSettings:
     augmentation: Literal["flip", "ssd"] = "flip"
     """what is done to training images besides resizing; ssd: colours are distorted, margins added and parts cut out, too"""
     keep_empty_images: bool = False  # train on images without objects, too
+    crowd: Literal["drop", "keep"] = "drop"
+    """what to do with annotations marked as crowd; keep: take them for objects, as some exporters mark every mask so"""
     min_box_size: float = 1.0  # objects with a side below this many pixels are not trained on
     repeat_threshold: float = 0.0
     """images with a class which is in less than this share of them are repeated within an epoch, as for LVIS; 0: none"""
