@@ -113,6 +113,7 @@ def create_model(
         frozen_stages=settings.frozen_stages,
         train_batch_norm=settings.train_batch_norm,
         deformable_convs=settings.deformable_convs,
+        levels=3 if settings.detector in ("atss", "paa", "yolact") else 4,
     )
     transform = ImageTransform(
         settings.min_size,
