@@ -1,10 +1,12 @@
 """What a network makes of an image, found without computing: on the meta device tensors have shapes and a history, but no values."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 
 from .images import Size
 
@@ -17,6 +19,10 @@ def probe(module: nn.Module, size: Size) -> tuple[list[Tensor], dict[str, Tensor
     Returns:
         outputs: what `module` returns, on the meta device.
         parameters: the stand-in of each parameter, by its name.
+
+    Raises:
+        IndexError: where `module` looks places up in a table of parameters, which ends at some size: without values nobody knows at which.
+        Exception: what `module` raises.
     """
     with torch.inference_mode(False), torch.enable_grad():  # a history is needed wherever a model is built
         parameters = {
@@ -26,7 +32,26 @@ def probe(module: nn.Module, size: Size) -> tuple[list[Tensor], dict[str, Tensor
         buffers = {name: torch.empty_like(b, device="meta") for name, b in module.named_buffers()}
         # Two images, because batch norms in training need more than one value.
         images = torch.empty(2, 3, *size, device="meta")
-        return list(functional_call(module, {**parameters, **buffers}, (images,))), parameters
+        with _NoLookup(parameters.values(), buffers.values()):
+            return list(functional_call(module, {**parameters, **buffers}, (images,))), parameters
+
+
+class _NoLookup(TorchFunctionMode):
+    """Refuses to index one of `tables` by what is computed from the size of an image; indices that are stored fit in any case."""
+
+    def __init__(self, tables: Collection[Tensor], stored: Collection[Tensor]):
+        super().__init__()
+        self.tables = {id(table) for table in tables}
+        self.stored = {id(index) for index in stored}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is Tensor.__getitem__ and id(args[0]) in self.tables:
+            for index in args[1] if isinstance(args[1], tuple) else (args[1],):
+                if isinstance(index, Tensor) and not {id(index), id(index._base)} & self.stored:
+                    raise IndexError("a table of parameters is indexed by places in the image")
+        return func(*args, **(kwargs or {}))
 
 
 def reached(output: Tensor, parameters: dict[str, Tensor]) -> set[str]:

@@ -46,7 +46,7 @@ def timm_levels(
     try:
         outputs, parameters = probe(body, _PROBE_SIZE)
     except Exception as error:  # models raise nearly anything on sizes which they do not take
-        raise _no_pyramid(name, "it does not take images of that size") from error
+        raise _no_pyramid(name, "it takes images of certain sizes alone") from error
     found: dict[int, tuple[int, bool]] = {}  # by stride: place among the outputs, whether the channels come last
     for place, output in enumerate(outputs):
         shape = tuple(output.shape)
