@@ -21,6 +21,7 @@ from ranksort.checkpoints import (
 )
 from ranksort.data.coco_columns import Category
 from ranksort.recipes import Recipe, create_model, get_recipe
+from ranksort.recipes.build import with_pixel_statistics
 
 CATEGORIES = [Category(3, "dog"), Category(17, "Kätzchen")]
 
@@ -30,6 +31,7 @@ def _recipe() -> Recipe:
     recipe.name = "tiny"
     recipe.model.backbone, recipe.model.channels, recipe.model.head_convs = "resnet18", 64, 1
     recipe.model.min_size, recipe.model.max_size = 64, 128
+    recipe.model = with_pixel_statistics(recipe.model)  # as it is stored
     return recipe
 
 

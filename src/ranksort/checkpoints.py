@@ -3,6 +3,7 @@
 Files are untrusted: tensors and plain values are read from them, never code.
 """
 
+import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from .data.coco_columns import Category
 from .recipes import Recipe, create_model, get_recipe
+from .recipes.build import with_pixel_statistics
 
 
 @dataclass
@@ -35,7 +37,8 @@ class Checkpoint:
 
 
 def metadata(recipe: Recipe, categories: Sequence[Category]) -> dict[str, Any]:
-    """What a checkpoint has to say besides weights, as plain values."""
+    """What a checkpoint has to say besides weights, as plain values. What its recipe leaves to the backbone is settled."""
+    recipe = dataclasses.replace(recipe, model=with_pixel_statistics(recipe.model))
     return {"recipe": recipe.as_dict(), "categories": [{"id": c.id, "name": c.name} for c in categories]}
 
 

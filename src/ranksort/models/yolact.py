@@ -57,8 +57,11 @@ class YOLACT(Detector):
         super().__init__(backbone, transform, num_classes, **postprocessing)
         self.fpn = FPN(backbone.channels[-3:], channels, levels=len(STRIDES), from_input=True, upsampling="bilinear")
         side = transform.min_size  # which the cells share evenly, whether or not it is a multiple of their stride
+        cells = [height for height, _ in backbone.map_sizes((side, side))[-3:]]
+        while len(cells) < len(STRIDES):
+            cells.append(math.ceil(cells[-1] / 2))
         self.anchors = AnchorGenerator(
-            [side / math.ceil(side / stride) for stride in STRIDES],
+            [side / n for n in cells],
             scales=[3],
             ratios=[0.5, 1, 2],
             base_sizes=STRIDES,

@@ -20,7 +20,7 @@ from ..data.coco_columns import Category
 from ..data.samplers import AspectRatioBatchSampler
 from ..data.transforms import ssd_transforms, training_transforms
 from ..models import ATSS, PAA, YOLACT, CascadeRCNN, FasterRCNN, MaskRCNN, SOLOv2
-from ..models.backbones import Backbone, build_backbone
+from ..models.backbones import Backbone, build_backbone, pixel_statistics
 from ..models.carafe import CarafeFPN
 from ..models.fpn import FPN
 from ..models.images import ImageTransform
@@ -106,16 +106,17 @@ def create_model(
         setattr(recipe.model, name, value)
     if "min_size" in model_overrides:
         recipe.data.train_min_sizes = ()
-    settings = recipe.model
     if num_classes is not None:
-        settings.num_classes = num_classes
+        recipe.model.num_classes = num_classes
     recipe.check()
+    settings = with_pixel_statistics(recipe.model)
     backbone = build_backbone(
         settings.backbone,
         pretrained=pretrained_backbone,
         frozen_stages=settings.frozen_stages,
         train_batch_norm=settings.train_batch_norm,
         deformable_convs=settings.deformable_convs,
+        levels=3 if settings.detector in ("atss", "paa", "yolact") else 4,
     )
     transform = ImageTransform(
         settings.min_size,
@@ -131,6 +132,16 @@ def create_model(
 
         load_weights(model, read_checkpoint(weights).state_dict, str(weights))
     return model
+
+
+def with_pixel_statistics(settings: ModelSettings) -> ModelSettings:
+    """Return the settings with the backbone's own mean and deviation of pixels where they have none.
+
+    Raises:
+        ValueError: where timm knows no such backbone.
+    """
+    mean, std = pixel_statistics(settings.backbone)
+    return dataclasses.replace(settings, pixel_mean=settings.pixel_mean or mean, pixel_std=settings.pixel_std or std)
 
 
 def _build_detector(settings: ModelSettings, backbone: Backbone, transform: ImageTransform) -> nn.Module:
@@ -165,7 +176,7 @@ def build_dataset(
     paths = (Path(path) if path else None for path in named)
     images, annotations = find_split(Path(data.root), split, *paths, style=recipe.evaluation.style)
     if data.augmentation == "ssd":
-        transform = ssd_transforms(model.min_size, model.pixel_mean, data.flip)
+        transform = ssd_transforms(model.min_size, with_pixel_statistics(model).pixel_mean, data.flip)
     else:
         transform = training_transforms(data.train_min_sizes or (model.min_size,), model.max_size, data.flip)
     return CocoDataset(

@@ -66,8 +66,10 @@ class ModelSettings:
     min_size: int = 800
     """short side in pixels after resizing; for yolact, both sides; in training, data.train-min-sizes where they are given"""
     max_size: int = 1333  # bound of the long side in pixels
-    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # of each RGB channel, in 0..255
-    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)  # of each RGB channel, in 0..255
+    pixel_mean: tuple[float, ...] = ()
+    """mean of each RGB channel, in 0..255, subtracted from the images; none: that which the backbone was pretrained with"""
+    pixel_std: tuple[float, ...] = ()
+    """deviation of each RGB channel, in 0..255, which the images are divided by; none: as for the mean"""
     score_threshold: float = 0.05
     """least score of a detection; the R-CNNs' .4 and LVIS's .6 are the published ones, and may hide much after short trainings"""
     nms_threshold: float = 0.6
@@ -163,6 +165,13 @@ class Recipe:
         ):
             if not 0 <= share <= 1:
                 raise ValueError(f"--{option} must be within 0..1, got {share}")
+        for option, numbers in (("pixel-mean", model.pixel_mean), ("pixel-std", model.pixel_std)):
+            if len(numbers) not in (0, 3):
+                raise ValueError(
+                    f"--model.{option} must be three numbers, or none for the backbone's own, got {numbers}"
+                )
+        if min(model.pixel_std, default=1) <= 0:
+            raise ValueError(f"--model.pixel-std must be above 0, got {model.pixel_std}")
         if not 0 < model.prior < 1:
             raise ValueError(f"--model.prior must be between 0 and 1, got {model.prior}")
         if model.upsampling != "nearest" and not model.detector.endswith("_rcnn"):
