@@ -1,4 +1,6 @@
+import contextlib
 import csv
+import io
 import json
 import shutil
 import subprocess
@@ -43,13 +45,13 @@ def run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return runs[0]
 
 
-def fails(*arguments: str) -> str:
-    """The sentence with which a command ends."""
-    with pytest.raises(SystemExit) as stopped:
+def fails(*arguments: object) -> str:
+    """The sentence on stderr with which a command ends, by exit code 2."""
+    with contextlib.redirect_stderr(io.StringIO()) as stderr, pytest.raises(SystemExit) as stopped:
         cli.main([str(a) for a in arguments])
-    message = str(stopped.value)
+    assert stopped.value.code == 2
+    message = stderr.getvalue().strip().splitlines()[-1]
     assert message.startswith("ranksort: ")
-    assert "\n" not in message
     return message
 
 
