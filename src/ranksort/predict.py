@@ -46,12 +46,12 @@ def find_images(paths: Sequence[Path], out: Path, recursive: bool = False) -> tu
             inside = [name for name in sorted(folders) if (Path(folder) / name).resolve() != out.resolve()]
             folders[:] = inside if recursive else []
             if not recursive:
-                others["folders, which --recursive looks into"] += len(inside)
+                others["folder(s), which --recursive looks into"] += len(inside)
             for file in (Path(folder) / name for name in sorted(files)):
                 if file.suffix.lower() in _PICTURES:
                     images.append(file)
                 else:
-                    others["files that are no images"] += 1
+                    others["file(s) that are no images by their names"] += 1
     return images, ", ".join(f"{count} {what}" for what, count in others.items() if count)
 
 
