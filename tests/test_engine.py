@@ -192,11 +192,12 @@ def test_interrupted_evaluation_is_finished(
     assert_same_state(tmp_path / "whole", tmp_path / "moved")
 
 
-@pytest.mark.parametrize("epoch", [1, 2])
+@pytest.mark.parametrize(("epoch", "ema_decay"), [(1, 0.9), (2, 0.0)])
 def test_failed_evaluation_loses_no_epoch(
-    tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int
+    tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int, ema_decay: float
 ) -> None:
     """It is repeated when the run is resumed, and nothing is trained twice."""
+    tiny_recipe.training.ema_decay = ema_decay
     forward, evaluated = ATSS.forward, []
 
     def failing(self: ATSS, *args: Any) -> Any:

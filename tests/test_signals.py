@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ranksort import cli
+from ranksort.interrupt import Interrupt, Terminated
 
 RECIPE = """
 import os
@@ -88,6 +89,21 @@ def test_sigterm_to_a_run_and_its_worker(tiny_data: Path, tmp_path: Path) -> Non
 def test_sigterm_to_one_of_two_processes(tiny_data: Path, tmp_path: Path) -> None:
     """Both stop after the same batch."""
     assert_stopped(train(tmp_path, tiny_data, "--training.devices", "2", signals="1:SIGTERM:1"), tmp_path, 1)
+
+
+def test_signals_which_torchrun_passes_on_are_not_second_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("TORCHELASTIC_RUN_ID", "OTHER"):
+        monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+        monkeypatch.setenv(variable, "1")
+        with Interrupt("") as interrupt:
+            interrupt.waits = True
+            os.kill(os.getpid(), signal.SIGINT)
+            if variable == "OTHER":
+                with pytest.raises(Terminated):
+                    os.kill(os.getpid(), signal.SIGTERM)
+            else:
+                os.kill(os.getpid(), signal.SIGTERM)
+            assert interrupt.stop == signal.SIGINT
 
 
 def test_slurm_queues_a_job_again(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ import csv
 import json
 import logging
 import shlex
-import subprocess
 import sys
 import time
 import warnings
@@ -21,6 +20,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EMAWeightAveraging, RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
 
 from .checkpoints import Checkpoint, load_weights, metadata, read_checkpoint
@@ -32,7 +32,7 @@ from .evaluation.inputs import read_ground_truth
 from .evaluation.page import save_reports
 from .evaluation.results import to_coco_results
 from .interrupt import Interrupt, ignore_in_worker, stopped_by
-from .launch import check_processes, slurm_job
+from .launch import check_processes, queue_again, slurm_job
 from .recipes import Recipe
 from .recipes.build import (
     build_dataset,
@@ -53,7 +53,7 @@ _MISLEADING = (  # warnings of Lightning which are not for our users
     ".*exists and is not empty.*",  # it is a resumed run's
     ".*in eval mode at the start of training.*",  # the frozen batch norms
     ".*isinstance.treespec, LeafSpec.*",
-    ".*recommended to use .sync_dist=True.*",  # all processes log the same report
+    ".*recommended to use .*sync_dist=True.*",  # all processes log the same report
 )
 
 
@@ -319,7 +319,8 @@ class _Checkpoints(pl.Callback):
         if save:
             self.interrupt.save = False
             if trainer.is_global_zero:
-                _tell_saved(self.folder / "last.ckpt")
+                print(f"wrote {self.folder / 'last.ckpt'}")
+                queue_again()  # the signal by which SLURM tells that the time of a job is over
         if stop:
             raise _Stop(stop, trainer.is_global_zero)
 
@@ -328,16 +329,6 @@ class _Checkpoints(pl.Callback):
             is_saved = (self.folder / "last.ckpt").is_file()
             resume = f"to go on: ranksort train {shlex.quote(str(self.folder.parent))} --resume"
             print(resume if is_saved else "stopped before there was a checkpoint to go on from")
-
-
-def _tell_saved(last: Path) -> None:
-    """Says that SIGUSR1 was obeyed, and queues a SLURM job again, to which this signal tells that its time is over."""
-    print(f"wrote {last}")
-    if job := slurm_job():
-        try:
-            subprocess.run(["scontrol", "requeue", job], check=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            print(f"the SLURM job {job} could not be queued again ({error})")
 
 
 class _ProgressBar(RichProgressBar):
@@ -366,6 +357,8 @@ def _trainer(
     trainer = pl.Trainer(
         default_root_dir=run,  # not the working directory: from there Lightning would resume what another job of SLURM has left
         accelerator="auto",
+        # Evaluation is one process's work, however many SLURM has started.
+        plugins=None if run else [LightningEnvironment()],
         devices=training.devices if run else 1,
         num_nodes=training.nodes if run else 1,
         precision=training.precision,

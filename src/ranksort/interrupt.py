@@ -5,12 +5,14 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 # Windows lacks some of them.
 _STOP = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _SAVE = [getattr(signal, name) for name in ("SIGUSR1",) if hasattr(signal, name)]
+_TORCHRUN_SECONDS = 5.0
 
 
 class Terminated(KeyboardInterrupt):
@@ -66,7 +68,8 @@ class Interrupt(contextlib.AbstractContextManager["Interrupt"]):
     """Remembers, while it is entered, what signals have asked for.
 
     Attributes:
-        stop: the first signal that asked to stop, 0: none. Where `waits` is not set, or when it is repeated, a signal stops at once.
+        stop: the first signal that asked to stop, 0: none. Where `waits` is not set, or when it is repeated, a signal stops at once;
+            but torchrun passes on what its processes are sent themselves, so that there it counts as repeated after 5 s only.
         save: whether SIGUSR1 has asked for a checkpoint.
         waits: whether a loop looks at `stop`, and obeys it at its next safe point.
         notice: printed when a stop is going to be obeyed later.
@@ -74,7 +77,7 @@ class Interrupt(contextlib.AbstractContextManager["Interrupt"]):
 
     def __init__(self, notice: str) -> None:
         self.notice, self.stop, self.save, self.waits = notice, 0, False, False
-        self._process = os.getpid()
+        self._process, self._stop_time = os.getpid(), 0.0
         self._handlers = handled(self._remember, (*_STOP, *_SAVE))
 
     def __enter__(self) -> "Interrupt":
@@ -89,10 +92,14 @@ class Interrupt(contextlib.AbstractContextManager["Interrupt"]):
             return  # a worker which has just begun
         if number in _SAVE:
             self.save = True
+        elif (
+            self.stop and "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self._stop_time < _TORCHRUN_SECONDS
+        ):
+            return
         elif self.stop or not self.waits:
             raise stopped_by(number)
         else:
-            self.stop = number
+            self.stop, self._stop_time = number, time.monotonic()
             if self.notice:
                 # print() may be what was interrupted, and cannot be called within itself.
                 with contextlib.suppress(OSError):

@@ -1,6 +1,7 @@
-"""How many processes a launcher has started, against how many the settings ask for."""
+"""What started this process: torchrun, SLURM or a person; and whether it started as many as the settings ask for."""
 
 import os
+import subprocess
 
 from .recipes.recipe import TrainingSettings
 
@@ -48,6 +49,15 @@ def slurm_job() -> str:
     if not in_slurm():
         return ""
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
+
+
+def queue_again() -> None:
+    """Queue the SLURM job of this process again, if it has one, and say where that fails."""
+    if job := slurm_job():
+        try:
+            subprocess.run(["scontrol", "requeue", job], check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            print(f"the SLURM job {job} could not be queued again ({error})")
 
 
 def _started() -> tuple[str, int, int | None] | None:
