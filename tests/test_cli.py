@@ -1,5 +1,8 @@
+import contextlib
 import csv
+import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -43,13 +46,13 @@ def run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return runs[0]
 
 
-def fails(*arguments: str) -> str:
-    """The sentence with which a command ends."""
-    with pytest.raises(SystemExit) as stopped:
+def fails(*arguments: object) -> str:
+    """The sentence on stderr with which a command ends, by exit code 2."""
+    with contextlib.redirect_stderr(io.StringIO()) as stderr, pytest.raises(SystemExit) as stopped:
         cli.main([str(a) for a in arguments])
-    message = str(stopped.value)
+    assert stopped.value.code == 2
+    message = stderr.getvalue().strip().splitlines()[-1]
     assert message.startswith("ranksort: ")
-    assert "\n" not in message
     return message
 
 
@@ -379,3 +382,29 @@ def test_two_processes(run: Path, tiny_data: Path, tmp_path: Path) -> None:
     assert json.loads((folder / "report" / "report.json").read_text())["summary"]["AP"] == pytest.approx(
         float(row["val/AP"])
     )
+
+
+def test_names_which_the_console_cannot_show(tiny_data: Path, tmp_path: Path) -> None:
+    """Of classes, in what training, evaluation and the data check print."""
+    for file in ("train", "val"):
+        content = json.loads((tiny_data / "annotations" / f"instances_{file}.json").read_text())
+        for category in content["categories"]:
+            category["name"] = f"犬{category['id']}"
+        (tmp_path / f"{file}.json").write_text(json.dumps(content))
+    (tmp_path / "detections.json").write_text("[]")
+    (tmp_path / "my_recipes.py").write_text(SMALL)
+    truth = str(tmp_path / "val.json")
+    files = ["--data.train-annotations", str(tmp_path / "train.json"), "--data.val-annotations", truth]
+    train = ["train", f"{tmp_path}/my_recipes.py:small", "--data.root", str(tiny_data), *files]
+    for command in (
+        [*train, "--training.output", str(tmp_path / "runs")],
+        ["check-data", str(tiny_data / "images"), truth],
+        ["evaluate", truth, str(tmp_path / "detections.json"), "--out", str(tmp_path / "report")],
+        ["report", str(tmp_path / "report"), "--out", str(tmp_path / "all.html")],
+    ):
+        script = [sys.executable, "-c", "from ranksort.cli import main; main()"]
+        environment = os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+        done = subprocess.run([*script, *command], env=environment, capture_output=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert b"?1 " in done.stdout or command[0] == "report"
+    assert "犬1" in (tmp_path / "report" / "per_class.csv").read_text(encoding="utf-8")

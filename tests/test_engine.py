@@ -1,6 +1,8 @@
+import copy
 import csv
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import torch
 
 from ranksort import engine
 from ranksort.checkpoints import load_model, read_checkpoint
+from ranksort.interrupt import Terminated, exit_code
 from ranksort.models import ATSS
 from ranksort.recipes import Recipe
 from ranksort.recipes.build import build_dataset, images_at_once, learning_rate, rate_factor
@@ -121,11 +124,19 @@ def test_three_epochs_are_two_and_one_resumed(tiny_recipe: Recipe, tmp_path: Pat
         assert a == {**b, "step": a["step"]}
 
 
-@pytest.mark.parametrize(("batch", "workers"), [(1, 0), (8, 2), (12, 0)])
+@pytest.mark.parametrize(
+    ("batch", "workers", "number"), [(1, 0, signal.SIGTERM), (8, 2, signal.SIGINT), (12, 0, signal.SIGHUP)]
+)
 def test_interrupted_and_resumed_is_not_interrupted(
-    tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int, workers: int
+    tiny_recipe: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    batch: int,
+    workers: int,
+    number: signal.Signals,
 ) -> None:
-    """Ctrl-C in the first batch, in the middle of the second epoch, and in the last batch of an epoch."""
+    """A signal in the first batch, in the middle of the second epoch, and in the last batch of an epoch."""
     tiny_recipe.data.workers = workers
     engine.train(tiny_recipe, tmp_path / "whole")
     steps = raw(tmp_path / "whole")["global_step"]
@@ -135,13 +146,17 @@ def test_interrupted_and_resumed_is_not_interrupted(
     def interrupted(self: ATSS, *args: Any) -> Any:
         calls.append(self.training)
         if sum(calls) == batch and self.training:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
         return forward(self, *args)
 
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)]
     with monkeypatch.context() as patch:
         patch.setattr(ATSS, "forward", interrupted)
-        with pytest.raises((KeyboardInterrupt, SystemExit)):
+        with pytest.raises(KeyboardInterrupt) as stopped:
             engine.train(tiny_recipe, tmp_path / "parts")
+    assert exit_code(stopped.value) == 128 + number
+    assert handlers == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)]
+    assert f"to go on: ranksort train {tmp_path / 'parts'} --resume" in capsys.readouterr().out
     assert raw(tmp_path / "parts")["global_step"] == batch
     engine.train(tiny_recipe, tmp_path / "parts", resume=True)
     assert_same_state(tmp_path / "whole", tmp_path / "parts")
@@ -155,14 +170,14 @@ def test_interrupted_evaluation_is_finished(
     def interrupted(self: ATSS, *args: Any) -> Any:
         if not self.training and not sent:
             sent.append(True)
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
         return forward(self, *args)
 
     engine.train(tiny_recipe, tmp_path / "whole")
     sent: list[bool] = []
     with monkeypatch.context() as patch:
         patch.setattr(ATSS, "forward", interrupted)
-        with pytest.raises((KeyboardInterrupt, SystemExit)):
+        with pytest.raises(Terminated):
             engine.train(tiny_recipe, tmp_path / "parts")
     assert raw(tmp_path / "parts")["global_step"] == 6
     (tmp_path / "parts").rename(tmp_path / "moved")
@@ -176,6 +191,105 @@ def test_interrupted_evaluation_is_finished(
             engine.train(tiny_recipe, tmp_path / name, resume=True)
     assert raw(tmp_path / "moved")["global_step"] == 24
     assert_same_state(tmp_path / "whole", tmp_path / "moved")
+
+
+@pytest.mark.parametrize(("epoch", "ema_decay"), [(1, 0.9), (2, 0.0)])
+def test_failed_evaluation_loses_no_epoch(
+    tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int, ema_decay: float
+) -> None:
+    """It is repeated when the run is resumed, and nothing is trained twice."""
+    tiny_recipe.training.ema_decay = ema_decay
+    forward, evaluated = ATSS.forward, []
+
+    def failing(self: ATSS, *args: Any) -> Any:
+        evaluated.append(not self.training)
+        if sum(evaluated) == 4 * epoch - 1:  # of four images
+            raise RuntimeError("no space for this")
+        return forward(self, *args)
+
+    engine.train(tiny_recipe, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(ATSS, "forward", failing)
+        with pytest.raises(RuntimeError, match="no space"):
+            engine.train(tiny_recipe, tmp_path / "parts")
+    assert raw(tmp_path / "parts")["global_step"] == 6 * epoch
+    engine.train(tiny_recipe, tmp_path / "parts", resume=True)
+    assert_same_state(tmp_path / "whole", tmp_path / "parts")
+    aps = [[row["val/AP"] for row in rows(tmp_path / name) if row["val/AP"]] for name in ("whole", "parts")]
+    assert aps[0] == aps[1]
+
+
+def test_second_signal_stops_at_once(
+    tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forward, calls = ATSS.forward, []
+
+    def interrupted(self: ATSS, *args: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        calls.append(1)
+        return forward(self, *args)
+
+    handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(ATSS, "forward", interrupted)
+    with pytest.raises(Terminated):
+        engine.train(tiny_recipe, tmp_path / "run")
+    assert not calls
+    assert signal.getsignal(signal.SIGINT) == handler
+    assert "before there was a checkpoint" in capsys.readouterr().out
+
+
+def test_sigusr1_saves_and_goes_on(
+    tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forward, steps = ATSS.forward, []
+
+    def signalled(self: ATSS, *args: Any) -> Any:
+        if self.training:
+            steps.append(1)
+            if len(steps) == 3:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            if len(steps) == 4:
+                assert raw(tmp_path / "run")["global_step"] == 3
+        return forward(self, *args)
+
+    monkeypatch.setattr(ATSS, "forward", signalled)
+    engine.train(tiny_recipe, tmp_path / "run")
+    assert len(steps) == 12
+    assert capsys.readouterr().out.count("wrote ") == 1
+
+
+def test_resuming_with_moved_data(tiny_recipe: Recipe, tiny_data: Path, tmp_path: Path) -> None:
+    """The same images and objects anywhere else; other ones are refused."""
+    moved = tmp_path / "moved"
+    shutil.copytree(tiny_data, moved)
+    file = moved / "annotations" / "renamed.json"
+    (moved / "annotations" / "instances_train.json").rename(file)
+    tiny_recipe.training.epochs = 1
+    run = tmp_path / "run"
+    engine.train(tiny_recipe, run)
+    elsewhere = copy.deepcopy(tiny_recipe)
+    elsewhere.data.root, elsewhere.data.train_annotations = str(moved), str(file)
+    elsewhere.data.train_images = str(moved / "images")
+    elsewhere.training.epochs = 2
+    shutil.copytree(run, tmp_path / "old")
+    shutil.copytree(run, tmp_path / "changed")
+    engine.train(elsewhere, run, resume=True)
+    tiny_recipe.training.epochs = 2
+    engine.train(tiny_recipe, tmp_path / "whole")
+    assert_same_state(tmp_path / "whole", run)
+
+    content = raw(tmp_path / "old")
+    del content["ranksort"]["fingerprint"]
+    torch.save(content, tmp_path / "old" / "checkpoints" / "last.ckpt")
+    with pytest.raises(ValueError, match=r"--data\.train-annotations"):
+        engine.train(elsewhere, tmp_path / "old", resume=True)
+
+    annotations = json.loads(file.read_text())
+    next(a for a in annotations["annotations"] if not a["iscrowd"])["bbox"][2] -= 0.5
+    file.write_text(json.dumps(annotations))
+    with pytest.raises(ValueError, match=r"renamed\.json does not hold the images and objects that .*changed"):
+        engine.train(elsewhere, tmp_path / "changed", resume=True)
 
 
 def test_resuming_refuses_settings_that_would_not_take_effect(tiny_recipe: Recipe, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 
 from ranksort import engine
 from ranksort.checkpoints import load_model, read_checkpoint, save_model
-from ranksort.data.annotations import Category
+from ranksort.data.coco_columns import Category
 from ranksort.recipes import Recipe, create_model, get_recipe
 from ranksort.recipes.build import build_dataset
 

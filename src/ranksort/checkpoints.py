@@ -28,6 +28,7 @@ class Checkpoint:
     recipe: Recipe  # with which it was trained
     categories: list[Category]  # its classes, in the order of their labels
     state_dict: dict[str, Tensor]
+    fingerprint: str = ""  # of the images and objects it was trained on; unknown for models that are not a run's
 
     def build(self, device: str | torch.device = "cpu", **model_overrides: Any) -> nn.Module:
         """Returns the model in evaluation mode; see `create_model` for the overrides."""
@@ -78,15 +79,16 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             state_dict = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
         recipe = Recipe.from_dict(about["recipe"])
         categories = [Category(c["id"], c["name"]) for c in about["categories"]]
+        trained_on = str(about.get("fingerprint", ""))
     except SafetensorError as error:
         raise ValueError(f"{path} is no safetensors file, or a damaged one ({error})") from None
     except (AttributeError, KeyError, TypeError, json.JSONDecodeError):  # not such as `metadata` describes a model
-        recipe, categories, state_dict = None, [], {}
+        recipe, categories, state_dict, trained_on = None, [], {}, ""
     if recipe is None or not state_dict:
         raise ValueError(
             f"{path} does not hold a model of ranksort; weights published with the paper come in by `ranksort convert`"
         )
-    return Checkpoint(recipe, categories, state_dict)
+    return Checkpoint(recipe, categories, state_dict, trained_on)
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:

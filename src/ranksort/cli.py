@@ -1,14 +1,16 @@
 """The command line. Each command is a function: its arguments, their types and its docstring make the options and their help."""
 
+import io
 import itertools
 import json
 import math
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 try:
     import tyro
@@ -17,34 +19,71 @@ except ModuleNotFoundError:
 from tyro.conf import Positional, arg
 
 from . import __version__
-from .recipes.build import create_model, get_recipe, recipe_functions
+from .interrupt import Terminated, exit_code, handled, stop_at_once
+from .launch import slurm_job
+from .recipes.find import get_recipe, recipe_functions
 from .recipes.recipe import DataSettings, EvaluationSettings, ModelSettings, OptimizerSettings, Recipe, TrainingSettings
 
 _Recipe = Annotated[str, Positional, arg(metavar="RECIPE")]
 _Checkpoint = Annotated[Path, Positional, arg(metavar="CHECKPOINT")]
 _Json = Annotated[Path, Positional, arg(metavar="JSON")]
 _TIME = "%Y-%m-%d_%H-%M-%S"
-_PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line. What a user can mend is said in one sentence; RANKSORT_TRACEBACK=1 shows where it arose."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    """Run the command line.
+
+    What a user can fix is said in one sentence, with exit code 2; RANKSORT_TRACEBACK=1 shows where it arose. Ctrl-C ends it with exit
+    code 130, SIGTERM with 143, and a closed pipe with 141, as shells report them.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(
+                errors="replace"
+            )  # no name of a class or a file may end a run where the console cannot show it
     try:
-        defaults = _defaults(arguments)
-        trained, tested = train_command(defaults), test_command(defaults)
-        functions = (quickstart, recipes, trained, tested, predict, evaluate, report, check_data, convert)
-        commands: dict[str, Callable[..., Any]] = {f.__name__.replace("_", "-"): f for f in functions}
-        about = "Detectors trained by Rank & Sort Loss."
-        tyro.extras.subcommand_cli_from_dict(commands, prog="ranksort", description=about, args=arguments)
-    except KeyboardInterrupt:
-        sys.exit(130)  # as shells report it
+        with handled(stop_at_once):
+            _run_command(list(sys.argv[1:] if arguments is None else arguments))
+    except KeyboardInterrupt as error:
+        name = signal.Signals(error.number).name if isinstance(error, Terminated) else "Ctrl-C"
+        print(f"ranksort: stopped by {name}", file=sys.stderr)
+        sys.exit(exit_code(error))
+    except BrokenPipeError:
+        _leave_closed_pipe()
     except (ValueError, OSError) as error:
         if os.environ.get("RANKSORT_TRACEBACK"):
             raise
-        # From a worker process comes a page of traceback whose last line is the sentence.
-        message = str(error).strip().splitlines()[-1]
-        sys.exit(f"ranksort: {message.removeprefix(f'{type(error).__name__}: ')}")
+        print(f"ranksort: {_sentence(error)}", file=sys.stderr)
+        sys.exit(2)
+    finally:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _leave_closed_pipe()
+
+
+def _run_command(arguments: list[str]) -> None:
+    defaults = _defaults(arguments)
+    trained, tested = train_command(defaults), test_command(defaults)
+    functions = (quickstart, recipes, trained, tested, predict, evaluate, report, check_data, convert)
+    commands: dict[str, Callable[..., Any]] = {f.__name__.replace("_", "-"): f for f in functions}
+    about = "Detectors trained by Rank & Sort Loss."
+    tyro.extras.subcommand_cli_from_dict(commands, prog="ranksort", description=about, args=arguments)
+
+
+def _sentence(error: ValueError | OSError) -> str:
+    """What an error says, in one line."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    # From a worker process comes a page of traceback whose last line is the sentence.
+    message = (str(error).strip() or type(error).__name__).splitlines()[-1]
+    return message.removeprefix(f"{type(error).__name__}: ")
+
+
+def _leave_closed_pipe() -> NoReturn:
+    """End where nobody reads what is printed any longer, as after `ranksort recipes | head -1`."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes at its end
+    sys.exit(141)
 
 
 def recipes() -> None:
@@ -149,6 +188,7 @@ def predict(
     out: Path,
     score_threshold: float | Literal["lrp"] = 0.3,
     device: str = "",
+    recursive: bool = False,
 ) -> None:
     """Detect objects in images: pictures with boxes, and detections.json.
 
@@ -158,10 +198,13 @@ def predict(
         out: folder for the results.
         score_threshold: least score of a detection; "lrp": the best one for each class by oLRP, from the run's report.
         device: such as cpu, cuda:1 or mps; by default what there is.
+        recursive: look for images in the folders below those named, too.
     """
-    from .predict import predict_images
+    from .predict import find_images, predict_images
 
-    files = [file for path in images for file in _image_files(path)]
+    files, passed_over = find_images(images, out, recursive)
+    if passed_over:
+        print(f"passed over: {passed_over}")
     if not files:
         raise ValueError(
             f"there are no images in {', '.join(map(str, images)) or 'the arguments'}: name files or folders"
@@ -169,7 +212,9 @@ def predict(
     failures = predict_images(checkpoint, files, out, score_threshold, device)
     print(f"{len(files) - len(failures)} pictures and detections.json: {out}")
     if failures:
-        raise ValueError(f"{len(failures)} of {len(files)} images could not be read: {'; '.join(failures[:5])}")
+        raise ValueError(
+            f"{len(failures)} of {len(files)} images could not be read or processed: {'; '.join(failures[:5])}"
+        )
 
 
 def evaluate(
@@ -255,6 +300,7 @@ def convert(
     from .checkpoints import convert_checkpoint, save_model
     from .data.coco import COCO_CATEGORIES
     from .data.coco_file import read_coco_file
+    from .recipes.build import create_model
 
     chosen = get_recipe(recipe)
     categories = read_coco_file(annotations, segmentations=False).categories if annotations else COCO_CATEGORIES
@@ -299,7 +345,7 @@ def _defaults(arguments: Sequence[str]) -> Recipe:
 def _recipe_of(run: Path) -> Recipe:
     if not (run / "recipe.json").is_file():
         raise FileNotFoundError(f"{run} is no run folder: it has no recipe.json")
-    return Recipe.from_dict(json.loads((run / "recipe.json").read_text()))
+    return Recipe.from_dict(json.loads((run / "recipe.json").read_text(encoding="utf-8")))
 
 
 def _latest_run(recipe: Recipe) -> Path:
@@ -317,12 +363,17 @@ def _train(recipe: Recipe, resume: bool, run: Path | None = None) -> Path:
     folder, now = Path(recipe.training.output) / recipe.name, time.strftime(_TIME)
     names = itertools.chain([now], (f"{now}-{number}" for number in itertools.count(2)))
     new = next(folder / name for name in names if not (folder / name).exists())
+    if not resume and (begun := _queued_again(folder)):
+        print(f"going on with {begun}, which this SLURM job began before it was queued again")
+        resume, run = True, begun
     run = (run or _latest_run(recipe)) if resume else new
     run_training(recipe, run, resume=resume)
     return run
 
 
-def _image_files(path: Path) -> list[Path]:
-    if path.is_dir():
-        return sorted(file for file in path.iterdir() if file.suffix.lower() in _PICTURES)
-    return [path]
+def _queued_again(folder: Path) -> Path | None:
+    """The run in that folder which this SLURM job has begun, where it has been queued again."""
+    if os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
+        return None
+    begun = [f.parent for f in sorted(folder.glob("*/slurm_job")) if f.read_text(encoding="utf-8") == slurm_job()]
+    return next((run for run in reversed(begun) if (run / "checkpoints" / "last.ckpt").is_file()), None)

@@ -4,12 +4,15 @@ An epoch is a function of the seed and its number: the sampler draws a seed for 
 was interrupted anywhere and resumed goes on bit for bit as if nothing had happened.
 """
 
+import contextlib
 import csv
 import json
 import logging
+import shlex
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +20,19 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EMAWeightAveraging, RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
 
 from .checkpoints import Checkpoint, load_weights, metadata, read_checkpoint
 from .data.batch import data_loader
 from .data.coco import CocoDataset
+from .data.fingerprint import fingerprint
 from .evaluation import Report, evaluate_detections
 from .evaluation.inputs import read_ground_truth
 from .evaluation.page import save_reports
 from .evaluation.results import to_coco_results
-from .interrupt import Interrupt
+from .interrupt import Interrupt, ignore_in_worker, stopped_by
+from .launch import check_processes, queue_again, slurm_job
 from .recipes import Recipe
 from .recipes.build import (
     build_dataset,
@@ -41,14 +47,14 @@ from .recipes.build import (
 from .visualize import worst_and_best_images
 
 _AUTOSAVE_MINUTES = 15
-_NOTICE = "\nfinishing this batch or evaluation, then writing a checkpoint; Ctrl-C again to stop at once"
+_NOTICE = "finishing this batch or evaluation, then writing a checkpoint; Ctrl-C or SIGTERM again to stop at once"
 _MISLEADING = (  # warnings of Lightning which are not for our users
     ".*does not have many workers.*",
     ".*ended before the epoch ended.*",  # we do resume there
     ".*exists and is not empty.*",  # it is a resumed run's
     ".*in eval mode at the start of training.*",  # the frozen batch norms
     ".*isinstance.treespec, LeafSpec.*",
-    ".*recommended to use .sync_dist=True.*",  # all processes log the same report
+    ".*recommended to use .*sync_dist=True.*",  # all processes log the same report
 )
 
 
@@ -65,15 +71,28 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False) -> Report:
 
     Raises:
         ValueError, FileNotFoundError: where data, settings or checkpoint cannot be used.
-        KeyboardInterrupt: after Ctrl-C, when the batch is done and `last.ckpt` written.
+        KeyboardInterrupt: after Ctrl-C, or SIGTERM or SIGHUP (`ranksort.interrupt.Terminated`), when the batch or evaluation is done and
+            `last.ckpt` written; after a second one at once. SIGUSR1 writes `last.ckpt` and goes on.
     """
+    with Interrupt(_NOTICE) as interrupt, _plain_interrupts():
+        return _train(recipe, run, resume, interrupt)
+
+
+def _train(recipe: Recipe, run: Path, resume: bool, interrupt: Interrupt) -> Report:
     last = run / "checkpoints" / "last.ckpt"
     previous = read_checkpoint(last) if resume else None
     recipe.check()
     recipe.model = with_pixel_statistics(recipe.model)  # of a run that is recorded
+    recipe.training.devices = recipe.training.devices or max(torch.cuda.device_count(), 1)
+    check_processes(recipe.training)
     if previous is not None:
-        recipe.check_resumes(previous.recipe)
+        recipe.check_resumes(previous.recipe, moved_data=bool(previous.fingerprint))
     train_set = build_dataset(recipe, "train", previous.categories if previous else None)
+    if previous is not None and previous.fingerprint not in ("", fingerprint(train_set)):
+        raise ValueError(
+            f"{train_set.annotations_path} does not hold the images and objects that {run} was trained on: "
+            "name those to resume, or begin a new run"
+        )
     val_set = build_dataset(recipe, "val", train_set.categories)
     pl.seed_everything(recipe.training.seed, verbose=False)
     model = build_untrained(recipe, train_set, pretrained=not resume)
@@ -82,12 +101,14 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False) -> Report:
     module = _Training(recipe, model, train_set, val_set)
     # Better now than after an epoch.
     read_ground_truth(module.ground_truth, module.iou_types[-1], recipe.evaluation.style)
-    trainer = _trainer(module, run, resume)
+    trainer = _trainer(module, run, resume, interrupt)
     if len(val_set) < trainer.world_size:
         raise ValueError(f"{len(val_set)} validation images are too few for {trainer.world_size} devices")
     if trainer.is_global_zero:
         run.mkdir(parents=True, exist_ok=resume)
-        (run / "recipe.json").write_text(json.dumps(recipe.as_dict(), indent=2) + "\n")
+        (run / "recipe.json").write_text(json.dumps(recipe.as_dict(), indent=2) + "\n", encoding="utf-8")
+        if slurm_job():
+            (run / "slurm_job").write_text(slurm_job(), encoding="utf-8")  # by which the job finds it when queued again
         print(f"run folder: {run}\n{describe(recipe, train_set)}")
     trainer.fit(module, ckpt_path=last if resume else None, weights_only=True)
     run = trainer.strategy.broadcast(run)  # the other processes may have begun in another second
@@ -106,8 +127,32 @@ def test(checkpoint: Checkpoint, out: Path) -> Report:
     val_set = build_dataset(checkpoint.recipe, "val", checkpoint.categories)
     module = _Training(checkpoint.recipe, checkpoint.build(), None, val_set)
     trainer = _trainer(module)
-    trainer.validate(module, verbose=False, weights_only=True)
+    with _plain_interrupts():
+        trainer.validate(module, verbose=False, weights_only=True)
     return _write_report(trainer, module, out)
+
+
+class _Stop(Exception):
+    """A run has been asked to stop by this signal, and its state is saved."""
+
+    def __init__(self, number: int, is_global_zero: bool) -> None:
+        self.number, self.is_global_zero = number, is_global_zero
+
+
+@contextlib.contextmanager
+def _plain_interrupts() -> Iterator[None]:
+    """A run that was stopped ends in a KeyboardInterrupt; of such Lightning would make exit code 1."""
+    try:
+        yield
+    except _Stop as stop:
+        if stop.is_global_zero:
+            raise stopped_by(stop.number) from None
+        # One exit code for all processes, that of the first: Lightning kills it where it finds another that has failed.
+        sys.exit(0)
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):
+            raise end.__context__ from None
+        raise
 
 
 class _Training(pl.LightningModule):
@@ -125,17 +170,23 @@ class _Training(pl.LightningModule):
         self.results: list[dict[str, Any]] = []
         # Of the batch to be trained on next; the best AP so far.
         self.progress = {"epoch": 0, "batches": 0, "best": -1.0}
+        self.awaits_evaluation = False  # whether a checkpoint of this moment has still to be evaluated
+        self.fingerprint = fingerprint(train_set) if train_set else ""
 
     def train_dataloader(self) -> Any:
         assert self.train_set is not None
         sampler = build_sampler(self.recipe, self.train_set, self.trainer.global_rank, self.trainer.world_size)
         sampler.set_epoch(int(self.progress["epoch"]))
         sampler.skip(int(self.progress["batches"]))
-        return data_loader(self.train_set, batch_sampler=sampler, workers=self.recipe.data.workers)
+        loader = data_loader(self.train_set, batch_sampler=sampler, workers=self.recipe.data.workers)
+        loader.worker_init_fn = ignore_in_worker
+        return loader
 
     def val_dataloader(self) -> Any:
         mine = range(self.trainer.global_rank, len(self.val_set), self.trainer.world_size)  # none twice
-        return data_loader(self.val_set, sampler=mine, workers=self.recipe.data.workers)
+        loader = data_loader(self.val_set, sampler=mine, workers=self.recipe.data.workers)
+        loader.worker_init_fn = ignore_in_worker
+        return loader
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         torch.manual_seed(
@@ -204,38 +255,47 @@ class _Training(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["ranksort"] = {**metadata(self.recipe, self.val_set.categories), "progress": dict(self.progress)}
+        about = {"progress": dict(self.progress), "fingerprint": self.fingerprint}
+        checkpoint["ranksort"] = metadata(self.recipe, self.val_set.categories) | about
+        if self.awaits_evaluation:
+            # To Lightning an evaluation that has not begun looks like one that is done; one in its first batch is repeated.
+            evaluated = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["total"]
+            evaluated |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.progress = checkpoint["ranksort"]["progress"]
 
 
 class _Checkpoints(pl.Callback):
-    """Writes `best.ckpt`, and `last.ckpt` at the end of each epoch, every quarter of an hour and where Ctrl-C was pressed.
+    """Writes `best.ckpt`, and `last.ckpt` before and after each evaluation, every quarter of an hour and where a signal asks for it.
 
-    Ctrl-C takes effect when the batch is done, or the evaluation: between the two there is no state to resume from.
+    Signals take effect when the batch is done, or the evaluation: between the two there is no state to resume from.
     """
 
-    def __init__(self, module: _Training, folder: Path):
-        self.module, self.folder = module, folder
-        self.interrupt = Interrupt(_NOTICE)
+    def __init__(self, module: _Training, folder: Path, interrupt: Interrupt):
+        self.module, self.folder, self.interrupt = module, folder, interrupt
         self.saved_at = time.monotonic()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.interrupt.install()
+        self.interrupt.waits = True
+        if not trainer.is_global_zero:
+            self.interrupt.notice = ""
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self.interrupt.remove()
+        self.interrupt.waits = False
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         is_last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         progress, batches = self.module.progress, self.module.progress["batches"] + 1
         progress |= {"epoch": progress["epoch"] + 1, "batches": 0} if is_last else {"batches": batches}
-        # Several processes have to agree, which takes a synchronisation: not in every batch.
-        pause = trainer.accumulate_grad_batches * (10 if trainer.world_size > 1 else 1)
-        if not is_last and batches % pause == 0:
-            late = time.monotonic() - self.saved_at > 60 * _AUTOSAVE_MINUTES
-            self._save(trainer, *trainer.strategy.broadcast((self.interrupt.requested, late)))
+        if not is_last and batches % trainer.accumulate_grad_batches == 0:
+            self._obey(trainer, due=time.monotonic() - self.saved_at > 60 * _AUTOSAVE_MINUTES)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == "fit":  # whatever becomes of the evaluation, the epoch is not lost
+            self.module.awaits_evaluation = True
+            trainer.save_checkpoint(self.folder / "last.ckpt")
+            self.module.awaits_evaluation = False
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         ap = self.module.report.as_dict()["AP"]
@@ -244,18 +304,34 @@ class _Checkpoints(pl.Callback):
             trainer.save_checkpoint(self.folder / "best.ckpt")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._save(trainer, trainer.strategy.broadcast(self.interrupt.requested), True)
+        self._obey(trainer, due=True)
 
-    def _save(self, trainer: pl.Trainer, requested: bool, due: bool) -> None:
-        if requested or due:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._obey(trainer, due=False)
+
+    def _obey(self, trainer: pl.Trainer, due: bool) -> None:
+        """Does what the signals to any of the processes have asked for, in all of them; where it is `due`, saves anyway."""
+        stop, save = self.interrupt.stop, self.interrupt.save
+        if trainer.world_size > 1:
+            asked = torch.tensor([stop, save, due], device=trainer.strategy.root_device)
+            torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
+            stop, save, due = asked.tolist()
+        if stop or save or due:
             trainer.save_checkpoint(self.folder / "last.ckpt")
             self.saved_at = time.monotonic()
-        if requested:
-            raise KeyboardInterrupt
+        if save:
+            self.interrupt.save = False
+            if trainer.is_global_zero:
+                print(f"wrote {self.folder / 'last.ckpt'}")
+                queue_again()  # the signal by which SLURM tells that the time of a job is over
+        if stop:
+            raise _Stop(stop, trainer.is_global_zero)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, KeyboardInterrupt) and (self.folder / "last.ckpt").is_file():
-            print(f"to go on: ranksort train {self.folder.parent} --resume")
+        if isinstance(exception, (KeyboardInterrupt, _Stop)) and trainer.is_global_zero:
+            is_saved = (self.folder / "last.ckpt").is_file()
+            resume = f"to go on: ranksort train {shlex.quote(str(self.folder.parent))} --resume"
+            print(resume if is_saved else "stopped before there was a checkpoint to go on from")
 
 
 class _ProgressBar(RichProgressBar):
@@ -263,24 +339,29 @@ class _ProgressBar(RichProgressBar):
         return {name: value for name, value in super().get_metrics(*args).items() if name != "v_num"}
 
 
-def _trainer(module: _Training, run: Path | None = None, resume: bool = False) -> pl.Trainer:
-    """Lightning's trainer; without a run folder, one which only evaluates."""
+def _trainer(
+    module: _Training, run: Path | None = None, resume: bool = False, interrupt: Interrupt | None = None
+) -> pl.Trainer:
+    """Lightning's trainer; without a run folder and `interrupt`, one which only evaluates."""
     recipe, training = module.recipe, module.recipe.training
     steps = len(module.train_set) // training.batch_size if module.train_set else 0
-    if training.devices == 0:
-        training.devices = max(torch.cuda.device_count(), 1)
     callbacks: list[pl.Callback] = [_ProgressBar()] if sys.stdout.isatty() else []
     loggers: list[Any] = []
-    if run is not None:
+    if run is not None and interrupt is not None:
         if training.ema_decay:
             callbacks.append(EMAWeightAveraging(decay=training.ema_decay))
-        callbacks.append(_Checkpoints(module, run / "checkpoints"))  # last, for the others have state to be saved
+        callbacks.append(
+            _Checkpoints(module, run / "checkpoints", interrupt)
+        )  # last, for the others have state to be saved
         loggers = [_csv_logger(run, resume), TensorBoardLogger(run, name="", version="tensorboard")]
     for message in _MISLEADING:
         warnings.filterwarnings("ignore", message)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    return pl.Trainer(
+    trainer = pl.Trainer(
+        default_root_dir=run,  # not the working directory: from there Lightning would resume what another job of SLURM has left
         accelerator="auto",
+        # Evaluation is one process's work, however many SLURM has started.
+        plugins=None if run else [LightningEnvironment()],
         devices=training.devices if run else 1,
         num_nodes=training.nodes if run else 1,
         precision=training.precision,
@@ -297,12 +378,15 @@ def _trainer(module: _Training, run: Path | None = None, resume: bool = False) -
         callbacks=callbacks,
         logger=loggers,
     )
+    # Lightning's handlers would end a run unsaved, and save from within a batch: `Interrupt` has its own.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
 
 
 def _csv_logger(run: Path, resume: bool) -> CSVLogger:
     """Writes `run/metrics.csv`; Lightning's logger would begin it anew when a run is resumed."""
     path = run / "metrics.csv"
-    rows = list(csv.DictReader(path.read_text().splitlines())) if resume and path.is_file() else []
+    rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines())) if resume and path.is_file() else []
     logger = CSVLogger(run, name="", version="")
     if rows:
         logger.experiment.metrics = rows

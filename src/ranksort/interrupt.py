@@ -1,36 +1,106 @@
-"""Ctrl-C that waits for a moment at which it can be obeyed."""
+"""Signals that ask a run to stop or to save, obeyed at a moment at which nothing is lost."""
 
+import contextlib
 import os
 import signal
+import sys
 import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+# Windows lacks some of them.
+_STOP = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_SAVE = [getattr(signal, name) for name in ("SIGUSR1",) if hasattr(signal, name)]
+_TORCHRUN_SECONDS = 5.0
 
-class Interrupt:
-    """Remembers that it was `requested`, for a loop to end at its next safe point; pressed again, it interrupts at once.
 
-    `notice` is printed when it is pressed first.
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP: ends a command as Ctrl-C does, closing what is open, with an exit code of its own."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+def stopped_by(number: int) -> KeyboardInterrupt:
+    """The exception for a signal that asks to stop."""
+    return KeyboardInterrupt() if number == signal.SIGINT else Terminated(number)
+
+
+def exit_code(error: KeyboardInterrupt) -> int:
+    """The code with which shells report a process that this signal has ended: 130 for Ctrl-C, 143 for SIGTERM."""
+    return 128 + (error.number if isinstance(error, Terminated) else signal.SIGINT)
+
+
+def stop_at_once(number: int, _: Any) -> None:
+    """The handler of a command that has nothing to save.
+
+    Raises:
+        KeyboardInterrupt: always; `Terminated` where it was not Ctrl-C.
+    """
+    raise stopped_by(number)
+
+
+def ignore_in_worker(_: int = 0) -> None:
+    """Let a process that loads images live until its loader ends it: schedulers and terminals signal it as well."""
+    for number in (*_STOP, *_SAVE):
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def handled(handler: Callable[[int, Any], None], numbers: Iterable[int] = _STOP) -> Iterator[None]:
+    """Handle these signals in the main thread, but for those which are ignored, as after nohup; put the old handlers back."""
+    previous: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        previous = {number: signal.getsignal(number) for number in numbers}
+    changed = {number: old for number, old in previous.items() if old is not signal.SIG_IGN}
+    try:
+        for number in changed:
+            signal.signal(number, handler)
+        yield
+    finally:
+        for number, old in changed.items():
+            signal.signal(number, signal.SIG_DFL if old is None else old)
+
+
+class Interrupt(contextlib.AbstractContextManager["Interrupt"]):
+    """Remembers, while it is entered, what signals have asked for.
+
+    Attributes:
+        stop: the first signal that asked to stop, 0: none. Where `waits` is not set, or when it is repeated, a signal stops at once;
+            but torchrun passes on what its processes are sent themselves, so that there it counts as repeated after 5 s only.
+        save: whether SIGUSR1 has asked for a checkpoint.
+        waits: whether a loop looks at `stop`, and obeys it at its next safe point.
+        notice: printed when a stop is going to be obeyed later.
     """
 
     def __init__(self, notice: str) -> None:
-        self.notice, self.requested = notice, False
-        self._process = os.getpid()
-        self._previous: Any = None
+        self.notice, self.stop, self.save, self.waits = notice, 0, False, False
+        self._process, self._stop_time = os.getpid(), 0.0
+        self._handlers = handled(self._remember, (*_STOP, *_SAVE))
 
-    def install(self) -> None:
-        """Take the place of Python's handler, where this is the main thread."""
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._request)
+    def __enter__(self) -> "Interrupt":
+        self._handlers.__enter__()
+        return self
 
-    def remove(self) -> None:
-        """Give the place back."""
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
+    def __exit__(self, *error: Any) -> None:
+        self._handlers.__exit__(*error)
 
-    def _request(self, *_: Any) -> None:
+    def _remember(self, number: int, _: Any) -> None:
         if os.getpid() != self._process:
-            return  # a worker which loads images: the terminal signals it as well
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
-        print(self.notice)
+            return  # a worker which has just begun
+        if number in _SAVE:
+            self.save = True
+        elif (
+            self.stop and "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self._stop_time < _TORCHRUN_SECONDS
+        ):
+            return
+        elif self.stop or not self.waits:
+            raise stopped_by(number)
+        else:
+            self.stop, self._stop_time = number, time.monotonic()
+            if self.notice:
+                # print() may be what was interrupted, and cannot be called within itself.
+                with contextlib.suppress(OSError):
+                    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\n{self.notice}\n".encode())

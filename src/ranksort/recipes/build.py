@@ -2,9 +2,7 @@
 
 import copy
 import dataclasses
-import inspect
 import math
-import runpy
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -24,7 +22,7 @@ from ..models.backbones import Backbone, build_backbone, pixel_statistics
 from ..models.carafe import CarafeFPN
 from ..models.fpn import FPN
 from ..models.images import ImageTransform
-from . import coco, lvis
+from .find import get_recipe
 from .recipe import ModelSettings, OptimizerSettings, Recipe
 
 _WARMUP_START = 0.001
@@ -36,44 +34,6 @@ _ONE_STAGE: dict[str, Callable[..., nn.Module]] = {
     "solov2": SOLOv2,
     "solov2_light": partial(SOLOv2, light=True),
 }
-
-
-def recipe_functions() -> dict[str, Callable[[], Recipe]]:
-    """The functions which make our recipes and the paper's, by the recipes' names."""
-    functions = {name: f for module in (coco, lvis) for name, f in vars(module).items() if inspect.isfunction(f)}
-    return {name.replace("_plus_", "+_"): f for name, f in functions.items() if name.startswith("ranksort_")}
-
-
-def list_recipes() -> list[str]:
-    """The names of the recipes, ours and the paper's."""
-    return list(recipe_functions())
-
-
-def get_recipe(name: str) -> Recipe:
-    """Returns the recipe of that name, one of `list_recipes()`, or what "path/to/file.py:function" returns, which is run.
-
-    Raises:
-        ValueError: where there is no such recipe, or the function returns none.
-        FileNotFoundError: where there is no such file.
-    """
-    file, _, function = name.rpartition(":")
-    if file.endswith(".py"):
-        if not Path(file).is_file():
-            raise FileNotFoundError(f"there is no file {file} to take the recipe {function} from")
-        functions = runpy.run_path(file)
-        if not callable(functions.get(function)):
-            raise ValueError(f"{file} has no function {function}")
-        recipe = functions[function]()
-        if not isinstance(recipe, Recipe):
-            raise ValueError(f"{name} must return a ranksort Recipe, it returned a {type(recipe).__name__}")
-    elif name in recipe_functions():
-        recipe, function = recipe_functions()[name](), name
-    else:
-        raise ValueError(
-            f"there is no recipe {name!r}: `ranksort recipes` lists them, file.py:function names one of your own"
-        )
-    recipe.name = recipe.name or function
-    return recipe
 
 
 def create_model(

@@ -181,11 +181,15 @@ class Recipe:
         if model.channels % step or model.channels < 64:
             raise ValueError(f"--model.channels must be a multiple of {step} from 64 on, got {model.channels}")
 
-    def check_resumes(self, previous: "Recipe") -> None:
-        """Raises ValueError where settings differ from those of a run to go on with and would not take effect."""
+    def check_resumes(self, previous: "Recipe", moved_data: bool = False) -> None:
+        """Raises ValueError where settings differ from those of a run to go on with and would not take effect.
+
+        `moved_data` allows the training data to be elsewhere, for those who compare what they hold.
+        """
         free = ["root", "val_annotations", "val_images", "workers", "epochs", "nodes", "devices", "validate_every"]
         free += ["output", "pictures", "milestones", "schedule"]
         free += ["num_classes", "pretrained_backbone", "frozen_stages", "train_batch_norm"]  # the engine sets these
+        free += ["train_annotations", "train_images"] if moved_data else []
         for group, settings in previous.as_dict().items():
             for key, before in settings.items() if isinstance(settings, dict) else []:
                 now = self.as_dict()[group][key]

@@ -1,0 +1,183 @@
+"""`ranksort predict` keeps what is done, whatever ends it."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from ranksort import cli
+from ranksort.checkpoints import save_model
+from ranksort.data.coco_columns import Category
+from ranksort.json_list import JsonList
+from ranksort.models import ATSS
+from ranksort.predict import find_images
+from ranksort.recipes import create_model, get_recipe
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    recipe = get_recipe("ranksort_atss_r50_fpn_1x_coco")
+    recipe.model.backbone, recipe.model.channels = "resnet18", 64
+    recipe.model.min_size, recipe.model.max_size, recipe.model.score_threshold = 64, 128, 0.0
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("model") / "m.safetensors"
+    save_model(path, create_model(recipe, num_classes=2), recipe, [Category(1, "Bär"), Category(2, "犬")])
+    return path
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(5):
+        Image.new("RGB", (40 + number, 30), (50 * number, 90, 20)).save(folder / f"{number}.png")
+    return folder
+
+
+def arguments(model: Path, *images: Path, out: Path) -> list[str]:
+    return ["predict", str(model), *map(str, images), "--out", str(out), "--score-threshold", "0"]
+
+
+def detected(out: Path) -> list[str]:
+    """The images which have detections, in their order."""
+    return list(dict.fromkeys(Path(d["file"]).name for d in json.loads((out / "detections.json").read_text())))
+
+
+def pictures(out: Path) -> list[str]:
+    return sorted(path.name for path in out.iterdir() if path.name != "detections.json")
+
+
+def test_json_list_is_whole_at_every_moment(tmp_path: Path) -> None:
+    path, items = tmp_path / "list.json", []
+    growing = JsonList(path)
+    for more in ([], [{"a": 1, "b": [1, 2]}], [], [{"a": "ä\n"}, {"c": None}]):
+        growing.extend(more)
+        items += more
+        assert json.loads(path.read_text()) == items
+    growing.close()
+    assert path.read_text() == json.dumps(items, indent=1) + "\n"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_lose_nothing_that_is_done(
+    model: Path,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    code: int,
+) -> None:
+    forward, calls = ATSS.forward, []
+
+    def interrupted(self: ATSS, *args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), number)
+        return forward(self, *args)
+
+    monkeypatch.setattr(ATSS, "forward", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments(model, images, out=tmp_path / "out"))
+    assert stopped.value.code == code
+    assert detected(tmp_path / "out") == ["0.png", "1.png"]
+    assert pictures(tmp_path / "out") == ["00000_0.jpg", "00001_1.jpg"]
+    assert "the first 2 of 5 images" in capsys.readouterr().err
+
+
+def test_what_the_model_cannot_do_is_one_image(
+    model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forward = ATSS.forward
+
+    def small_memory(self: ATSS, *args: Any) -> Any:
+        if args[0][0].shape[-1] == 42:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+        return forward(self, *args)
+
+    monkeypatch.setattr(ATSS, "forward", small_memory)
+    (images / "3.png").write_bytes(b"no image")
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments(model, images, images / "missing.png", out=tmp_path / "out"))
+    assert stopped.value.code == 2
+    said = capsys.readouterr()
+    assert "3 pictures and detections.json" in said.out
+    for part in (
+        "3 of 6 images",
+        "2.png cannot be processed (CUDA out of memory.)",
+        "3.png cannot be read",
+        "missing.png",
+    ):
+        assert part in said.err
+    assert detected(tmp_path / "out") == ["0.png", "1.png", "4.png"]
+
+
+def test_odd_images(model: Path, tmp_path: Path) -> None:
+    """Of one pixel, longer than a JPEG can be, with a name as long as names can be, twice, and of one stem."""
+    images = tmp_path / "images"
+    (images / "deep").mkdir(parents=True)
+    for name, size in (("a.png", (1, 1)), ("b.png", (70000, 2)), (f"{'x' * 251}.png", (9, 9)), ("deep/a.png", (9, 9))):
+        Image.new("RGB", size).save(images / name)
+    out = tmp_path / "out"
+    cli.main([*arguments(model, images, images / "a.png", out=out), "--recursive"])
+    assert pictures(out) == ["00000_a.jpg", "00001_b.png", f"00002_{'x' * 200}.jpg", "00003_a.jpg", "00004_a.jpg"]
+    assert Image.open(out / "00001_b.png").size == (70000, 2)
+    assert len(detected(out)) >= 3
+
+
+def test_full_disk(model: Path, images: Path, tmp_path: Path) -> None:
+    """Where a file cannot be written one sentence names it, and the list of detections is whole."""
+    out, most = tmp_path / "out", 30_000
+    script = f"import sys\nfrom ranksort.cli import main\nmain({arguments(model, images, out=out)!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    kept = detected(out)
+    assert 0 < len(kept) < 5
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith(f"ranksort: {out}/detections.json cannot be written (File too large)")
+    assert f"the first {len(kept)} of 5 images" in said
+    assert "Traceback" not in done.stderr
+    assert len(pictures(out)) == len(kept)
+
+
+def test_folders_in_depth(tmp_path: Path) -> None:
+    for name in ("b.jpg", "a.PNG", "note.txt", "deep/c.png", "deep/er/d.webp", "out/old.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    shallow, passed_over = find_images([tmp_path], tmp_path / "out")
+    assert [path.name for path in shallow] == ["a.PNG", "b.jpg"]
+    assert "1 folder(s), which --recursive looks into" in passed_over
+    assert "1 file(s) that are no images" in passed_over
+    deep, passed_over = find_images([tmp_path, tmp_path / "note.txt"], tmp_path / "out", recursive=True)
+    assert [path.name for path in deep] == ["a.PNG", "b.jpg", "c.png", "d.webp", "note.txt"]
+    assert "folder" not in passed_over
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_names_which_the_console_cannot_show(model: Path, tmp_path: Path, encoding: str) -> None:
+    Image.new("RGB", (30, 30)).save(tmp_path / "犬.png")
+    (tmp_path / "ж.png").write_bytes(b"no image")
+    command = [
+        sys.executable,
+        "-c",
+        "from ranksort.cli import main; main()",
+        *arguments(model, tmp_path, out=tmp_path / "ö"),
+    ]
+    done = subprocess.run(command, env=os.environ | {"PYTHONIOENCODING": encoding}, capture_output=True, timeout=60)
+    assert done.returncode == 2
+    assert b"?.png cannot be read" in done.stderr
+    assert detected(tmp_path / "ö") == ["犬.png"]
