@@ -1,6 +1,7 @@
 """Ground truth and detections as columns: reads COCO or LVIS JSON, refuses what could not be evaluated truthfully."""
 
 import errno
+import functools
 import itertools
 import json
 import mmap
@@ -9,9 +10,9 @@ import re
 import reprlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 import msgspec
 import numpy as np
@@ -25,6 +26,8 @@ Box = tuple[float, float, float, float]  # x, y, width, height in pixels
 Pixels = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 MAX_COORDINATE = 1e9  # whatever is beyond is a mistake
 MAX_AREA = 1e10  # pixels; COCO leaves out what is beyond
+CHUNK = 2**18  # bytes of detections at a time: what is decoded of them fits into the processor's cache
+CHUNK_ROWS = 2000  # the same of detections in memory, about
 
 
 class Rle(msgspec.Struct, gc=False):
@@ -45,12 +48,12 @@ LVIS_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
 class Instances:
     """N objects or detections in columns; `image` and `category` are positions among the ids in rising order."""
 
-    image: np.ndarray  # (N,) int
-    category: np.ndarray  # (N,) int
+    image: np.ndarray  # (N,) int32
+    category: np.ndarray  # (N,) int32
     areas: np.ndarray  # (N,) pixels
-    boxes: np.ndarray | None  # (N, 4) x, y, width, height in pixels
+    boxes: np.ndarray | None  # (N, 4) x, y, width, height in pixels; like the masks, always in the order of the file
     mask_areas: np.ndarray | None  # (N,) pixels
-    masks: list[str | bytes] | None  # compressed runs of masks as large as the image, always in the order of the file
+    masks: list[str | bytes] | None  # compressed runs of masks as large as the image
 
 
 @dataclass
@@ -71,11 +74,9 @@ class Detections(Instances):
     scores: np.ndarray  # (N,) in 0..1
 
     def select(self, indices: np.ndarray) -> "Detections":
-        """The detections at `indices`, in that order, except that all of the masks stay where they are."""
-        columns: dict[str, Any] = {
-            name: column[indices] if isinstance(column, np.ndarray) else column for name, column in vars(self).items()
-        }
-        return Detections(**columns)
+        """The detections at `indices`, in that order, except that the boxes and masks of all stay where they are."""
+        names = ("image", "category", "areas", "scores")
+        return replace(self, **{name: getattr(self, name)[indices] for name in names})
 
 
 def read_ground_truth(source: str | Path | dict[str, Any], iou_type: str, style: str) -> GroundTruth:
@@ -114,7 +115,7 @@ def read_ground_truth(source: str | Path | dict[str, Any], iou_type: str, style:
     fields = [("id", Id), *([("frequency", Literal["r", "c", "f"])] if lvis else []), ("name", Id | None, None)]
     categories = _sorted_by_id(_rows(sections["categories"], fields, "categories", origin), "categories")
     del content, sections  # what follows allocates less where a large block has been freed
-    instances = _instances(annotations, images, categories, "annotations", with_boxes, not with_boxes)
+    instances = _instances(annotations, Owners(images, categories), "annotations", with_boxes, not with_boxes)
     for n, row in enumerate(annotations):
         if row.area is not None:
             instances.areas[n] = row.area
@@ -146,15 +147,90 @@ def read_detections(source: str | Path | list[dict[str, Any]], ground_truth: Gro
         ValueError: one sentence about what is wrong and where.
     """
     with_masks = iou_type == "segm"
-    shapes = [MASK, ("bbox", Box | None, None)] if with_masks else [BOX]
+    owners = Owners(ground_truth.images, ground_truth.categories)
+    try:
+        return _read_in_chunks(source, owners, with_masks)
+    except (msgspec.DecodeError, ValueError, OverflowError, RecursionError):
+        pass  # a complaint counts in all rows
     content, origin = _content(source, "detections")
+    shapes = [MASK, ("bbox", Box | None, None)] if with_masks else [BOX]
     rows = _rows(content, [*PLACE, ("score", float), *shapes], "detections", origin)
     del content
+    owners.may_be_any()
+    return _detections(rows, owners, _have_boxes(rows, with_masks), with_masks)
+
+
+def _read_in_chunks(source: Any, owners: "Owners", with_masks: bool) -> Detections:
+    """`read_detections`, without the memory for all rows at once; where anything is wrong, the error does not say what."""
+    ids = [("image_id", owners.images.kind), ("category_id", owners.categories.kind)]
+    shapes: list[Any] = [MASK, ("score", float), ("bbox", Box | None, None)] if with_masks else [BOX, ("score", float)]
+    kind = msgspec.defstruct("Row", [*ids, *shapes], gc=False)
+    decoder = msgspec.json.Decoder(list[kind])  # type: ignore[valid-type]
+    parts: list[Detections] = []
+    with_boxes = not with_masks
+    for chunk in _chunks(source):
+        rows = decoder.decode(chunk)
+        if not parts:
+            with_boxes = _have_boxes(rows, with_masks)
+        parts.append(_detections(rows, owners, with_boxes, with_masks))
+    columns = {name: [vars(part).pop(name) for part in parts] for name in list(vars(parts[0]))}
+    joined = {name: _join(columns.pop(name)) for name in list(columns)}  # a column's parts are freed when it is joined
+    return Detections(**joined)
+
+
+def _join(parts: list[Any]) -> Any:
+    if parts[0] is None:
+        return None
+    return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else list(itertools.chain.from_iterable(parts))
+
+
+def _chunks(source: Any) -> Iterator[bytes]:
+    """JSON lists of rows that follow each other in `source`, one at least. No JSON list remains none."""
+    if isinstance(source, str | Path):
+        with _file(source, "detections").open("rb") as file:
+            yield from _split(file)
+    elif isinstance(source, list):
+        for start in range(0, max(len(source), 1), CHUNK_ROWS):
+            yield _dump(source[start : start + CHUNK_ROWS], "detections")
+    else:
+        raise ValueError("no list")
+
+
+def _split(file: BinaryIO) -> Iterator[bytes]:
+    """A JSON list of objects as shorter ones of about `CHUNK` bytes.
+
+    A list is cut where an object seems to end and the next one to begin. Should that be inside of a row, the left part
+    is no JSON, and whoever decodes it notices.
+    """
+    opening, text, size = b"", b"", CHUNK
+    while block := file.read(size):
+        text += block
+        if end := _last_end(text):
+            yield opening + text[:end] + b"]"
+            opening, text, size = b"[", text[text.index(b",", end) + 1 :], CHUNK
+        else:
+            size *= 2  # so that a row of any length is read in linear time
+    yield opening + text
+
+
+def _last_end(text: bytes) -> int:
+    """Where the last of the objects ends that are followed by another one, 0 if there is none."""
+    start = len(text)
+    while (start := text.rfind(b"{", 0, start)) > 0:
+        before = text[max(start - 99, 0) : start].rstrip()
+        if before.endswith(b",") and before[:-1].rstrip().endswith(b"}"):
+            return text.rindex(b"}", 0, start) + 1
+    return 0
+
+
+def _have_boxes(rows: Sequence[Any], with_masks: bool) -> bool:
+    return not with_masks or (len(rows) > 0 and rows[0].bbox is not None)
+
+
+def _detections(rows: Sequence[Any], owners: "Owners", with_boxes: bool, with_masks: bool) -> Detections:
     scores = np.fromiter([row.score for row in rows], np.float64, len(rows))
     _refuse(rows, "detections", ~((scores >= 0) & (scores <= 1)), "have a score outside 0..1")
-    with_boxes = not with_masks or (len(rows) > 0 and rows[0].bbox is not None)
-    instances = _instances(rows, ground_truth.images, ground_truth.categories, "detections", with_boxes, with_masks)
-    return Detections(**vars(instances), scores=scores)
+    return Detections(**vars(_instances(rows, owners, "detections", with_boxes, with_masks)), scores=scores)
 
 
 @contextmanager
@@ -172,13 +248,21 @@ def in_memory(source: Any, what: str, mend: str) -> Iterator[None]:
 def _content(source: Any, what: str) -> tuple[bytes | mmap.mmap, str]:
     """The JSON of a file, or of what is in memory, where pycocotools' bytes and numpy's numbers are welcome; its name."""
     if isinstance(source, str | Path):
-        path = Path(source)
-        if not path.is_file():
-            raise FileNotFoundError(f"There is no {what} file {path}.")
+        path = _file(source, what)
         with path.open("rb") as file:  # an empty one cannot be mapped
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
         return content, f"{what} file {path}"
+    return _dump(source, what), what
 
+
+def _file(source: str | Path, what: str) -> Path:
+    path = Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no {what} file {path}.")
+    return path
+
+
+def _dump(content: Any, what: str) -> bytes:
     def plain(value: Any) -> Any:
         if isinstance(value, bytes):
             return value.decode("ascii")
@@ -187,7 +271,7 @@ def _content(source: Any, what: str) -> tuple[bytes | mmap.mmap, str]:
         raise ValueError(f"objects of type {type(value).__name__}")
 
     try:
-        return json.dumps(source, default=plain).encode(), what
+        return json.dumps(content, default=plain).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"The {what} hold something that has no place in JSON: {error}.") from None
 
@@ -253,24 +337,67 @@ def _sorted_by_id(rows: list[Any], what: str) -> list[Any]:
     return sorted(rows, key=lambda row: row.id)
 
 
-def _instances(
-    rows: Sequence[Any], images: list[Any], categories: list[Any], what: str, with_boxes: bool, with_masks: bool
-) -> Instances:
+class Index:
+    """Where the images or categories with some ids are among all of them."""
+
+    MAX_GAPS = 10_000_000
+
+    def __init__(self, rows: Sequence[Any]) -> None:
+        self.position = {row.id: i for i, row in enumerate(rows)}
+        self.first, self.last = (min(self.position), max(self.position)) if rows else (0, 0)
+        self.table: np.ndarray | None = None  # of the ids from `first` on, then -1
+        self.kind: Any = Id
+        if all(type(id_) is int for id_ in self.position) and self.last - self.first < self.MAX_GAPS:
+            self.kind = int
+            self.table = np.full(self.last - self.first + 2, -1, dtype=np.int32)
+            self.table[np.array(list(self.position), dtype=np.int64) - self.first] = np.arange(len(rows))
+
+    def find(self, ids: Sequence[Any]) -> np.ndarray:
+        """(N,) int32 positions of N ids of type `kind`, -1 of those which nothing has."""
+        if self.table is None:
+            return np.fromiter(map(self.position.get, ids, itertools.repeat(-1)), np.int32, len(ids))
+        numbers = np.fromiter(ids, np.int64, len(ids))
+        return self.table[np.minimum(np.maximum(numbers, self.first - 1), self.last + 1) - self.first]
+
+
+class Owners:
+    """The images and the categories which rows belong to."""
+
+    def __init__(self, images: Sequence[Any], categories: Sequence[Any]) -> None:
+        self.images, self.categories, self._images = Index(images), Index(categories), images
+
+    def may_be_any(self) -> None:
+        """Look up ids of any type."""
+        self.images.table = self.categories.table = None
+
+    @functools.cached_property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of the images."""
+        return [(image.height, image.width) for image in self._images]
+
+    @functools.cached_property
+    def pixels(self) -> np.ndarray:
+        """(I,) height times width."""
+        return np.array(self.sizes).reshape(-1, 2).prod(axis=1)
+
+
+def _positions(rows: Sequence[Any], key: str, index: Index, what: str) -> np.ndarray:
+    """(N,) int32: where the images or categories of rows are."""
+    values = list(map(operator.attrgetter(key), rows))
+    found = index.find(values)
+    unknown = list(dict.fromkeys(values[i] for i in np.flatnonzero(found < 0)))
+    names = ", ".join(map(reprlib.repr, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+    _refuse(rows, what, found < 0, f"have an unknown {key}: {names}")
+    return found
+
+
+def _instances(rows: Sequence[Any], owners: Owners, what: str, with_boxes: bool, with_masks: bool) -> Instances:
     """Columns of annotations or detections; boxes and areas are those of `bbox` if `with_boxes`, or of the masks."""
-
-    def positions(key: str, owners: Sequence[Any]) -> np.ndarray:
-        position = {owner.id: i for i, owner in enumerate(owners)}
-        values = list(map(operator.attrgetter(key), rows))
-        found = np.fromiter(map(position.get, values, itertools.repeat(-1)), np.int64, len(rows))
-        unknown = list(dict.fromkeys(values[i] for i in np.flatnonzero(found < 0)))
-        names = ", ".join(map(reprlib.repr, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
-        _refuse(rows, what, found < 0, f"have an unknown {key}: {names}")
-        return found
-
-    image, category = positions("image_id", images), positions("category_id", categories)
+    image = _positions(rows, "image_id", owners.images, what)
+    category = _positions(rows, "category_id", owners.categories, what)
     boxes = mask_areas = masks = None
     if with_masks:
-        masks, mask_areas = _masks(rows, what, image, [(owner.height, owner.width) for owner in images])
+        masks, mask_areas = _masks(rows, what, image, owners)
         areas = mask_areas.astype(np.float64)
     if with_boxes:
         values = [row.bbox for row in rows]
@@ -283,9 +410,10 @@ def _instances(
 
 
 def _masks(
-    rows: Sequence[Any], what: str, image: np.ndarray, image_sizes: list[tuple[int, int]]
+    rows: Sequence[Any], what: str, image: np.ndarray, owners: Owners
 ) -> tuple[list[str | bytes], np.ndarray]:
-    """`segmentation` of all rows as compressed runs, and their areas; `image_sizes` are (height, width)."""
+    """`segmentation` of all rows as compressed runs, and their areas; `image` (N,) holds the positions of their images."""
+    image_sizes = owners.sizes
     masks: list[Any] = []
     wrong, uncompressed, polygonal = np.zeros(len(rows), dtype=bool), [], []
     for n, (row, i) in enumerate(zip(rows, image.tolist(), strict=True)):  # once, as the rows lie all over the memory
@@ -301,7 +429,7 @@ def _masks(
             polygonal.append(n)
     _refuse(rows, what, wrong, "have a mask of another size than their image's height and width")
     # pycocotools never returns from some RLE whose runs do not fill the image.
-    areas = rle_areas(masks, np.array(image_sizes).reshape(-1, 2).prod(axis=1)[image])
+    areas = rle_areas(masks, owners.pixels[image])
     wrong = areas < 0
     wrong[polygonal] = False
     _refuse(rows, what, wrong, "have a broken RLE, whose runs do not fill their image")
