@@ -11,8 +11,9 @@ import reprlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from io import RawIOBase
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -26,7 +27,7 @@ Box = tuple[float, float, float, float]  # x, y, width, height in pixels
 Pixels = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 MAX_COORDINATE = 1e9  # whatever is beyond is a mistake
 MAX_AREA = 1e10  # pixels; COCO leaves out what is beyond
-CHUNK = 2**18  # bytes of detections at a time: what is decoded of them fits into the processor's cache
+CHUNK = 2**19  # bytes of detections at a time: what is decoded of them fits into the processor's cache
 CHUNK_ROWS = 2000  # the same of detections in memory, about
 
 
@@ -184,10 +185,10 @@ def _join(parts: list[Any]) -> Any:
     return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else list(itertools.chain.from_iterable(parts))
 
 
-def _chunks(source: Any) -> Iterator[bytes]:
+def _chunks(source: Any) -> Iterator[bytes | memoryview]:
     """JSON lists of rows that follow each other in `source`, one at least. No JSON list remains none."""
     if isinstance(source, str | Path):
-        with _file(source, "detections").open("rb") as file:
+        with _file(source, "detections").open("rb", buffering=0) as file:
             yield from _split(file)
     elif isinstance(source, list):
         for start in range(0, max(len(source), 1), CHUNK_ROWS):
@@ -196,31 +197,35 @@ def _chunks(source: Any) -> Iterator[bytes]:
         raise ValueError("no list")
 
 
-def _split(file: BinaryIO) -> Iterator[bytes]:
-    """A JSON list of objects as shorter ones of about `CHUNK` bytes.
+def _split(file: RawIOBase) -> Iterator[memoryview]:
+    """A JSON list of objects as shorter ones of about `CHUNK` bytes, each valid until the next one.
 
     A list is cut where an object seems to end and the next one to begin. Should that be inside of a row, the left part
     is no JSON, and whoever decodes it notices.
     """
-    opening, text, size = b"", b"", CHUNK
-    while block := file.read(size):
-        text += block
-        if end := _last_end(text):
-            yield opening + text[:end] + b"]"
-            opening, text, size = b"[", text[text.index(b",", end) + 1 :], CHUNK
-        else:
-            size *= 2  # so that a row of any length is read in linear time
-    yield opening + text
+    buffer, filled = bytearray(CHUNK), 0
+    while count := file.readinto(memoryview(buffer)[filled:]):
+        filled += count
+        end, start = _last_cut(buffer, filled)
+        if end:
+            rest = b"[" + buffer[start:filled]
+            buffer[end : end + 1] = b"]"
+            yield memoryview(buffer)[: end + 1]
+            filled = len(rest)
+            buffer[:filled] = rest
+        elif filled == len(buffer):
+            buffer = buffer + bytes(filled)  # so that a row of any length is read in linear time
+    yield memoryview(buffer)[:filled]
 
 
-def _last_end(text: bytes) -> int:
-    """Where the last of the objects ends that are followed by another one, 0 if there is none."""
-    start = len(text)
+def _last_cut(text: bytearray, length: int) -> tuple[int, int]:
+    """Where the last object ends which another one follows, and where that starts; zeros if there is none."""
+    start = length
     while (start := text.rfind(b"{", 0, start)) > 0:
         before = text[max(start - 99, 0) : start].rstrip()
         if before.endswith(b",") and before[:-1].rstrip().endswith(b"}"):
-            return text.rindex(b"}", 0, start) + 1
-    return 0
+            return text.rindex(b"}", 0, start) + 1, start
+    return 0, 0
 
 
 def _have_boxes(rows: Sequence[Any], with_masks: bool) -> bool:
