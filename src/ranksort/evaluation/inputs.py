@@ -116,7 +116,8 @@ def read_ground_truth(source: str | Path | dict[str, Any], iou_type: str, style:
     fields = [("id", Id), *([("frequency", Literal["r", "c", "f"])] if lvis else []), ("name", Id | None, None)]
     categories = _sorted_by_id(_rows(sections["categories"], fields, "categories", origin), "categories")
     del content, sections  # what follows allocates less where a large block has been freed
-    instances = _instances(annotations, Owners(images, categories), "annotations", with_boxes, not with_boxes)
+    owners = Owners(images, categories, any_ids=True)
+    instances = _instances(annotations, owners, "annotations", with_boxes, not with_boxes)
     for n, row in enumerate(annotations):
         if row.area is not None:
             instances.areas[n] = row.area
@@ -148,16 +149,15 @@ def read_detections(source: str | Path | list[dict[str, Any]], ground_truth: Gro
         ValueError: one sentence about what is wrong and where.
     """
     with_masks = iou_type == "segm"
-    owners = Owners(ground_truth.images, ground_truth.categories)
     try:
-        return _read_in_chunks(source, owners, with_masks)
+        return _read_in_chunks(source, Owners(ground_truth.images, ground_truth.categories), with_masks)
     except (msgspec.DecodeError, ValueError, OverflowError, RecursionError):
         pass  # a complaint counts in all rows
     content, origin = _content(source, "detections")
     shapes = [MASK, ("bbox", Box | None, None)] if with_masks else [BOX]
     rows = _rows(content, [*PLACE, ("score", float), *shapes], "detections", origin)
     del content
-    owners.may_be_any()
+    owners = Owners(ground_truth.images, ground_truth.categories, any_ids=True)
     return _detections(rows, owners, _have_boxes(rows, with_masks), with_masks)
 
 
@@ -347,12 +347,12 @@ class Index:
 
     MAX_GAPS = 10_000_000
 
-    def __init__(self, rows: Sequence[Any]) -> None:
+    def __init__(self, rows: Sequence[Any], any_ids: bool) -> None:
         self.position = {row.id: i for i, row in enumerate(rows)}
         self.first, self.last = (min(self.position), max(self.position)) if rows else (0, 0)
         self.table: np.ndarray | None = None  # of the ids from `first` on, then -1
         self.kind: Any = Id
-        if all(type(id_) is int for id_ in self.position) and self.last - self.first < self.MAX_GAPS:
+        if not any_ids and all(type(id_) is int for id_ in self.position) and self.last - self.first < self.MAX_GAPS:
             self.kind = int
             self.table = np.full(self.last - self.first + 2, -1, dtype=np.int32)
             self.table[np.array(list(self.position), dtype=np.int64) - self.first] = np.arange(len(rows))
@@ -366,14 +366,10 @@ class Index:
 
 
 class Owners:
-    """The images and the categories which rows belong to."""
+    """The images and the categories which rows belong to; with `any_ids`, the ids of rows may be of another type."""
 
-    def __init__(self, images: Sequence[Any], categories: Sequence[Any]) -> None:
-        self.images, self.categories, self._images = Index(images), Index(categories), images
-
-    def may_be_any(self) -> None:
-        """Look up ids of any type."""
-        self.images.table = self.categories.table = None
+    def __init__(self, images: Sequence[Any], categories: Sequence[Any], any_ids: bool = False) -> None:
+        self.images, self.categories, self._images = Index(images, any_ids), Index(categories, any_ids), images
 
     @functools.cached_property
     def sizes(self) -> list[tuple[int, int]]:

@@ -49,15 +49,13 @@ class Setting(NamedTuple):
 
 
 def take_part(
-    ground_truth: GroundTruth, detections: Detections, *, federated: bool, limit: int | None = None
+    ground_truth: GroundTruth, detections: Detections, *, federated: bool, limit: int
 ) -> Candidates:
-    """Which detections are evaluated: by COCO's rules the `limit` best of each class in an image, by default 100.
+    """Which detections are evaluated: by COCO's rules the `limit` best of each class in an image.
 
-    By LVIS' (`federated`), those of the `limit` best of an image, by default 300, whose class is known there: present
-    (it has an object) or verified absent. Unmatched detections of a class that is not exhaustively annotated in the
-    image are tolerated.
+    By LVIS' (`federated`), those of the `limit` best of an image whose class is known there: present (it has an object)
+    or verified absent. Unmatched detections of a class that is not exhaustively annotated in the image are tolerated.
     """
-    limit = limit or DEFAULT_LIMITS["lvis" if federated else "coco"]
     num_cut, most = 0, 0
     if federated:
         order, most = _best_of_images(detections, limit)
@@ -100,9 +98,7 @@ def _by_class_and_score(detections: Detections) -> np.ndarray:
 
 
 def match(
-    ground_truth: GroundTruth,
-    candidates: Candidates,
-    area_ranges: Iterable[tuple[float, float]] = tuple(AREA_RANGES.values()),
+    ground_truth: GroundTruth, candidates: Candidates, area_ranges: Iterable[tuple[float, float]]
 ) -> Iterator[Setting]:
     """The matchings at all IoU thresholds, for each of the ranges of areas, in pixels."""
     pairs = _overlapping_pairs(ground_truth, candidates)
