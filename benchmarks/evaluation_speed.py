@@ -96,7 +96,10 @@ def compare(name: str, folder: Path, options: argparse.Namespace) -> None:
         writer = multiprocessing.Process(target=write_files, args=(files["truth"], files["found"], data))
         writer.start()
         writer.join()
-    evaluators = {"ranksort": (sys.executable, OURS, None), options.peer: (options.peer_python, PEERS[options.peer], None)}
+    evaluators = {
+        "ranksort": (sys.executable, OURS, None),
+        options.peer: (options.peer_python, PEERS[options.peer], None),
+    }
     if options.baseline:
         evaluators["baseline"] = sys.executable, OURS, options.baseline
     measured: dict[str, list[tuple[float, float]]] = {evaluator: [] for evaluator in evaluators}
@@ -147,11 +150,15 @@ def write_files(truth: Path, found: Path, data: DataSet) -> None:
                     "height": HEIGHT,
                     "width": WIDTH,
                     "neg_category_ids": category_ids[absent].tolist(),
-                    "not_exhaustive_category_ids": category_ids[np.unique(classes[rng.random(num_objects) < 0.1])].tolist(),
+                    "not_exhaustive_category_ids": category_ids[
+                        np.unique(classes[rng.random(num_objects) < 0.1])
+                    ].tolist(),
                 }
             )
             boxes, shapes = _random_boxes(rng, num_objects), rng.uniform(0.7, 1, (num_objects, 24))
-            for geometry, category in zip(_geometry(boxes, shapes, data.iou_type), category_ids[classes].tolist(), strict=True):
+            for geometry, category in zip(
+                _geometry(boxes, shapes, data.iou_type), category_ids[classes].tolist(), strict=True
+            ):
                 row = {"id": len(content["annotations"]) + 1, "image_id": image_id, "category_id": category}
                 crowd = data.style == "coco" and rng.random() < 0.01
                 area = geometry["bbox"][2] * geometry["bbox"][3]
@@ -183,7 +190,9 @@ def _detections(
     scores = np.concatenate([rng.beta(2, 2, num_near), rng.beta(1, 6, num_wrong)]).round(5)
     order = np.argsort(-scores, kind="stable")
     geometries = _geometry(found[order], found_shapes[order], data.iou_type)
-    for category, score, geometry in zip(found_classes[order].tolist(), scores[order].tolist(), geometries, strict=True):
+    for category, score, geometry in zip(
+        found_classes[order].tolist(), scores[order].tolist(), geometries, strict=True
+    ):
         yield {"category_id": category, **geometry, "score": score}
 
 

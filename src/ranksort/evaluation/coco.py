@@ -97,9 +97,7 @@ def _check_settings(style: str, max_detections: int | None) -> None:
         raise ValueError(f"max_detections must be a whole number from 1 on; got {max_detections!r}.")
 
 
-def _area_result(
-    ground_truth: GroundTruth, candidates: Candidates, setting: Setting, limits: list[int]
-) -> AreaResult:
+def _area_result(ground_truth: GroundTruth, candidates: Candidates, setting: Setting, limits: list[int]) -> AreaResult:
     precision, recall = evaluate_precision(candidates, setting, limits)
     return AreaResult(setting.num_objects, precision, recall, evaluate_lrp(ground_truth, candidates, setting))
 

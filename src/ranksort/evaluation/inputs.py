@@ -11,7 +11,6 @@ import reprlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from io import RawIOBase
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,14 +20,13 @@ from numpy.typing import ArrayLike
 from pycocotools import mask as mask_utils
 
 from ..data.annotations import rle_areas
+from .chunks import existing_file, json_chunks, to_json
 
 Id = int | str
 Box = tuple[float, float, float, float]  # x, y, width, height in pixels
 Pixels = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 MAX_COORDINATE = 1e9  # whatever is beyond is a mistake
 MAX_AREA = 1e10  # pixels; COCO leaves out what is beyond
-CHUNK = 2**19  # bytes of detections at a time: what is decoded of them fits into the processor's cache
-CHUNK_ROWS = 2000  # the same of detections in memory, about
 
 
 class Rle(msgspec.Struct, gc=False):
@@ -169,7 +167,7 @@ def _read_in_chunks(source: Any, owners: "Owners", with_masks: bool) -> Detectio
     decoder = msgspec.json.Decoder(list[kind])  # type: ignore[valid-type]
     parts: list[Detections] = []
     with_boxes = not with_masks
-    for chunk in _chunks(source):
+    for chunk in json_chunks(source, "detections"):
         rows = decoder.decode(chunk)
         if not parts:
             with_boxes = _have_boxes(rows, with_masks)
@@ -183,49 +181,6 @@ def _join(parts: list[Any]) -> Any:
     if parts[0] is None:
         return None
     return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else list(itertools.chain.from_iterable(parts))
-
-
-def _chunks(source: Any) -> Iterator[bytes | memoryview]:
-    """JSON lists of rows that follow each other in `source`, one at least. No JSON list remains none."""
-    if isinstance(source, str | Path):
-        with _file(source, "detections").open("rb", buffering=0) as file:
-            yield from _split(file)
-    elif isinstance(source, list):
-        for start in range(0, max(len(source), 1), CHUNK_ROWS):
-            yield _dump(source[start : start + CHUNK_ROWS], "detections")
-    else:
-        raise ValueError("no list")
-
-
-def _split(file: RawIOBase) -> Iterator[memoryview]:
-    """A JSON list of objects as shorter ones of about `CHUNK` bytes, each valid until the next one.
-
-    A list is cut where an object seems to end and the next one to begin. Should that be inside of a row, the left part
-    is no JSON, and whoever decodes it notices.
-    """
-    buffer, filled = bytearray(CHUNK), 0
-    while count := file.readinto(memoryview(buffer)[filled:]):
-        filled += count
-        end, start = _last_cut(buffer, filled)
-        if end:
-            rest = b"[" + buffer[start:filled]
-            buffer[end : end + 1] = b"]"
-            yield memoryview(buffer)[: end + 1]
-            filled = len(rest)
-            buffer[:filled] = rest
-        elif filled == len(buffer):
-            buffer = buffer + bytes(filled)  # so that a row of any length is read in linear time
-    yield memoryview(buffer)[:filled]
-
-
-def _last_cut(text: bytearray, length: int) -> tuple[int, int]:
-    """Where the last object ends which another one follows, and where that starts; zeros if there is none."""
-    start = length
-    while (start := text.rfind(b"{", 0, start)) > 0:
-        before = text[max(start - 99, 0) : start].rstrip()
-        if before.endswith(b",") and before[:-1].rstrip().endswith(b"}"):
-            return text.rindex(b"}", 0, start) + 1, start
-    return 0, 0
 
 
 def _have_boxes(rows: Sequence[Any], with_masks: bool) -> bool:
@@ -253,32 +208,11 @@ def in_memory(source: Any, what: str, mend: str) -> Iterator[None]:
 def _content(source: Any, what: str) -> tuple[bytes | mmap.mmap, str]:
     """The JSON of a file, or of what is in memory, where pycocotools' bytes and numpy's numbers are welcome; its name."""
     if isinstance(source, str | Path):
-        path = _file(source, what)
+        path = existing_file(source, what)
         with path.open("rb") as file:  # an empty one cannot be mapped
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
         return content, f"{what} file {path}"
-    return _dump(source, what), what
-
-
-def _file(source: str | Path, what: str) -> Path:
-    path = Path(source)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no {what} file {path}.")
-    return path
-
-
-def _dump(content: Any, what: str) -> bytes:
-    def plain(value: Any) -> Any:
-        if isinstance(value, bytes):
-            return value.decode("ascii")
-        if isinstance(value, np.ndarray | np.generic):
-            return value.tolist()
-        raise ValueError(f"objects of type {type(value).__name__}")
-
-    try:
-        return json.dumps(content, default=plain).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"The {what} hold something that has no place in JSON: {error}.") from None
+    return to_json(source, what), what
 
 
 def _parse(content: bytes | mmap.mmap | msgspec.Raw, origin: str) -> Any:
@@ -349,7 +283,8 @@ class Index:
 
     def __init__(self, rows: Sequence[Any], any_ids: bool) -> None:
         self.position = {row.id: i for i, row in enumerate(rows)}
-        self.first, self.last = (min(self.position), max(self.position)) if rows else (0, 0)
+        self.first: Any = min(self.position, default=0)
+        self.last: Any = max(self.position, default=0)
         self.table: np.ndarray | None = None  # of the ids from `first` on, then -1
         self.kind: Any = Id
         if not any_ids and all(type(id_) is int for id_ in self.position) and self.last - self.first < self.MAX_GAPS:
@@ -410,9 +345,7 @@ def _instances(rows: Sequence[Any], owners: Owners, what: str, with_boxes: bool,
     return Instances(image, category, areas, boxes, mask_areas, masks)
 
 
-def _masks(
-    rows: Sequence[Any], what: str, image: np.ndarray, owners: Owners
-) -> tuple[list[str | bytes], np.ndarray]:
+def _masks(rows: Sequence[Any], what: str, image: np.ndarray, owners: Owners) -> tuple[list[str | bytes], np.ndarray]:
     """`segmentation` of all rows as compressed runs, and their areas; `image` (N,) holds the positions of their images."""
     image_sizes = owners.sizes
     masks: list[Any] = []

@@ -48,9 +48,7 @@ class Setting(NamedTuple):
     matchings: list[Matching]  # one for each of IOU_THRESHOLDS
 
 
-def take_part(
-    ground_truth: GroundTruth, detections: Detections, *, federated: bool, limit: int
-) -> Candidates:
+def take_part(ground_truth: GroundTruth, detections: Detections, *, federated: bool, limit: int) -> Candidates:
     """Which detections are evaluated: by COCO's rules the `limit` best of each class in an image.
 
     By LVIS' (`federated`), those of the `limit` best of an image whose class is known there: present (it has an object)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -82,24 +82,51 @@ def list_metrics(limits: Sequence[int]) -> list[Metric]:
     Args:
         limits: the numbers of detections for which there is an AR, rising; the areas' ARs are of the last one.
     """
-    everywhere = {"in_table": True, "in_classes": True}
+    everywhere: dict[str, Any] = {"in_table": True, "in_classes": True}
     return [
-        Metric("AP", _precision(""), AP, by_frequency=True, **everywhere, in_comparison=True, help="mean over IoU .5 to .95"),
+        Metric(
+            "AP",
+            _precision(""),
+            AP,
+            by_frequency=True,
+            **everywhere,
+            in_comparison=True,
+            help="mean over IoU .5 to .95",
+        ),
         Metric("AP50", _precision("", AT_IOU_50), AP, **everywhere, help="AP at IoU .5"),
         Metric("AP75", _precision("", AT_IOU_75), AP, in_table=True, help="AP at IoU .75"),
         *(Metric(f"AP{area}", _precision(area), AP) for area in AREAS),
         *(Metric(f"AR{limit}", _recall("", n), AR) for n, limit in enumerate(limits)),
         *(Metric(f"AR{area}", _recall(area, -1), AR) for area in AREAS),
         Metric(
-            "oLRP", _olrp("", "error"), OLRP, by_frequency=True, **everywhere, in_comparison=True, help="optimal LRP error, lower is better"
+            "oLRP",
+            _olrp("", "error"),
+            OLRP,
+            by_frequency=True,
+            **everywhere,
+            in_comparison=True,
+            help="optimal LRP error, lower is better",
         ),
-        Metric("oLRP_loc", _olrp("", "localization"), OLRP, **everywhere, heading="loc", help="mean 1 − IoU of the true positives"),
+        Metric(
+            "oLRP_loc",
+            _olrp("", "localization"),
+            OLRP,
+            **everywhere,
+            heading="loc",
+            help="mean 1 − IoU of the true positives",
+        ),
         Metric("oLRP_fp", _olrp("", "false_positive"), OLRP, **everywhere, heading="FP", help="1 − precision"),
         Metric("oLRP_fn", _olrp("", "false_negative"), OLRP, **everywhere, heading="FN", help="1 − recall"),
         *(Metric(f"oLRP{area}", _olrp(area, "error"), OLRP) for area in AREAS),
         Metric(
-            "oLRP_threshold", _olrp("", "threshold"), OLRP, in_summary=False, **everywhere, heading="threshold",
-            help="score threshold which reaches oLRP", is_fraction=False,
+            "oLRP_threshold",
+            _olrp("", "threshold"),
+            OLRP,
+            in_summary=False,
+            **everywhere,
+            heading="threshold",
+            help="score threshold which reaches oLRP",
+            is_fraction=False,
         ),
         *(
             Metric(f"oLRP{area}{suffix}", _olrp(area, part), OLRP, in_lines=False)

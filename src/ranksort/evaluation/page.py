@@ -57,7 +57,9 @@ def save_page(runs: Sequence[Path], out: Path, pictures: Pictures | None = None)
     for evaluation in read[0]["evaluations"] if pictures else []:
         evaluation["pictures"] = (pictures or {})[evaluation["iou_type"]]
     # Class and file names are anybody's: as JSON without "<" none of them can end the script element.
-    data = json.dumps({"runs": read, **_shown_metrics()}, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    data = json.dumps({"runs": read, **_shown_metrics()}, allow_nan=False, separators=(",", ":")).replace(
+        "<", "\\u003c"
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(TEMPLATE.read_text(encoding="utf-8").replace("{{data}}", data), encoding="utf-8")
 
