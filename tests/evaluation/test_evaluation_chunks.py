@@ -74,7 +74,7 @@ def test_ids_are_found_by_value_and_type(wrong):
     truth = read_ground_truth(ground_truth, "bbox", "coco")
     image_ids = np.array([row["image_id"] for row in detections])
     assert (read_detections(detections, truth, "bbox").image == np.searchsorted([0, 5, 42], image_ids)).all()
-    with pytest.raises(ValueError, match="1 of 2 detections have (an unknown|a wrong) image_id"):
+    with pytest.raises(ValueError, match=r"1 of 2 detections have (an unknown|a wrong) image_id"):
         read_detections([detections[0], {**detections[1], "image_id": wrong}], truth, "bbox")
 
 

@@ -348,19 +348,13 @@ def _instances(rows: Sequence[Any], owners: Owners, what: str, with_boxes: bool,
 def _masks(rows: Sequence[Any], what: str, image: np.ndarray, owners: Owners) -> tuple[list[str | bytes], np.ndarray]:
     """`segmentation` of all rows as compressed runs, and their areas; `image` (N,) holds the positions of their images."""
     image_sizes = owners.sizes
-    masks: list[Any] = []
-    wrong, uncompressed, polygonal = np.zeros(len(rows), dtype=bool), [], []
-    for n, (row, i) in enumerate(zip(rows, image.tolist(), strict=True)):  # once, as the rows lie all over the memory
-        mask = row.segmentation
-        if type(mask) is Rle:
-            masks.append(mask.counts)
-            if mask.size != image_sizes[i]:
-                wrong[n] = True
-            if type(mask.counts) is list:
-                uncompressed.append(n)
-        else:
-            masks.append(None)
-            polygonal.append(n)
+    segmentations = [row.segmentation for row in rows]
+    masks: list[Any] = [mask.counts if type(mask) is Rle else None for mask in segmentations]
+    uncompressed = [n for n, counts in enumerate(masks) if type(counts) is list]
+    polygonal = [n for n, counts in enumerate(masks) if counts is None]
+    expected = map(image_sizes.__getitem__, image.tolist())
+    pairs = zip(segmentations, expected, strict=True)
+    wrong = np.array([type(mask) is Rle and mask.size != size for mask, size in pairs], dtype=bool)
     _refuse(rows, what, wrong, "have a mask of another size than their image's height and width")
     # pycocotools never returns from some RLE whose runs do not fill the image.
     areas = rle_areas(masks, owners.pixels[image])
