@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from ranksort import cli
 from ranksort.evaluation import evaluate, evaluate_detections
 from ranksort.evaluation.findings import findings
 from ranksort.evaluation.inputs import read_detections, read_ground_truth
@@ -125,3 +126,13 @@ def test_metrics_are_listed_once(tmp_path):
     assert list(saved["per_class"][0]) == ["class", "category_id", "objects", "detections", *names]
     heads = str(report).splitlines()[5].split()
     assert heads == ["class", "objects", "AP", "AP50", "AP75", "oLRP", "oLRP_loc", "oLRP_fp", "oLRP_fn", "threshold"]
+
+
+def test_the_option_of_the_command(tmp_path, capsys):
+    for name, content in zip(("truth", "found"), crowded(), strict=True):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    arguments = ["evaluate", str(tmp_path / "truth.json"), str(tmp_path / "found.json")]
+    cli.main(arguments)
+    assert "AR100 25.0" in capsys.readouterr().out
+    cli.main([*arguments, "--max-detections", "400"])
+    assert "AR400 100.0" in capsys.readouterr().out

@@ -186,20 +186,27 @@ def _mask_iou(ground_truth: GroundTruth, candidates: Candidates, d: np.ndarray, 
     possible = np.flatnonzero(np.minimum(area, other_area) >= IOU_THRESHOLDS[0] * least_union)
     iou = np.zeros(len(d))
     d, o = d[possible], o[possible]
+    # Pairs of an image follow each other; those of a class do, too, but a call for each class would take longer.
+    pair_starts, _ = _runs(ground_truth.image[o])
     is_new = np.diff(d, prepend=-1) != 0
-    row = np.cumsum(is_new)
-    starts = np.flatnonzero(np.diff(ground_truth.image[o], prepend=-1))
-    for start, stop in pairwise([*starts, len(o)]):  # a call for each class of an image would take longer
-        found = candidates.place[d[start:stop][is_new[start:stop]]]
-        objects, column = np.unique(o[start:stop], return_inverse=True)
-        image = ground_truth.images[ground_truth.image[objects[0]]]
+    found, row = candidates.place[d[is_new]], np.cumsum(is_new) - 1
+    by_image = ground_truth.image[o].astype(np.int64) * len(ground_truth.image) + o
+    objects, column = np.unique(by_image, return_inverse=True)
+    objects %= len(ground_truth.image)
+    row_bounds = [*row[pair_starts].tolist(), len(found)]
+    column_bounds = [*_runs(ground_truth.image[objects])[0].tolist(), len(objects)]
+    found_masks = [detections.masks[n] for n in found.tolist()]
+    object_masks = [ground_truth.masks[n] for n in objects.tolist()]
+    images = [ground_truth.images[i] for i in ground_truth.image[o[pair_starts]].tolist()]
+    bounds = zip(*map(pairwise, ([*pair_starts.tolist(), len(o)], row_bounds, column_bounds)), strict=True)
+    for image, ((start, stop), rows, columns) in zip(images, bounds, strict=True):
         size = image.height, image.width
         rles = (
-            [{"size": size, "counts": masks[n]} for n in members.tolist()]
-            for masks, members in ((detections.masks, found), (ground_truth.masks, objects))
+            [{"size": size, "counts": counts} for counts in masks[slice(*of_image)]]
+            for masks, of_image in ((found_masks, rows), (object_masks, columns))
         )
-        matrix = mask_utils.iou(*rles, ground_truth.crowd[objects])
-        iou[possible[start:stop]] = matrix[row[start:stop] - row[start], column]
+        matrix = mask_utils.iou(*rles, ground_truth.crowd[objects[slice(*columns)]])
+        iou[possible[start:stop]] = matrix[row[start:stop] - rows[0], column[start:stop] - columns[0]]
     return iou
 
 
