@@ -337,10 +337,13 @@ def _instances(rows: Sequence[Any], owners: Owners, what: str, with_boxes: bool,
         areas = mask_areas.astype(np.float64)
     if with_boxes:
         values = [row.bbox for row in rows]
-        _refuse(rows, what, [value is None for value in values], "have no 'bbox'")
+        if with_masks:  # else each row has one
+            _refuse(rows, what, [value is None for value in values], "have no 'bbox'")
         boxes = np.fromiter(itertools.chain.from_iterable(values), np.float64, 4 * len(rows)).reshape(-1, 4)
-        _refuse(rows, what, ~(abs(boxes) < MAX_COORDINATE).all(axis=1), "have a bbox that is not four sensible numbers")
-        _refuse(rows, what, (boxes[:, 2:] < 0).any(axis=1), "have a bbox of negative width or height")
+        sensible, negative = abs(boxes) < MAX_COORDINATE, boxes[:, 2:] < 0
+        if not sensible.all() or negative.any():  # which rows have them takes longer
+            _refuse(rows, what, ~sensible.all(axis=1), "have a bbox that is not four sensible numbers")
+            _refuse(rows, what, negative.any(axis=1), "have a bbox of negative width or height")
         areas = boxes[:, 2] * boxes[:, 3]
     return Instances(image, category, areas, boxes, mask_areas, masks)
 
