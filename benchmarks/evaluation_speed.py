@@ -1,8 +1,10 @@
-"""AP and oLRP of large result files against pycocotools' AP: CPU time and peak memory of whole processes.
+"""AP and oLRP of large result files against another evaluator's AP: CPU time and peak memory of whole processes.
 
-Each evaluator starts in a process of its own, loads the same two files and evaluates; importing counts, too.
+Each evaluator starts in a process of its own, loads the same two files and evaluates; importing counts, too. The
+evaluators take turns, so that a busy machine slows all of them; the figures are medians over the runs.
 
-    python benchmarks/evaluation_speed.py [--images 5000] [--detections 100] [--seen 15] [--runs 3] [--folder DIR]
+    python benchmarks/evaluation_speed.py [--data coco-boxes coco-masks lvis-boxes] [--peer pycocotools | hotcoco]
+        [--peer-python PYTHON] [--baseline SRC] [--runs 3] [--folder DIR]
 """
 
 import argparse
@@ -10,110 +12,188 @@ import json
 import math
 import multiprocessing
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as mask_utils
 
-HEIGHT, WIDTH, CLASSES = 480, 640, 80
-OURS = "from ranksort.evaluation import evaluate_detections; evaluate_detections('{truth}', '{found}', '{iou_type}')"
-PYCOCOTOOLS = """
+HEIGHT, WIDTH = 480, 640
+NEAR = 4  # detections near each object
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """How large it is; `seen` are the classes which an image seems to show besides its objects."""
+
+    style: str
+    iou_type: str
+    images: int
+    objects: float  # an image, on average
+    classes: int
+    detections: int  # an image
+    seen: int
+
+
+DATA = {
+    "coco-boxes": DataSet("coco", "bbox", 5000, 7.2, 80, 100, 15),
+    "coco-masks": DataSet("coco", "segm", 5000, 7.2, 80, 100, 15),
+    "lvis-boxes": DataSet("lvis", "bbox", 19_809, 12.4, 1203, 300, 100),
+}
+
+OURS = """
+from ranksort.evaluation import evaluate_detections
+evaluate_detections('{truth}', '{found}', '{iou_type}', '{style}')
+"""
+PEERS = {
+    "pycocotools": """
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 truth = COCO('{truth}')
 evaluator = COCOeval(truth, truth.loadRes('{found}'), '{iou_type}')
 evaluator.evaluate()
 evaluator.accumulate()
-"""
+""",
+    "hotcoco": """
+from hotcoco import COCO, COCOeval
+truth = COCO('{truth}')
+evaluator = COCOeval(truth, truth.load_res('{found}'), '{iou_type}', lvis_style='{style}' == 'lvis')
+evaluator.evaluate()
+evaluator.accumulate()
+""",
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=5000)
-    parser.add_argument("--detections", type=int, default=100, help="per image")
-    parser.add_argument("--seen", type=int, default=15, help="classes which an image seems to show besides its objects")
+    parser.add_argument("--data", nargs="+", choices=DATA, default=["coco-boxes", "coco-masks"])
+    parser.add_argument("--peer", choices=PEERS, default="pycocotools", help="pycocotools does not know LVIS' rules")
+    parser.add_argument("--peer-python", default=sys.executable, help="the Python which has the peer")
+    parser.add_argument("--baseline", type=Path, help="source folder of another version of ranksort, measured too")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the files are kept; default: nowhere")
     options = parser.parse_args()
+    if options.peer == "pycocotools" and any(DATA[name].style == "lvis" for name in options.data):
+        parser.error("pycocotools does not know LVIS' rules: name --peer hotcoco.")
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        print(
-            f"{'':>6}{'file MB':>9}{'ours s':>9}{'pycocotools s':>15}{'ratio':>7}{'ours MB':>9}{'pycocotools MB':>16}"
-        )
-        for iou_type in ("bbox", "segm"):
-            files = {name: folder / f"{name}_{iou_type}.json" for name in ("truth", "found")}
-            if not files[
-                "found"
-            ].exists():  # in a process of its own, whose memory would count for those started from it
-                writer = multiprocessing.Process(target=write_files, args=(list(files.values()), iou_type, options))
-                writer.start()
-                writer.join()
-            codes = [code.format(**files, iou_type=iou_type) for code in (OURS, PYCOCOTOOLS)]
-            runs = np.array([[cost(code) for code in codes] for _ in range(options.runs)])  # (runs, 2, seconds and MB)
-            (ours, our_memory), (theirs, their_memory) = np.median(runs, axis=0)
-            ratio = statistics.median(runs[:, 1, 0] / runs[:, 0, 0])
-            size = sum(file.stat().st_size for file in files.values()) / 2**20
-            print(
-                f"{iou_type:>6}{size:9.0f}{ours:9.2f}{theirs:15.1f}{ratio:7.1f}{our_memory:9.0f}{their_memory:16.0f}",
-                flush=True,
-            )
+        print(f"{'data':<12}{'file MB':>9}  {'evaluator':<12}{'CPU s':>8}{'peak MB':>9}{'time ratio':>12}")
+        for name in options.data:
+            compare(name, folder, options)
 
 
-def write_files(files: list[Path], iou_type: str, options: argparse.Namespace) -> None:
-    for file, content in zip(files, data_set(iou_type, options), strict=True):
-        file.write_text(json.dumps(content))
+def compare(name: str, folder: Path, options: argparse.Namespace) -> None:
+    """Measure the evaluators in turn on one data set, and print a line for each."""
+    data = DATA[name]
+    files = {what: folder / f"{what}_{name}.json" for what in ("truth", "found")}
+    if not files["found"].exists():  # in a process of its own, whose memory would count for those started from it
+        writer = multiprocessing.Process(target=write_files, args=(files["truth"], files["found"], data))
+        writer.start()
+        writer.join()
+    evaluators = {
+        "ranksort": (sys.executable, OURS, None),
+        options.peer: (options.peer_python, PEERS[options.peer], None),
+    }
+    if options.baseline:
+        evaluators["baseline"] = sys.executable, OURS, options.baseline
+    measured: dict[str, list[tuple[float, float]]] = {evaluator: [] for evaluator in evaluators}
+    for _ in range(options.runs):
+        for evaluator, (python, code, source) in evaluators.items():
+            code = code.format(**files, iou_type=data.iou_type, style=data.style)
+            measured[evaluator].append(cost(python, code, source))
+    size = files["found"].stat().st_size / 1e6
+    runs = {evaluator: np.array(values) for evaluator, values in measured.items()}  # (runs, seconds and MB)
+    for evaluator, values in runs.items():
+        ratio = np.median(values[:, 0] / runs[options.peer][:, 0])
+        seconds, memory = np.median(values, axis=0)
+        print(f"{name:<12}{size:9.0f}  {evaluator:<12}{seconds:8.2f}{memory:9.0f}{ratio:12.2f}", flush=True)
 
 
-def cost(code: str) -> tuple[float, float]:
-    """CPU seconds and peak MB of a Python process."""
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
+def cost(python: str, code: str, source: Path | None) -> tuple[float, float]:
+    """CPU seconds and peak MB of a Python process, which imports from the folder `source` first."""
+    environment = os.environ | ({"PYTHONPATH": str(source)} if source else {})
+    process = subprocess.Popen([python, "-c", code], stdout=subprocess.DEVNULL, env=environment)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise RuntimeError(f"the evaluator failed: {code}")
-    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e6
 
 
-def data_set(iou_type: str, options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Images with 7 objects on average, of frequent and rare classes and all sizes, and detections of a fair detector."""
+def write_files(truth: Path, found: Path, data: DataSet) -> None:
+    """Write a data set of images with frequent and rare classes and objects of all sizes, and a fair detector's results."""
     rng = np.random.default_rng(0)
-    frequency = 1 / np.arange(1, CLASSES + 1)
-    frequency /= frequency.sum()
-    annotations: list[dict[str, Any]] = []
-    detections: list[dict[str, Any]] = []
-    for image in range(1, options.images + 1):
-        num_objects = rng.poisson(7)
-        # Whatever is detected where there is nothing belongs to some of the classes.
-        classes = (
-            np.concatenate([rng.choice(CLASSES, num_objects, p=frequency), rng.permutation(CLASSES)[: options.seen]])
-            + 1
-        )
-        boxes = _random_boxes(rng, num_objects)
-        shapes = rng.uniform(0.7, 1, (num_objects, 24))
-        for box, shape, category in zip(boxes, shapes, classes, strict=False):
-            row = {"id": len(annotations) + 1, "image_id": image, "category_id": int(category)}
-            annotations.append(row | {"iscrowd": int(rng.random() < 0.01)} | _geometry(box, shape, iou_type))
-            annotations[-1]["area"] = annotations[-1]["bbox"][2] * annotations[-1]["bbox"][3]
-        num_near = min(4 * num_objects, options.detections)
-        near = np.repeat(np.arange(num_objects), 4)[:num_near]
-        sizes = np.tile(boxes[near, 2:], 2)
-        found = boxes[near] + sizes * rng.normal(0, 0.1, (num_near, 4))
-        found = np.concatenate([found, _random_boxes(rng, options.detections - num_near)])
-        found_classes = np.concatenate([classes[near], rng.choice(classes, options.detections - num_near)])
-        scores = np.concatenate([rng.beta(2, 2, num_near), rng.beta(1, 6, options.detections - num_near)])
-        outlines = rng.uniform(0.7, 1, (options.detections, 24))
-        for i, (box, category, score) in enumerate(zip(found, found_classes, scores, strict=True)):
-            outline = shapes[near[i]] if i < num_near else outlines[i]
-            row = {"image_id": image, "category_id": int(category), "score": float(np.float32(score))}
-            detections.append(row | _geometry(box, outline, iou_type))
-    images = [{"id": i, "height": HEIGHT, "width": WIDTH} for i in range(1, options.images + 1)]
-    categories = [{"id": c, "name": f"class {c}"} for c in range(1, CLASSES + 1)]
-    return {"images": images, "categories": categories, "annotations": annotations}, detections
+    weights = 1 / np.arange(1, data.classes + 1)
+    weights /= weights.sum()
+    category_ids = np.sort(rng.permutation(data.classes + data.classes // 8)[: data.classes]) + 1
+    image_ids = np.sort(rng.permutation(30 * data.images)[: data.images]) + 1
+    content: dict[str, list[dict[str, Any]]] = {"images": [], "categories": [], "annotations": []}
+    for rank, id_ in enumerate(category_ids.tolist()):
+        frequency = "fcr"[int(np.searchsorted([0.34, 0.72], rank / data.classes, side="right"))]
+        content["categories"].append({"id": id_, "name": f"class {id_}", "frequency": frequency})
+    with found.open("w") as file:
+        separator = "["
+        for image_id in image_ids.tolist():
+            num_objects = rng.poisson(data.objects)
+            classes = rng.choice(data.classes, num_objects, p=weights)
+            # Whatever is detected where there is nothing belongs to some of the classes.
+            seen = rng.choice(data.classes, data.seen)
+            absent = np.setdiff1d(seen[:8], classes)
+            content["images"].append(
+                {
+                    "id": image_id,
+                    "height": HEIGHT,
+                    "width": WIDTH,
+                    "neg_category_ids": category_ids[absent].tolist(),
+                    "not_exhaustive_category_ids": category_ids[
+                        np.unique(classes[rng.random(num_objects) < 0.1])
+                    ].tolist(),
+                }
+            )
+            boxes, shapes = _random_boxes(rng, num_objects), rng.uniform(0.7, 1, (num_objects, 24))
+            for geometry, category in zip(
+                _geometry(boxes, shapes, data.iou_type), category_ids[classes].tolist(), strict=True
+            ):
+                row = {"id": len(content["annotations"]) + 1, "image_id": image_id, "category_id": category}
+                crowd = data.style == "coco" and rng.random() < 0.01
+                area = geometry["bbox"][2] * geometry["bbox"][3]
+                content["annotations"].append({**row, **geometry, "area": area, "iscrowd": int(crowd)})
+            for row in _detections(rng, data, boxes, shapes, classes, np.append(classes, seen)):
+                row = {"image_id": image_id, **row, "category_id": int(category_ids[row["category_id"]])}
+                file.write(separator + json.dumps(row))
+                separator = ", "
+        file.write("]")
+    truth.write_text(json.dumps(content))
+
+
+def _detections(
+    rng: np.random.Generator,
+    data: DataSet,
+    boxes: np.ndarray,
+    shapes: np.ndarray,
+    classes: np.ndarray,
+    all_classes: np.ndarray,
+) -> Iterator[dict[str, Any]]:
+    """The detections of an image by falling score: some near each object, the others anywhere."""
+    num_near = min(NEAR * len(boxes), data.detections)
+    num_wrong = data.detections - num_near
+    near = np.repeat(np.arange(len(boxes)), NEAR)[:num_near]
+    sizes = np.tile(boxes[near, 2:], 2)
+    found = np.concatenate([boxes[near] + sizes * rng.normal(0, 0.1, (num_near, 4)), _random_boxes(rng, num_wrong)])
+    found_shapes = np.concatenate([shapes[near], rng.uniform(0.7, 1, (num_wrong, 24))])
+    found_classes = np.concatenate([classes[near], rng.choice(all_classes, num_wrong)])
+    scores = np.concatenate([rng.beta(2, 2, num_near), rng.beta(1, 6, num_wrong)]).round(5)
+    order = np.argsort(-scores, kind="stable")
+    geometries = _geometry(found[order], found_shapes[order], data.iou_type)
+    for category, score, geometry in zip(
+        found_classes[order].tolist(), scores[order].tolist(), geometries, strict=True
+    ):
+        yield {"category_id": category, **geometry, "score": score}
 
 
 def _random_boxes(rng: np.random.Generator, number: int) -> np.ndarray:
@@ -123,17 +203,18 @@ def _random_boxes(rng: np.random.Generator, number: int) -> np.ndarray:
     return np.concatenate([corners, sizes], axis=1)
 
 
-def _geometry(box: np.ndarray, outline: np.ndarray, iou_type: str) -> dict[str, Any]:
-    """A box, or a mask: the radii of its outline, in directions all around, as fractions of the box's half sides."""
-    box = np.concatenate([box[:2], np.maximum(box[2:], 1)])
-    result: dict[str, Any] = {"bbox": [round(float(v), 3) for v in box]}
-    if iou_type == "segm":
-        angles = np.arange(len(outline)) * (2 * math.pi / len(outline))
-        directions = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-        polygon = box[:2] + box[2:] / 2 * (1 + outline[:, None] * directions)
-        rle = mask_utils.frPyObjects([polygon.clip(0, [WIDTH, HEIGHT]).ravel().tolist()], HEIGHT, WIDTH)[0]
-        result["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode()}
-    return result
+def _geometry(boxes: np.ndarray, outlines: np.ndarray, iou_type: str) -> Iterator[dict[str, Any]]:
+    """Boxes, or masks: the radii of their outlines, in directions all around, as fractions of the box's half sides."""
+    boxes = np.concatenate([boxes[:, :2], np.maximum(boxes[:, 2:], 1)], axis=1)
+    angles = np.arange(outlines.shape[1]) * (2 * math.pi / outlines.shape[1])
+    directions = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    for box, rounded, outline in zip(boxes, boxes.round(2).tolist(), outlines, strict=True):
+        result: dict[str, Any] = {"bbox": rounded}
+        if iou_type == "segm":
+            polygon = box[:2] + box[2:] / 2 * (1 + outline[:, None] * directions)
+            rle = mask_utils.frPyObjects([polygon.clip(0, [WIDTH, HEIGHT]).ravel().tolist()], HEIGHT, WIDTH)[0]
+            result["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode()}
+        yield result
 
 
 if __name__ == "__main__":

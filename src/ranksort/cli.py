@@ -223,6 +223,7 @@ def evaluate(
     /,
     iou_type: Literal["bbox", "segm"] = "bbox",
     style: Literal["coco", "lvis"] = "coco",
+    max_detections: int | None = None,
     out: Path | None = None,
 ) -> None:
     """AP and oLRP of anybody's detections.
@@ -232,11 +233,13 @@ def evaluate(
         detections: COCO results.
         iou_type: compare boxes or masks.
         style: whose rules.
+        max_detections: how many detections count of each class in an image (coco, default 100) or of an image (lvis,
+            default 300).
         out: folder for the report.
     """
     from .evaluation import evaluate_detections
 
-    result = evaluate_detections(ground_truth, detections, iou_type, style)
+    result = evaluate_detections(ground_truth, detections, iou_type, style, max_detections)
     print(result)
     if out:
         settings = {"ground truth": str(ground_truth), "detections": str(detections)}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ranksort.data.coco_file import read_coco_file
 from ranksort.data.ids import IdIndex, canonical
-from ranksort.data.json_rows import decode_rows
+from ranksort.data.json_source import decode_rows
 from ranksort.data.segmentations import Packed, check_segmentations, decode_mask, encode_segmentations
 
 ids = st.integers(-5, 5) | st.sampled_from(["a", "b", "7", "-1", ""]) | st.integers(10**18, 10**19)
@@ -61,7 +61,7 @@ def _repaired(row: Any) -> Row:
 )
 def test_a_list_is_split_between_rows_alone(rows: list[Any], others: list[Any], chunk: int) -> None:
     rows = [*rows, *others, *rows]
-    parts = decode_rows(memoryview(json.dumps(rows).encode()), Row, _repaired, chunk)
+    parts = decode_rows(memoryview(json.dumps(rows).encode()), Row, _repaired, chunk=chunk)
     assert [row for part in parts for row in part] == list(map(_repaired, rows))
 
 

@@ -15,8 +15,9 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from .coco_checks import MIN_IMAGE_SIDE
 from .coco_columns import Category, CocoFile
-from .coco_file import map_file, read_coco_file
+from .coco_file import read_coco_file
 from .images import ImageFolder, find_folder, read_image, to_rgb, upright
+from .json_source import JsonSource
 from .lvis import repeat_factors
 from .segmentations import decode_mask
 
@@ -60,7 +61,7 @@ def find_split(
         raise FileNotFoundError(
             f"There is no {' or '.join(map(str, files))}; name the file with --data.{split}-annotations."
         )
-    content = map_file(annotations, "annotation file")
+    content = JsonSource.open(annotations, "annotation file").content
     if images is not None:
         return images, annotations
     # Searched for and not parsed, which is the data set's business.

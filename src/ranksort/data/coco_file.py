@@ -4,12 +4,8 @@ Whoever needs such a file reads it here: training, evaluation, `check-data`. It 
 all that is wrong with it (`coco_checks.py`). What makes a file unfit for one use need not make it unfit for another one (`faults.py`).
 """
 
-import errno
-import json
-import mmap
 import operator
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
 from reprlib import repr as shown
@@ -22,7 +18,7 @@ from .coco_checks import check
 from .coco_columns import Annotations, Category, CocoFile, Federated, Images, join_annotations
 from .coco_rows import MAX_COORDINATE, MAX_SIDE, AnnotationRow, CategoryRow, ImageRow, MaskedAnnotationRow, Repair
 from .ids import Id, IdIndex, canonical, sort_key
-from .json_rows import decode_rows
+from .json_source import JsonSource, decode_rows, in_memory
 from .lvis import file_name
 from .segmentations import Packed
 
@@ -51,69 +47,27 @@ def read_coco_file(
         FileNotFoundError: there is no such file.
         ValueError: it does not fit into the memory, or what is in memory has no place in JSON.
     """
-    content: bytes | mmap.mmap
-    if isinstance(source, str | Path):
-        file, content = CocoFile(f"The {what} {source}"), map_file(Path(source), what)
-    else:
-        file, content = CocoFile(f"The {what}"), json_of(source, what)
+    opened = JsonSource.open(source, what)
+    file = CocoFile(f"The {opened.name}")
     with in_memory(source, what, "use fewer images"):
-        sections = _sections(file, content)
-        del content  # the rest allocates less where a large block has been freed
+        sections = _sections(file, opened)
         if not file.faults:
-            _Reader(file, segmentations).read(sections)
+            _Reader(file, segmentations, opened.release).read(sections)
             check(file, pixels, keep_crowds)
     return file
 
 
-@contextmanager
-def in_memory(source: Any, what: str, advice: str) -> Iterator[None]:
-    """Say in a sentence what does not fit into the memory, and what to do."""
-    try:
-        yield
-    except (MemoryError, OSError) as error:
-        if isinstance(error, OSError) and error.errno != errno.ENOMEM:
-            raise
-        name = f" {source} ({Path(source).stat().st_size / 1e9:.3g} GB)" if isinstance(source, str | Path) else ""
-        raise ValueError(f"This machine has too little memory for the {what}{name}: {advice}.") from None
-
-
-def map_file(path: Path, what: str) -> "bytes | mmap.mmap":
-    """The content of a file, which is read where it lies."""
-    if not path.is_file():
-        raise FileNotFoundError(f"The {what} {path} does not exist.")
-    with path.open("rb") as file:  # an empty one cannot be mapped
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
-
-
-def json_of(content: Any, what: str) -> bytes:
-    """Content in memory as JSON; the bytes of pycocotools and the numbers of numpy are welcome."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, bytes):
-            return value.decode("ascii")
-        if isinstance(value, np.ndarray | np.generic):
-            return value.tolist()
-        raise ValueError(f"objects of type {type(value).__name__}")
-
-    try:
-        return json.dumps(content, default=plain).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"The {what} holds something that has no place in JSON: {error}.") from None
-
-
-def _sections(file: CocoFile, content: "bytes | mmap.mmap") -> dict[str, Any]:
+def _sections(file: CocoFile, source: JsonSource) -> dict[str, Any]:
     """The sections, as JSON or as lists; what is missing becomes a fault."""
     sections: Any
     try:
-        sections = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
+        sections = msgspec.json.decode(source.content, type=dict[str, msgspec.Raw])
+        source.release()
     except (msgspec.DecodeError, RecursionError):
         try:
-            sections = json.loads(bytes(content))  # slower; takes NaN and a byte order mark
-        except RecursionError:
-            file.add("not JSON", ["it is no COCO JSON: its brackets are nested too deeply"])
-            return {}
+            sections = source.parse()
         except ValueError as error:
-            file.add("not JSON", [f"it is not complete JSON, perhaps cut off while being written ({error})"])
+            file.add("not JSON", ["it" + str(error).removeprefix(file.source).rstrip(".")])
             return {}
     sections = sections if isinstance(sections, dict) else {}
     starts = {name: _start(sections.get(name)) for name in _SECTIONS}
@@ -133,8 +87,8 @@ def _start(section: Any) -> bytes:
 class _Reader:
     """Takes the rows of the sections to the columns of a file, and what is malformed to faults."""
 
-    def __init__(self, file: CocoFile, segmentations: bool) -> None:
-        self.file, self.segmentations = file, segmentations
+    def __init__(self, file: CocoFile, segmentations: bool, release: Callable[[], None]) -> None:
+        self.file, self.segmentations, self.release = file, segmentations, release
         self.problems: dict[str, list[str]] = {}
         self.malformed: dict[str, list[Any]] = {"image": [], "category": []}  # values that are no ids
 
@@ -151,7 +105,7 @@ class _Reader:
     def rows(self, section: Any, name: str, kind: type[Any]) -> tuple[list[tuple[int, Id, Any]], Repair]:
         """The rows of images or categories that have an id of their own: number in the list from 1, id, row."""
         repair, rows = Repair(), list[Any]()
-        for part in decode_rows(section, kind, repair.rows(kind)):
+        for part in decode_rows(section, kind, repair.rows(kind), release=self.release):
             rows += part
             repair.number = len(rows) + 1
         known: dict[Id, tuple[int, Id, Any]] = {}
@@ -225,7 +179,7 @@ class _Reader:
             IdIndex(ids) for ids in (self.file.images.ids, [category.id for category in self.file.categories])
         )
         repair, first, parts = Repair(), 1, list[Annotations]()
-        for rows in decode_rows(section, kind, repair.rows(kind)):
+        for rows in decode_rows(section, kind, repair.rows(kind), release=self.release):
             parts.append(self.columns(rows, first, repair, images, categories))
             first += len(rows)
             repair.number = first

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from .json_rows import text_of
+from .json_source import text_of
 
 MAX_SIDE = 1_000_000  # pixels, of an image
 MAX_COORDINATE = 1e9  # pixels, of a box; whatever is beyond is a mistake
@@ -71,9 +71,9 @@ class Repair:
         value = self.found.get((number, name))
         return "which is missing" if value is None else f"not {value}"
 
-    def rows(self, kind: type[msgspec.Struct]) -> Callable[[Any], Any]:
-        """Return the function that makes a row of this kind of a JSON value."""
-        fields = {name: _FIELDS.get(name, _scalar) for name in kind.__struct_fields__}
+    def rows(self, kind: type[msgspec.Struct], **converters: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Return the function that makes a row of this kind of a JSON value; `converters` are those of fields of its own."""
+        fields = {name: converters.get(name, _FIELDS.get(name, _scalar)) for name in kind.__struct_fields__}
 
         def repaired(entry: Any) -> Any:
             number, self.number = self.number, self.number + 1
@@ -149,6 +149,7 @@ _FIELDS: dict[str, Callable[[Any], Any]] = {
     "neg_category_ids": _list,
     "not_exhaustive_category_ids": _list,
     "bbox": _box,
+    "score": _number,
     "area": _area,
     "segmentation": text_of,
 }

@@ -145,8 +145,8 @@ def encode_segmentations(
         of_kind = _by_kind(texts)
         for n in (first + of_kind["polygons"]).tolist():
             polygons = _decode(texts[n - first])
-            if _polygon_problem(polygons) is None:
-                counts[n], areas[n] = _polygon_rle(polygons, int(heights[n]), int(widths[n]))
+            if rle := polygon_rle(polygons, int(heights[n]), int(widths[n])):
+                counts[n], areas[n] = rle
         rows = first + of_kind["rle"]
         of_rle = [texts[i] for i in of_kind["rle"]]
         areas[rows], problems = _rle_areas(of_rle, heights[rows], widths[rows])
@@ -215,6 +215,11 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and -MAX_COORDINATE < value < MAX_COORDINATE
 
 
+def polygon_rle(polygons: list[Any], height: int, width: int) -> tuple[bytes, int] | None:
+    """Polygons as compressed run lengths, and how many pixels they have; None where they are no good."""
+    return None if _polygon_problem(polygons) is not None else _polygon_rle(polygons, height, width)
+
+
 def _polygon_rle(polygons: list[list[float]], height: int, width: int) -> tuple[bytes, int]:
     """Good polygons as compressed run lengths, and how many pixels they have."""
     # A polygon of one or two points has no area, and pycocotools would read one of two points as a box.
@@ -272,36 +277,57 @@ def _compressed_areas(counts: list[str], pixels: np.ndarray) -> np.ndarray:
     # A zero after each string makes its number of runs even where it was odd, and is left out elsewhere.
     digits = np.frombuffer(("0".join(counts) + "0").encode(), np.uint8) - np.uint8(48)  # wraps around below
     zeros = np.cumsum(np.fromiter(map(len, counts), np.int64, len(counts)) + 1) - 1
-    bad = (np.maximum.reduceat(digits, np.append(0, zeros[:-1] + 1)) > 63) | (digits[zeros - 1] > 31)
+    begins = np.append(0, zeros[:-1] + 1)
+    bad = (np.maximum.reduceat(digits, begins) > 63) | (digits[zeros - 1] > 31)
     digits[zeros - 1] &= 31
-    values = ((digits & 31 ^ 16).view(np.int8) - np.int8(16)).astype(np.int32)  # the highest digit has the sign
     is_end = digits < 32
-    more = np.flatnonzero(~is_end)
-    ends = more[is_end[more + 1]] + 1  # of runs of several digits
-    for position in range(1, 6):
-        values[ends] = values[ends] * 32 + (digits[ends - position] & 31)
-        ends = ends[~is_end[ends - position - 1]]
-    bad[np.searchsorted(zeros, ends)] = True
-
-    num_runs = np.diff(zeros, prepend=-1) - 1 - np.diff(np.searchsorted(more, zeros), prepend=0)
+    num_runs = np.add.reduceat(is_end.view(np.uint8), begins, dtype=np.int64) - 1
+    values = _run_values(digits, is_end, zeros, bad)
     is_odd = num_runs % 2 == 1
     is_end[zeros] = is_odd
     pairs = values[is_end].reshape(-1, 2)  # of background and object
     num_pairs = (num_runs + 1) // 2
-    lasts = np.cumsum(num_pairs) - 1
-    starts = np.append(0, lasts[:-1] + 1)
+    starts = np.cumsum(num_pairs) - num_pairs
     first = pairs[starts, 0]
     pairs[starts, 0] = 0  # no other run is given as a difference to the first one
-    sums: list[np.ndarray] = []
-    for column in pairs.T:
-        runs = column.copy()  # contiguous, which is several times faster
-        runs.cumsum(dtype=np.int32, out=runs)
-        runs -= np.repeat(np.append(np.int32(0), runs[lasts[:-1]]), num_pairs)
-        if runs.min() < 0:
-            bad |= np.minimum.reduceat(runs, starts) < 0
-        if sums:
-            runs[lasts[is_odd]] = 0
-        sums.append(np.add.reduceat(runs, starts, dtype=np.int64))
-    background, areas = sums
+    background, areas = _sums_of_runs(pairs, starts, is_odd, bad)
     bad |= (first < 0) | (first + background + areas != pixels)
     return np.where(bad, -1, areas)
+
+
+def _run_values(digits: np.ndarray, is_end: np.ndarray, zeros: np.ndarray, bad: np.ndarray) -> np.ndarray:
+    """int32: at the last digit of each run what it says; marks in `bad` the strings with runs of too many digits."""
+    low = digits & 31
+    signed = (low ^ 16).view(np.int8) - np.int8(16)  # the highest digit has the sign
+    follows = ~is_end[:-1]  # a digit of the same run
+    values = signed.astype(np.int32)
+    two = signed[1:].astype(np.int16)
+    values[1:] += follows * (two * np.int16(31) + low[:-1])  # 32 times the second digit instead of once
+    ends = np.flatnonzero(is_end[2:] & follows[1:] & follows[:-1]) + 2  # of runs of three digits or more
+    for position in range(2, 6):
+        values[ends] = values[ends] * 32 + low[ends - position]
+        ends = ends[~is_end[ends - position - 1]]
+    bad[np.searchsorted(zeros, ends)] = True
+    return values
+
+
+def _sums_of_runs(
+    pairs: np.ndarray, starts: np.ndarray, is_odd: np.ndarray, bad: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of the background and the object runs of N masks, int64 [N] each.
+
+    Args:
+        pairs: int32 [P, 2] differences between the runs, of background and object, less than 2^30.
+        starts: [N] the first pairs of the masks.
+        is_odd: [N] whether the last object run does not exist.
+        bad: [N], marked where a run is negative.
+    """
+    num_pairs = np.diff(starts, append=len(pairs))
+    lasts = starts + num_pairs - 1
+    # Both runs in one number, the object's in its upper half: as long as none is negative, neither disturbs the other.
+    runs = np.cumsum((pairs[:, 1].astype(np.int64) << 32) + pairs[:, 0])
+    runs -= np.repeat(np.append(0, runs[lasts[:-1]]), num_pairs)
+    background, objects = runs.astype("<i8", copy=False).view("<i4").reshape(-1, 2).T
+    bad |= np.minimum.reduceat(np.minimum(background, objects), starts) < 0
+    objects[lasts[is_odd]] = 0
+    return np.add.reduceat(background, starts, dtype=np.int64), np.add.reduceat(objects, starts, dtype=np.int64)

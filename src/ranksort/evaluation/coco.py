@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 
 from ..data.coco_columns import CocoFile
-from ..data.coco_file import in_memory
-from .inputs import read_detections, read_ground_truth
+from .inputs import Detections, GroundTruth, read_detections, read_ground_truth
 from .lrp import evaluate_lrp
-from .matching import AREA_RANGES, match, take_part
+from .matching import AREA_RANGES, DEFAULT_LIMITS, Candidates, Setting, match, take_part
+from .metrics import AT_IOU_50, AT_IOU_75, AreaResult, list_metrics
 from .precision import evaluate_precision
-from .report import Report
+from .report import Cut, Report
 
 LVIS_FREQUENCIES = ("r", "c", "f")  # rare, common, frequent
-AT_IOU_50, AT_IOU_75 = 0, 5  # positions among COCO's IoU thresholds .5, .55, ..., .95
+SMALL_WITH_AREA = "small, of an area above 0"
 
 
 def evaluate_detections(
@@ -22,6 +22,7 @@ def evaluate_detections(
     detections: str | Path | list[dict[str, Any]],
     iou_type: str = "bbox",
     style: str = "coco",
+    max_detections: int | None = None,
 ) -> Report:
     """AP, AR and oLRP of detections. Prints nothing and leaves its arguments as they are.
 
@@ -30,70 +31,93 @@ def evaluate_detections(
         detections: path of a COCO results JSON, or its content: a list of objects with `image_id`, `category_id`,
             `score` (0..1) and `bbox` ([x, y, width, height] in pixels) and/or `segmentation` (RLE).
         iou_type: "bbox" compares boxes, "segm" masks.
-        style: "coco" (at most 100 detections per image and class) or "lvis" (at most 300 per image; the classes not
-            verified in an image do not count there).
+        style: "coco" (the best detections of each class in an image count) or "lvis" (the best of an image; the classes
+            not verified in an image do not count there).
+        max_detections: how many are the best, 1 or more; by default as published, 100 for "coco" and 300 for "lvis".
 
     Raises:
         FileNotFoundError: a path is no file.
         ValueError: one sentence about what is wrong in the input and where.
     """
-    for name, value, choices in (("iou_type", iou_type, ("bbox", "segm")), ("style", style, ("coco", "lvis"))):
-        if value not in choices:
-            raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")
+    if iou_type not in ("bbox", "segm"):
+        raise ValueError(f"iou_type must be one of bbox, segm; got {iou_type!r}.")
+    _check_settings(style, max_detections)
     truth = read_ground_truth(ground_truth, iou_type, style)
-    with in_memory(detections, "detections", "keep fewer per image, for example the 100 best"):
-        found = read_detections(detections, truth, iou_type)
-    candidates = take_part(truth, found, federated=style == "lvis")
-    limits = [1, 10, 100] if style == "coco" else [300]
-    columns: dict[str, np.ndarray] = {}  # (C,) each
-    for area, setting in zip(AREA_RANGES, match(truth, candidates), strict=True):
-        precision, recall = evaluate_precision(candidates, setting, limits)
-        lrp = evaluate_lrp(truth, candidates, setting)
-        columns[f"AP{area}"] = precision.mean(axis=(0, 2))
-        columns[f"AR{area or limits[-1]}"] = recall[..., -1].mean(axis=0)
-        for name, values in zip(("", "_loc", "_fp", "_fn", "_threshold"), lrp.optima.T, strict=True):
-            columns[f"oLRP{area}{name}"] = values
-        if area == "":
-            columns |= {f"AP{iou}": precision[t].mean(axis=1) for iou, t in ((50, AT_IOU_50), (75, AT_IOU_75))}
-            columns |= {f"AR{limit}": recall[..., m].mean(axis=0) for m, limit in enumerate(limits)}
-            curves, overall, objects = precision[[AT_IOU_50, AT_IOU_75]].transpose(1, 0, 2), lrp, setting.num_objects
-    columns = {name: columns[name] for name in _names(limits)}
-    summary = {name: _mean(values) for name, values in columns.items() if name != "oLRP_threshold"}
+    found = read_detections(detections, truth, iou_type)
+    return evaluate(truth, found, style, max_detections)
+
+
+def evaluate(
+    ground_truth: GroundTruth, detections: Detections, style: str = "coco", max_detections: int | None = None
+) -> Report:
+    """`evaluate_detections` of columns: of masks where the ground truth has any, else of boxes."""
+    _check_settings(style, max_detections)
+    limit = max_detections or DEFAULT_LIMITS[style]
+    limits = [*(fewer for fewer in (1, 10) if style == "coco" and fewer < limit), limit]
+    candidates = take_part(ground_truth, detections, federated=style == "lvis", limit=limit)
+    areas = AREA_RANGES
+    num_without_area = int(((ground_truth.areas == 0) & ~ground_truth.crowd).sum())
+    if num_without_area:
+        areas = {**areas, SMALL_WITH_AREA: (np.nextafter(0, 1), areas["s"][1])}
+    results = {
+        area: _area_result(ground_truth, candidates, setting, limits)
+        for area, setting in zip(areas, match(ground_truth, candidates, areas.values()), strict=True)
+    }
+    metrics = list_metrics(limits)
+    columns = {metric.name: metric.compute(results) for metric in metrics}  # (C,) each
+    summary = {metric.name: _mean(columns[metric.name]) for metric in metrics if metric.in_summary}
     if style == "lvis":
-        frequency = np.array([category.frequency for category in truth.categories])
-        for name in ("AP", "oLRP"):
+        frequency = np.array([category.frequency for category in ground_truth.categories])
+        for name in (metric.name for metric in metrics if metric.by_frequency):
             summary |= {f"{name}{f}": _mean(columns[name][frequency == f]) for f in LVIS_FREQUENCIES}
 
-    names = [str(category.id if category.name is None else category.name) for category in truth.categories]
-    num_found = np.bincount(found.category, minlength=len(truth.categories))
-    shown = np.flatnonzero(objects)
-    per_class = [
-        {
-            "class": names[c],
-            "category_id": truth.categories[c].id,
-            "objects": int(objects[c]),
-            "detections": int(num_found[c]),
-            **{name: float(values[c]) for name, values in columns.items()},
-        }
-        for c in shown
-    ]
+    overall = results[""]
+    shown = np.flatnonzero(overall.num_objects)
     return Report(
         summary=summary,
-        per_class=per_class,
-        iou_type=iou_type,
+        per_class=_per_class(ground_truth, detections, overall.num_objects, columns),
+        iou_type="bbox" if ground_truth.masks is None else "segm",
         style=style,
-        classes_without_objects=len(objects) - len(shown),
-        precision=curves[shown],
-        lrp=overall.curves[shown],
-        matches=overall.matches,
+        classes_without_objects=len(overall.num_objects) - len(shown),
+        precision=overall.precision[[AT_IOU_50, AT_IOU_75]].transpose(1, 0, 2)[shown],
+        lrp=overall.lrp.curves[shown],
+        matches=overall.lrp.matches,
+        metrics=metrics,
+        cut=Cut(limit, candidates.num_cut, candidates.most),
+        num_without_area=num_without_area,
+        left_out=detections.left_out,
+        small_ap=_mean(results[SMALL_WITH_AREA if num_without_area else "s"].precision.mean(axis=(0, 2))),
     )
 
 
-def _names(limits: list[int]) -> list[str]:
-    """The metrics in the order of the report."""
-    names = ["AP", "AP50", "AP75", "APs", "APm", "APl", *(f"AR{limit}" for limit in limits), "ARs", "ARm", "ARl"]
-    names += ["oLRP", "oLRP_loc", "oLRP_fp", "oLRP_fn", "oLRPs", "oLRPm", "oLRPl", "oLRP_threshold"]
-    return names + [f"oLRP{area}{part}" for area in ("s", "m", "l") for part in ("_loc", "_fp", "_fn")]
+def _check_settings(style: str, max_detections: int | None) -> None:
+    if style not in DEFAULT_LIMITS:
+        raise ValueError(f"style must be one of {', '.join(DEFAULT_LIMITS)}; got {style!r}.")
+    if max_detections is not None and (type(max_detections) is not int or max_detections < 1):
+        raise ValueError(f"max_detections must be a whole number from 1 on; got {max_detections!r}.")
+
+
+def _area_result(ground_truth: GroundTruth, candidates: Candidates, setting: Setting, limits: list[int]) -> AreaResult:
+    precision, recall = evaluate_precision(candidates, setting, limits)
+    return AreaResult(setting.num_objects, precision, recall, evaluate_lrp(ground_truth, candidates, setting))
+
+
+def _per_class(
+    ground_truth: GroundTruth, detections: Detections, num_objects: np.ndarray, columns: dict[str, np.ndarray]
+) -> list[dict[str, Any]]:
+    """`Report.per_class`."""
+    num_found = np.bincount(detections.category, minlength=len(num_objects))
+    rows = []
+    for c in np.flatnonzero(num_objects):
+        category = ground_truth.categories[c]
+        row = {
+            "class": str(category.id if category.name is None else category.name),
+            "category_id": category.id,
+            "objects": int(num_objects[c]),
+            "detections": int(num_found[c]),
+        }
+        rows.append({**row, **{name: float(values[c]) for name, values in columns.items()}})
+    return rows
 
 
 def _mean(values: np.ndarray) -> float:

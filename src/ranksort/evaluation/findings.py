@@ -5,7 +5,8 @@ import math
 import numpy as np
 
 from .lrp import SCORE_GRID
-from .report import Report, olrp_parts, percent, rank_correlation
+from .metrics import percent
+from .report import Report, olrp_parts, rank_correlation
 
 FEW_OBJECTS = 10
 
@@ -16,27 +17,32 @@ def findings(report: Report) -> list[str]:
     shape = "mask" if report.iou_type == "segm" else "box"
     is_tp = matches.outcome == 1
     if not is_tp.any():
-        return [f"Everything: none of the {len(is_tp)} detections overlaps an object of its class by IoU .5."]
+        none = f"Everything: none of the {len(is_tp)} detections overlaps an object of its class by IoU .5."
+        return [none, *_cut(report), *_without_area(report)]
     parts = olrp_parts(rows).mean(axis=0)
     if parts.sum() == 0:
-        return [f"Nothing: all {len(matches.object_score)} objects are found exactly, without a false positive."]
+        perfect = f"Nothing: all {len(matches.object_score)} objects are found exactly, without a false positive."
+        return [perfect, *_cut(report), *_without_area(report)]
     names = ("poor localisation", "false positives", "missed objects")
     falling = np.argsort(-parts)
     first, second, third = (f"{names[i]} ({parts[i] / parts.sum():.0%})" for i in falling)
     much = "Most" if parts.max() > parts.sum() / 2 else "The largest part"
+    among = f"among the {report.cut.limit} best {_where(report)} " if report.cut.num_detections else ""
     said = [
         f"{much} of the error (oLRP {percent(number['oLRP'])} of 100) is {first}; then come {second} and {third}.",
         f"{np.isnan(matches.object_score).mean():.0%} of the {len(matches.object_score)} objects are not detected at all "
-        f"(no {shape} of their class overlaps them by IoU .5, whatever its score), and "
+        f"(no {shape} of their class {among}overlaps them by IoU .5, whatever its score), and "
         f"{(matches.object_score < report.thresholds()[matches.object_category]).mean():.0%} only with a score under the "
         "best threshold of their class.",
+        *_cut(report),
     ]
-    sizes = {"Small": "APs", "Medium-sized": "APm", "Large": "APl"}
-    by_size = {size: number[name] for size, name in sizes.items() if not math.isnan(number[name])}
+    sizes = {"Small": report.small_ap, "Medium-sized": number["APm"], "Large": number["APl"]}
+    by_size = {size: ap for size, ap in sizes.items() if not math.isnan(ap)}
     if len(by_size) > 1:
         weakest = min(by_size, key=by_size.__getitem__)
         others = ", ".join(f"{size.lower()} {percent(ap)}" for size, ap in by_size.items() if size != weakest)
         said.append(f"{weakest} objects are the weakest: AP {percent(by_size[weakest])} ({others}).")
+    said += _without_area(report)
     missed = [row["class"] for row in rows if math.isnan(row["oLRP_threshold"])]
     if missed:
         more = ", ..." if len(missed) > 5 else ""
@@ -64,6 +70,33 @@ def findings(report: Report) -> list[str]:
     few = sum(row["objects"] < FEW_OBJECTS for row in rows)
     if few:
         said.append(f"Classes of fewer than {FEW_OBJECTS} objects, whose numbers are noisy: {few} of {len(rows)}.")
+    said += report.notes()
     if report.classes_without_objects:
         said.append(f"Classes without objects here, which do not count: {report.classes_without_objects}.")
     return said
+
+
+def _cut(report: Report) -> list[str]:
+    """What the limit on detections left out, if anything."""
+    cut = report.cut
+    if not cut.num_detections:
+        return []
+    return [
+        f"{report.style.upper()}'s limit of {cut.limit} detections {_where(report)} left out {cut.num_detections} "
+        f"detections; objects which only these overlap are not found. With `ranksort evaluate --max-detections {cut.most}` "
+        "all of them count."
+    ]
+
+
+def _where(report: Report) -> str:
+    return "of an image" if report.style == "lvis" else "of each class in an image"
+
+
+def _without_area(report: Report) -> list[str]:
+    count = report.num_without_area
+    if not count:
+        return []
+    return [
+        f"Objects whose area is 0 in the annotations: {count} of {len(report.matches.object_score)}. APs counts them as "
+        "small, whatever their boxes are."
+    ]

@@ -1,44 +1,28 @@
-"""Ground truth and detections as columns: reads COCO or LVIS JSON, refuses what could not be evaluated truthfully."""
+"""Ground truth and detections as columns, for the evaluation: refuses what could not be evaluated truthfully."""
 
-import errno
 import itertools
-import json
-import mmap
 import operator
-import re
 import reprlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
-from numpy.typing import ArrayLike
 from pycocotools import mask as mask_utils
 
 from ..data.coco_columns import CocoFile, Federated
 from ..data.coco_file import read_coco_file
-from ..data.ids import sort_key
-from ..data.segmentations import encode_segmentations, rle_areas
+from ..data.coco_rows import MAX_COORDINATE, AnyId, Repair
+from ..data.ids import Id, IdIndex, sort_key
+from ..data.json_source import JsonSource, decode_rows, in_memory
+from ..data.segmentations import encode_segmentations, polygon_rle, rle_areas
 
-Id = int | str
 Box = tuple[float, float, float, float]  # x, y, width, height in pixels
 Pixels = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
-MAX_COORDINATE = 1e9  # whatever is beyond is a mistake
-
-
-class Rle(msgspec.Struct, gc=False):
-    """A mask by the lengths of its runs, down the columns, of background and object in turn."""
-
-    size: tuple[Pixels, Pixels]  # height, width
-    counts: str | list[int]  # a string holds them compressed
-
-
-PLACE = [("image_id", Id), ("category_id", Id)]
-BOX = ("bbox", Box)
-MASK = ("segmentation", Rle | list[list[float]])
+_CHUNK = 1 << 19  # bytes of detections that are decoded at a time
+_SHOWN = 5  # positions in a complaint
 
 
 class ImageInfo(NamedTuple):
@@ -61,12 +45,12 @@ class CategoryInfo(NamedTuple):
 class Instances:
     """N objects or detections in columns; `image` and `category` are positions among the ids in rising order."""
 
-    image: np.ndarray  # (N,) int
-    category: np.ndarray  # (N,) int
+    image: np.ndarray  # (N,) int32
+    category: np.ndarray  # (N,) int32
     areas: np.ndarray  # (N,) pixels
-    boxes: np.ndarray | None  # (N, 4) x, y, width, height in pixels
+    boxes: np.ndarray | None  # (N, 4) x, y, width, height in pixels; like the masks, always in the order of the file
     mask_areas: np.ndarray | None  # (N,) pixels
-    masks: list[str | bytes] | None  # compressed runs of masks as large as the image, always in the order of the file
+    masks: list[Any] | None  # compressed runs, str or bytes, of masks as large as the image
 
 
 @dataclass
@@ -85,13 +69,12 @@ class Detections(Instances):
     """The detections in the order of the results."""
 
     scores: np.ndarray  # (N,) in 0..1
+    left_out: dict[Any, int] = field(default_factory=dict)  # ids of categories that the truth lacks: how many had them
 
     def select(self, indices: np.ndarray) -> "Detections":
-        """The detections at `indices`, in that order, except that all of the masks stay where they are."""
-        columns: dict[str, Any] = {
-            name: column[indices] if isinstance(column, np.ndarray) else column for name, column in vars(self).items()
-        }
-        return Detections(**columns)
+        """The detections at `indices`, in that order, except that the boxes and masks of all stay where they are."""
+        names = ("image", "category", "areas", "scores")
+        return replace(self, **{name: getattr(self, name)[indices] for name in names})
 
 
 def read_ground_truth(source: "str | Path | dict[str, Any] | CocoFile", iou_type: str, style: str) -> GroundTruth:
@@ -136,12 +119,12 @@ def read_ground_truth(source: "str | Path | dict[str, Any] | CocoFile", iou_type
         areas = mask_areas.astype(np.float64)
     federated = images.federated if style == "lvis" and images.federated else [Federated([], [])] * len(images)
     return GroundTruth(
-        image=rank[objects.image],
-        category=objects.category,
+        image=rank[objects.image].astype(np.int32),
+        category=objects.category.astype(np.int32),
         areas=np.where(objects.has_area(), objects.areas, areas),
         boxes=None if with_masks else objects.boxes,
         mask_areas=mask_areas,
-        masks=masks,  # type: ignore[arg-type]
+        masks=masks,
         images=[ImageInfo(images.ids[n], int(images.heights[n]), int(images.widths[n])) for n in order],
         categories=[CategoryInfo(c.id, c.name, f) for c, f in zip(file.categories, file.frequencies, strict=True)],
         crowd=objects.crowd,
@@ -150,10 +133,31 @@ def read_ground_truth(source: "str | Path | dict[str, Any] | CocoFile", iou_type
     )
 
 
+class _Rle(msgspec.Struct, gc=False):
+    """A mask by the lengths of its runs, down the columns, of background and object in turn."""
+
+    size: tuple[Pixels, Pixels]  # height, width
+    counts: str | list[int]  # a string holds them compressed
+
+
+class _Row(msgspec.Struct, gc=False):
+    """A detection. What is missing or malformed is None."""
+
+    image_id: AnyId = None
+    category_id: AnyId = None
+    score: float | None = None
+    bbox: Box | None = None
+
+
+class _MaskRow(_Row, gc=False):
+    segmentation: _Rle | list[list[float]] | None = None
+
+
 def read_detections(source: str | Path | list[dict[str, Any]], ground_truth: GroundTruth, iou_type: str) -> Detections:
     """Read detections in COCO's results format.
 
-    The area of a detection is that of its box if the first detection has one, also for "segm", as pycocotools does it.
+    The area of a detection is that of its box if the first detection has one, also for "segm", as pycocotools does it. Detections of
+    categories that the ground truth does not have are left out and counted: they could not count there.
 
     Args:
         source: path of the JSON, or its content: a list of objects with `image_id`, `category_id`, `score` and `bbox`
@@ -165,164 +169,167 @@ def read_detections(source: str | Path | list[dict[str, Any]], ground_truth: Gro
         FileNotFoundError: `source` is no file.
         ValueError: one sentence about what is wrong and where.
     """
-    with_masks = iou_type == "segm"
-    shapes = [MASK, ("bbox", Box | None, None)] if with_masks else [BOX]
-    content, origin = _content(source, "detections")
-    rows = _rows(content, [*PLACE, ("score", float), *shapes], "detections", origin)
-    del content
-    scores = np.fromiter([row.score for row in rows], np.float64, len(rows))
-    _refuse(rows, "detections", ~((scores >= 0) & (scores <= 1)), "have a score outside 0..1")
-    with_boxes = not with_masks or (len(rows) > 0 and rows[0].bbox is not None)
-    instances = _instances(rows, ground_truth.images, ground_truth.categories, "detections", with_boxes, with_masks)
-    return Detections(**vars(instances), scores=scores)
+    with in_memory(source, "detections", "keep fewer per image, for example the 100 best"):
+        return _Reader(ground_truth, iou_type == "segm").read(source)
 
 
-@contextmanager
-def in_memory(source: Any, what: str, mend: str) -> Iterator[None]:
-    """Says in a sentence what does not fit into the memory, and the mend."""
-    try:
-        yield
-    except (MemoryError, OSError) as error:
-        if isinstance(error, OSError) and error.errno != errno.ENOMEM:
-            raise
-        file = f" file {source} ({Path(source).stat().st_size / 1e9:.3g} GB)" if isinstance(source, str | Path) else ""
-        raise ValueError(f"This machine has too little memory for the {what}{file}: {mend}.") from None
+class _Reader:
+    """Takes detections to columns, part by part, and counts what is wrong with them."""
 
+    def __init__(self, ground_truth: GroundTruth, with_masks: bool) -> None:
+        self.with_masks, self.with_boxes = with_masks, not with_masks
+        self.images = IdIndex([image.id for image in ground_truth.images])
+        self.categories = IdIndex([category.id for category in ground_truth.categories])
+        self.sizes = [(image.height, image.width) for image in ground_truth.images]
+        self.pixels = np.array(self.sizes, dtype=np.int64).reshape(-1, 2).prod(axis=1)
+        self.repair = Repair()
+        self.wrong: dict[str, list[int]] = {}  # positions by what is wrong
+        self.unknown: list[Any] = []  # image ids
+        self.left_out: dict[Any, int] = {}
+        self.highest = 0.0  # score
 
-def _content(source: Any, what: str) -> tuple[bytes | mmap.mmap, str]:
-    """The JSON of a file, or of what is in memory, where pycocotools' bytes and numpy's numbers are welcome; its name."""
-    if isinstance(source, str | Path):
-        path = Path(source)
-        if not path.is_file():
-            raise FileNotFoundError(f"There is no {what} file {path}.")
-        with path.open("rb") as file:  # an empty one cannot be mapped
-            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
-        return content, f"{what} file {path}"
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, bytes):
-            return value.decode("ascii")
-        if isinstance(value, np.ndarray | np.generic):
-            return value.tolist()
-        raise ValueError(f"objects of type {type(value).__name__}")
-
-    try:
-        return json.dumps(source, default=plain).encode(), what
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"The {what} hold something that has no place in JSON: {error}.") from None
-
-
-def _parse(content: bytes | mmap.mmap | msgspec.Raw, origin: str) -> Any:
-    try:
-        return json.loads(bytes(content))
-    except RecursionError:
-        raise ValueError(f"The {origin} is no COCO JSON: its brackets are nested too deeply.") from None
-    except ValueError as error:
-        raise ValueError(f"The {origin} is not complete JSON, perhaps cut off while being written: {error}.") from None
-
-
-def _rows(content: bytes | mmap.mmap | msgspec.Raw, fields: list[Any], what: str, origin: str) -> list[Any]:
-    """A JSON list as rows with fields, each a name, a type and perhaps a default. A complaint counts what does not fit."""
-    kind = msgspec.defstruct("Row", sorted(fields, key=len), gc=False)
-    try:
-        return msgspec.json.decode(content, type=list[kind])  # type: ignore[valid-type]
-    except (msgspec.DecodeError, RecursionError):
-        parsed = _parse(content, origin)  # slower, but takes NaN, which is complained about more clearly later
-    if not isinstance(parsed, list):
-        raise ValueError(f"The {what} must be a JSON list of objects, as COCO's are.")
-    rows: list[Any] = []
-    problems: dict[str, list[int]] = {}
-    for n, row in enumerate(parsed):
+    def read(self, source: Any) -> Detections:
+        opened = JsonSource.open(source, "detections")
+        kind: type[Any] = _MaskRow if self.with_masks else _Row
+        convert = self.repair.rows(kind, segmentation=_segmentation)
+        is_list = bytes(opened.content[:1000]).lstrip()[:1] == b"["
+        content = opened.content if is_list else opened.parse()
+        if not is_list and not isinstance(content, list):
+            raise ValueError("The detections must be a JSON list of objects, as COCO's are.")
+        parts: list[Detections] = []
+        first = 0
         try:
-            rows.append(msgspec.convert(row, kind))
-        except (msgspec.ValidationError, OverflowError, UnicodeError) as error:
-            message, _, place = str(error).replace("`", "'").partition(" - at '$")
-            place = re.sub(r"\[.*?\]", "", place).strip(".'")
-            field = message.removeprefix("Object missing required field ")
-            if field != message:
-                problem = f"have no {field}" + (f" in their {place}" if place else "")
-            else:
-                problem = f"have a wrong {place or 'form'}: {message[0].lower()}{message[1:]}"
-            problems.setdefault(problem, []).append(n)
-    for problem, positions in problems.items():  # the first one is raised
-        _refuse(parsed, what, np.isin(np.arange(len(parsed)), positions), problem)
-    return rows
+            for rows in decode_rows(content, kind, convert, chunk=_CHUNK, release=opened.release):
+                if first == 0 and self.with_masks and rows:
+                    self.with_boxes = rows[0].bbox is not None
+                parts.append(self.columns(rows, first))
+                first += len(rows)
+                self.repair.number = first + 1
+        except ValueError as error:
+            opened.parse()  # for its clear error
+            raise ValueError(f"The {opened.name} cannot be read: {error}.") from None
+        self.refuse(first)
+        columns = {name: [vars(part).pop(name) for part in parts] for name in list(vars(parts[0]))}
+        columns["left_out"] = [self.left_out]
+        return Detections(**{name: _join(columns.pop(name)) for name in list(columns)})  # whose parts are then freed
 
-
-def _refuse(rows: Sequence[Any], what: str, wrong: ArrayLike, problem: str) -> None:
-    """Raise ValueError if any row is marked `wrong` (one bool a row), saying how many and the first few."""
-    positions = np.flatnonzero(wrong)
-    if len(positions) == 0:
-        return
-    first = [rows[i] for i in positions[:5]]
-    ids = [row.get("id") if isinstance(row, dict) else getattr(row, "id", None) for row in first]
-    kind, names = ("position", positions[:5].tolist()) if None in ids else ("id", ids)
-    more = ", ..." if len(positions) > 5 else ""
-    raise ValueError(
-        f"{len(positions)} of {len(rows)} {what} {problem} ({kind} {', '.join(map(reprlib.repr, names))}{more})."
-    )
-
-
-def _instances(
-    rows: Sequence[Any], images: list[Any], categories: list[Any], what: str, with_boxes: bool, with_masks: bool
-) -> Instances:
-    """Columns of annotations or detections; boxes and areas are those of `bbox` if `with_boxes`, or of the masks."""
-
-    def positions(key: str, owners: Sequence[Any]) -> np.ndarray:
-        position = {owner.id: i for i, owner in enumerate(owners)}
-        values = list(map(operator.attrgetter(key), rows))
-        found = np.fromiter(map(position.get, values, itertools.repeat(-1)), np.int64, len(rows))
-        unknown = list(dict.fromkeys(values[i] for i in np.flatnonzero(found < 0)))
-        names = ", ".join(map(reprlib.repr, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
-        _refuse(rows, what, found < 0, f"have an unknown {key}: {names}")
-        return found
-
-    image, category = positions("image_id", images), positions("category_id", categories)
-    boxes = mask_areas = masks = None
-    if with_masks:
-        masks, mask_areas = _masks(rows, what, image, [(owner.height, owner.width) for owner in images])
-        areas = mask_areas.astype(np.float64)
-    if with_boxes:
-        values = [row.bbox for row in rows]
-        _refuse(rows, what, [value is None for value in values], "have no 'bbox'")
-        boxes = np.fromiter(itertools.chain.from_iterable(values), np.float64, 4 * len(rows)).reshape(-1, 4)
-        _refuse(rows, what, ~(abs(boxes) < MAX_COORDINATE).all(axis=1), "have a bbox that is not four sensible numbers")
-        _refuse(rows, what, (boxes[:, 2:] < 0).any(axis=1), "have a bbox of negative width or height")
-        areas = boxes[:, 2] * boxes[:, 3]
-    return Instances(image, category, areas, boxes, mask_areas, masks)
-
-
-def _masks(
-    rows: Sequence[Any], what: str, image: np.ndarray, image_sizes: list[tuple[int, int]]
-) -> tuple[list[str | bytes], np.ndarray]:
-    """`segmentation` of all rows as compressed runs, and their areas; `image_sizes` are (height, width)."""
-    masks: list[Any] = []
-    wrong, uncompressed, polygonal = np.zeros(len(rows), dtype=bool), [], []
-    for n, (row, i) in enumerate(zip(rows, image.tolist(), strict=True)):  # once, as the rows lie all over the memory
-        mask = row.segmentation
-        if type(mask) is Rle:
-            masks.append(mask.counts)
-            if mask.size != image_sizes[i]:
-                wrong[n] = True
-            if type(mask.counts) is list:
-                uncompressed.append(n)
+    def columns(self, rows: Sequence[Any], first: int) -> Detections:
+        """The columns of some rows, of which the first has that position. Where something is wrong they are not used."""
+        get = {
+            name: list(map(operator.attrgetter(name), rows)) for name in ("image_id", "category_id", "score", "bbox")
+        }
+        image, category = self.images.find(get["image_id"]), self.categories.find(get["category_id"])
+        scores = np.array(get["score"], dtype=np.float64)
+        missing = {name: [v is None for v in get[name]] for name in ("image_id", "category_id") if None in get[name]}
+        for name, column in missing.items():
+            self.note(column, first, f"have no '{name}'")
+        self.note(np.isnan(scores), first, "score")
+        self.note(~np.isnan(scores) & ~((scores >= 0) & (scores <= 1)), first, "have a score outside 0..1")
+        self.highest = max(self.highest, float(np.nanmax(scores, initial=0)))
+        if (image < 0).any():
+            unknown = (image < 0) & ~np.array(missing.get("image_id", False))
+            self.unknown += [get["image_id"][n] for n in np.flatnonzero(unknown)]
+            self.note(unknown, first, "unknown")
+        if (category < 0).any():
+            for n in np.flatnonzero((category < 0) & ~np.array(missing.get("category_id", False))).tolist():
+                id = get["category_id"][n]
+                self.left_out[id] = self.left_out.get(id, 0) + 1
+            kept = np.flatnonzero(category >= 0)
+            rows = [rows[n] for n in kept.tolist()]
+            get["bbox"] = [get["bbox"][n] for n in kept.tolist()]
+            image, category, scores = image[kept], category[kept], scores[kept]
         else:
-            masks.append(None)
-            polygonal.append(n)
-    _refuse(rows, what, wrong, "have a mask of another size than their image's height and width")
-    # pycocotools never returns from some RLE whose runs do not fill the image.
-    areas = rle_areas(masks, np.array(image_sizes).reshape(-1, 2).prod(axis=1)[image])
-    wrong = areas < 0
-    wrong[polygonal] = False
-    _refuse(rows, what, wrong, "have a broken RLE, whose runs do not fill their image")
-    for n in uncompressed:
-        size = image_sizes[image[n]]
-        masks[n] = mask_utils.frPyObjects({"size": size, "counts": masks[n]}, *size)["counts"]
-    for n in polygonal:
-        polygons = [polygon for polygon in rows[n].segmentation if len(polygon) >= 6]  # others have no area
-        # pycocotools needs memory in proportion to the coordinates.
-        if polygons and not any(len(p) % 2 or not all(abs(v) < 1e6 for v in p) for p in polygons):
-            rle = mask_utils.merge(mask_utils.frPyObjects(polygons, *image_sizes[image[n]]))
-            masks[n], areas[n] = rle["counts"], mask_utils.area(rle)
-    _refuse(rows, what, areas < 0, "have a polygon that is not at least three points x, y")
-    return masks, areas
+            kept = np.arange(len(rows))
+        boxes = mask_areas = masks = None
+        areas = np.zeros(0)
+        if self.with_masks:
+            masks, mask_areas = self.masks(rows, image, first + kept)
+            areas = mask_areas.astype(np.float64)
+        if self.with_boxes:
+            boxes = self.boxes(get["bbox"], first + kept)
+            areas = boxes[:, 2] * boxes[:, 3]
+        return Detections(image.astype(np.int32), category.astype(np.int32), areas, boxes, mask_areas, masks, scores)
+
+    def boxes(self, values: list[Any], places: np.ndarray) -> np.ndarray:
+        if None in values:
+            self.note([value is None for value in values], places, "bbox")
+            values = [(0.0,) * 4 if value is None else value for value in values]
+        boxes = np.fromiter(itertools.chain.from_iterable(values), np.float64, 4 * len(values)).reshape(-1, 4)
+        sensible, negative = abs(boxes) < MAX_COORDINATE, boxes[:, 2:] < 0
+        if not sensible.all() or negative.any():  # which rows have them takes longer
+            self.note(~sensible.all(axis=1), places, "have a bbox that is not four sensible numbers")
+            self.note(negative.any(axis=1), places, "have a bbox of negative width or height")
+        return boxes
+
+    def masks(self, rows: Sequence[Any], image: np.ndarray, places: np.ndarray) -> tuple[list[Any], np.ndarray]:
+        """`segmentation` of all rows as compressed runs, and their areas; `image` (N,) holds the positions of their images."""
+        segmentations = [row.segmentation for row in rows]
+        masks: list[Any] = [mask.counts if type(mask) is _Rle else None for mask in segmentations]
+        others = [n for n, counts in enumerate(masks) if type(counts) is not str]
+        pairs = zip(segmentations, map(self.sizes.__getitem__, image.tolist()), strict=True)
+        wrong = np.array([type(mask) is _Rle and mask.size != size for mask, size in pairs], dtype=bool)
+        self.note(wrong, places, "have a mask of another size than their image's height and width")
+        # pycocotools never returns from some RLE whose runs do not fill the image.
+        areas = rle_areas(masks, self.pixels[image])
+        broken = areas < 0
+        for n in others:
+            mask, size = segmentations[n], self.sizes[image[n]]
+            if mask is None:
+                self.note([True], places[n : n + 1], "segmentation")
+                broken[n] = False
+            elif type(mask) is _Rle:
+                if areas[n] >= 0:
+                    masks[n] = mask_utils.frPyObjects({"size": size, "counts": mask.counts}, *size)["counts"]
+            else:
+                rle = polygon_rle(mask, *size)
+                broken[n] = False
+                if rle is None:
+                    self.note([True], places[n : n + 1], "have a polygon that is not at least three points x, y")
+                else:
+                    masks[n], areas[n] = rle
+        self.note(broken & ~wrong, places, "have a broken RLE, whose runs do not fill their image")
+        return masks, areas
+
+    def note(self, wrong: Any, first: "int | np.ndarray", problem: str) -> None:
+        """Remember the rows that are marked `wrong`; `first` is the position of the first one, or those of all."""
+        places = np.flatnonzero(wrong)
+        if len(places):
+            positions = first[places] if isinstance(first, np.ndarray) else first + places
+            self.wrong.setdefault(problem, []).extend(positions.tolist())
+
+    def refuse(self, count: int) -> None:
+        """Raise ValueError about what is wrong with the `count` rows, saying how many and the first few."""
+        for problem, positions in self.wrong.items():  # the first one is raised
+            found, number = self.repair.found, positions[0] + 1
+            if (number, "row") in found:
+                problem = f"are no objects but such as {found[number, 'row']}"
+            elif problem in ("score", "bbox", "segmentation"):
+                needed = {"score": "a number", "bbox": "[x, y, width, height]", "segmentation": "an RLE"}[problem]
+                value = found.get((number, problem))
+                problem = (
+                    f"have no '{problem}'" if value is None else f"have a {problem} that is not {needed}, but {value}"
+                )
+                if "segmentation" in problem:
+                    problem += ": boxes are compared by --iou-type bbox"
+            elif problem == "unknown":
+                ids = list(dict.fromkeys(self.unknown))
+                names = ", ".join(map(reprlib.repr, ids[:_SHOWN])) + (", ..." if len(ids) > _SHOWN else "")
+                problem = f"have an unknown image_id: {names}"
+            elif problem == "have a score outside 0..1" and 1 < self.highest <= 100:
+                problem += " and look like percent: divide them by 100"
+            shown = ", ".join(map(str, positions[:_SHOWN])) + (", ..." if len(positions) > _SHOWN else "")
+            raise ValueError(f"{len(positions)} of {count} detections {problem} (position {shown}).")
+
+
+def _segmentation(value: Any) -> Any:
+    """A decoded segmentation as a row has it; None where it is neither an RLE nor polygons."""
+    try:
+        return msgspec.convert(value, _Rle | list[list[float]])
+    except (msgspec.ValidationError, OverflowError):
+        return None
+
+
+def _join(parts: list[Any]) -> Any:
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts)
+    return list(itertools.chain.from_iterable(parts)) if isinstance(parts[0], list) else parts[0]

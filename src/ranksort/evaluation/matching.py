@@ -1,6 +1,6 @@
 """COCO's greedy matching of detections and objects, in all images and classes at the same time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -11,7 +11,8 @@ from .inputs import Detections, GroundTruth, Instances
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 AREA_RANGES = {"": (0.0, 1e10), "s": (0.0, 32.0**2), "m": (32.0**2, 96.0**2), "l": (96.0**2, 1e10)}  # pixels, COCO's
-BLOCK = 1_000_000  # how many overlaps are computed at a time, about
+DEFAULT_LIMITS = {"coco": 100, "lvis": 300}  # detections: of a class in an image, and of an image
+BLOCK = 100_000  # how many overlaps are computed at a time, about
 
 
 class Candidates(NamedTuple):
@@ -19,8 +20,12 @@ class Candidates(NamedTuple):
 
     detections: Detections
     place: np.ndarray  # (N,) in the results
+    group: np.ndarray  # (N,) one number for each image and class
+    by_group: np.ndarray  # (N,) the order by group, in which the best come first in each
     rank: np.ndarray  # (N,) among the detections of the class in the image, from 0
     tolerated: np.ndarray  # (N,) bool: not wrong even if unmatched
+    num_cut: int  # how many more there are, beyond the limit
+    most: int  # which limit would keep all of them
 
 
 class Matching(NamedTuple):
@@ -43,46 +48,83 @@ class Setting(NamedTuple):
     matchings: list[Matching]  # one for each of IOU_THRESHOLDS
 
 
-def take_part(ground_truth: GroundTruth, detections: Detections, *, federated: bool) -> Candidates:
-    """Which detections are evaluated: by COCO's rules the 100 best of each class in an image.
+def take_part(ground_truth: GroundTruth, detections: Detections, *, federated: bool, limit: int) -> Candidates:
+    """Which detections are evaluated: by COCO's rules the `limit` best of each class in an image.
 
-    By LVIS' (`federated`), those of the 300 best of an image whose class is known there: present (it has an object) or
-    verified absent. Unmatched detections of a class that is not exhaustively annotated in the image are tolerated.
+    By LVIS' (`federated`), those of the `limit` best of an image whose class is known there: present (it has an object)
+    or verified absent. Unmatched detections of a class that is not exhaustively annotated in the image are tolerated.
     """
-    group = _group(ground_truth, detections)
-    order = np.lexsort((detections.image, -detections.scores))
+    num_cut, most = 0, 0
     if federated:
-        order = order[_rank(detections.image[order]) < 300]
+        order, most = _best_of_images(detections, limit)
+        num_cut = len(detections.scores) - len(order)
+        group = _group(ground_truth, detections)[order]
         present = _group(ground_truth, ground_truth)
-        order = order[np.isin(group[order], np.concatenate([present, _listed(ground_truth, ground_truth.absent)]))]
-    rank = _rank(group[order])
+        is_known = np.isin(group, np.concatenate([present, _listed(ground_truth, ground_truth.absent)]))
+        order, group = order[is_known], group[is_known]
+    else:
+        order, group = np.arange(len(detections.scores)), _group(ground_truth, detections)
+    by_class = _by_class_and_score(detections.select(order))
+    order, group = order[by_class], group[by_class]
+    by_group, rank = _rank(group)
     if not federated:
-        order, rank = order[rank < 100], rank[rank < 100]
-    by_class = _stable_order(detections.category[order])
-    order, rank = order[by_class], rank[by_class]
-    tolerated = np.isin(group[order], _listed(ground_truth, ground_truth.incomplete))
-    return Candidates(detections.select(order), order, rank, tolerated)
+        most = int(rank.max(initial=-1)) + 1
+    if most > limit and not federated:
+        is_best = rank < limit
+        num_cut = len(order) - int(is_best.sum())
+        order, group = order[is_best], group[is_best]
+        by_group, rank = _rank(group)
+    tolerated = np.isin(group, _listed(ground_truth, ground_truth.incomplete))
+    return Candidates(detections.select(order), order, group, by_group, rank, tolerated, num_cut, most)
 
 
-def match(ground_truth: GroundTruth, candidates: Candidates) -> Iterator[Setting]:
-    """The matchings at all IoU thresholds, for each of AREA_RANGES."""
+def _best_of_images(detections: Detections, limit: int) -> tuple[np.ndarray, int]:
+    """The places of the `limit` best detections of each image, rising, and how many one image has at most."""
+    counts = np.bincount(detections.image)
+    is_best = np.ones(len(detections.image), dtype=bool)
+    if (counts > limit).any():
+        crowded = np.flatnonzero((counts > limit)[detections.image])
+        crowded = crowded[np.argsort(-detections.scores[crowded], kind="stable")]
+        is_best[crowded] = _rank(detections.image[crowded])[1] < limit
+    return np.flatnonzero(is_best), int(counts.max(initial=0))
+
+
+def _by_class_and_score(detections: Detections) -> np.ndarray:
+    """The order by class, falling score, image, and place."""
+    by_score = np.lexsort((detections.image, -detections.scores))
+    return by_score[_stable_order(detections.category[by_score])]
+
+
+def match(
+    ground_truth: GroundTruth, candidates: Candidates, area_ranges: Iterable[tuple[float, float]]
+) -> Iterator[Setting]:
+    """The matchings at all IoU thresholds, for each of the ranges of areas, in pixels."""
     pairs = _overlapping_pairs(ground_truth, candidates)
-    rank = candidates.rank[pairs.detection]
-    # By rank and detection, then the higher IoU, then the later place in the file.
-    order = np.lexsort((pairs.object, pairs.iou, pairs.detection, rank))
-    pairs, rank = pairs.select(order), rank[order]
+    pairs = pairs.select(_best_last(pairs))
+    pairs = pairs.select(_stable_order(candidates.rank[pairs.detection]))
     detection_number = np.cumsum(np.diff(pairs.detection, prepend=-1) != 0)
-    for area_range in AREA_RANGES.values():
+    for area_range in area_ranges:
         ignored = ground_truth.crowd | _outside(ground_truth.areas, area_range)
         num_objects = np.bincount(ground_truth.category[~ignored], minlength=len(ground_truth.categories))
         can_be_wrong = ~candidates.tolerated & ~_outside(candidates.detections.areas, area_range)
         # Objects to be found are preferred to ignored ones.
-        order = np.argsort(2 * detection_number + ~ignored[pairs.object], kind="stable")
+        close = pairs.select(np.argsort(2 * detection_number + ~ignored[pairs.object], kind="stable"))
         matchings = []
         for threshold in IOU_THRESHOLDS:
-            close = order[pairs.iou[order] >= min(threshold, 1 - 1e-10)]
-            matchings.append(_match_greedily(pairs.select(close), rank[close], ground_truth.crowd))
+            close = close.select(close.iou >= min(threshold, 1 - 1e-10))
+            matchings.append(_match_greedily(close, candidates.rank[close.detection], ground_truth.crowd))
         yield Setting(num_objects, ignored, can_be_wrong, matchings)
+
+
+def _best_last(pairs: Matching) -> np.ndarray:
+    """The order by detection, then the higher IoU, then the later object in the file."""
+    order = _stable_order(pairs.detection)
+    detection = pairs.detection[order]
+    is_new = np.diff(detection, prepend=-1) != 0
+    several = np.flatnonzero(~(is_new & np.append(is_new[1:], True)))  # pairs of a detection that has more than one
+    mixed = order[several]
+    order[several] = mixed[np.lexsort((pairs.object[mixed], pairs.iou[mixed], pairs.detection[mixed]))]
+    return order
 
 
 def _match_greedily(pairs: Matching, rank: np.ndarray, crowd: np.ndarray) -> Matching:
@@ -109,23 +151,23 @@ def _match_greedily(pairs: Matching, rank: np.ndarray, crowd: np.ndarray) -> Mat
 
 def _overlapping_pairs(ground_truth: GroundTruth, candidates: Candidates) -> Matching:
     """Pairs of the same image and class whose IoU suffices for a match."""
-    group, object_group = _group(ground_truth, candidates.detections), _group(ground_truth, ground_truth)
+    object_group = _group(ground_truth, ground_truth)
     objects_by_group = _stable_order(object_group)
     groups, sizes = np.unique(object_group, return_counts=True)
-    rows = _stable_order(group)
-    place = np.searchsorted(groups[:-1], group[rows])
-    may_match = groups[place] == group[rows]
-    rows, place = rows[may_match], place[may_match]
-    first, number = (np.cumsum(sizes) - sizes)[place], sizes[place]  # of the objects that a detection may match
-    stops = np.cumsum(number)
+    starts, counts = _runs(candidates.group[candidates.by_group])  # of the detections of a group
+    own = candidates.group[candidates.by_group[starts]]
+    place = np.minimum(np.searchsorted(groups, own), len(groups) - 1)
+    has_objects = groups[place] == own
+    starts, counts, place = starts[has_objects], counts[has_objects], place[has_objects]
+    firsts, numbers = (np.cumsum(sizes) - sizes)[place], sizes[place]  # of the objects that they may match
     chosen = [Matching(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), np.empty(0))]
-    # Blocks of whole groups, of about a million pairs.
-    starts = np.flatnonzero(np.diff(group[rows], prepend=-1))
-    starts = starts[np.diff((stops - number)[starts] // BLOCK, prepend=-1) != 0]
-    for start, stop in pairwise([*starts, len(rows)]):
-        block, size = rows[start:stop], number[start:stop]
-        d = np.repeat(block, size)
-        o = objects_by_group[np.arange(len(d)) - np.repeat(np.cumsum(size) - size - first[start:stop], size)]
+    block = np.cumsum(counts * numbers) // BLOCK
+    for begin, end in pairwise([*_runs(block)[0], len(block)]):
+        many = counts[begin:end]
+        row = np.repeat(starts[begin:end] - (np.cumsum(many) - many), many) + np.arange(many.sum())
+        first, number = np.repeat(firsts[begin:end], many), np.repeat(numbers[begin:end], many)
+        d = np.repeat(candidates.by_group[row], number)
+        o = objects_by_group[np.repeat(first - (np.cumsum(number) - number), number) + np.arange(len(d))]
         iou = (_box_iou if ground_truth.masks is None else _mask_iou)(ground_truth, candidates, d, o)
         close = np.flatnonzero(iou >= IOU_THRESHOLDS[0])
         chosen.append(Matching(d[close], o[close], iou[close]))
@@ -139,38 +181,47 @@ def _mask_iou(ground_truth: GroundTruth, candidates: Candidates, d: np.ndarray, 
     assert detections.masks is not None
     assert ground_truth.mask_areas is not None
     assert ground_truth.masks is not None
-    area, other_area = detections.mask_areas[d], ground_truth.mask_areas[o]
+    area, other_area = detections.mask_areas[candidates.place[d]], ground_truth.mask_areas[o]
     least_union = np.where(ground_truth.crowd[o], area, np.maximum(area, other_area))
     possible = np.flatnonzero(np.minimum(area, other_area) >= IOU_THRESHOLDS[0] * least_union)
     iou = np.zeros(len(d))
     d, o = d[possible], o[possible]
+    # Pairs of an image follow each other; those of a class do, too, but a call for each class would take longer.
+    pair_starts, _ = _runs(ground_truth.image[o])
     is_new = np.diff(d, prepend=-1) != 0
-    row = np.cumsum(is_new)
-    starts = np.flatnonzero(np.diff(ground_truth.image[o], prepend=-1))
-    for start, stop in pairwise([*starts, len(o)]):  # a call for each class of an image would take longer
-        found = candidates.place[d[start:stop][is_new[start:stop]]]
-        objects, column = np.unique(o[start:stop], return_inverse=True)
-        image = ground_truth.images[ground_truth.image[objects[0]]]
+    found, row = candidates.place[d[is_new]], np.cumsum(is_new) - 1
+    by_image = ground_truth.image[o].astype(np.int64) * len(ground_truth.image) + o
+    objects, column = np.unique(by_image, return_inverse=True)
+    objects %= len(ground_truth.image)
+    row_bounds = [*row[pair_starts].tolist(), len(found)]
+    column_bounds = [*_runs(ground_truth.image[objects])[0].tolist(), len(objects)]
+    found_masks = [detections.masks[n] for n in found.tolist()]
+    object_masks = [ground_truth.masks[n] for n in objects.tolist()]
+    images = [ground_truth.images[i] for i in ground_truth.image[o[pair_starts]].tolist()]
+    bounds = zip(*map(pairwise, ([*pair_starts.tolist(), len(o)], row_bounds, column_bounds)), strict=True)
+    for image, ((start, stop), rows, columns) in zip(images, bounds, strict=True):
         size = image.height, image.width
         rles = (
-            [{"size": size, "counts": masks[n]} for n in members.tolist()]
-            for masks, members in ((detections.masks, found), (ground_truth.masks, objects))
+            [{"size": size, "counts": counts} for counts in masks[slice(*of_image)]]
+            for masks, of_image in ((found_masks, rows), (object_masks, columns))
         )
-        matrix = mask_utils.iou(*rles, ground_truth.crowd[objects])
-        iou[possible[start:stop]] = matrix[row[start:stop] - row[start], column]
+        matrix = mask_utils.iou(*rles, ground_truth.crowd[objects[slice(*columns)]])
+        iou[possible[start:stop]] = matrix[row[start:stop] - rows[0], column[start:stop] - columns[0]]
     return iou
 
 
 def _box_iou(ground_truth: GroundTruth, candidates: Candidates, d: np.ndarray, o: np.ndarray) -> np.ndarray:
     """(P,) IoU of pairs of boxes; with a crowd, the share of the detection that lies inside (COCO's convention)."""
-    assert candidates.detections.boxes is not None
-    assert ground_truth.boxes is not None
-    boxes, others = candidates.detections.boxes[d], ground_truth.boxes[o]
-    corners = np.maximum(boxes[:, :2], others[:, :2])
-    sides = np.minimum(boxes[:, :2] + boxes[:, 2:], others[:, :2] + others[:, 2:]) - corners
-    intersection = np.maximum(sides, 0).prod(axis=1)
-    area = boxes[:, 2:].prod(axis=1)
-    union = np.where(ground_truth.crowd[o], area, area + others[:, 2:].prod(axis=1) - intersection)
+    boxes, others = candidates.detections.boxes, ground_truth.boxes
+    assert boxes is not None
+    assert others is not None
+    x, y, width, height = boxes[candidates.place[d]].T.copy()  # contiguous columns are several times faster
+    other_x, other_y, other_width, other_height = others[o].T.copy()
+    overlap_x = np.minimum(x + width, other_x + other_width) - np.maximum(x, other_x)
+    overlap_y = np.minimum(y + height, other_y + other_height) - np.maximum(y, other_y)
+    intersection = np.maximum(overlap_x, 0) * np.maximum(overlap_y, 0)
+    area = width * height
+    union = np.where(ground_truth.crowd[o], area, area + other_width * other_height - intersection)
     return intersection / np.where(intersection > 0, union, 1)
 
 
@@ -182,21 +233,28 @@ def _listed(ground_truth: GroundTruth, categories_of_images: list[list[int]]) ->
 
 def _group(ground_truth: GroundTruth, instances: Instances) -> np.ndarray:
     """One number for each image and class."""
-    return instances.image * len(ground_truth.categories) + instances.category
+    return instances.image.astype(np.int64) * len(ground_truth.categories) + instances.category
 
 
-def _rank(groups: np.ndarray) -> np.ndarray:
-    """(N,) how many earlier entries are of the same group."""
+def _rank(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The stable order of N groups, and how many earlier entries are of the same one, (N,) each."""
     order = _stable_order(groups)
-    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
-    rank = np.empty(len(groups), dtype=np.int64)
-    rank[order] = np.arange(len(groups)) - np.repeat(starts, np.diff(starts, append=len(groups)))
-    return rank
+    starts, counts = _runs(groups[order])
+    rank = np.empty(len(groups), dtype=np.int32)
+    rank[order] = np.arange(len(groups)) - np.repeat(starts, counts)
+    return order, rank
+
+
+def _runs(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the runs of equal numbers start, and how long they are."""
+    starts = np.flatnonzero(np.diff(numbers, prepend=-1))
+    return starts, np.diff(starts, append=len(numbers))
 
 
 def _stable_order(numbers: np.ndarray) -> np.ndarray:
-    """`np.argsort(numbers, kind="stable")` of numbers from 0 to 2^48, several times faster: numpy counts 16 bits out."""
-    return np.lexsort([(numbers >> bits).astype(np.uint16) for bits in (0, 16, 32)])
+    """`np.argsort(numbers, kind="stable")` of numbers from 0 to 2^63, several times faster: numpy counts 16 bits out."""
+    width = max(1, int(numbers.max(initial=0)).bit_length())
+    return np.lexsort([(numbers >> bits).astype(np.uint16) for bits in range(0, width, 16)])
 
 
 def _outside(areas: np.ndarray, area_range: tuple[float, float]) -> np.ndarray:

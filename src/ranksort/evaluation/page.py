@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from .metrics import list_metrics
 from .report import Report
 
 TEMPLATE = Path(__file__).with_name("page.html")
 CURVE_POINTS = 300  # of a training curve
-COLUMNS = ("class", "category_id", "objects", "AP", "AP50", "oLRP", "oLRP_loc", "oLRP_fp", "oLRP_fn", "oLRP_threshold")
+METRICS = [metric for metric in list_metrics([]) if metric.in_table or metric.in_classes]
+COLUMNS = ("class", "category_id", "objects", *(metric.name for metric in METRICS if metric.in_classes))
 Pictures = Mapping[str, list[dict[str, Any]]]  # iou_type to what `visualize.worst_and_best_images` makes
 
 
@@ -55,9 +57,18 @@ def save_page(runs: Sequence[Path], out: Path, pictures: Pictures | None = None)
     for evaluation in read[0]["evaluations"] if pictures else []:
         evaluation["pictures"] = (pictures or {})[evaluation["iou_type"]]
     # Class and file names are anybody's: as JSON without "<" none of them can end the script element.
-    data = json.dumps({"runs": read}, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    data = json.dumps({"runs": read, **_shown_metrics()}, allow_nan=False, separators=(",", ":")).replace(
+        "<", "\\u003c"
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(TEMPLATE.read_text(encoding="utf-8").replace("{{data}}", data), encoding="utf-8")
+
+
+def _shown_metrics() -> dict[str, Any]:
+    """What the page has to know about metrics: those which it shows, and how the names begin of which lower is better."""
+    lower = sorted({metric.family.prefix for metric in METRICS if not metric.family.higher_is_better})
+    keys = ("name", "title", "help", "is_fraction", "in_summary", "in_table", "in_classes", "in_comparison")
+    return {"metrics": [{key: getattr(metric, key) for key in keys} for metric in METRICS], "lower_is_better": lower}
 
 
 def _read_run(run: Path) -> dict[str, Any]:

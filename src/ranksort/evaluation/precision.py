@@ -20,36 +20,67 @@ def evaluate_precision(candidates: Candidates, setting: Setting, limits: list[in
             detections of the class in an image.
     """
     num_classes = len(setting.num_objects)
-    starts = np.searchsorted(candidates.detections.category, np.arange(num_classes + 1))
-    without_objects = setting.num_objects == 0
+    all_categories = candidates.detections.category
+    class_starts = np.searchsorted(all_categories, np.arange(num_classes, dtype=all_categories.dtype))
     possible = np.append(0, np.cumsum(setting.can_be_wrong))
+    needed = _needed(setting.num_objects)
     precision = np.zeros((len(setting.matchings), num_classes, len(RECALLS)))
     recall = np.zeros((len(setting.matchings), num_classes, len(limits)))
     for t, matching in enumerate(setting.matchings):
         is_tp = ~setting.ignored[matching.object]
-        found, tp, fp = _counts(matching, is_tp, setting.can_be_wrong, possible, starts)
-        bounds = np.searchsorted(found, starts)
-        for c in np.flatnonzero(np.diff(bounds)):
-            of_class = slice(bounds[c], bounds[c + 1])
-            best = np.maximum.accumulate((tp / (tp + fp))[of_class][::-1])[::-1]
-            first = np.searchsorted(tp[of_class] / setting.num_objects[c], RECALLS)
-            precision[t, c] = np.append(best, 0)[first]
-        category, rank = candidates.detections.category[found], candidates.rank[found]
+        found = matching.detection[is_tp]
+        category, rank = all_categories[found], candidates.rank[found]
+        counts = np.bincount(category, minlength=num_classes)
+        tp = 1 + np.arange(len(found)) - np.repeat(np.cumsum(counts) - counts, counts)
+        fp = _false_positives(matching, possible, all_categories[matching.detection], class_starts)[is_tp]
+        precision[t] = _highest(tp / (tp + fp), counts, needed)
         for m, limit in enumerate(limits):
             num_found = np.bincount(category[rank < limit], minlength=num_classes)
             recall[t, :, m] = num_found / np.maximum(setting.num_objects, 1)
+    without_objects = setting.num_objects == 0
     precision[:, without_objects] = recall[:, without_objects] = np.nan
     return precision, recall
 
 
-def _counts(
-    matching: Matching, is_tp: np.ndarray, can_be_wrong: np.ndarray, possible: np.ndarray, starts: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The true positives, and how many true and false positives of the class there are up to each of them."""
-    tp = np.append(0, np.cumsum(is_tp))
-    # Whatever can be wrong and is not matched.
-    fp = np.append(0, np.cumsum(can_be_wrong[matching.detection]))
-    begin = starts[np.searchsorted(starts, matching.detection, side="right") - 1]  # of the class
-    before = np.searchsorted(matching.detection, begin)
-    fp_here = possible[matching.detection + 1] - possible[begin] - fp[1:] + fp[before]
-    return matching.detection[is_tp], (tp[1:] - tp[before])[is_tp], fp_here[is_tp]
+def _needed(num_objects: np.ndarray) -> np.ndarray:
+    """(C, 101): how many true positives, one at least, reach each of RECALLS where a class has `num_objects`, (C,)."""
+    total = np.maximum(num_objects, 1)[:, None]
+    needed = np.ceil(RECALLS * total)  # which may be off by one where the product is rounded
+    needed -= (needed - 1) / total >= RECALLS
+    needed += needed / total < RECALLS
+    return np.maximum(needed, 1).astype(np.int64)
+
+
+def _false_positives(
+    matching: Matching, possible: np.ndarray, category: np.ndarray, class_starts: np.ndarray
+) -> np.ndarray:
+    """(M,) how many false positives of the class there are up to each matched detection.
+
+    Args:
+        matching: M matches.
+        possible: (N + 1,) how many of the first 0..N detections are false positives if unmatched.
+        category: (M,) of the matched detections.
+        class_starts: (C,) the first detections of the classes.
+    """
+    detection = matching.detection
+    up_to = possible[detection + 1]
+    matched = np.append(0, np.cumsum(up_to - possible[detection]))  # which are no false positives
+    earlier = possible[class_starts] - matched[np.searchsorted(detection, class_starts)]  # of other classes
+    return up_to - matched[1:] - earlier[category]
+
+
+def _highest(values: np.ndarray, counts: np.ndarray, needed: np.ndarray) -> np.ndarray:
+    """(C, 101) the highest of the values of each class from the `needed`-th one on, 0 where there are not so many.
+
+    Args:
+        values: (P,) by class.
+        counts: (C,) how many of them belong to each class.
+        needed: (C, 101), rising from 1 on.
+    """
+    starts = (np.cumsum(counts) - counts)[:, None]
+    enough = needed <= counts[:, None]
+    # From each place to the next one; the last of a class ends where the next class begins.
+    places = np.where(enough, starts + needed - 1, starts + counts[:, None])
+    highest = np.maximum.reduceat(np.append(values, 0.0), places.ravel()).reshape(places.shape)
+    highest[~enough] = 0
+    return np.maximum.accumulate(highest[:, ::-1], axis=1)[:, ::-1]

@@ -3,17 +3,34 @@
 import csv
 import json
 import math
-from dataclasses import dataclass
+import reprlib
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .lrp import TAU, Matches
+from .metrics import Metric, percent
 
 TABLE_ROWS = 30  # a table of more classes shows the worst and the best of them
 SCORE_BINS = 50
 SAMPLE = 2000  # true positives whose score and IoU are saved
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What the limit on detections left out.
+
+    Attributes:
+        limit: how many detections count: COCO's of each class in an image, LVIS' of an image.
+        num_detections: how many more there are.
+        most: the lowest limit which would leave none out.
+    """
+
+    limit: int
+    num_detections: int
+    most: int
 
 
 @dataclass
@@ -31,6 +48,11 @@ class Report:
         precision: (K, 2, 101) precision at IoU .5 and .75 and recall 0, .01, ..., 1.
         lrp: (K, 101) LRP error when detections scoring under 0, .01, ..., 1 are left out.
         matches: what became of each detection and each object.
+        metrics: those of the summary and the classes, in their order.
+        cut: what the limit on detections left out.
+        num_without_area: objects whose area is 0, which COCO counts as small.
+        small_ap: APs without these.
+        left_out: ids of categories which the ground truth lacks, and how many detections of each were left out.
     """
 
     summary: dict[str, float]
@@ -41,11 +63,17 @@ class Report:
     precision: np.ndarray
     lrp: np.ndarray
     matches: Matches
+    metrics: list[Metric]
+    cut: Cut
+    num_without_area: int
+    small_ap: float
+    left_out: dict[Any, int] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, float]:
         """AP AP50 AP75 APs APm APl, AR1 AR10 AR100 (LVIS: AR300) ARs ARm ARl; oLRP and its components oLRP_loc (mean
         1 - IoU), oLRP_fp (1 - precision), oLRP_fn (1 - recall); oLRPs oLRPm oLRPl by area, and oLRPs_loc and so on.
-        LVIS adds APr APc APf and oLRPr oLRPc oLRPf for rare, common and frequent classes.
+        LVIS adds APr APc APf and oLRPr oLRPc oLRPf for rare, common and frequent classes. `max_detections` N makes AR100
+        ARN, and ARs ARm ARl those of N detections.
         """
         return dict(self.summary)
 
@@ -53,26 +81,35 @@ class Report:
         title = f"{self.style.upper()} {self.iou_type}, {len(self.per_class)} classes, in %"
         if self.classes_without_objects:
             title += f" ({self.classes_without_objects} more classes have no ground truth and do not count)"
-        lines = [title]
-        for metric in ("AP", "AR", "oLRP"):
-            names = [n for n in self.summary if n.startswith(metric) and (n.startswith("oLRP_") or "_" not in n)]
+        lines = [title, *self.notes()]
+        not_shown = {metric.name for metric in self.metrics if not metric.in_lines}
+        for family in dict.fromkeys(metric.family for metric in self.metrics):
+            names = [name for name in self.summary if name.startswith(family.prefix) and name not in not_shown]
             values = [f"{name} {percent(self.summary[name])}" for name in names]
             lines.append("  " + "   ".join(values))
 
         rows = self.worst_first()
         width = max(5, *(len(row["class"]) for row in rows))
-        columns = ("AP", "AP50", "AP75", "oLRP", "oLRP_loc", "oLRP_fp", "oLRP_fn")
-        heads = "".join(f"{name:>10}" for name in ("objects", *columns, "threshold"))
+        columns = [metric for metric in self.metrics if metric.in_table]
+        names = [metric.name if metric.in_summary else metric.title for metric in columns]
+        heads = "".join(f"{name:>10}" for name in ("objects", *names))
         table = [
             f"{row['class']:<{width}}{row['objects']:>10}"
-            + "".join(f"{percent(row[name]):>10}" for name in columns)
-            + f"{row['oLRP_threshold']:>10.3f}"
+            + "".join(f"{metric.text(row[metric.name]):>10}" for metric in columns)
             for row in rows
         ]
         if len(table) > TABLE_ROWS:
             half = TABLE_ROWS // 2
             table[half:-half] = [f"... {len(table) - 2 * half} classes between them ..."]
         return "\n".join([*lines, "", f"{'class':<{width}}{heads}", *table])
+
+    def notes(self) -> list[str]:
+        """What of the detections was not looked at, in a sentence, if there are such."""
+        if not self.left_out:
+            return []
+        ids = ", ".join(map(reprlib.repr, list(self.left_out)[:5])) + (", ..." if len(self.left_out) > 5 else "")
+        count = sum(self.left_out.values())
+        return [f"{count} detections of categories that the ground truth does not have are left out: {ids}."]
 
     def worst_first(self) -> list[dict[str, Any]]:
         """The entries of `per_class` by falling oLRP."""
@@ -179,11 +216,6 @@ def olrp_parts(rows: list[dict[str, Any]]) -> np.ndarray:
     fp = np.where(tp > 0, tp * fp_rate / (1 - fp_rate), 0)
     error = np.where(tp > 0, tp * localization / (1 - TAU), 0)
     return np.stack([error, fp, fn], axis=1) / (tp + fp + fn)[:, None]
-
-
-def percent(value: float) -> str:
-    """In %, with a dash for NaN."""
-    return "-" if math.isnan(value) else f"{100 * value:.1f}"
 
 
 def _without_nan(row: dict[str, Any]) -> dict[str, Any]:

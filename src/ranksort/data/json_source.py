@@ -1,0 +1,158 @@
+"""JSON in a file or in memory, and the rows of a long list in it, a few megabytes at a time: their columns are kept, the rows are not."""
+
+import errno
+import json
+import mmap
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+
+Row = TypeVar("Row")
+_CHUNK = 1 << 22  # bytes: what fits into the processor's cache with the rows made of it
+_BETWEEN = re.compile(rb"\}\s*,\s*(?=\{)")
+
+
+@dataclass(frozen=True)
+class JsonSource:
+    """JSON, which in a file is read where it lies; `name` is what messages call it."""
+
+    content: bytes | mmap.mmap
+    name: str
+
+    @staticmethod
+    def open(source: Any, what: str) -> "JsonSource":
+        """Open a file by its path, or take content in memory, where the bytes of pycocotools and numpy's numbers are welcome.
+
+        `what` is what the content is, such as "annotation file".
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the content has no place in JSON.
+        """
+        if not isinstance(source, str | Path):
+            return JsonSource(_json_of(source, what), what)
+        path = Path(source)
+        if not path.is_file():
+            raise FileNotFoundError(f"The {what} {path} does not exist.")
+        with path.open("rb") as file:  # an empty one cannot be mapped
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
+        return JsonSource(content, f"{what} {path}")
+
+    def parse(self) -> Any:
+        """Decode all of it by Python's own parser: slowly, but with NaN, any encoding, and numbers of any size.
+
+        Raises:
+            ValueError: it is no JSON.
+        """
+        try:
+            return json.loads(bytes(self.content))
+        except RecursionError:
+            raise ValueError(f"The {self.name} is no COCO JSON: its brackets are nested too deeply.") from None
+        except ValueError as error:
+            raise ValueError(
+                f"The {self.name} is not complete JSON, perhaps cut off while being written: {error}."
+            ) from None
+
+    def release(self) -> None:
+        """Give back the memory which the part of a file takes that was read: it can be read again."""
+        if isinstance(self.content, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            self.content.madvise(mmap.MADV_DONTNEED)
+
+
+def _json_of(content: Any, what: str) -> bytes:
+    def plain(value: Any) -> Any:
+        if isinstance(value, bytes):
+            return value.decode("ascii")
+        if isinstance(value, np.ndarray | np.generic):
+            return value.tolist()
+        raise ValueError(f"objects of type {type(value).__name__}")
+
+    try:
+        return json.dumps(content, default=plain).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"The {what} holds something that has no place in JSON: {error}.") from None
+
+
+@contextmanager
+def in_memory(source: Any, what: str, advice: str) -> Iterator[None]:
+    """Say in a sentence what does not fit into the memory, and what to do."""
+    try:
+        yield
+    except (MemoryError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.ENOMEM:
+            raise
+        name = f" {source} ({Path(source).stat().st_size / 1e9:.3g} GB)" if isinstance(source, str | Path) else ""
+        raise ValueError(f"This machine has too little memory for the {what}{name}: {advice}.") from None
+
+
+def decode_rows(
+    rows: "msgspec.Raw | bytes | memoryview | mmap.mmap | list[Any]",
+    kind: type[Row],
+    convert: Callable[[Any], Row],
+    *,
+    chunk: int = _CHUNK,
+    release: Callable[[], None] = lambda: None,
+) -> Iterator[list[Row]]:
+    """Decode a JSON list of objects part by part.
+
+    Args:
+        rows: the list, as JSON or decoded.
+        kind: what a row should be, a `msgspec.Struct`.
+        convert: takes what the rows of a part hold, where not all of them are of this kind, to rows, one by one. A list that is
+            already decoded goes through it as a whole.
+        chunk: size of a part in bytes.
+        release: called now and then, when the JSON before the present part is no longer needed.
+
+    Yields:
+        The rows of each part.
+
+    Raises:
+        ValueError: the JSON is malformed.
+    """
+    if isinstance(rows, list):
+        yield [convert(row) for row in rows]
+        return
+    decoder = msgspec.json.Decoder(list[kind])  # type: ignore[valid-type]
+    view = memoryview(rows)
+    start, size, released = bytes(view[:1000]).find(b"[") + 1, chunk, 0
+    while True:
+        # What looks like the place between two rows may be within a string or a row. Then the text before is no JSON.
+        between = _BETWEEN.search(view, start + size)
+        end = between.start() + 1 if between else len(view)
+        text = b"".join((b"[", view[start:end], b"]" if between else b""))
+        try:
+            decoded = decoder.decode(text)
+        except (msgspec.DecodeError, RecursionError):
+            try:
+                loose = _decode(text)
+            except ValueError:
+                if between is None:
+                    raise
+                size *= 2
+                continue
+            decoded = [convert(row) for row in loose]
+        yield decoded
+        if between is None:
+            return
+        start, size = between.end(), chunk
+        if start - released > 1 << 26:
+            released = start
+            release()
+
+
+def _decode(text: bytes) -> list[Any]:
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        return json.loads(text)  # takes NaN and numbers of any size
+
+
+def text_of(value: Any) -> msgspec.Raw:
+    """A decoded value as JSON again."""
+    return msgspec.Raw(json.dumps(value).encode())
