@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ranksort.data.coco_file import read_coco_file
+from ranksort.data.faults import USES
 from ranksort.data.ids import IdIndex, canonical
 from ranksort.data.json_source import decode_rows
 from ranksort.data.segmentations import Packed, check_segmentations, decode_mask, encode_segmentations
@@ -151,3 +152,15 @@ def test_the_quick_look_finds_what_the_slow_one_finds(segmentations: list[Any]) 
         if is_good:
             assert decode_mask(packed[n], 10, 12).sum() == areas[n]
             assert slow.is_empty[n] == (areas[n] == 0)
+
+
+@pytest.mark.parametrize("junk", ["[" * 3000, '"\\ud800"', "1" * 5000, "1e999", "{}", "tru", "\x00", '"', ""])
+@pytest.mark.parametrize("place", ['"bbox": ', '"id": ', '"file_name": ', '"name": ', '"counts": '])
+def test_junk_anywhere_is_a_fault_or_harmless(content: dict[str, Any], tmp_path: Path, junk: str, place: str) -> None:
+    text = json.dumps(content).replace(place, place + junk + " ", 1)
+    (tmp_path / "a.json").write_text(text)
+    file = read_coco_file(tmp_path / "a.json", segmentations=True)
+    for use in USES:
+        if file.refusals(use):
+            with pytest.raises(ValueError, match="cannot be used"):
+                file.require(use)

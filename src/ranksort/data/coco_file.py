@@ -52,7 +52,11 @@ def read_coco_file(
     with in_memory(source, what, "use fewer images"):
         sections = _sections(file, opened)
         if not file.faults:
-            _Reader(file, segmentations, opened.release).read(sections)
+            try:
+                _Reader(file, segmentations, opened.release).read(sections)
+            except ValueError as error:
+                file.add("not JSON", [f"it cannot be read: {error}"])
+        if not any(fault.kind in ("not JSON", "missing section") for fault in file.faults):
             check(file, pixels, keep_crowds)
     return file
 

@@ -150,7 +150,10 @@ def _decode(text: bytes) -> list[Any]:
     try:
         return msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError):
-        return json.loads(text)  # takes NaN and numbers of any size
+        try:
+            return json.loads(text)  # takes NaN and numbers of any size
+        except RecursionError:
+            raise ValueError("its brackets are nested too deeply") from None
 
 
 def text_of(value: Any) -> msgspec.Raw:
