@@ -11,6 +11,7 @@ from PIL import Image
 from ranksort.data.coco import CocoDataset
 from ranksort.data.segmentations import decode_mask
 from ranksort.evaluation import evaluate_detections
+from ranksort.evaluation.inputs import Detections, read_detections, read_ground_truth
 from ranksort.evaluation.results import encode_masks
 from ranksort.visualize import draw_detections, worst_and_best_images
 
@@ -40,6 +41,10 @@ def test_nothing_to_draw() -> None:
     assert torch.equal(draw_detections(image, {key: v[:0] for key, v in DETECTIONS.items()}, []), image)
 
 
+def _columns(ground_truth: dict[str, Any], results: list[dict[str, Any]], iou_type: str) -> Detections:
+    return read_detections(results, read_ground_truth(ground_truth, iou_type, "coco"), iou_type)
+
+
 def test_detections_of_equal_scores_are_told_apart(tiny_data: Path) -> None:
     """One lies on a crowd region, where it does not count; the other is wrong and is shown."""
     file = tiny_data / "annotations" / "instances_val.json"
@@ -50,7 +55,9 @@ def test_detections_of_equal_scores_are_told_apart(tiny_data: Path) -> None:
     where = {key: first[key] for key in ("image_id", "category_id")}
     results = [{**where, "bbox": box, "score": 0.5} for box in (crowd["bbox"], [70, 70, 9, 9], first["bbox"])]
     dataset = CocoDataset(tiny_data / "images", file, training=False)
-    shown = worst_and_best_images(dataset, results, evaluate_detections(ground_truth, results), 4)
+    shown = worst_and_best_images(
+        dataset, _columns(ground_truth, results, "bbox"), evaluate_detections(ground_truth, results), 4
+    )
     detections = [d[:5] for image in shown for d in image["detections"]]
     assert detections == [[70, 70, 9, 9, False], [*first["bbox"], True]]
 
@@ -77,7 +84,7 @@ def test_the_worst_and_the_best_images(tiny_data: Path, iou_type: str) -> None:
             disturbance = {**result, **wrong}
     results.append(disturbance)
     report = evaluate_detections(ground_truth, results, iou_type)
-    worst, second, best = worst_and_best_images(dataset, results, report, 3)
+    worst, second, best = worst_and_best_images(dataset, _columns(ground_truth, results, iou_type), report, 3)
     assert [image["is_worst"] for image in (worst, second, best)] == [True, True, False]
     names = {image["id"]: image["file_name"] for image in ground_truth["images"]}
     assert (worst["name"], worst["error"], worst["detections"]) == (names[missed], 1, [])

@@ -27,10 +27,9 @@ from .checkpoints import Checkpoint, load_weights, metadata, read_checkpoint
 from .data.batch import data_loader
 from .data.coco import CocoDataset
 from .data.fingerprint import fingerprint
-from .evaluation import Report, evaluate_detections
-from .evaluation.inputs import read_ground_truth
+from .evaluation import Report
+from .evaluation.evaluator import Evaluator
 from .evaluation.page import save_reports
-from .evaluation.results import to_coco_results
 from .interrupt import Interrupt, ignore_in_worker, stopped_by
 from .launch import check_processes, queue_again, slurm_job
 from .recipes import Recipe
@@ -58,7 +57,7 @@ _MISLEADING = (  # warnings of Lightning which are not for our users
 )
 
 
-def train(recipe: Recipe, run: Path, *, resume: bool = False) -> Report:
+def train(recipe: Recipe, run: Path, *, resume: bool = False) -> Report | None:
     """Trains a detector, evaluates it after each epoch, and reports on the best.
 
     Args:
@@ -67,7 +66,8 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False) -> Report:
         resume: continue from `run/checkpoints/last.ckpt`.
 
     Returns:
-        The report of the best epoch, by masks where the detector has them; reports and pictures of it are in `run/report`.
+        The report of the best epoch, by masks where the detector has them; None on all processes but the first. Reports and pictures
+        of it are in `run/report`.
 
     Raises:
         ValueError, FileNotFoundError: where data, settings or checkpoint cannot be used.
@@ -78,7 +78,7 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False) -> Report:
         return _train(recipe, run, resume, interrupt)
 
 
-def _train(recipe: Recipe, run: Path, resume: bool, interrupt: Interrupt) -> Report:
+def _train(recipe: Recipe, run: Path, resume: bool, interrupt: Interrupt) -> Report | None:
     last = run / "checkpoints" / "last.ckpt"
     previous = read_checkpoint(last) if resume else None
     recipe.check()
@@ -99,8 +99,6 @@ def _train(recipe: Recipe, run: Path, resume: bool, interrupt: Interrupt) -> Rep
     if previous is not None:
         load_weights(model, previous.state_dict, str(last))  # for its clear error: Lightning loads them again
     module = _Training(recipe, model, train_set, val_set)
-    # Better now than after an epoch.
-    read_ground_truth(module.ground_truth, module.iou_types[-1], recipe.evaluation.style)
     trainer = _trainer(module, run, resume, interrupt)
     if len(val_set) < trainer.world_size:
         raise ValueError(f"{len(val_set)} validation images are too few for {trainer.world_size} devices")
@@ -118,7 +116,7 @@ def _train(recipe: Recipe, run: Path, resume: bool, interrupt: Interrupt) -> Rep
     return _write_report(trainer, module, run / "report", run)
 
 
-def test(checkpoint: Checkpoint, out: Path) -> Report:
+def test(checkpoint: Checkpoint, out: Path) -> Report | None:
     """Evaluates a checkpoint on the validation data of its recipe, and writes a report to the folder `out`.
 
     Raises:
@@ -158,16 +156,22 @@ def _plain_interrupts() -> Iterator[None]:
 class _Training(pl.LightningModule):
     """What Lightning has to know about a detector: its losses, its optimiser and how to evaluate it."""
 
-    reports: dict[str, Report]
+    reports: dict[str, Report]  # of the last evaluation, on the first process
+    numbers: dict[str, dict[str, float]]  # of the same, on all
 
     def __init__(self, recipe: Recipe, model: nn.Module, train_set: CocoDataset | None, val_set: CocoDataset):
         super().__init__()
         self.recipe, self.train_set, self.val_set = recipe, train_set, val_set
         self.model = model.to(memory_format=torch.channels_last)  # convolutions are a third faster so, on CPU and GPU
         assert val_set.file is not None
-        self.ground_truth = val_set.file
-        self.iou_types = ("bbox", "segm") if recipe.model.has_masks else ("bbox",)
-        self.results: list[dict[str, Any]] = []
+        self.evaluator = Evaluator(
+            val_set.file,
+            val_set.categories,
+            masks=recipe.model.has_masks,
+            style=recipe.evaluation.style,
+            max_detections=recipe.evaluation.max_detections or None,
+        )
+        self.iou_types = tuple(self.evaluator.truths)
         # Of the batch to be trained on next; the best AP so far.
         self.progress = {"epoch": 0, "batches": 0, "best": -1.0}
         self.awaits_evaluation = False  # whether a checkpoint of this moment has still to be evaluated
@@ -205,42 +209,41 @@ class _Training(pl.LightningModule):
         return total
 
     def on_validation_epoch_start(self) -> None:
-        self.results = []
+        self.evaluator.reset()
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         images, targets = batch
-        ids = [category.id for category in self.val_set.categories]
-        self.results += to_coco_results(self.model(images), [target["image_id"] for target in targets], ids)
+        self.evaluator.update(self.model(images), [target["image_id"] for target in targets])
 
     def on_validation_epoch_end(self) -> None:
-        parts: list[Any] = [self.results]
-        if self.trainer.world_size > 1:
-            parts = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(parts, self.results)
-        # Classes which the model knows and the file does not name have no objects there, and do not count.
-        known = {category.id for category in self.ground_truth.categories}
-        self.results = [result for part in parts for result in part if result["category_id"] in known]
-        reports = {kind: self._evaluate(kind) for kind in self.iou_types} if self.trainer.is_global_zero else {}
-        self.reports = self.trainer.strategy.broadcast(reports)
+        self.evaluator.merge(self.device)
+        self.reports = self.evaluator.compute() if self.trainer.is_global_zero else {}
+        numbers = {kind: report.as_dict() for kind, report in self.reports.items()}
+        self.numbers = self.trainer.strategy.broadcast(numbers)
         if self.trainer.state.fn == "fit":
-            for kind, report in self.reports.items():
+            for kind, values in self.numbers.items():
                 prefix = "val/mask_" if kind == "segm" else "val/"
-                self.log_dict({f"{prefix}{name}": v for name, v in report.as_dict().items()}, rank_zero_only=False)
+                self.log_dict({f"{prefix}{name}": v for name, v in values.items()}, rank_zero_only=False)
             text = "\n\n".join(map(str, self.reports.values()))
             self.print(f"\nepoch {self.current_epoch + 1} of {self.trainer.max_epochs}\n{text}\n")
-        wanted = len(self.report.matches.object_score)
-        if len(self.results) < wanted:
-            self.print(
-                f"only {len(self.results)} detections for {wanted} objects: --model.score-threshold "
-                f"{self.recipe.model.score_threshold} may be too high. After short trainings scores are still near "
-                f"--model.prior {self.recipe.model.prior}.\n"
-            )
+        if self.trainer.is_global_zero:
+            self._explain_what_is_missing()
 
-    def _evaluate(self, iou_type: str) -> Report:
-        # Without boxes, for else small and large masks would be told apart by the area of their boxes.
-        hidden = "bbox" if iou_type == "segm" else "segmentation"
-        results = [{key: value for key, value in result.items() if key != hidden} for result in self.results]
-        return evaluate_detections(self.ground_truth, results, iou_type, self.recipe.evaluation.style)
+    def _explain_what_is_missing(self) -> None:
+        """Say which setting may be why there are fewer detections than objects."""
+        model = self.recipe.model
+        at_limit = self.evaluator.missing(model.detections_per_image)
+        found, wanted = len(self.evaluator), len(self.report.matches.object_score)
+        if at_limit:
+            self.print(
+                f"--model.detections-per-image {model.detections_per_image} leaves {at_limit} objects without a detection, "
+                "in images that have more objects than that.\n"
+            )
+        if found + at_limit < wanted:
+            self.print(
+                f"only {found} detections for {wanted} objects: --model.score-threshold {model.score_threshold} may be too "
+                f"high. After short runs scores are still near --model.prior {model.prior}.\n"
+            )
 
     @property
     def report(self) -> Report:
@@ -298,7 +301,7 @@ class _Checkpoints(pl.Callback):
             self.module.awaits_evaluation = False
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        ap = self.module.report.as_dict()["AP"]
+        ap = self.module.numbers[self.module.iou_types[-1]]["AP"]
         if trainer.state.fn == "fit" and ap > self.module.progress["best"]:
             self.module.progress["best"] = ap
             trainer.save_checkpoint(self.folder / "best.ckpt")
@@ -393,13 +396,16 @@ def _csv_logger(run: Path, resume: bool) -> CSVLogger:
     return logger
 
 
-def _write_report(trainer: pl.Trainer, module: _Training, folder: Path, run: Path | None = None) -> Report:
+def _write_report(trainer: pl.Trainer, module: _Training, folder: Path, run: Path | None = None) -> Report | None:
     """Saves the reports of the last evaluation and their page, with the training curves of `run`. Returns as `_Training.report`."""
     if trainer.is_global_zero:
         recipe, data = module.recipe, module.val_set
         limit = recipe.evaluation.pictures
-        pictures = {kind: worst_and_best_images(data, module.results, r, limit) for kind, r in module.reports.items()}
+        pictures = {
+            kind: worst_and_best_images(data, module.evaluator.detections(kind), report, limit)
+            for kind, report in module.reports.items()
+        }
         save_reports(folder, module.reports.values(), summarize(recipe, data), pictures, run)
     text = "\n\n".join(map(str, module.reports.values()))
     trainer.print(f"\n{text}\n\nreport: {folder / 'index.html'}")
-    return module.report
+    return module.report if module.reports else None

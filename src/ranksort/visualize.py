@@ -13,7 +13,9 @@ from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from .data.coco import CocoDataset
+from .data.ids import sort_key
 from .evaluation import Report
+from .evaluation.inputs import Detections
 from .evaluation.results import decode_masks
 
 _FONT = str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf")
@@ -52,17 +54,15 @@ def draw_detections(image: Tensor, detections: dict[str, Tensor], class_names: S
     )
 
 
-def worst_and_best_images(
-    dataset: CocoDataset, results: list[dict[str, Any]], report: Report, limit: int
-) -> list[dict[str, Any]]:
+def worst_and_best_images(dataset: CocoDataset, found: Detections, report: Report, limit: int) -> list[dict[str, Any]]:
     """The images with the largest and the smallest LRP error: their objects and what was detected, for the report's page.
 
     Detections count from the score on at which their class reaches its oLRP. Masks are drawn where the report is of masks.
 
     Args:
         dataset: images and objects.
-        results: COCO results with boxes, and with masks where the report is of masks.
-        report: of these results.
+        found: what was detected, with boxes, and with masks where the report is of masks.
+        report: of these detections.
         limit: how many images; half of them are the worst, which come first.
 
     Returns:
@@ -75,18 +75,18 @@ def worst_and_best_images(
     best = others[::-1][: limit // 2]
     return [
         {"is_worst": is_worst, "error": error[i], "false": int(false[i]), "missed": int(missed[i])}
-        | _compare(dataset, results, report, i)
+        | _compare(dataset, found, report, i)
         for is_worst, chosen in ((True, worst), (False, best))
         for i in chosen
     ]
 
 
-def _compare(dataset: CocoDataset, results: list[dict[str, Any]], report: Report, position: int) -> dict[str, Any]:
+def _compare(dataset: CocoDataset, found: Detections, report: Report, position: int) -> dict[str, Any]:
     """The objects and the detections of the image at that position among the sorted ids."""
     matches, thresholds = report.matches, report.thresholds()
     class_names = [row["class"] for row in report.per_class]
     names = dict(zip(np.unique(matches.object_category).tolist(), class_names, strict=True))
-    index = int(np.argsort(dataset.image_ids)[position])
+    index = sorted(range(len(dataset)), key=lambda n: sort_key(dataset.image_ids[n]))[position]
     image, target = dataset[index]
 
     of_image = matches.object_image == position
@@ -98,20 +98,22 @@ def _compare(dataset: CocoDataset, results: list[dict[str, Any]], report: Report
     ]
 
     counted = (matches.image == position) & (matches.outcome >= 0) & (matches.score >= thresholds[matches.category])
-    found = [results[place] for place in matches.place[counted]]
-    columns = (matches.category, matches.outcome, matches.iou)
+    places = matches.place[counted]
+    assert found.boxes is not None
+    columns = (
+        found.boxes[places],
+        *(c[counted] for c in (matches.score, matches.category, matches.outcome, matches.iou)),
+    )
     detections = [
-        [
-            *result["bbox"],
-            outcome == 1,
-            f"{names[category]} {result['score']:.2f}" + (f", IoU {iou:.2f}" if outcome else ""),
-        ]
-        for result, category, outcome, iou in zip(found, *(column[counted].tolist() for column in columns), strict=True)
+        [*box, outcome == 1, f"{names[category]} {score:.2f}" + (f", IoU {iou:.2f}" if outcome else "")]
+        for box, score, category, outcome, iou in zip(*(column.tolist() for column in columns), strict=True)
     ]
 
     pictures = [image]
     if report.iou_type == "segm":
-        masks = decode_masks([result["segmentation"] for result in found], *image.shape[-2:])
+        assert found.masks is not None
+        size = list(image.shape[-2:])
+        masks = decode_masks([{"size": size, "counts": found.masks[place]} for place in places.tolist()], *size)
         pictures = [_draw_masks(image, target["masks"], objects, MISSED), _draw_masks(image, masks, detections, FALSE)]
     return {
         "name": dataset.file_name(index),

@@ -121,6 +121,8 @@ class EvaluationSettings:
 
     style: Literal["coco", "lvis"] = "coco"
     """whose rules; lvis: of files lvis_v1_{train,val}.json, with classes which are known for some images only"""
+    max_detections: int = 0
+    """how many detections count of each class in an image (coco) or of an image (lvis); 0: as published, 100 and 300"""
     pictures: int = 12  # images drawn with their detections in the report: the worst and the best, half of each
 
 
@@ -153,6 +155,7 @@ class Recipe:
             ("model.detections-per-image", model.detections_per_image, 1),
             ("model.proposals", model.proposals, 1),
             ("data.workers", data.workers, 0),
+            ("evaluation.max-detections", self.evaluation.max_detections, 0),
             ("evaluation.pictures", self.evaluation.pictures, 0),
         ):
             if value < least:
@@ -187,7 +190,7 @@ class Recipe:
         `moved_data` allows the training data to be elsewhere, for those who compare what they hold.
         """
         free = ["root", "val_annotations", "val_images", "workers", "epochs", "nodes", "devices", "validate_every"]
-        free += ["output", "pictures", "milestones", "schedule"]
+        free += ["output", "pictures", "max_detections", "milestones", "schedule"]
         free += ["num_classes", "pretrained_backbone", "frozen_stages", "train_batch_norm"]  # the engine sets these
         free += ["train_annotations", "train_images"] if moved_data else []
         for group, settings in previous.as_dict().items():

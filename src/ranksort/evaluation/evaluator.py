@@ -1,0 +1,138 @@
+"""Evaluation of a model while it runs: detections come image by image, on one process or several."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+from ..data.coco_columns import Category, CocoFile
+from ..data.ids import Id
+from .coco import evaluate
+from .inputs import Detections, read_ground_truth
+from .report import Report
+
+
+class Evaluator:
+    """Collects detections (`update`), joins those of all processes (`merge`), and evaluates them (`compute`).
+
+    A detection takes 32 bytes, and one with a mask 40 and its compressed runs, of which masks of COCO have about a hundred.
+
+    Args:
+        file: the ground truth, with segmentations where masks are evaluated.
+        categories: the model's classes, in the order of their labels. Those which the file lacks do not count.
+        masks: evaluate masks as well as boxes.
+        style, max_detections: as of `evaluate_detections`.
+
+    Raises:
+        ValueError: what the file holds cannot be evaluated so.
+    """
+
+    def __init__(
+        self,
+        file: CocoFile,
+        categories: Sequence[Category],
+        *,
+        masks: bool = False,
+        style: str = "coco",
+        max_detections: int | None = None,
+    ) -> None:
+        self.style, self.max_detections = style, max_detections
+        self.truths = {kind: read_ground_truth(file, kind, style) for kind in ("bbox", *(["segm"] if masks else []))}
+        truth = self.truths["bbox"]
+        self._image = {image.id: n for n, image in enumerate(truth.images)}
+        known = {category.id: n for n, category in enumerate(truth.categories)}
+        self._category = np.array([known.get(category.id, -1) for category in categories], dtype=np.int32)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all detections."""
+        names = ["image", "category", "score", "box"] + ["mask_area", "runs", "run_bytes"] * ("segm" in self.truths)
+        self._parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
+
+    def update(self, detections: Sequence[dict[str, Tensor]], image_ids: Sequence[Id]) -> None:
+        """Take what a model has found in some images: as of `Detector.forward`, and the ids of the images."""
+        for found, image_id in zip(detections, image_ids, strict=True):
+            boxes = found["boxes"].float().cpu().clone()
+            boxes[:, 2:] -= boxes[:, :2]
+            category = self._category[found["labels"].cpu().numpy()]
+            kept = category >= 0
+            columns = {
+                "image": np.full(int(kept.sum()), self._image[image_id], dtype=np.int32),
+                "category": category[kept],
+                "score": found["scores"].cpu().double().numpy()[kept],
+                "box": boxes.numpy()[kept],
+            }
+            if "runs" in self._parts:
+                masks = found["masks"][torch.from_numpy(kept).to(found["masks"].device)]
+                rles = coco_mask.encode(np.asfortranarray(masks.permute(1, 2, 0).cpu().numpy().astype(np.uint8)))
+                columns["mask_area"] = np.asarray(coco_mask.area(rles), dtype=np.int32).reshape(-1)
+                columns["runs"] = np.frombuffer(b"".join(rle["counts"] for rle in rles), np.uint8)
+                columns["run_bytes"] = np.array([len(rle["counts"]) for rle in rles], dtype=np.int32)
+            for name, column in columns.items():
+                self._parts[name].append(column)
+
+    def merge(self, device: torch.device) -> None:
+        """Bring the detections of all processes to the first one, as arrays; without several processes, do nothing.
+
+        All have to call it. `device` is one which the processes can exchange tensors of.
+        """
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            columns = self._columns()
+            self._parts = {name: [_gather(column, device)] for name, column in columns.items()}
+
+    def compute(self) -> dict[str, Report]:
+        """The reports of boxes ("bbox") and of masks ("segm"), on the first process."""
+        return {
+            kind: evaluate(truth, self.detections(kind), self.style, self.max_detections)
+            for kind, truth in self.truths.items()
+        }
+
+    def detections(self, iou_type: str) -> Detections:
+        """All detections as columns, which the matches of the report of that type refer to."""
+        columns = self._columns()
+        boxes = columns["box"].astype(np.float64)
+        areas, mask_areas, masks = boxes[:, 2] * boxes[:, 3], None, None
+        if iou_type == "segm":
+            data, ends = columns["runs"].tobytes(), np.cumsum(columns["run_bytes"], dtype=np.int64).tolist()
+            masks = [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+            mask_areas = columns["mask_area"].astype(np.int64)
+            areas = mask_areas.astype(np.float64)  # else small and large masks would be told apart by their boxes
+        return Detections(columns["image"], columns["category"], areas, boxes, mask_areas, masks, columns["score"])
+
+    def __len__(self) -> int:
+        """The number of detections."""
+        return sum(map(len, self._parts["score"]))
+
+    def missing(self, limit: int) -> int:
+        """How many objects more than detections there are in images of `limit` detections or more."""
+        truth = self.truths["bbox"]
+        found = np.bincount(self._columns()["image"], minlength=len(truth.images))
+        lacking = np.maximum(np.bincount(truth.image[~truth.crowd], minlength=len(truth.images)) - found, 0)
+        return int(lacking[found >= limit].sum())
+
+    def _columns(self) -> dict[str, np.ndarray]:
+        empty = {"score": np.zeros(0), "box": np.zeros((0, 4), np.float32), "runs": np.zeros(0, np.uint8)}
+        for name, parts in self._parts.items():
+            self._parts[name] = [np.concatenate([empty.get(name, np.zeros(0, np.int32)), *parts])]
+        return {name: parts[0] for name, parts in self._parts.items()}
+
+
+def _gather(column: np.ndarray, device: torch.device) -> np.ndarray:
+    """One column of all processes, in their order, on the first one; on the others its own."""
+    content = torch.from_numpy(np.ascontiguousarray(column).view(np.uint8).reshape(-1).copy()).to(device)
+    rank, size = dist.get_rank(), dist.get_world_size()
+    lengths = torch.empty(size, dtype=torch.int64, device=device)
+    dist.all_gather_into_tensor(lengths, torch.tensor([len(content)], device=device))
+    lengths_list: list[int] = lengths.tolist()
+    padded = content.new_zeros(max(lengths_list))
+    padded[: len(content)] = content
+    received = [torch.empty_like(padded) for _ in range(size)] if rank == 0 else None
+    dist.gather(padded, received, dst=0)
+    if received is None:
+        return column
+    parts: list[Any] = [part[:length].cpu().numpy() for part, length in zip(received, lengths_list, strict=True)]
+    return np.concatenate(parts).view(column.dtype).reshape(-1, *column.shape[1:])
