@@ -178,15 +178,15 @@ def read_detections(source: str | Path | list[dict[str, Any]], ground_truth: Gro
 
 
 @contextmanager
-def in_memory(source: Any, what: str, advice: str) -> Iterator[None]:
-    """Says in a sentence what does not fit into the memory, and what to do."""
+def in_memory(source: Any, what: str, mend: str) -> Iterator[None]:
+    """Says in a sentence what does not fit into the memory, and the mend."""
     try:
         yield
     except (MemoryError, OSError) as error:
         if isinstance(error, OSError) and error.errno != errno.ENOMEM:
             raise
         file = f" file {source} ({Path(source).stat().st_size / 1e9:.3g} GB)" if isinstance(source, str | Path) else ""
-        raise ValueError(f"This machine has too little memory for the {what}{file}: {advice}.") from None
+        raise ValueError(f"This machine has too little memory for the {what}{file}: {mend}.") from None
 
 
 def _content(source: Any, what: str) -> tuple[bytes | mmap.mmap, str]:
