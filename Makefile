@@ -18,9 +18,9 @@ help:
 	@echo "make test        run the tests"
 	@echo "make lint        check style and formatting"
 	@echo "make types       check the type annotations"
-	@echo "make format      mend style and formatting"
+	@echo "make format      fix style and formatting"
 	@echo "make bench       compare the cost of the losses with focal loss"
-	@echo "make docs        draw the figures of docs/ anew"
+	@echo "make docs        draw the figures of docs/ again"
 	@echo "make build       build the sdist and the wheel into dist/"
 	@echo "make clean       remove caches and dist/ (never .venv, data or runs)"
 

@@ -41,13 +41,19 @@ def test_of_the_backbone(backbone: str, expected: tuple[list[float], list[float]
     assert expected == _numbers(ATSS_R50, backbone=backbone)
 
 
+@pytest.mark.parametrize("recipe", ["ranksort_atss_lite0_small", "ranksort_mask_rcnn_lite0_small"])
+def test_of_small_recipes(recipe: str) -> None:
+    assert _numbers(recipe) == HALF
+    assert _numbers(recipe, backbone="resnet18") == IMAGENET
+    assert _numbers(recipe, backbone="timm/resnet10t") == IMAGENET
+
+
 def test_of_the_recipe() -> None:
     mean, std = [1.0, 2.0, 3.0], [4.0, 5.0, 6.0]
     assert (mean, std) == _numbers(
         ATSS_R50, backbone="timm/test_convnext", pixel_mean=tuple(mean), pixel_std=tuple(std)
     )
     assert (mean, HALF[1]) == _numbers(ATSS_R50, backbone="timm/test_convnext", pixel_mean=tuple(mean))
-    assert _numbers("ranksort_atss_lite0_small", backbone="resnet18") == HALF
     yolact = [123.68, 116.78, 103.94], [58.40, 57.12, 57.38]
     assert yolact == _numbers("ranksort_yolact_r50_55e_coco", backbone="resnet18", min_size=96)
 

@@ -387,7 +387,7 @@ def _trainer(
 
 
 def _csv_logger(run: Path, resume: bool) -> CSVLogger:
-    """Writes `run/metrics.csv`; Lightning's logger would begin it anew when a run is resumed."""
+    """Writes `run/metrics.csv`; Lightning's logger would begin it again when a run is resumed."""
     path = run / "metrics.csv"
     rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines())) if resume and path.is_file() else []
     logger = CSVLogger(run, name="", version="")

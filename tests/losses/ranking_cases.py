@@ -52,6 +52,21 @@ def random_batch(positives, negatives, ignored=0, seed=0):
     return (1024 * logits[order]).round() / 1024, targets[order]
 
 
+def unread_where_ignored(value, dtype, targets, logits):
+    """The logits in a dtype, with `value` ("max": the dtype's largest, of both signs) wherever they are ignored."""
+    logits, ignored = logits.to(dtype, copy=True), targets < 0
+    if value == "max":
+        signs = 1 - 2.0 * (torch.arange(int(ignored.sum())) % 2)
+        logits[ignored] = signs.to(dtype) * torch.finfo(dtype).max
+    else:
+        logits[ignored] = float(value)
+    return logits
+
+
+UNREAD = ["-inf", "inf", "nan", "max"]
+HALF_TO_DOUBLE = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
 def assert_gradient_close(actual, expected, tolerance):
     """Compares to `tolerance` times the largest entry, the scale on which a gradient step is felt."""
     actual, expected = torch.as_tensor(actual).double(), torch.as_tensor(expected).double()

@@ -7,7 +7,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles.average_lrp import average_lrp
-from ranking_cases import DELTAS, GOLDEN, WAYS, assert_gradient_close, count_in, golden_case, random_batch
+from ranking_cases import (
+    DELTAS,
+    GOLDEN,
+    HALF_TO_DOUBLE,
+    UNREAD,
+    WAYS,
+    assert_gradient_close,
+    count_in,
+    golden_case,
+    random_batch,
+    unread_where_ignored,
+)
 
 from ranksort.losses import ALRPLoss, average_lrp_loss
 
@@ -204,6 +215,36 @@ def test_ignored_examples_take_no_part(sums):
     expected = losses_and_gradients(logits[kept], targets[kept], errors)
     assert not gradient[~kept].any()
     torch.testing.assert_close((*losses, gradient[kept], error_gradient), expected, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("delta", [0.0, 1.0])
+@pytest.mark.parametrize("dtype", HALF_TO_DOUBLE)
+@pytest.mark.parametrize("value", UNREAD)
+def test_ignored_logits_are_not_read(value, dtype, delta, sums):
+    logits, targets, errors = random_case(20, 150, ignored=60)
+    logits, kept = unread_where_ignored(value, dtype, targets, logits), targets >= 0
+    classification, localization, gradient, to_errors = losses_and_gradients(logits, targets, errors, delta)
+    expected = average_lrp(logits[kept].tolist(), targets[kept].tolist(), errors.tolist(), delta)
+    assert (gradient[~kept] == 0).all()
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    losses = classification.item(), localization.item()
+    assert losses == pytest.approx((expected.classification, expected.localization), abs=tolerance)
+    assert_gradient_close(gradient[kept], expected.gradient, max(tolerance, torch.finfo(dtype).eps))
+    assert to_errors.isfinite().all()
+
+
+def test_nothing_but_ignored_logits():
+    logits, targets, errors = torch.full((6,), -math.inf), torch.full((6,), -1.0), torch.zeros(0)
+    classification, localization, gradient, _ = losses_and_gradients(logits, targets, errors)
+    assert classification == localization == 0
+    assert (gradient == 0).all()
+
+
+@pytest.mark.parametrize("target", [0.7, 0.0])
+def test_other_logits_are_checked_beside_ignored_ones(target):
+    logits, targets = torch.tensor([0.0, -math.inf, -math.inf]), torch.tensor([0.5, target, -1.0])
+    with pytest.raises(ValueError, match="logits must be finite, 1 of 3 are NaN or infinite"):
+        average_lrp_loss(logits, targets, torch.ones(int((targets > 0).sum())))
 
 
 def test_any_quality_is_a_positive():

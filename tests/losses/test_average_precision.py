@@ -6,7 +6,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles.average_precision import average_precision
-from ranking_cases import DELTAS, GOLDEN, WAYS, assert_gradient_close, count_in, golden_case, random_batch
+from ranking_cases import (
+    DELTAS,
+    GOLDEN,
+    HALF_TO_DOUBLE,
+    UNREAD,
+    WAYS,
+    assert_gradient_close,
+    count_in,
+    golden_case,
+    random_batch,
+    unread_where_ignored,
+)
 
 from ranksort.losses import APLoss, average_precision_loss
 
@@ -126,6 +137,43 @@ def test_ignored_examples_take_no_part(sums):
     expected = loss_and_gradient(logits[kept], targets[kept])
     assert not gradient[~kept].any()
     torch.testing.assert_close((loss, gradient[kept]), expected, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("delta", [0.0, 0.5])
+@pytest.mark.parametrize("dtype", HALF_TO_DOUBLE)
+@pytest.mark.parametrize("value", UNREAD)
+def test_ignored_logits_are_not_read(value, dtype, delta, sums):
+    logits, targets = random_batch(20, 150, ignored=60)
+    logits, kept = unread_where_ignored(value, dtype, targets, logits), targets >= 0
+    loss, gradient = loss_and_gradient(logits, targets, delta)
+    expected, expected_gradient = average_precision(logits[kept].tolist(), targets[kept].tolist(), delta)
+    assert (gradient[~kept] == 0).all()
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    assert loss.item() == pytest.approx(expected, abs=tolerance)
+    assert_gradient_close(gradient[kept], expected_gradient, max(tolerance, torch.finfo(dtype).eps))
+
+
+def test_ignored_logits_are_not_read_among_equal_ones():
+    targets = torch.tensor([0.5, 0.0, 0.0, -1.0, -1.0])
+    logits = torch.tensor([2.0, 2.0, 2.0, -math.inf, math.nan])
+    *_, gradient = loss_and_gradient(logits, targets)
+    *_, expected = loss_and_gradient(logits[:3], targets[:3])
+    torch.testing.assert_close(gradient, torch.cat([expected, torch.zeros(2)]))
+
+
+@pytest.mark.parametrize("value", UNREAD)
+def test_nothing_but_ignored_logits(value):
+    targets = torch.full((6,), -1.0)
+    loss, gradient = loss_and_gradient(unread_where_ignored(value, torch.float32, targets, torch.zeros(6)), targets)
+    assert loss == 0
+    assert (gradient == 0).all()
+
+
+@pytest.mark.parametrize("target", [0.7, 0.0])
+def test_other_logits_are_checked_beside_ignored_ones(target):
+    logits, targets = torch.tensor([0.0, -math.inf, -math.inf]), torch.tensor([0.5, target, -1.0])
+    with pytest.raises(ValueError, match="logits must be finite, 1 of 3 are NaN or infinite"):
+        average_precision_loss(logits, targets)
 
 
 def test_any_quality_is_a_positive():

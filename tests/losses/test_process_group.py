@@ -41,6 +41,8 @@ def losses(logits, targets, errors, group=None):
 
 def batch(case):
     logits, targets = random_batch({"no positives": 0}.get(case, 37), 500, ignored=20)
+    if case == "infinite where ignored":
+        logits[targets < 0] = -torch.inf
     errors = torch.linspace(0, 1, 37, dtype=torch.float64)[: int((targets > 0).sum())]
     return logits, targets, errors
 
@@ -53,6 +55,7 @@ def cuts(case, processes, targets):
         "nothing on the first": [0, 200],
         "no positives on the first": [int((targets > 0).int().argmax()), 300],
         "no positives": [60, 200],
+        "infinite where ignored": [60, 200],
     }[case]
     return [0, *inner[: processes - 1], total]
 
@@ -71,7 +74,9 @@ def work(rank, processes, store, case, results):
 
 
 @pytest.mark.parametrize("processes", [2, 3])
-@pytest.mark.parametrize("case", ["uneven", "nothing on the first", "no positives on the first", "no positives"])
+@pytest.mark.parametrize(
+    "case", ["uneven", "nothing on the first", "no positives on the first", "no positives", "infinite where ignored"]
+)
 def test_processes_rank_together(case, processes, tmp_path):
     context = mp.get_context("spawn")
     results = context.SimpleQueue()

@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from samples import peak_bytes
 from torch import Tensor
 from torchvision.ops import roi_align
 
+from ranksort.models import masks as masks_module
 from ranksort.models.roi_heads import (
     BoxHead,
     MaskHead,
@@ -148,3 +150,27 @@ def test_mask_targets() -> None:
     assert torch.equal(targets[1], (mean >= 0.5).float())
     assert not targets[2].any()
     assert torch.equal(targets[3], masks[1][0, 10:38, :28].float())
+
+
+@pytest.mark.parametrize("masks_in_memory", [1, 3, 40, 100])
+def test_mask_targets_in_parts_are_those_of_all_at_once(masks_in_memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    masks = [torch.rand(number, 50, 60) < 0.5 for number in (40, 0, 7)]
+    corner = torch.rand(90, 2) * 40
+    boxes = torch.cat([corner, corner + 1 + 30 * torch.rand(90, 2)], 1)
+    objects = torch.cat([torch.randint(0, 40, (70,)), torch.randint(0, 7, (20,))])
+    expected = [
+        roi_align(m[:, None].float(), torch.cat([index[:, None], b], 1), 28, aligned=True)[:, 0] >= 0.5
+        for m, b, index in ((masks[0], boxes[:70], objects[:70]), (masks[2], boxes[70:], objects[70:]))
+    ]
+    monkeypatch.setattr(masks_module, "_PIXELS_AT_ONCE", masks_in_memory * 50 * 60)
+    targets = mask_targets([m.to(torch.uint8) for m in masks], boxes.split([70, 0, 20]), objects)
+    assert torch.equal(targets, torch.cat(expected).float())
+
+
+def test_mask_targets_take_memory_for_a_part_of_the_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As floats the masks of 230 objects at 800 x 1333 pixels would be 1 GB."""
+    monkeypatch.setattr(masks_module, "_PIXELS_AT_ONCE", 8 * 256 * 256)
+    masks = torch.rand(100, 256, 256) < 0.5
+    boxes = torch.tensor([[10.0, 10, 80, 90]]).repeat(100, 1)
+    assert peak_bytes(lambda: mask_targets([masks], [boxes], torch.arange(100))) < masks.nbytes

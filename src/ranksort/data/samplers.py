@@ -9,7 +9,7 @@ from .lvis import random_repeats
 
 
 class AspectRatioBatchSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of images of one orientation, so that little is padded, shuffled anew each epoch.
+    """Batches of images of one orientation, so that little is padded, shuffled again each epoch.
 
     As published, the images of each orientation are shuffled and some of them repeated until they fill a whole number
     of batches on every process; the batches of both orientations are then shuffled. An epoch is a function of `seed`

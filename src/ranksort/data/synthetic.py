@@ -280,7 +280,7 @@ def write_synthetic_dataset(
 
     Args:
         root: Folder for `annotations/instances_{train,val}.json` and `images/*.jpg`. If it holds this very data set
-            already, nothing is written; what an interrupted run left is written anew.
+            already, nothing is written; what an interrupted run left is written again.
         train_images, val_images: How many pictures of each split.
         image_size: Long and short side in pixels; each picture's vary by 8 % around them, a third are portraits.
         seed: Of all randomness.

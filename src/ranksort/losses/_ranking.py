@@ -24,6 +24,7 @@ class Examples(NamedTuple):
         negatives: of this process.
         positive: where this process has its positives among its logits, int64.
         own: which of the P these are.
+        unread: the ignored examples, bool [A], where `logits` has 0 for what is there; None: it has what is there.
     """
 
     logits: Tensor
@@ -33,6 +34,7 @@ class Examples(NamedTuple):
     negatives: NegativesAbove
     positive: Tensor
     own: Tensor
+    unread: Tensor | None
 
 
 @torch.no_grad()
@@ -42,16 +44,21 @@ def select_examples(
     """Returns the examples of a batch, or None where there is no positive. `errors`, one for each positive, are checked and nothing else.
 
     The host waits for the device three times at most: for the places of the positives, for what the checks and the choice of the
-    method need to know, and for the places either of few negatives in reach or of all that is ignored. A group costs two more.
+    method need to know, and for the places either of few negatives in reach or of all that is ignored. A group costs two more, and
+    logits which are not finite, or so large that their sums would not be, cost another one.
 
     Raises:
         ValueError: where shapes differ, logits are not floating point, `delta` is no width, a target is above 1, an error is below
-            0, or a value is NaN or infinite; or where that is so in another process of the group.
+            0, or a value is NaN or infinite, but for logits which are ignored; or where that is so in another process of the group.
     """
     try:
         local = _look_at(logits, targets, delta, errors)
         if group is not None:  # else an invalid value is reported with the choice of the method, which saves a transfer
-            _check_values(local.seen, local.extremes.tolist())
+            extremes = local.extremes.tolist()
+            if _may_overflow(local, extremes):
+                local = _without_ignored(local)
+                extremes = local.extremes.tolist()
+            _check_values(local.seen, extremes)
     except ValueError:
         if group is not None:
             _exchange_sizes(-1, group, logits.device)  # else the others would wait for this process
@@ -60,6 +67,9 @@ def select_examples(
     p, order = p.nan_to_num().sort()  # what is not finite is reported below
     breakpoints = Breakpoints(p, delta)
     spread = _measure_spread(local, breakpoints)
+    if group is None and _may_overflow(local, spread.extremes):
+        local = _without_ignored(local)
+        spread = _measure_spread(local, breakpoints)
     _check_values(local.seen, spread.extremes)
     if len(p) == 0:
         return None
@@ -74,7 +84,9 @@ def select_examples(
         group=group,
     )
     place = torch.empty_like(order).scatter_(0, order, torch.arange(len(p), device=p.device))
-    return Examples(local.logits, breakpoints, qualities[order], order, negatives, local.places, place[own])
+    return Examples(
+        local.logits, breakpoints, qualities[order], order, negatives, local.places, place[own], local.unread
+    )
 
 
 class _Local(NamedTuple):
@@ -86,6 +98,7 @@ class _Local(NamedTuple):
         positives, qualities: logits and targets of the positives.
         seen: what has to be finite and in its range, by name; nothing empty.
         extremes: the least and the greatest value of each of these.
+        unread: as of `Examples`.
     """
 
     logits: Tensor
@@ -95,12 +108,13 @@ class _Local(NamedTuple):
     qualities: Tensor
     seen: dict[str, Tensor]
     extremes: Tensor
+    unread: Tensor | None = None
 
 
 def _look_at(logits: Tensor, targets: Tensor, delta: float, errors: dict[str, Tensor]) -> _Local:
     """Finds the positives, and the extremes of everything. The host waits for the number of positives alone."""
     _check_arguments(logits, targets, delta)
-    s, y = flat(logits), targets.reshape(-1).contiguous()
+    s, y = _flat(logits), targets.reshape(-1).contiguous()
     places = find(y, lambda target: target > 0)
     for name, x in errors.items():
         if x.shape != places.shape:
@@ -112,8 +126,25 @@ def _look_at(logits: Tensor, targets: Tensor, delta: float, errors: dict[str, Te
     device = s.device if has_float64(s.device) else torch.device("cpu")
     p, qualities = (x.index_select(0, places).to(device, torch.float64) for x in (s, y))
     seen = {name: x for name, x in {"logits": s, "targets": y, **errors}.items() if x.numel() > 0}
-    extremes = torch.stack([p.new_zeros(()), *(x.to(p) for values in seen.values() for x in values.aminmax())])[1:]
-    return _Local(s, y, places, p, qualities, seen, extremes)
+    return _Local(s, y, places, p, qualities, seen, _extremes(seen, p))
+
+
+def _extremes(seen: dict[str, Tensor], like: Tensor) -> Tensor:
+    return torch.stack([like.new_zeros(()), *(x.to(like) for values in seen.values() for x in values.aminmax())])[1:]
+
+
+def _may_overflow(local: _Local, extremes: list[float]) -> bool:
+    """Whether logits, or sums of their differences, may be infinite or NaN, which would spoil even a product with 0."""
+    logits = local.logits
+    return len(logits) > 0 and not (extremes[1] - extremes[0]) * len(logits) <= torch.finfo(logits.dtype).max
+
+
+def _without_ignored(local: _Local) -> _Local:
+    """The same with 0 for the logits which are ignored: whatever they are, they must not be read."""
+    unread = local.targets < 0
+    logits = local.logits.masked_fill(unread, 0)
+    seen = local.seen | {"logits": logits}
+    return local._replace(logits=logits, seen=seen, extremes=_extremes(seen, local.positives), unread=unread)
 
 
 class _Spread(NamedTuple):
@@ -143,7 +174,7 @@ def _measure_spread(local: _Local, breakpoints: Breakpoints) -> _Spread:
     return _Spread((int(first), int(last)), reach, known, any_ignored=known[2] < 0)
 
 
-def flat(logits: Tensor) -> Tensor:
+def _flat(logits: Tensor) -> Tensor:
     """The logits in one row, in the dtype which losses and updates are computed in: float32 or float64."""
     return logits.detach().reshape(-1).contiguous().to(torch.promote_types(logits.dtype, torch.float32))
 
@@ -211,7 +242,7 @@ class ErrorDrivenUpdate(torch.autograd.Function):
     ) -> Tensor:
         # Saved, the logits are let go after the backward pass, and autograd notices where they were changed before it.
         ctx.save_for_backward(logits)
-        ctx.negatives, ctx.positive = examples.negatives, examples.positive
+        ctx.negatives, ctx.positive, ctx.unread = examples.negatives, examples.positive, examples.unread
         ctx.to_positive, ctx.shares = to_positive[:, examples.own], shares
         return losses.to(examples.logits)
 
@@ -220,7 +251,8 @@ class ErrorDrivenUpdate(torch.autograd.Function):
     def backward(ctx: Any, grads: Tensor) -> tuple[Tensor, None, None, None, None]:
         (logits,) = ctx.saved_tensors
         grads = grads.to(ctx.shares)
-        update = ctx.negatives.spread(grads @ ctx.shares, flat(logits))
+        s = _flat(logits) if ctx.unread is None else _flat(logits).masked_fill(ctx.unread, 0)
+        update = ctx.negatives.spread(grads @ ctx.shares, s)
         update.index_copy_(0, ctx.positive, (grads @ ctx.to_positive).to(update))
         return update.to(logits.dtype).view(logits.shape), None, None, None, None
 

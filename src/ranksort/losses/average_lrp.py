@@ -52,8 +52,8 @@ def average_lrp_loss(
 
     Args:
         logits: s, floating point, any shape. The whole tensor is ranked as one: pass all images of a batch together.
-        targets: same shape. In (0, 1]: a positive, of whatever value. 0: a negative. Below 0: ignored, neither counted nor given
-            a gradient.
+        targets: same shape. In (0, 1]: a positive, of whatever value. 0: a negative. Below 0: ignored: whatever the logit is,
+            even -inf or NaN, it is not counted and its gradient is 0.
         regression_losses: E, floating point [P], >= 0, for example 1 - IoU: of the positives in the order in which
             `targets[targets > 0]` lists them.
         delta: half the width of the smoothed step, in units of the logits, >= 0. For 0 the step is hard with H(0) = 1.
@@ -65,9 +65,10 @@ def average_lrp_loss(
 
     Raises:
         ValueError: where shapes differ, logits are not floating point, a target is above 1, the regression losses are not one for
-            each positive or one is negative, or a value is not finite.
+            each positive or one is negative, or a value is not finite that is not ignored.
 
-    The host waits for the device at most three times a call, five with a process group.
+    The host waits for the device at most three times a call, five with a process group; once more where
+    ignored logits are not finite.
     """
     examples = select_examples(logits, targets, float(delta), process_group, regression_losses=regression_losses)
     losses = regression_losses.to(torch.promote_types(regression_losses.dtype, torch.float32))

@@ -26,8 +26,8 @@ def average_precision_loss(
 
     Args:
         logits: s, floating point, any shape. The whole tensor is ranked as one: pass all images of a batch together.
-        targets: same shape. In (0, 1]: a positive, of whatever value. 0: a negative. Below 0: ignored, neither counted nor given
-            a gradient.
+        targets: same shape. In (0, 1]: a positive, of whatever value. 0: a negative. Below 0: ignored: whatever the logit is,
+            even -inf or NaN, it is not counted and its gradient is 0.
         delta: half the width of the smoothed step, in units of the logits, >= 0. For 0 the step is hard with H(0) = 1: a tie with a
             negative counts as an error.
         process_group: rank over the examples of all its processes, as in `rank_sort_loss`.
@@ -37,9 +37,10 @@ def average_precision_loss(
         positive. The gradient reaches `logits` in their own dtype.
 
     Raises:
-        ValueError: where shapes differ, logits are not floating point, a target is above 1, or a value is not finite.
+        ValueError: where shapes differ, logits are not floating point, a target is above 1, or a value is not finite that is not ignored.
 
-    The host waits for the device at most three times a call, five with a process group.
+    The host waits for the device at most three times a call, five with a process group; once more where
+    ignored logits are not finite.
     """
     examples = select_examples(logits, targets, float(delta), process_group)
     if examples is None:

@@ -37,7 +37,7 @@ def rank_sort_loss(
     Args:
         logits: s, floating point, any shape. The whole tensor is ranked as one: pass all images of a batch together.
         targets: y, same shape. In (0, 1]: a positive and its localisation quality (IoU or Dice of its prediction, without gradient).
-            0: a negative. Below 0: ignored, neither counted nor given a gradient.
+            0: a negative. Below 0: ignored: whatever the logit is, even -inf or NaN, it is not counted and its gradient is 0.
         delta: half the width of the smoothed step, in units of the logits, >= 0.
         process_group: rank over the examples of all its processes, exactly. Each must call, and gets the same losses; the gradients
             are those of its own examples. Since DDP takes the mean of the processes' gradients, multiply the losses by their number.
@@ -48,9 +48,10 @@ def rank_sort_loss(
         zero gradient, where there is no positive. The gradient reaches `logits` in their own dtype.
 
     Raises:
-        ValueError: where shapes differ, logits are not floating point, a target is above 1, or a value is not finite.
+        ValueError: where shapes differ, logits are not floating point, a target is above 1, or a value is not finite that is not ignored.
 
-    The host waits for the device at most three times a call, five with a process group.
+    The host waits for the device at most three times a call, five with a process group; once more where
+    ignored logits are not finite.
     """
     examples = select_examples(logits, targets, float(delta), process_group)
     if examples is None:

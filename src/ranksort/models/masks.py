@@ -35,11 +35,11 @@ def resize_masks(masks: Tensor, size: Sequence[int]) -> Tensor:
     """Resizes masks or probabilities in 0..1, [D, H, W], and cuts them at 1/2; bool [D, *size]."""
     if len(masks) == 0:
         return masks.new_zeros(0, *size, dtype=torch.bool)
-    parts = masks.split(min(_at_once(size), _at_once(masks.shape[1:])))
+    parts = masks.split(min(masks_at_once(size), masks_at_once(masks.shape[1:])))
     return torch.cat([F.interpolate(part[None].float(), tuple(size), mode="bilinear")[0] > 0.5 for part in parts])
 
 
-def _at_once(size: Sequence[int]) -> int:
+def masks_at_once(size: Sequence[int]) -> int:
     """How many masks of this height and width are made together."""
     return max(1, _PIXELS_AT_ONCE // (size[0] * size[1]))
 
@@ -60,7 +60,7 @@ def quarter_masks(masks: Tensor, size: Sequence[int]) -> Tensor:
 def centres_and_areas(masks: Tensor) -> tuple[Tensor, Tensor]:
     """Mean x and y of the pixels of each mask, bool [G, H, W] -> float32 [G, 2], (0, 0) for an empty one; and their number [G]."""
     # In parts and in int16, which holds every side of an image: the sums are preceded by a copy of that type.
-    parts = masks.split(_at_once(masks.shape[1:]))
+    parts = masks.split(masks_at_once(masks.shape[1:]))
     of_columns, of_rows = (torch.cat([part.sum(dim, dtype=torch.int16) for part in parts]).float() for dim in (1, 2))
     area = of_columns.sum(1)
     x, y = (torch.arange(n, device=masks.device, dtype=torch.float32) for n in (masks.shape[2], masks.shape[1]))
@@ -86,7 +86,7 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: Size) -> Tensor:
     they are above 1/2.
     """
     pasted = torch.zeros(len(masks), *size, dtype=torch.bool, device=masks.device)
-    for part in torch.arange(len(masks), device=masks.device).split(_at_once(size)):
+    for part in torch.arange(len(masks), device=masks.device).split(masks_at_once(size)):
         # Bilinear interpolation is one matrix for the rows and one for the columns.
         rows = _interpolation(boxes[part, 1], boxes[part, 3], size[0], masks.shape[1])
         columns = _interpolation(boxes[part, 0], boxes[part, 2], size[1], masks.shape[2])

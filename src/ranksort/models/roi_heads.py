@@ -13,6 +13,7 @@ from ..losses.detection import rank_sort_detection_losses
 from .boxes import decode_boxes
 from .images import Size
 from .layers import set_prior
+from .masks import masks_at_once
 from .matchers import Matched, collect, match_iou
 
 _STRIDES = (4, 8, 16, 32)
@@ -171,6 +172,13 @@ def mask_targets(masks: Sequence[Tensor], regions: Sequence[Tensor], objects: Te
     """
     targets = []
     for of_image, boxes, index in zip(masks, regions, objects.split([len(r) for r in regions]), strict=True):
-        rois = torch.cat([index[:, None], boxes], 1)
-        targets.append(roi_align(of_image[:, None].to(rois.dtype), rois, side, aligned=True).squeeze(1))
+        cut = boxes.new_zeros(len(boxes), side, side)
+        used, place = index.unique(return_inverse=True)
+        # A part of the objects at a time, because as floats their masks are four times as large.
+        number = masks_at_once(of_image.shape[1:])
+        for part, some in enumerate(used.split(number)):
+            own = (place // number == part).nonzero().squeeze(1)
+            rois = torch.cat([place[own, None] % number, boxes[own]], 1)
+            cut[own] = roi_align(of_image[some, None].to(rois.dtype), rois, side, aligned=True).squeeze(1)
+        targets.append(cut)
     return (torch.cat(targets) >= 0.5).float()

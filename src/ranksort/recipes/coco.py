@@ -148,7 +148,6 @@ def _small(recipe: Recipe) -> Recipe:
     """A light pretrained backbone, small images, and an optimiser that needs few steps."""
     recipe.model.backbone = "timm/tf_efficientnet_lite0"
     recipe.model.frozen_stages = 2
-    recipe.model.pixel_mean = recipe.model.pixel_std = (127.5, 127.5, 127.5)
     recipe.model.channels = 64
     recipe.model.min_size, recipe.model.max_size = 320, 512
     # The few steps of a short training leave scores near where they start: start higher, and cut little.
