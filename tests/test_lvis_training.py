@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 
 from ranksort import cli
 from ranksort.checkpoints import read_checkpoint
+from ranksort.data.coco_rows import ImageRow
 from ranksort.data.lvis import file_name
 
 LVIS100 = Path(__file__).resolve().parents[1] / "../shared/data/lvis100/annotations/lvis_val_100.json"
@@ -59,7 +60,7 @@ def test_training_on_federated_annotations(tiny_data: Path, tmp_path: Path) -> N
         content = _federated(content)
         (tmp_path / f"annotations/lvis_v1_{split}.json").write_text(json.dumps(content))
         for name, image in zip(names, content["images"], strict=True):
-            target = tmp_path / file_name(image)
+            target = tmp_path / file_name(ImageRow(**{key: image.get(key) for key in ImageRow.__struct_fields__}))
             target.parent.mkdir(exist_ok=True)
             target.symlink_to(tiny_data / "images" / name)
     summary = _train_and_test(tmp_path, tmp_path, "--data.repeat-threshold", "0.9")
@@ -83,7 +84,7 @@ def test_training_on_images_of_the_sizes_of_lvis(tmp_path: Path) -> None:
             colour = tuple(np.random.default_rng(annotation["category_id"]).integers(40, 256, 3).tolist())
             for polygon in annotation["segmentation"]:
                 ImageDraw.Draw(drawn).polygon(polygon, fill=colour)
-        path = tmp_path / file_name(image)
+        path = tmp_path / file_name(ImageRow(**{key: image.get(key) for key in ImageRow.__struct_fields__}))
         path.parent.mkdir(exist_ok=True)
         drawn.save(path)
     (tmp_path / "annotations").mkdir()

@@ -60,6 +60,7 @@ def test_training_drops_what_the_published_rules_drop(content: dict[str, Any], w
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] == 1]
     content["images"].append({"id": 3, "file_name": "low.png", "width": 64, "height": 31})
     files = write(content)
+    Image.new("RGB", (64, 31)).save(files[0] / "low.png")
 
     dataset = CocoDataset(*files, training=True)
     assert dataset.dropped == {"crowd": 1, "unusable or small boxes": 5, "images without objects": 1, "small images": 1}
@@ -140,8 +141,9 @@ def test_missing_files_are_named(content: dict[str, Any], write: Write, tmp_path
     with pytest.raises(FileNotFoundError, match=r"nothing\.json does not exist"):
         CocoDataset(images, tmp_path / "nothing.json", training=True)
     (images / "wide.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match=r"wide\.jpg is not in .*images\."):
-        CocoDataset(images, annotations, training=True)[0]
+    for training in (True, False):
+        with pytest.raises(FileNotFoundError, match=r"wide\.jpg is not in .*images\."):
+            CocoDataset(images, annotations, training=training)
 
 
 def _save_wide(images: Path, image: Image.Image, name: str, **options: Any) -> Path:

@@ -110,7 +110,7 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
 
     Raises:
         ValueError: the file is malformed, or an object's class unknown to the model.
-        FileNotFoundError: there is no such file or folder.
+        FileNotFoundError: there is no such file or folder, or an image is missing.
     """
 
     def __init__(
@@ -161,6 +161,7 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
         self.landscape: list[bool] = (self._widths > self._heights).tolist()
         self._used, self._names = used, file.images.file_names
         self._folder = ImageFolder(images, file.images.file_names)
+        self._folder.require(used.tolist())
         # The objects stay in a few arrays and blocks of bytes: reading many small Python objects in a forked worker
         # changes their reference counts, and so copies their memory into every worker.
         kept = np.flatnonzero(is_object & is_used[objects.image])
