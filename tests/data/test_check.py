@@ -294,6 +294,12 @@ def test_the_report_shortens_long_lists(content: dict[str, Any], write: Write) -
     assert check.is_usable
 
 
+@pytest.mark.parametrize("side", ["width", "height"])
+def test_polygons_in_an_image_that_lacks_a_side(side: str, content: dict[str, Any], write: Write) -> None:
+    del content["images"][0][side]
+    assert ("bad image size", "image 1") in _faults(content, write)
+
+
 json_values = st.recursive(
     st.none()
     | st.booleans()

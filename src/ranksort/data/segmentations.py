@@ -120,7 +120,7 @@ def check_segmentations(
                 missing[n] = True
             elif problem:
                 problems[n] = problem
-            elif pixels and heights[n] > 0:
+            elif pixels and heights[n] > 0 and widths[n] > 0:  # pycocotools never ends where one is 0
                 is_empty[n] = _polygon_rle(decoded, int(heights[n]), int(widths[n]))[1] == 0
         rows = first + of_kind["rle"]
         areas, found = _rle_areas([texts[i] for i in of_kind["rle"]], heights[rows], widths[rows])
