@@ -226,7 +226,7 @@ def evaluate(
     max_detections: int | None = None,
     out: Path | None = None,
 ) -> None:
-    """AP and oLRP of anybody's detections.
+    """AP and oLRP of detections from any model.
 
     Args:
         ground_truth: COCO or LVIS annotations.

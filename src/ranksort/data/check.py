@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from rich.console import Console
 from rich.progress import track
 
 from .coco_columns import CocoFile
@@ -184,7 +185,10 @@ def _check_images(file: CocoFile, folder: ImageFolder) -> None:
         return path, _image_faults(path, int(images.widths[n]), int(images.heights[n]))
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        checked = track(pool.map(check, numbers.tolist()), "opening the images", len(numbers), transient=True)
+        console = Console(stderr=True)
+        checked = track(
+            pool.map(check, numbers.tolist()), "opening the images", len(numbers), console=console, transient=True
+        )
         for n, (path, found) in zip(numbers.tolist(), checked, strict=True):
             for kind, message in found:
                 faults[kind].append(f"image {images.ids[n]} {message}")

@@ -140,9 +140,12 @@ class CocoFile:
         single, image = ~self.annotations.crowd, self.annotations.image
         single = single & np.isfinite(x)  # what has no box is another fault
         empty = single & ((width <= 0) | (height <= 0) | (self.annotations.areas <= 0))
-        right = np.minimum(x + width, self.images.widths[image]) <= np.maximum(x, 0)
-        below = np.minimum(y + height, self.images.heights[image]) <= np.maximum(y, 0)
-        outside = single & ~empty & (right | below)
+        columns, rows = self.images.widths[image], self.images.heights[image]
+        right, below = (
+            np.minimum(x + width, columns) <= np.maximum(x, 0),
+            np.minimum(y + height, rows) <= np.maximum(y, 0),
+        )
+        outside = single & ~empty & (right | below) & (columns > 0) & (rows > 0)
         small = single & ~empty & ~outside & ((width < min_size) | (height < min_size))
         return {"box without area": empty, "box outside the image": outside, "small box": small}
 

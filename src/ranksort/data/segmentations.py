@@ -34,7 +34,9 @@ class Packed(Sequence[bytes]):
     @staticmethod
     def of(pieces: Iterable[Any]) -> "Packed":
         """Pack pieces that are bytes or buffers."""
-        texts = list(map(bytes, pieces))  # not views, which Python's garbage collection would look through again and again
+        texts = list(
+            map(bytes, pieces)
+        )  # not views, which Python's garbage collection would look through again and again
         ends = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)))
         return Packed([b"".join(texts)], np.zeros(1, dtype=np.int64), ends)
 
