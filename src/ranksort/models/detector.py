@@ -1,9 +1,11 @@
 """How all detectors are called: as torchvision's are, with lists of images and of targets."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
+from ..losses.detection import Criterion, DetectionLosses, rank_sort_detection_losses
 from .backbones import Backbone
 from .images import ImageBatch, ImageTransform, check_input
 from .postprocess import non_maximum_suppression
@@ -12,16 +14,29 @@ from .postprocess import non_maximum_suppression
 class Detector(nn.Module):
     """From images and targets to `losses`, or from images to what `detect` finds. Every detector has these two methods of its own.
 
+    The class says what else is to be known of a detector to build it, train it and evaluate it: recipes, data sets and the training engine
+    ask its attributes, never its name.
+
     Args:
         backbone: gives features from fine to coarse; those of strides 8, 16 and 32, or 4 to 32, are its last.
         transform: resizing and normalisation.
         num_classes: C; labels are 0..C-1, there is no background class.
-        score_threshold: least score of a detection, in 0..1.
-        nms_threshold: IoU above which the lower of two detections of a class is dropped.
+        losses: what supervises it, see `Criterion`; by default RS Loss.
+        score_threshold: least score of a detection, in 0..1; None: the published one, that of the class.
+        nms_threshold: IoU above which the lower of two detections of a class is dropped; None: the published one.
         detections_per_image: most detections reported.
     """
 
-    has_masks = False
+    has_masks: ClassVar[bool] = False  # whether it learns and predicts masks
+    keeps_ratio: ClassVar[bool] = True  # whether images keep their ratio of sides; else they become squares
+    backbone_levels: ClassVar[int] = (
+        3  # how many of the backbone's it uses: 3, of strides 8 to 32, or 4, of strides 4 to 32
+    )
+    channel_step: ClassVar[int] = 32  # what `channels` has to be a multiple of; the norms have 32 groups
+    settings: ClassVar[tuple[str, ...]] = ("channels", "prior")
+    """which of the model settings of a recipe its constructor takes by these names, besides those above"""
+    score_threshold: float = 0.05
+    nms_threshold: float = 0.6
 
     def __init__(
         self,
@@ -29,17 +44,20 @@ class Detector(nn.Module):
         transform: ImageTransform,
         num_classes: int,
         *,
-        score_threshold: float = 0.05,
-        nms_threshold: float = 0.6,
+        losses: Criterion = rank_sort_detection_losses,
+        score_threshold: float | None = None,
+        nms_threshold: float | None = None,
         detections_per_image: int = 100,
     ):
         super().__init__()
         self.transform = transform
         self.backbone = backbone
         self.num_classes = num_classes
-        self.num_positives = 0  # of the last training batch, for the logs
-        self.score_threshold = score_threshold
-        self.nms_threshold = nms_threshold
+        self.criterion = losses
+        if score_threshold is not None:
+            self.score_threshold = score_threshold
+        if nms_threshold is not None:
+            self.nms_threshold = nms_threshold
         self.detections_per_image = detections_per_image
 
     def forward(
@@ -60,14 +78,19 @@ class Detector(nn.Module):
         Raises:
             ValueError: in training mode without targets, or where an image or target has the wrong shape or a box has no area.
         """
-        check_input(images, targets, self.num_classes, self.training, masks=self.has_masks)
-        batch, targets = self.transform(images, targets)
         if self.training:
-            return self.losses(batch, targets)
+            return self.training_losses(images, targets).losses
+        check_input(images, None, self.num_classes, training=False)
+        batch, _ = self.transform(images)
         return self.to_original(self.detect(batch), batch)
 
-    def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The losses of a batch whose targets are in its coordinates."""
+    def training_losses(self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None) -> DetectionLosses:
+        """What a call in training mode returns, with what the logs need; args as of `forward`."""
+        check_input(images, targets, self.num_classes, training=True, masks=self.has_masks)
+        return self.losses(*self.transform(images, targets))
+
+    def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> DetectionLosses:
+        """The losses of a batch whose targets are in its coordinates, and the quality of its positives."""
         raise NotImplementedError
 
     def detect(self, batch: ImageBatch) -> list[dict[str, Tensor]]:
