@@ -15,7 +15,8 @@ class Detector(nn.Module):
     """From images and targets to `losses`, or from images to what `detect` finds. Every detector has these two methods of its own.
 
     The class says what else is to be known of a detector to build it, train it and evaluate it: recipes, data sets and the training engine
-    ask its attributes, never its name.
+    ask its attributes, never its name. One of ours is a line in `recipes/detectors.py`; one of a user's own may be in any file, see
+    `examples/my_detector.py`. The constructor takes the arguments below, and `settings` by their names.
 
     Args:
         backbone: gives features from fine to coarse; those of strides 8, 16 and 32, or 4 to 32, are its last.
@@ -87,7 +88,12 @@ class Detector(nn.Module):
     def training_losses(self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None) -> DetectionLosses:
         """What a call in training mode returns, with what the logs need; args as of `forward`."""
         check_input(images, targets, self.num_classes, training=True, masks=self.has_masks)
-        return self.losses(*self.transform(images, targets))
+        found = self.losses(*self.transform(images, targets))
+        if not isinstance(found, DetectionLosses):
+            raise ValueError(
+                f"`losses` of {type(self).__name__} must return DetectionLosses, as its criterion must; got {type(found).__name__}"
+            )
+        return found
 
     def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> DetectionLosses:
         """The losses of a batch whose targets are in its coordinates, and the quality of its positives."""

@@ -16,6 +16,7 @@ from ..data.coco import CocoDataset, find_split
 from ..data.coco_columns import Category
 from ..data.samplers import AspectRatioBatchSampler
 from ..data.transforms import ssd_transforms, training_transforms
+from ..losses.detection import Criterion, rank_sort_detection_losses
 from ..models import Detector
 from ..models.backbones import build_backbone, pixel_statistics
 from ..models.images import ImageTransform
@@ -33,6 +34,7 @@ def create_model(
     num_classes: int | None = None,
     pretrained_backbone: bool = False,
     weights: str | Path | None = None,
+    losses: Criterion = rank_sort_detection_losses,
     **model_overrides: Any,
 ) -> Detector:
     """Builds the detector of a recipe, in training mode.
@@ -43,6 +45,7 @@ def create_model(
         pretrained_backbone: start from ImageNet weights. To train from random ones, pass `frozen_stages=-1` and
             `train_batch_norm=True`, too: else the first stages stay random.
         weights: a checkpoint or safetensors file of this package, whose model must be of the same kind.
+        losses: what supervises the detector, such as a function of one's own; see `ranksort.losses.detection.Criterion`.
         model_overrides: fields of the recipe's model group: `backbone="resnet18"`, `min_size=480`, `score_threshold=.3`, ...
             A `min_size` is that of training, too: it replaces the sizes which a multi-scale recipe draws from. `detector` may also
             be a class, a subclass of `ranksort.models.Detector`.
@@ -80,7 +83,7 @@ def create_model(
         keep_ratio=detector.keeps_ratio,
     )
     options = {name: getattr(settings, name) for name in (*detector.settings, *_OF_EVERY_DETECTOR)}
-    model = detector(backbone, transform, settings.num_classes, **options)
+    model = detector(backbone, transform, settings.num_classes, losses=losses, **options)
     if weights is not None:
         from ..checkpoints import load_weights, read_checkpoint
 
