@@ -197,8 +197,8 @@ class _Training(pl.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         images, targets = batch
-        found = self.model.training_losses(images, targets)
-        total = sum(found.losses.values(), torch.zeros((), device=self.device))
+        found = self.model(images, targets, True)
+        total = sum(found.losses.values())
         size = len(images)
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=size)
         self.log_dict({f"train/{name}": loss.detach() for name, loss in found.losses.items()}, batch_size=size)

@@ -3,6 +3,7 @@ import torch
 
 from ranksort.losses import rank_sort_loss
 from ranksort.losses.detection import (
+    DetectionLosses,
     confidence,
     quality_targets,
     rank_sort_detection_losses,
@@ -156,3 +157,44 @@ def test_half_precision_predictions_are_computed_in_float32():
     for name, loss in half.items():
         assert loss.dtype == torch.float32
         assert loss == expected[name]
+
+
+def test_a_quality_in_place_of_boxes():
+    logits, positive, labels, _, _ = example()
+    quality = torch.linspace(0.1, 0.9, 6, requires_grad=True)
+    found = rank_sort_detection_losses(logits, positive, labels, None, None, quality=quality)
+    assert list(found.losses) == ["ranking", "sorting"]
+    targets = torch.zeros(30, 3)
+    targets[positive, labels] = quality.detach()
+    ranking, sorting = rank_sort_loss(logits, targets)
+    assert torch.equal(found.losses["ranking"], ranking)
+    assert torch.equal(found.losses["sorting"], sorting)
+    assert torch.equal(found.quality, quality)
+    assert not found.quality.requires_grad
+    with pytest.raises(ValueError, match="the quality of the positives is needed where there are no boxes"):
+        rank_sort_detection_losses(logits, positive, labels, None, None)
+
+
+def test_a_quality_besides_boxes_is_the_target():
+    logits, positive, labels, boxes, object_boxes = example()
+    found = rank_sort_detection_losses(logits, positive, labels, boxes, object_boxes, quality=torch.ones(6))
+    assert found.quality.tolist() == [1] * 6
+    assert found.losses["sorting"].item() == pytest.approx(0, abs=1e-6)
+    torch.testing.assert_close(found.losses["box"], found.classification)
+
+
+def test_what_is_balanced_to():
+    losses = {"box": torch.tensor(9.0), "focal": torch.tensor(0.5), "level": torch.tensor(0.25)}
+    found = DetectionLosses(losses, torch.zeros(0))
+    assert found.classification.item() == 0.75
+    assert self_balanced(torch.tensor(3.0), found.classification).item() == 0.75
+    assert self_balanced(torch.tensor(3.0), *losses.values()).item() == 9.75
+    assert DetectionLosses({"box": torch.tensor(9.0)}, torch.zeros(0)).classification.item() == 0
+
+
+def test_quality_of_the_positives():
+    logits, positive, labels, boxes, object_boxes = example()
+    found = rank_sort_detection_losses(logits, positive, labels, boxes, object_boxes)
+    assert torch.equal(found.quality, paired_iou(boxes.detach(), object_boxes))
+    assert found.logs()["positives"] == 6
+    assert found.logs()["quality"].item() == pytest.approx(found.quality.mean().item())

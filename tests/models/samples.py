@@ -48,7 +48,7 @@ def losses_and_gradients(model: nn.Module, images: list[Tensor], targets: list[d
 def positives(model: Detector, images: list[Tensor], targets: list[dict[str, Tensor]]) -> int:
     """How many anchors, proposals or cells have to find an object."""
     with torch.no_grad():
-        return len(model.train().training_losses(images, targets).quality)
+        return len(model.train()(images, targets, with_quality=True).quality)
 
 
 def fit(

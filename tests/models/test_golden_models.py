@@ -125,11 +125,13 @@ def test_detections_in_the_original_images(case: Case, evaluated: Evaluated) -> 
     assert_same_detections(ours, case.folder, "rescale_True")
 
 
-def test_losses_and_detections_of_plain_images(case: Case, losses: dict[str, Tensor], evaluated: Evaluated) -> None:
+def test_losses_and_detections_of_plain_images(case: Case, found: DetectionLosses, evaluated: Evaluated) -> None:
     """What a user calls, with images in 0..1 of the size the model works at."""
     targets = [{key: t[key] for key in ("boxes", "labels")} for t in case.input.targets]
     with torch.no_grad():
         public = case.model.train()(case.input.images, targets)
         detections = case.model.eval()(case.input.images)
-    assert {k: v.item() for k, v in public.items()} == pytest.approx({k: v.item() for k, v in losses.items()}, rel=1e-4)
+    assert {k: v.item() for k, v in public.items()} == pytest.approx(
+        {k: v.item() for k, v in found.losses.items()}, rel=1e-4
+    )
     assert_same_detections(detections, case.folder, "rescale_False")

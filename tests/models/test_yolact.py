@@ -82,7 +82,7 @@ def test_every_positive_takes_part_in_the_mask_loss() -> None:
             kept.append(level)
 
     model.head.register_forward_hook(keep)
-    found = model.training_losses(images, targets)
+    found = model(images, targets, with_quality=True)
     found.losses["mask"].backward()
     with_gradient = torch.cat([level.grad for level in kept], 1).abs().sum(2) > 0
     assert int(with_gradient.sum()) == len(found.quality)

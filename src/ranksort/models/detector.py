@@ -31,12 +31,12 @@ class Detector(nn.Module):
     has_masks: ClassVar[bool] = False  # whether it learns and predicts masks
     keeps_ratio: ClassVar[bool] = True  # whether images keep their ratio of sides; else they become squares
     backbone_levels: ClassVar[int] = (
-        3  # how many of the backbone's it uses: 3, of strides 8 to 32, or 4, of strides 4 to 32
+        3  # levels of the backbone that it uses: 3, of strides 8 to 32, or 4, from stride 4 on
     )
     channel_step: ClassVar[int] = 32  # what `channels` has to be a multiple of; the norms have 32 groups
     settings: ClassVar[tuple[str, ...]] = ("channels", "prior")
     """which of the model settings of a recipe its constructor takes by these names, besides those above"""
-    score_threshold: float = 0.05
+    score_threshold: float = 0.05  # the published one
     nms_threshold: float = 0.6
 
     def __init__(
@@ -62,38 +62,37 @@ class Detector(nn.Module):
         self.detections_per_image = detections_per_image
 
     def forward(
-        self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None
-    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        self,
+        images: Sequence[Tensor],
+        targets: Sequence[dict[str, Tensor]] | None = None,
+        with_quality: bool = False,
+    ) -> dict[str, Tensor] | DetectionLosses | list[dict[str, Tensor]]:
         """Losses in training mode, detections in evaluation mode.
 
         Args:
             images: RGB, float in 0..1 (or uint8), [3, H, W] each, of any sizes.
             targets: for training; one dict an image with `boxes` [G, 4] xyxy in pixels, `labels` int64 [G] in 0..C-1 and, for a detector of
                 masks, `masks` [G, H, W], bool or 0 and 1. G may be 0.
+            with_quality: whether the losses come with the quality of the positives, for logs.
 
         Returns:
-            In training mode the losses by name, scalars to be summed. In evaluation mode one dict an image with `boxes` [D, 4] xyxy in
-            pixels of the original image, `scores` [D] in 0..1, falling, `labels` [D] and, from a detector of masks, `masks`, bool
-            [D, H, W], of the original image's size.
+            In training mode the losses by name, scalars to be summed; or `DetectionLosses`, which has them, where `with_quality`. In
+            evaluation mode one dict an image with `boxes` [D, 4] xyxy in pixels of the original image, `scores` [D] in 0..1, falling,
+            `labels` [D] and, from a detector of masks, `masks`, bool [D, H, W], of the original image's size.
 
         Raises:
             ValueError: in training mode without targets, or where an image or target has the wrong shape or a box has no area.
         """
-        if self.training:
-            return self.training_losses(images, targets).losses
-        check_input(images, None, self.num_classes, training=False)
-        batch, _ = self.transform(images)
-        return self.to_original(self.detect(batch), batch)
-
-    def training_losses(self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None) -> DetectionLosses:
-        """What a call in training mode returns, with what the logs need; args as of `forward`."""
-        check_input(images, targets, self.num_classes, training=True, masks=self.has_masks)
-        found = self.losses(*self.transform(images, targets))
+        check_input(images, targets, self.num_classes, self.training, masks=self.has_masks)
+        batch, targets = self.transform(images, targets)
+        if not self.training:
+            return self.to_original(self.detect(batch), batch)
+        found = self.losses(batch, targets)
         if not isinstance(found, DetectionLosses):
             raise ValueError(
                 f"`losses` of {type(self).__name__} must return DetectionLosses, as its criterion must; got {type(found).__name__}"
             )
-        return found
+        return found if with_quality else found.losses
 
     def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> DetectionLosses:
         """The losses of a batch whose targets are in its coordinates, and the quality of its positives."""
