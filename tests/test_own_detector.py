@@ -2,16 +2,19 @@
 
 import csv
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from ranksort import cli, load_model
+from ranksort import cli, engine, load_model
 from ranksort.checkpoints import read_checkpoint, save_model
 from ranksort.data.coco_columns import Category
+from ranksort.interrupt import Terminated
 from ranksort.losses.localization import paired_iou
 from ranksort.models import ATSS, Detector
 from ranksort.models.detector import Detector as DetectorInItsFile
@@ -143,6 +146,23 @@ def test_resume_by_a_recipe_which_names_the_detector(
     cli.main([*arguments, "--data.root", str(tiny_data), *OPTIONS.split()])
     cli.main([*arguments, "--resume", "--training.epochs", "2"])
     assert "epoch 2 of 2" in capsys.readouterr().out
+
+
+def test_a_stopped_run_says_how_to_go_on(
+    name: str, tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_recipe.model.detector, tiny_recipe.training.epochs = name, 1
+    forward = Detector.forward
+
+    def stopped(self: Detector, *args: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return forward(self, *args)
+
+    monkeypatch.setattr(get_detector(name), "forward", stopped)
+    with pytest.raises(Terminated):
+        engine.train(tiny_recipe, tmp_path / "run")
+    wanted = f"to go on: ranksort train {tmp_path / 'run'} --resume --model.detector {name}\n"
+    assert wanted in capsys.readouterr().out
 
 
 @pytest.fixture
