@@ -28,7 +28,7 @@ class RankSortHead(RetinaNetHead):
         deltas = head_outputs["bbox_regression"].flatten(0, 1)[positive].float()
         predicted = self.regression_head.box_coder.decode_single(deltas, torch.cat(anchors)[positive])
         logits = head_outputs["cls_logits"].flatten(0, 1)  # the images in one list: they are ranked together
-        return rank_sort_detection_losses(logits, positive, labels, predicted, boxes, ignored=matched == -2)
+        return rank_sort_detection_losses(logits, positive, labels, predicted, boxes, ignored=matched == -2).losses
 
 
 def rank_sort_retinanet(num_classes: int, **settings) -> RetinaNet:

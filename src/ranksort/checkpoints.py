@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .data.coco_columns import Category
+from .models import Detector
 from .recipes import Recipe, create_model, get_recipe
 from .recipes.build import with_pixel_statistics
 
@@ -30,8 +31,12 @@ class Checkpoint:
     state_dict: dict[str, Tensor]
     fingerprint: str = ""  # of the images and objects it was trained on; unknown for models that are not a run's
 
-    def build(self, device: str | torch.device = "cpu", **model_overrides: Any) -> nn.Module:
-        """Returns the model in evaluation mode; see `create_model` for the overrides."""
+    def build(self, device: str | torch.device = "cpu", **model_overrides: Any) -> Detector:
+        """Returns the model in evaluation mode; see `create_model` for the overrides.
+
+        Raises:
+            ValueError: where the weights do not fit, or the detector is from a file of somebody's own, and not among the overrides.
+        """
         model = create_model(self.recipe, num_classes=len(self.categories), **model_overrides)
         load_weights(model, self.state_dict, "the checkpoint")
         return model.to(device).eval()
@@ -91,16 +96,24 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(recipe, categories, state_dict, trained_on)
 
 
-def load_model(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
+def load_model(
+    path: str | Path, device: str | torch.device = "cpu", *, detector: str | type[Detector] | None = None
+) -> Detector:
     """Returns the trained model of a run folder, .ckpt or .safetensors, in evaluation mode.
 
     Its attribute `class_names` has the names of the labels.
 
+    Args:
+        path: what to load.
+        device: where to.
+        detector: a class of one's own that it was trained with, or "path/to/file.py:Class", which is run. No checkpoint has code run by
+            itself, whatever it names.
+
     Raises:
-        FileNotFoundError, ValueError: as `read_checkpoint`.
+        FileNotFoundError, ValueError: as `read_checkpoint` and `Checkpoint.build`.
     """
     checkpoint = read_checkpoint(path)
-    model = checkpoint.build(device)
+    model = checkpoint.build(device, **({} if detector is None else {"detector": detector}))
     model.class_names = [category.name for category in checkpoint.categories]  # type: ignore[assignment]
     return model
 

@@ -21,6 +21,7 @@ from tyro.conf import Positional, arg
 from . import __version__
 from .interrupt import Terminated, exit_code, handled, stop_at_once
 from .launch import slurm_job
+from .recipes.detectors import recorded
 from .recipes.find import get_recipe, recipe_functions
 from .recipes.recipe import DataSettings, EvaluationSettings, ModelSettings, OptimizerSettings, Recipe, TrainingSettings
 
@@ -189,6 +190,7 @@ def predict(
     score_threshold: float | Literal["lrp"] = 0.3,
     device: str = "",
     recursive: bool = False,
+    detector: Annotated[str, arg(name="model.detector", aliases=["--detector"])] = "",
 ) -> None:
     """Detect objects in images: pictures with boxes, and detections.json.
 
@@ -199,6 +201,7 @@ def predict(
         score_threshold: least score of a detection; "lrp": the best one for each class by oLRP, from the run's report.
         device: such as cpu, cuda:1 or mps; by default what there is.
         recursive: look for images in the folders below those named, too.
+        detector: file.py:Class, where the checkpoint was trained with a detector of your own; its file is run.
     """
     from .predict import find_images, predict_images
 
@@ -209,7 +212,7 @@ def predict(
         raise ValueError(
             f"there are no images in {', '.join(map(str, images)) or 'the arguments'}: name files or folders"
         )
-    failures = predict_images(checkpoint, files, out, score_threshold, device)
+    failures = predict_images(checkpoint, files, out, score_threshold, device, detector)
     print(f"{len(files) - len(failures)} pictures and detections.json: {out}")
     if failures:
         raise ValueError(
@@ -338,7 +341,9 @@ def _defaults(arguments: Sequence[str]) -> Recipe:
         for argument, following in itertools.pairwise([*arguments, ""]):
             if argument.startswith("--training.output"):
                 recipe.training.output = argument.partition("=")[2] or following
-        recipe = _recipe_of(_latest_run(recipe))
+        named, recipe = recipe.model.detector, _recipe_of(_latest_run(recipe))
+        if recorded(named) == recipe.model.detector:  # a recipe of the user's own names its detector again
+            recipe.model.detector = named
     # A run which is resumed keeps its sizes; what differs from them is refused.
     if not resume and "--model.min-size" in (a.partition("=")[0].replace("_", "-") for a in arguments):
         recipe.data.train_min_sizes = ()  # unless they are given, too

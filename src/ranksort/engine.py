@@ -21,7 +21,7 @@ import torch
 from pytorch_lightning.callbacks import EMAWeightAveraging, RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.plugins.environments import LightningEnvironment
-from torch import Tensor, nn
+from torch import Tensor
 
 from .checkpoints import Checkpoint, load_weights, metadata, read_checkpoint
 from .data.batch import data_loader
@@ -32,6 +32,7 @@ from .evaluation.evaluator import Evaluator
 from .evaluation.page import save_reports
 from .interrupt import Interrupt, ignore_in_worker, stopped_by
 from .launch import check_processes, queue_again, slurm_job
+from .models import Detector
 from .recipes import Recipe
 from .recipes.build import (
     build_dataset,
@@ -43,6 +44,7 @@ from .recipes.build import (
     summarize,
     with_pixel_statistics,
 )
+from .recipes.detectors import DETECTORS
 from .visualize import worst_and_best_images
 
 _AUTOSAVE_MINUTES = 15
@@ -159,7 +161,7 @@ class _Training(pl.LightningModule):
     reports: dict[str, Report]  # of the last evaluation, on the first process
     numbers: dict[str, dict[str, float]]  # of the same, on all
 
-    def __init__(self, recipe: Recipe, model: nn.Module, train_set: CocoDataset | None, val_set: CocoDataset):
+    def __init__(self, recipe: Recipe, model: Detector, train_set: CocoDataset | None, val_set: CocoDataset):
         super().__init__()
         self.recipe, self.train_set, self.val_set = recipe, train_set, val_set
         self.model = model.to(memory_format=torch.channels_last)  # convolutions are a third faster so, on CPU and GPU
@@ -199,12 +201,12 @@ class _Training(pl.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         images, targets = batch
-        losses = self.model(images, targets)
-        total = sum(losses.values())
+        found = self.model(images, targets, True)
+        total = sum(found.losses.values())
         size = len(images)
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=size)
-        self.log_dict({f"train/{name}": loss.detach() for name, loss in losses.items()}, batch_size=size)
-        self.log("train/positives", float(self.model.num_positives), batch_size=size)  # type: ignore[arg-type]
+        self.log_dict({f"train/{name}": loss.detach() for name, loss in found.losses.items()}, batch_size=size)
+        self.log_dict({f"train/{name}": value for name, value in found.logs().items()}, batch_size=size)
         self.log("train/lr", self.optimizers().param_groups[0]["lr"], batch_size=size)  # type: ignore[union-attr]
         return total
 
@@ -333,7 +335,9 @@ class _Checkpoints(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if isinstance(exception, (KeyboardInterrupt, _Stop)) and trainer.is_global_zero:
             is_saved = (self.folder / "last.ckpt").is_file()
-            resume = f"to go on: ranksort train {shlex.quote(str(self.folder.parent))} --resume"
+            detector = self.module.recipe.model.detector
+            named = "" if detector in DETECTORS else f" --model.detector {shlex.quote(detector)}"
+            resume = f"to go on: ranksort train {shlex.quote(str(self.folder.parent))} --resume{named}"
             print(resume if is_saved else "stopped before there was a checkpoint to go on from")
 
 

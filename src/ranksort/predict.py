@@ -61,6 +61,7 @@ def predict_images(
     out: Path,
     score_threshold: float | Literal["lrp"],
     device: str,
+    detector: str = "",
 ) -> list[str]:
     """Write pictures with detections, and all detections as JSON, image by image: what is done stays, whatever happens to the rest.
 
@@ -72,6 +73,7 @@ def predict_images(
             `score` in 0..1, `bbox` [x, y, width, height] in pixels, and `segmentation` as RLE where the model predicts masks.
         score_threshold: least score of a detection; "lrp": of each class that at which it reaches its oLRP in the run's report.
         device: such as cpu or cuda:1; "": what there is.
+        detector: "path/to/file.py:Class" of one's own that the checkpoint was trained with, which is run; "": it has one of ours.
 
     Returns:
         One sentence for each image which could not be read or processed.
@@ -96,7 +98,7 @@ def predict_images(
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {place} cannot be used: {str(error).splitlines()[0]}") from None
-    model = trained.build(place, score_threshold=least)
+    model = trained.build(place, score_threshold=least, **({"detector": detector} if detector else {}))
     out.mkdir(parents=True, exist_ok=True)
     failures: list[str] = []
     results = JsonList(out / "detections.json")

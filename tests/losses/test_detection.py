@@ -3,6 +3,7 @@ import torch
 
 from ranksort.losses import rank_sort_loss
 from ranksort.losses.detection import (
+    DetectionLosses,
     confidence,
     quality_targets,
     rank_sort_detection_losses,
@@ -70,7 +71,7 @@ def test_self_balance_of_nothing_is_nothing(task, classification):
 
 def test_losses_are_composed_of_their_parts():
     logits, positive, labels, boxes, object_boxes = example()
-    losses = rank_sort_detection_losses(logits, positive, labels, boxes, object_boxes)
+    losses = rank_sort_detection_losses(logits, positive, labels, boxes, object_boxes).losses
     assert list(losses) == ["ranking", "sorting", "box"]
 
     targets = torch.zeros(30, 3)
@@ -90,7 +91,7 @@ def test_losses_are_composed_of_their_parts():
 
 def test_classification_and_boxes_are_trained_apart():
     logits, positive, labels, boxes, object_boxes = example()
-    losses = rank_sort_detection_losses(logits, positive, labels, boxes, object_boxes)
+    losses = rank_sort_detection_losses(logits, positive, labels, boxes, object_boxes).losses
     classification = losses["ranking"] + losses["sorting"]
     assert torch.autograd.grad(classification, boxes, retain_graph=True, allow_unused=True) == (None,)
     assert torch.autograd.grad(losses["box"], logits, allow_unused=True) == (None,)
@@ -98,13 +99,16 @@ def test_classification_and_boxes_are_trained_apart():
 
 def test_delta_is_passed_on():
     inputs = example()
-    assert rank_sort_detection_losses(*inputs)["ranking"] != rank_sort_detection_losses(*inputs, delta=0.1)["ranking"]
+    assert (
+        rank_sort_detection_losses(*inputs).losses["ranking"]
+        != rank_sort_detection_losses(*inputs, delta=0.1).losses["ranking"]
+    )
 
 
 def test_no_positives():
     logits, boxes = torch.randn(5, 3, requires_grad=True), torch.zeros(0, 4, requires_grad=True)
     none = torch.zeros(0, dtype=torch.int64)
-    losses = rank_sort_detection_losses(logits, none, none, boxes, torch.zeros(0, 4))
+    losses = rank_sort_detection_losses(logits, none, none, boxes, torch.zeros(0, 4)).losses
     assert {name: loss.item() for name, loss in losses.items()} == {"ranking": 0, "sorting": 0, "box": 0}
     sum(losses.values()).backward()
     assert not logits.grad.any()
@@ -115,8 +119,8 @@ def test_a_positive_whose_box_misses_its_object_is_a_negative():
     logits, positive, labels, boxes, object_boxes = example()
     boxes = boxes.detach().clone()
     boxes[0] += 1000
-    losses = rank_sort_detection_losses(logits, positive, labels, boxes, object_boxes)
-    without = rank_sort_detection_losses(logits, positive[1:], labels[1:], boxes[1:], object_boxes[1:])
+    losses = rank_sort_detection_losses(logits, positive, labels, boxes, object_boxes).losses
+    without = rank_sort_detection_losses(logits, positive[1:], labels[1:], boxes[1:], object_boxes[1:]).losses
     assert losses["ranking"] == without["ranking"]
     assert losses["sorting"] == without["sorting"]
     (gradient,) = torch.autograd.grad(losses["ranking"] + losses["sorting"], logits)
@@ -125,7 +129,7 @@ def test_a_positive_whose_box_misses_its_object_is_a_negative():
 
 def test_boxes_which_all_miss_leave_nothing_to_learn():
     logits, positive, labels, boxes, object_boxes = example()
-    losses = rank_sort_detection_losses(logits, positive, labels, boxes + 1000, object_boxes)
+    losses = rank_sort_detection_losses(logits, positive, labels, boxes + 1000, object_boxes).losses
     gradients = torch.autograd.grad(sum(losses.values()), [logits, boxes])
     assert [loss.item() for loss in losses.values()] == [0, 0, 0]
     assert not any(gradient.any() for gradient in gradients)
@@ -136,7 +140,7 @@ def test_ignored_examples_get_no_gradient():
     ignored = torch.ones(30, dtype=torch.bool)
     ignored[positive] = False
     ignored[:10] = False
-    losses = rank_sort_detection_losses(logits, positive, labels, boxes, object_boxes, ignored=ignored)
+    losses = rank_sort_detection_losses(logits, positive, labels, boxes, object_boxes, ignored=ignored).losses
     (gradient,) = torch.autograd.grad(sum(losses.values()), logits)
     assert not gradient[ignored].any()
     assert gradient[~ignored].any(1).all()
@@ -145,9 +149,52 @@ def test_ignored_examples_get_no_gradient():
 def test_half_precision_predictions_are_computed_in_float32():
     logits, positive, labels, boxes, object_boxes = example()
     half, expected = (
-        rank_sort_detection_losses(logits.half().to(dtype), positive, labels, boxes.half().to(dtype), object_boxes)
+        rank_sort_detection_losses(
+            logits.half().to(dtype), positive, labels, boxes.half().to(dtype), object_boxes
+        ).losses
         for dtype in (torch.float16, torch.float32)
     )
     for name, loss in half.items():
         assert loss.dtype == torch.float32
         assert loss == expected[name]
+
+
+def test_a_quality_in_place_of_boxes():
+    logits, positive, labels, _, _ = example()
+    quality = torch.linspace(0.1, 0.9, 6, requires_grad=True)
+    found = rank_sort_detection_losses(logits, positive, labels, None, None, quality=quality)
+    assert list(found.losses) == ["ranking", "sorting"]
+    targets = torch.zeros(30, 3)
+    targets[positive, labels] = quality.detach()
+    ranking, sorting = rank_sort_loss(logits, targets)
+    assert torch.equal(found.losses["ranking"], ranking)
+    assert torch.equal(found.losses["sorting"], sorting)
+    assert torch.equal(found.quality, quality)
+    assert not found.quality.requires_grad
+    with pytest.raises(ValueError, match="the quality of the positives is needed where there are no boxes"):
+        rank_sort_detection_losses(logits, positive, labels, None, None)
+
+
+def test_a_quality_besides_boxes_is_the_target():
+    logits, positive, labels, boxes, object_boxes = example()
+    found = rank_sort_detection_losses(logits, positive, labels, boxes, object_boxes, quality=torch.ones(6))
+    assert found.quality.tolist() == [1] * 6
+    assert found.losses["sorting"].item() == pytest.approx(0, abs=1e-6)
+    torch.testing.assert_close(found.losses["box"], found.classification)
+
+
+def test_what_is_balanced_to():
+    losses = {"box": torch.tensor(9.0), "focal": torch.tensor(0.5), "level": torch.tensor(0.25)}
+    found = DetectionLosses(losses, torch.zeros(0))
+    assert found.classification.item() == 0.75
+    assert self_balanced(torch.tensor(3.0), found.classification).item() == 0.75
+    assert self_balanced(torch.tensor(3.0), *losses.values()).item() == 9.75
+    assert DetectionLosses({"box": torch.tensor(9.0)}, torch.zeros(0)).classification.item() == 0
+
+
+def test_quality_of_the_positives():
+    logits, positive, labels, boxes, object_boxes = example()
+    found = rank_sort_detection_losses(logits, positive, labels, boxes, object_boxes)
+    assert torch.equal(found.quality, paired_iou(boxes.detach(), object_boxes))
+    assert found.logs()["positives"] == 6
+    assert found.logs()["quality"].item() == pytest.approx(found.quality.mean().item())

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torchvision.ops import clip_boxes_to_image
 
+from ranksort.models import Detector
+
 Sample = tuple[Tensor, dict[str, Tensor]]
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
 
@@ -41,6 +43,12 @@ def losses_and_gradients(model: nn.Module, images: list[Tensor], targets: list[d
         assert (p.grad is not None) == p.requires_grad, name
         assert p.grad is None or bool(p.grad.isfinite().all()), name
     return losses
+
+
+def positives(model: Detector, images: list[Tensor], targets: list[dict[str, Tensor]]) -> int:
+    """How many anchors, proposals or cells have to find an object."""
+    with torch.no_grad():
+        return len(model.train()(images, targets, with_quality=True).quality)
 
 
 def fit(

@@ -21,6 +21,7 @@ from published import (
 from torch import Tensor
 
 from ranksort.checkpoints import convert_checkpoint
+from ranksort.losses.detection import DetectionLosses
 from ranksort.models import ATSS, PAA
 from ranksort.models.anchors import AnchorPredictions
 from ranksort.recipes import create_model
@@ -50,15 +51,15 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 @pytest.fixture(scope="module")
-def losses(case: Case) -> dict[str, Tensor]:
+def found(case: Case) -> DetectionLosses:
     """The losses of one training step, whose gradients are in the model afterwards."""
-    losses = case.model.train().losses(case.input.batch, case.input.targets)
-    sum(losses.values()).backward()
-    return losses
+    found = case.model.train().losses(case.input.batch, case.input.targets)
+    sum(found.losses.values()).backward()
+    return found
 
 
 @pytest.fixture(scope="module")
-def evaluated(case: Case, losses: dict[str, Tensor]) -> Evaluated:
+def evaluated(case: Case, found: DetectionLosses) -> Evaluated:
     model, batch = case.model.eval(), case.input.batch
     with torch.no_grad():
         backbone = model.backbone(batch.pixels)
@@ -83,19 +84,23 @@ def test_every_published_tensor_has_one_of_ours(case: Case) -> None:
     assert sorted(published_names(case.recipe).values()) == sorted(key for key, _, _ in published_entries(case.recipe))
 
 
-def test_losses(case: Case, losses: dict[str, Tensor]) -> None:
+def test_losses(case: Case, found: DetectionLosses) -> None:
     expected = golden_json(f"models/{case.folder}/train.json")["losses"]
-    ours = {"loss_rank": losses["ranking"], "loss_sort": losses["sorting"], "loss_bbox": losses["box"]}
+    ours = {
+        "loss_rank": found.losses["ranking"],
+        "loss_sort": found.losses["sorting"],
+        "loss_bbox": found.losses["box"],
+    }
     assert {k: v.item() for k, v in ours.items()} == pytest.approx(expected, rel=1e-4)
-    assert len(losses) == len(ours)
+    assert len(found.losses) == len(ours)
 
 
-def test_number_of_positives(case: Case, losses: dict[str, Tensor]) -> None:
+def test_number_of_positives(case: Case, found: DetectionLosses) -> None:
     (call,) = golden_json(f"models/{case.folder}/train.json")["ranksort_calls"]
-    assert case.model.num_positives == call["positives"]  # here none of them has an IoU of exactly 0
+    assert len(found.quality) == call["positives"]  # here none of them has an IoU of exactly 0
 
 
-def test_gradient_norm_of_every_trained_parameter(case: Case, losses: dict[str, Tensor]) -> None:
+def test_gradient_norm_of_every_trained_parameter(case: Case, found: DetectionLosses) -> None:
     assert_same_gradients(case.model, case.folder, published_names(case.recipe))
 
 
@@ -120,11 +125,13 @@ def test_detections_in_the_original_images(case: Case, evaluated: Evaluated) -> 
     assert_same_detections(ours, case.folder, "rescale_True")
 
 
-def test_losses_and_detections_of_plain_images(case: Case, losses: dict[str, Tensor], evaluated: Evaluated) -> None:
+def test_losses_and_detections_of_plain_images(case: Case, found: DetectionLosses, evaluated: Evaluated) -> None:
     """What a user calls, with images in 0..1 of the size the model works at."""
     targets = [{key: t[key] for key in ("boxes", "labels")} for t in case.input.targets]
     with torch.no_grad():
         public = case.model.train()(case.input.images, targets)
         detections = case.model.eval()(case.input.images)
-    assert {k: v.item() for k, v in public.items()} == pytest.approx({k: v.item() for k, v in losses.items()}, rel=1e-4)
+    assert {k: v.item() for k, v in public.items()} == pytest.approx(
+        {k: v.item() for k, v in found.losses.items()}, rel=1e-4
+    )
     assert_same_detections(detections, case.folder, "rescale_False")

@@ -23,6 +23,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from ranksort.checkpoints import convert_checkpoint
+from ranksort.losses.detection import DetectionLosses
 from ranksort.models import CascadeRCNN, FasterRCNN, MaskRCNN
 from ranksort.models.anchors import AnchorPredictions
 from ranksort.models.roi_heads import pool_regions
@@ -42,7 +43,7 @@ class Case(NamedTuple):
     recipe: str
     input: GoldenInput
     model: FasterRCNN | CascadeRCNN | MaskRCNN
-    losses: dict[str, Tensor]  # of one training step, whose gradients are in the model
+    found: DetectionLosses  # of one training step, whose gradients are in the model
     backbone: list[Tensor]
     neck: list[Tensor]
     anchors: AnchorPredictions
@@ -55,13 +56,13 @@ def case(request: pytest.FixtureRequest) -> Case:
     given = golden_input()
     model = create_model(recipe, min_size=256, score_threshold=threshold)
     model.load_state_dict(convert_checkpoint(published_state_dict(recipe), recipe))
-    losses = model.train().losses(given.batch, given.targets)
-    sum(losses.values()).backward()
+    found = model.train().losses(given.batch, given.targets)
+    sum(found.losses.values()).backward()
     with torch.no_grad():
         backbone = model.eval().backbone(given.batch.pixels)
         neck = model.fpn(backbone)
         return Case(
-            request.param, recipe, given, model, losses, backbone, neck, model.rpn(neck), model.detect(given.batch)
+            request.param, recipe, given, model, found, backbone, neck, model.rpn(neck), model.detect(given.batch)
         )
 
 
@@ -82,14 +83,14 @@ def test_losses(case: Case) -> None:
     for name in golden_json(f"models/{case.folder}/train.json")["losses"]:
         part = name.rpartition("_")[2]
         prefix = "rpn_" if "rpn" in name else f"stage{name[1]}_" if name.startswith("s") else ""
-        ours[name] = case.losses[prefix + parts.get(part, part)].item()
-    assert len(ours) == len(case.losses)
+        ours[name] = case.found.losses[prefix + parts.get(part, part)].item()
+    assert len(ours) == len(case.found.losses)
     assert ours == pytest.approx(golden_json(f"models/{case.folder}/train.json")["losses"], rel=1e-4)
 
 
 def test_number_of_positives(case: Case) -> None:
     last = golden_json(f"models/{case.folder}/train.json")["ranksort_calls"][-1]
-    assert case.model.num_positives == last["positives"]  # here none of them has an IoU of exactly 0
+    assert len(case.found.quality) == last["positives"]  # here none of them has an IoU of exactly 0
 
 
 def test_gradient_norm_of_every_trained_parameter(case: Case) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from samples import Batch, batch, detections_of, fit, losses_and_gradients, sample, two_images
+from samples import Batch, batch, detections_of, fit, losses_and_gradients, positives, sample, two_images
 from torch import Tensor
 from torchvision.ops import box_iou, masks_to_boxes
 
@@ -88,16 +88,17 @@ def test_image_without_objects_among_others(make: Make) -> None:
     model = make()
     images, targets = batch(sample(64, 80, [[10, 10, 50, 60, 1]]), sample(64, 96, []))
     losses = losses_and_gradients(model, images, targets)
-    assert model.num_positives > 0
+    assert positives(model, images, targets) > 0
     assert all(value > 0 for name, value in losses.items() if name.endswith(("ranking", "box", "mask")))
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_batch_without_any_object(make: Make, count: int) -> None:
     model = make()
-    losses = losses_and_gradients(model, *batch(*[sample(64, 80, [])] * count))
+    data = batch(*[sample(64, 80, [])] * count)
+    losses = losses_and_gradients(model, *data)
     assert all(value == 0 for value in losses.values())
-    assert model.num_positives == 0
+    assert positives(model, *data) == 0
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 
 
@@ -108,7 +109,7 @@ def test_no_proposals(make: Make, monkeypatch: pytest.MonkeyPatch, objects: list
     monkeypatch.setattr(model.rpn, "proposals", lambda output, sizes: [torch.zeros(0, 4) for _ in sizes])
     images, targets = batch(sample(64, 80, objects), sample(64, 64, []))
     losses_and_gradients(model, images, targets)
-    assert model.num_positives == len(objects)
+    assert positives(model, images, targets) == len(objects)
     assert all(len(d["scores"]) == 0 for d in detections_of(model, images))
 
 
@@ -123,8 +124,9 @@ def test_no_proposals(make: Make, monkeypatch: pytest.MonkeyPatch, objects: list
 )
 def test_hard_objects(make: Make, objects: list[list[float]]) -> None:
     model = make()
-    losses_and_gradients(model, *batch(sample(64, 80, objects)))
-    assert model.num_positives >= len(objects)
+    data = batch(sample(64, 80, objects))
+    losses_and_gradients(model, *data)
+    assert positives(model, *data) >= len(objects)
 
 
 def test_predictions_which_have_all_left_their_objects(make: Make) -> None:
@@ -136,7 +138,7 @@ def test_predictions_which_have_all_left_their_objects(make: Make) -> None:
     images, targets = batch(sample(64, 80, [[10, 10, 50, 60, 1]]))
     losses = losses_and_gradients(model, images, targets)
     assert all(value == 0 for name, value in losses.items() if "rpn" not in name)
-    assert model.num_positives > 0
+    assert positives(model, images, targets) > 0
     detections_of(model, images)
 
 
@@ -208,9 +210,9 @@ def test_of_many_positives_some_go_to_the_mask_head(monkeypatch: pytest.MonkeyPa
     images, targets = two_images()
     for _ in range(2):
         losses_and_gradients(model, images, targets)
-    assert model.num_positives > 6
     assert [len(boxes) for boxes in seen] == [3, 3]
     assert not torch.equal(*seen)
+    assert positives(model, images, targets) > 6
 
 
 def test_mask_loss_reaches_the_mask_head_alone_with_what_it_is_for() -> None:

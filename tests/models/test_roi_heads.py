@@ -87,8 +87,8 @@ def test_box_head(class_agnostic: bool) -> None:
     boxes = head.boxes(deltas, regions, [(50, 60), (256, 256)])
     assert [tuple(b.shape[:2]) for b in boxes] == [(3, deltas.shape[1]), (1, deltas.shape[1])]
     assert bool((boxes[0].amax((0, 1)) <= torch.tensor([60, 50, 60, 50])).all())
-    losses = head.losses(logits, deltas[matched.positive], regions, matched)
-    losses["box"].backward()
+    found = head.losses(logits, deltas[matched.positive], regions, matched)
+    found.losses["box"].backward()
     touched = deltas.grad.abs().sum(-1) > 0
     assert touched.nonzero().tolist() == [[0, 0], [1, 0]]
 
@@ -118,7 +118,7 @@ def test_training_with_the_classes_of_lvis_takes_a_few_times_the_memory_of_the_l
     features = [f[:1, :1] for f in _features()]
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as recorded:
         logits, deltas = head(features, regions, matched.positive)
-        sum(head.losses(logits, deltas, regions, matched).values()).backward()
+        sum(head.losses(logits, deltas, regions, matched).losses.values()).backward()
     assert logits.shape == (4000, num_classes)
     assert recorded.profiler is not None
     events = sorted(recorded.profiler.kineto_results.events(), key=lambda event: event.start_ns())

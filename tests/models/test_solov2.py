@@ -7,7 +7,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from oracles import solov2 as oracle
-from samples import batch, fit, losses_and_gradients, peak_bytes, sample
+from samples import batch, fit, losses_and_gradients, peak_bytes, positives, sample
 from torch import Tensor
 
 from ranksort.models import SOLOv2
@@ -60,21 +60,21 @@ def test_learns_two_images() -> None:
 @pytest.mark.parametrize("light", [True, False])
 def test_losses_are_balanced(light: bool) -> None:
     model = _model(light)
-    losses = losses_and_gradients(
-        model, *batch(sample(96, 128, [[10, 10, 70, 50, 0], [30, 30, 120, 90, 1]]), sample(96, 96, []))
-    )
+    data = batch(sample(96, 128, [[10, 10, 70, 50, 0], [30, 30, 120, 90, 1]]), sample(96, 96, []))
+    losses = losses_and_gradients(model, *data)
     assert list(losses) == ["ranking", "sorting", "mask"]
     torch.testing.assert_close(losses["mask"], losses["ranking"] + losses["sorting"])
-    assert model.num_positives > 5
+    assert positives(model, *data) > 5
 
 
 def test_object_with_an_empty_mask_has_no_positives() -> None:
     model = _model()
     image, target = sample(64, 80, [[10, 10, 50, 50, 0]])
     without_mask = target | {"masks": torch.zeros_like(target["masks"])}
-    losses = losses_and_gradients(model, *batch(sample(64, 80, []), (image, without_mask)))
+    data = batch(sample(64, 80, []), (image, without_mask))
+    losses = losses_and_gradients(model, *data)
     assert [x.item() for x in losses.values()] == [0, 0, 0]
-    assert model.num_positives == 0
+    assert positives(model, *data) == 0
 
 
 def test_nothing_is_found() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from oracles import yolact as oracle
-from samples import batch, fit, losses_and_gradients, peak_bytes, sample
+from samples import batch, fit, losses_and_gradients, peak_bytes, positives, sample
 from torchvision.ops import box_iou
 
 from ranksort.models import YOLACT
@@ -53,8 +53,7 @@ def test_losses_are_balanced() -> None:
 def test_small_object_inside_many_anchors_has_one_positive() -> None:
     """Its IoU with all anchors of one shape around it is the same."""
     model = _model()
-    losses_and_gradients(model, *batch(sample(96, 96, [[43, 43, 47, 47, 0]]), sample(96, 96, [])))
-    assert model.num_positives == 1
+    assert positives(model, *batch(sample(96, 96, [[43, 43, 47, 47, 0]]), sample(96, 96, []))) == 1
 
 
 def test_mixed_precision() -> None:
@@ -83,9 +82,10 @@ def test_every_positive_takes_part_in_the_mask_loss() -> None:
             kept.append(level)
 
     model.head.register_forward_hook(keep)
-    model(images, targets)["mask"].backward()
+    found = model(images, targets, with_quality=True)
+    found.losses["mask"].backward()
     with_gradient = torch.cat([level.grad for level in kept], 1).abs().sum(2) > 0
-    assert int(with_gradient.sum()) == model.num_positives
+    assert int(with_gradient.sum()) == len(found.quality)
     assert int(with_gradient[0].sum()) > 128
 
 

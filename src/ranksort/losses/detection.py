@@ -5,15 +5,61 @@ ranking, sorting  RS Loss over all logits of the batch
 box, mask         means over the positives, each weighted by its confidence
 balance           every box and mask loss scaled to the value of the classification loss: no task weight to tune
 
-A detector with a box branch calls `rank_sort_detection_losses` after its own assignment of anchors or proposals to objects, with all
-images of the batch in one list. Whoever has masks, or another quality than the IoU, puts the other functions together as it does.
+A detector calls `rank_sort_detection_losses`, or another `Criterion`, after its own assignment of anchors or proposals to objects, with all
+images of the batch in one list. Whoever has masks adds their loss by the other functions, as `models/yolact.py` does.
 """
+
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from .localization import giou_loss, paired_iou
 from .rank_sort import rank_sort_loss
+
+
+class DetectionLosses(NamedTuple):
+    """What supervises a classifier and its boxes, or a whole detector, in a batch."""
+
+    losses: dict[str, Tensor]
+    """scalars by name, to be summed: `box`, and those of the classification by any other names, such as `ranking` and `sorting`"""
+    quality: Tensor  # how well each positive fits its object, in 0..1, without gradient, [P]; for the logs
+
+    @property
+    def classification(self) -> Tensor:
+        """The sum of all losses but `box`: what `self_balanced` takes."""
+        return sum((loss for name, loss in self.losses.items() if name != "box"), self.quality.new_zeros(()))
+
+    def logs(self) -> dict[str, Tensor | float]:
+        """What is worth watching besides the losses: the number of `positives` and their mean `quality`, 0 where there are none."""
+        positives = len(self.quality)
+        return {"positives": float(positives), "quality": self.quality.sum() / max(positives, 1)}
+
+
+class Criterion(Protocol):
+    """What supervises a detector: a function, or a module, with the arguments of `rank_sort_detection_losses`, which is one.
+
+    A detector calls it for each of its classifiers: its head, or RPN and box heads, of which the RPN has a single class, "object". What
+    it gets from where:
+
+        logits, positive, labels, ignored: from every detector.
+        boxes, object_boxes: from all but those without a box branch, as SOLOv2, which pass None.
+        quality: from these alone, in place of boxes; so a criterion which is not for them does without this argument.
+
+    Mask losses are the detector's: weighted by confidence and balanced to `DetectionLosses.classification`.
+    """
+
+    def __call__(
+        self,
+        logits: Tensor,
+        positive: Tensor,
+        labels: Tensor,
+        boxes: Tensor | None,
+        object_boxes: Tensor | None,
+        *,
+        ignored: Tensor | None = None,
+        quality: Tensor | None = None,
+    ) -> DetectionLosses: ...
 
 
 def quality_targets(
@@ -52,14 +98,14 @@ def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
     return (losses * weights).sum() / weights.sum().clamp(min=1e-10)
 
 
-def self_balanced(task_loss: Tensor, ranking: Tensor, sorting: Tensor) -> Tensor:
-    """`task_loss` scaled by λ = detach(ranking + sorting) / detach(task_loss) (section 4.2, "self-balancing"); all scalars.
+def self_balanced(task_loss: Tensor, *classification: Tensor) -> Tensor:
+    """`task_loss` scaled by λ = detach(Σ classification) / detach(task_loss) (section 4.2, "self-balancing"); all scalars.
 
-    Its value becomes that of the classification loss, its gradient keeps its direction. A task loss of 0 stays 0. Several tasks are
-    balanced one by one.
+    Its value becomes that of the classification loss, such as ranking + sorting; its gradient keeps its direction. A task loss of 0 stays
+    0. Several tasks are balanced one by one.
     """
     task = task_loss.detach()
-    scale = (ranking + sorting).detach() / torch.where(task == 0, 1.0, task)
+    scale = sum(classification, torch.zeros_like(task)).detach() / torch.where(task == 0, 1.0, task)
     return task_loss * torch.where(task == 0, 0.0, scale)
 
 
@@ -67,33 +113,42 @@ def rank_sort_detection_losses(
     logits: Tensor,
     positive: Tensor,
     labels: Tensor,
-    boxes: Tensor,
-    object_boxes: Tensor,
+    boxes: Tensor | None,
+    object_boxes: Tensor | None,
     *,
     ignored: Tensor | None = None,
+    quality: Tensor | None = None,
     delta: float = 0.5,
-) -> dict[str, Tensor]:
-    """The losses of a classifier with a box branch, for anchors and for RoIs alike, all images of the batch ranked as one.
+) -> DetectionLosses:
+    """RS Loss of a classifier with a box branch, for anchors and for RoIs alike, all images of the batch ranked as one.
 
     Args:
         logits: class scores before the sigmoid, [A, C].
         positive: int64 [P], which of the A examples are positive, each once.
         labels: int64 [P], the classes of their objects, 0..C-1; of the other classes a positive is a negative.
-        boxes: the predicted boxes of the positives, decoded, with gradient, xyxy [P, 4].
-        object_boxes: the boxes of their objects, xyxy [P, 4].
+        boxes: the predicted boxes of the positives, decoded, with gradient, xyxy [P, 4]; None where there is no box branch.
+        object_boxes: the boxes of their objects, xyxy [P, 4]; None where there is no box branch.
         ignored: bool [A], examples which take no part in the ranking.
+        quality: how well each positive fits its object, in 0..1, [P], such as the Dice coefficient of its mask; None: the IoU of its box.
         delta: half the width of RS Loss's smoothed step.
 
     Returns:
-        `ranking`, `sorting` and `box` (GIoU, confidence-weighted, self-balanced), float32 scalars to be summed as they are. Without
-        positives all are 0, connected to the graph.
+        The losses `ranking`, `sorting` and, with boxes, `box` (GIoU, confidence-weighted, self-balanced), float32 scalars to be summed as
+        they are. Without positives all are 0, connected to the graph. And the quality of the positives.
 
     Raises:
-        ValueError: where logits or boxes are not finite.
+        ValueError: where logits or boxes are not finite, or there is neither a box nor a quality.
     """
-    logits, boxes, object_boxes = logits.float(), boxes.float(), object_boxes.float()
-    quality = paired_iou(boxes.detach(), object_boxes)
-    targets = quality_targets(logits, positive, labels, quality, ignored)
-    ranking, sorting = rank_sort_loss(logits, targets, delta=delta)
-    box = weighted_mean(giou_loss(boxes, object_boxes), confidence(logits[positive]))
-    return {"ranking": ranking, "sorting": sorting, "box": self_balanced(box, ranking, sorting)}
+    logits = logits.float()
+    if boxes is not None and object_boxes is not None:
+        boxes, object_boxes = boxes.float(), object_boxes.float()
+        quality = paired_iou(boxes.detach(), object_boxes) if quality is None else quality
+    if quality is None:
+        raise ValueError("the quality of the positives is needed where there are no boxes and object_boxes")
+    quality = quality.detach()
+    ranking, sorting = rank_sort_loss(logits, quality_targets(logits, positive, labels, quality, ignored), delta=delta)
+    losses = {"ranking": ranking, "sorting": sorting}
+    if boxes is not None and object_boxes is not None:
+        box = weighted_mean(giou_loss(boxes, object_boxes), confidence(logits[positive]))
+        losses["box"] = self_balanced(box, ranking, sorting)
+    return DetectionLosses(losses, quality)

@@ -1,11 +1,15 @@
-"""Detectors trained by RS Loss, one file each; start with `atss.py`. They know nothing of data sets, recipes or the training engine."""
+"""Detectors trained by RS Loss, one file each; start with `atss.py`. They know nothing of data sets, recipes or the training engine.
+
+Their names are in `recipes/detectors.py`.
+"""
 
 from .atss import ATSS
 from .cascade_rcnn import CascadeRCNN
+from .detector import Detector
 from .faster_rcnn import FasterRCNN
 from .mask_rcnn import MaskRCNN
 from .paa import PAA
-from .solov2 import SOLOv2
+from .solov2 import SOLOv2, SOLOv2Light
 from .yolact import YOLACT
 
-__all__ = ["ATSS", "PAA", "YOLACT", "CascadeRCNN", "FasterRCNN", "MaskRCNN", "SOLOv2"]
+__all__ = ["ATSS", "PAA", "YOLACT", "CascadeRCNN", "Detector", "FasterRCNN", "MaskRCNN", "SOLOv2", "SOLOv2Light"]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..losses.detection import rank_sort_detection_losses
+from ..losses.detection import DetectionLosses
 from .dense_head import DenseDetector
 from .images import ImageBatch
 from .matchers import collect, match_atss
@@ -20,15 +20,14 @@ from .matchers import collect, match_atss
 class ATSS(DenseDetector):
     """RS-ATSS: losses `ranking`, `sorting` and `box`. Args: as of `DenseDetector`."""
 
-    def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> DetectionLosses:
         output = self.predict(batch)
         matches = []
         for target, padded in zip(targets, batch.padded_sizes, strict=True):
             in_image = self.anchors.in_image(output.map_sizes, padded, batch.pixels.device)
             matches.append(match_atss(output.anchors, target["boxes"], in_image))
         matched = collect(matches, targets)
-        self.num_positives = len(matched.positive)
-        return rank_sort_detection_losses(
+        return self.criterion(
             output.all_logits(),
             matched.positive,
             matched.labels,

@@ -1,11 +1,15 @@
 """CARAFE: content-aware reassembly of features (Wang et al., ICCV 2019), and the pyramid which upsamples by it."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .fpn import FPN
 from .layers import xavier_convs
+
+Upsampling = Literal["nearest", "carafe"]
 
 
 class Carafe(nn.Module):
@@ -65,3 +69,8 @@ class CarafeFPN(nn.Module):
             height, width = maps[fine].shape[-2:]
             maps[fine] = maps[fine] + self.upsamplers[fine](maps[fine + 1])[:, :, :height, :width]
         return [output(x) for output, x in zip(self.outputs, maps, strict=True)]
+
+
+def region_pyramid(in_channels: Sequence[int], channels: int, upsampling: Upsampling) -> FPN | CarafeFPN:
+    """Return the pyramid P2..P6 of an R-CNN on C2..C5 of `in_channels`, whose top-down path copies cells or is CARAFE's."""
+    return CarafeFPN(in_channels, channels) if upsampling == "carafe" else FPN(in_channels, channels, extra_convs=False)

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..losses.detection import DetectionLosses
 from .backbones import Backbone
-from .carafe import CarafeFPN
+from .carafe import Upsampling, region_pyramid
 from .detector import Detector
-from .fpn import FPN
 from .images import ImageBatch, ImageTransform
 from .roi_heads import BoxHead, match_regions
 from .rpn import RPN
@@ -31,39 +31,43 @@ class CascadeRCNN(Detector):
     Positives are regions of the last head. Args: as of `FasterRCNN`.
     """
 
+    backbone_levels = 4
+    settings = ("channels", "upsampling", "proposals", "prior")
+    score_threshold, nms_threshold = 0.4, 0.5
+
     def __init__(
         self,
         backbone: Backbone,
-        fpn: FPN | CarafeFPN,
         transform: ImageTransform,
         num_classes: int,
         *,
+        channels: int = 256,
+        upsampling: Upsampling = "nearest",
         proposals: int = 1000,
         prior: float = 0.01,
-        **postprocessing: Any,
+        **common: Any,
     ):
-        super().__init__(backbone, transform, num_classes, **postprocessing)
-        self.fpn = fpn
-        self.rpn = RPN(fpn.channels, ignore_crossing=True, limit=proposals)
+        super().__init__(backbone, transform, num_classes, **common)
+        self.fpn = region_pyramid(backbone.channels[-4:], channels, upsampling)
+        self.rpn = RPN(channels, ignore_crossing=True, limit=proposals)
         self.box_head: Sequence[BoxHead] = nn.ModuleList(  # type: ignore[assignment]
-            BoxHead(fpn.channels, num_classes, class_agnostic=True, prior=prior) for _ in IOU_THRESHOLDS
+            BoxHead(channels, num_classes, class_agnostic=True, prior=prior) for _ in IOU_THRESHOLDS
         )
 
-    def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> DetectionLosses:
         features = self.fpn(self.backbone(batch.pixels)[-4:])
         anchors = self.rpn(features)
-        losses = self.rpn.losses(anchors, batch, targets)
+        losses = self.rpn.losses(anchors, batch, targets, self.criterion)
         regions = self.rpn.proposals(anchors, batch.sizes)
         for stage, (head, iou_threshold) in enumerate(zip(self.box_head, IOU_THRESHOLDS, strict=True)):
             regions, matched = match_regions(regions, targets, iou_threshold=iou_threshold)
-            self.num_positives = len(matched.positive)
             logits, deltas = head(features, regions)
-            of_stage = head.losses(logits, deltas[matched.positive], regions, matched)
-            losses |= {f"stage{stage}_{name}": loss for name, loss in of_stage.items()}
+            found = head.losses(logits, deltas[matched.positive], regions, matched, self.criterion)
+            losses |= {f"stage{stage}_{name}": loss for name, loss in found.losses.items()}
             boxes = head.boxes(deltas.detach(), regions, batch.sizes)
             # What became of the objects' own boxes does not count: the next head gets them as they are.
             regions = [b[len(target["boxes"]) :, 0] for b, target in zip(boxes, targets, strict=True)]
-        return losses
+        return found._replace(losses=losses)
 
     def detect(self, batch: ImageBatch) -> list[dict[str, Tensor]]:
         features = self.fpn(self.backbone(batch.pixels)[-4:])

@@ -25,6 +25,8 @@ class DenseDetector(Detector):
         prior: class probability which training starts from.
     """
 
+    settings = ("channels", "head_convs", "prior")
+
     def __init__(
         self,
         backbone: Backbone,
@@ -34,9 +36,9 @@ class DenseDetector(Detector):
         channels: int = 256,
         head_convs: int = 4,
         prior: float = 0.01,
-        **postprocessing: Any,
+        **common: Any,
     ):
-        super().__init__(backbone, transform, num_classes, **postprocessing)
+        super().__init__(backbone, transform, num_classes, **common)
         self.fpn = FPN(backbone.channels[-3:], channels, levels=len(STRIDES))
         self.anchors = AnchorGenerator(STRIDES, scales=[4 * 2 ** (i / 3) for i in range(3)])
         self.head = DenseHead(channels, num_classes, self.anchors.per_cell, len(STRIDES), head_convs, prior)

@@ -1,9 +1,11 @@
 """How all detectors are called: as torchvision's are, with lists of images and of targets."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
+from ..losses.detection import Criterion, DetectionLosses, rank_sort_detection_losses
 from .backbones import Backbone
 from .images import ImageBatch, ImageTransform, check_input
 from .postprocess import non_maximum_suppression
@@ -12,16 +14,30 @@ from .postprocess import non_maximum_suppression
 class Detector(nn.Module):
     """From images and targets to `losses`, or from images to what `detect` finds. Every detector has these two methods of its own.
 
+    The class says what else is to be known of a detector to build it, train it and evaluate it: recipes, data sets and the training engine
+    ask its attributes, never its name. One of ours is a line in `recipes/detectors.py`; one of a user's own may be in any file, see
+    `examples/my_detector.py`. The constructor takes the arguments below, and `settings` by their names.
+
     Args:
         backbone: gives features from fine to coarse; those of strides 8, 16 and 32, or 4 to 32, are its last.
         transform: resizing and normalisation.
         num_classes: C; labels are 0..C-1, there is no background class.
-        score_threshold: least score of a detection, in 0..1.
-        nms_threshold: IoU above which the lower of two detections of a class is dropped.
+        losses: what supervises it, see `Criterion`; by default RS Loss.
+        score_threshold: least score of a detection, in 0..1; None: the published one, that of the class.
+        nms_threshold: IoU above which the lower of two detections of a class is dropped; None: the published one.
         detections_per_image: most detections reported.
     """
 
-    has_masks = False
+    has_masks: ClassVar[bool] = False  # whether it learns and predicts masks
+    keeps_ratio: ClassVar[bool] = True  # whether images keep their ratio of sides; else they become squares
+    backbone_levels: ClassVar[int] = (
+        3  # levels of the backbone that it uses: 3, of strides 8 to 32, or 4, from stride 4 on
+    )
+    channel_step: ClassVar[int] = 32  # what `channels` has to be a multiple of; the norms have 32 groups
+    settings: ClassVar[tuple[str, ...]] = ("channels", "prior")
+    """which of the model settings of a recipe its constructor takes by these names, besides those above"""
+    score_threshold: float = 0.05  # the published one
+    nms_threshold: float = 0.6
 
     def __init__(
         self,
@@ -29,45 +45,57 @@ class Detector(nn.Module):
         transform: ImageTransform,
         num_classes: int,
         *,
-        score_threshold: float = 0.05,
-        nms_threshold: float = 0.6,
+        losses: Criterion = rank_sort_detection_losses,
+        score_threshold: float | None = None,
+        nms_threshold: float | None = None,
         detections_per_image: int = 100,
     ):
         super().__init__()
         self.transform = transform
         self.backbone = backbone
         self.num_classes = num_classes
-        self.num_positives = 0  # of the last training batch, for the logs
-        self.score_threshold = score_threshold
-        self.nms_threshold = nms_threshold
+        self.criterion = losses
+        if score_threshold is not None:
+            self.score_threshold = score_threshold
+        if nms_threshold is not None:
+            self.nms_threshold = nms_threshold
         self.detections_per_image = detections_per_image
 
     def forward(
-        self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None
-    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        self,
+        images: Sequence[Tensor],
+        targets: Sequence[dict[str, Tensor]] | None = None,
+        with_quality: bool = False,
+    ) -> dict[str, Tensor] | DetectionLosses | list[dict[str, Tensor]]:
         """Losses in training mode, detections in evaluation mode.
 
         Args:
             images: RGB, float in 0..1 (or uint8), [3, H, W] each, of any sizes.
             targets: for training; one dict an image with `boxes` [G, 4] xyxy in pixels, `labels` int64 [G] in 0..C-1 and, for a detector of
                 masks, `masks` [G, H, W], bool or 0 and 1. G may be 0.
+            with_quality: whether the losses come with the quality of the positives, for logs.
 
         Returns:
-            In training mode the losses by name, scalars to be summed. In evaluation mode one dict an image with `boxes` [D, 4] xyxy in
-            pixels of the original image, `scores` [D] in 0..1, falling, `labels` [D] and, from a detector of masks, `masks`, bool
-            [D, H, W], of the original image's size.
+            In training mode the losses by name, scalars to be summed; or `DetectionLosses`, which has them, where `with_quality`. In
+            evaluation mode one dict an image with `boxes` [D, 4] xyxy in pixels of the original image, `scores` [D] in 0..1, falling,
+            `labels` [D] and, from a detector of masks, `masks`, bool [D, H, W], of the original image's size.
 
         Raises:
             ValueError: in training mode without targets, or where an image or target has the wrong shape or a box has no area.
         """
         check_input(images, targets, self.num_classes, self.training, masks=self.has_masks)
         batch, targets = self.transform(images, targets)
-        if self.training:
-            return self.losses(batch, targets)
-        return self.to_original(self.detect(batch), batch)
+        if not self.training:
+            return self.to_original(self.detect(batch), batch)
+        found = self.losses(batch, targets)
+        if not isinstance(found, DetectionLosses):
+            raise ValueError(
+                f"`losses` of {type(self).__name__} must return DetectionLosses, as its criterion must; got {type(found).__name__}"
+            )
+        return found if with_quality else found.losses
 
-    def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The losses of a batch whose targets are in its coordinates."""
+    def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> DetectionLosses:
+        """The losses of a batch whose targets are in its coordinates, and the quality of its positives."""
         raise NotImplementedError
 
     def detect(self, batch: ImageBatch) -> list[dict[str, Tensor]]:

@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ..losses.detection import DetectionLosses
 from .backbones import Backbone
-from .carafe import CarafeFPN
+from .carafe import Upsampling, region_pyramid
 from .detector import Detector
-from .fpn import FPN
 from .images import ImageBatch, ImageTransform
 from .roi_heads import BoxHead, match_regions
 from .rpn import RPN
@@ -24,36 +24,42 @@ from .rpn import RPN
 class FasterRCNN(Detector):
     """RS-Faster R-CNN: losses `rpn_ranking`, `rpn_sorting`, `rpn_box`, `ranking`, `sorting` and `box`. Positives are proposals.
 
-    Args: as of `Detector`, and these. Published with a `score_threshold` of .4 and an `nms_threshold` of .5, as the recipes set them.
-        fpn: takes the backbone's features to levels of strides 4, 8, 16, 32 and 64.
+    Args: as of `Detector`, and these.
+        channels: of the pyramid.
+        upsampling: of the pyramid, see `region_pyramid`.
         proposals: most regions of an image which the box head looks into.
         prior: class probability which training starts from.
     """
 
+    backbone_levels = 4
+    settings = ("channels", "upsampling", "proposals", "prior")
+    score_threshold, nms_threshold = 0.4, 0.5
+
     def __init__(
         self,
         backbone: Backbone,
-        fpn: FPN | CarafeFPN,
         transform: ImageTransform,
         num_classes: int,
         *,
+        channels: int = 256,
+        upsampling: Upsampling = "nearest",
         proposals: int = 1000,
         prior: float = 0.01,
-        **postprocessing: Any,
+        **common: Any,
     ):
-        super().__init__(backbone, transform, num_classes, **postprocessing)
-        self.fpn = fpn
-        self.rpn = RPN(fpn.channels, limit=proposals)
-        self.box_head = BoxHead(fpn.channels, num_classes, prior=prior)
+        super().__init__(backbone, transform, num_classes, **common)
+        self.fpn = region_pyramid(backbone.channels[-4:], channels, upsampling)
+        self.rpn = RPN(channels, limit=proposals)
+        self.box_head = BoxHead(channels, num_classes, prior=prior)
 
-    def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> DetectionLosses:
         features = self.fpn(self.backbone(batch.pixels)[-4:])
         anchors = self.rpn(features)
         proposals = self.rpn.proposals(anchors, batch.sizes)
         regions, matched = match_regions(proposals, targets)
-        self.num_positives = len(matched.positive)
         logits, deltas = self.box_head(features, regions, matched.positive)
-        return self.rpn.losses(anchors, batch, targets) | self.box_head.losses(logits, deltas, regions, matched)
+        found = self.box_head.losses(logits, deltas, regions, matched, self.criterion)
+        return found._replace(losses=self.rpn.losses(anchors, batch, targets, self.criterion) | found.losses)
 
     def detect(self, batch: ImageBatch) -> list[dict[str, Tensor]]:
         features = self.fpn(self.backbone(batch.pixels)[-4:])

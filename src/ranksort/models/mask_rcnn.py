@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..losses.detection import confidence, self_balanced, weighted_mean
+from ..losses.detection import DetectionLosses, confidence, self_balanced, weighted_mean
 from ..losses.localization import dice_loss
 from .backbones import Backbone
-from .carafe import CarafeFPN
+from .carafe import Upsampling, region_pyramid
 from .detector import Detector
-from .fpn import FPN
 from .images import ImageBatch, ImageTransform
 from .masks import paste_masks
 from .roi_heads import BoxHead, MaskHead, mask_targets, match_regions
@@ -32,33 +31,36 @@ class MaskRCNN(Detector):
     """RS-Mask R-CNN: losses as of `FasterRCNN`, and `mask`. Args: as of `FasterRCNN`."""
 
     has_masks = True
+    backbone_levels = 4
+    settings = ("channels", "upsampling", "proposals", "prior")
+    score_threshold, nms_threshold = 0.4, 0.5
 
     def __init__(
         self,
         backbone: Backbone,
-        fpn: FPN | CarafeFPN,
         transform: ImageTransform,
         num_classes: int,
         *,
+        channels: int = 256,
+        upsampling: Upsampling = "nearest",
         proposals: int = 1000,
         prior: float = 0.01,
-        **postprocessing: Any,
+        **common: Any,
     ):
-        super().__init__(backbone, transform, num_classes, **postprocessing)
-        self.fpn = fpn
-        self.rpn = RPN(fpn.channels, limit=proposals)
-        self.box_head = BoxHead(fpn.channels, num_classes, prior=prior)
-        self.mask_head = MaskHead(fpn.channels, num_classes)
+        super().__init__(backbone, transform, num_classes, **common)
+        self.fpn = region_pyramid(backbone.channels[-4:], channels, upsampling)
+        self.rpn = RPN(channels, limit=proposals)
+        self.box_head = BoxHead(channels, num_classes, prior=prior)
+        self.mask_head = MaskHead(channels, num_classes)
 
-    def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> DetectionLosses:
         features = self.fpn(self.backbone(batch.pixels)[-4:])
         anchors = self.rpn(features)
         proposals = self.rpn.proposals(anchors, batch.sizes)
         # Here a proposal which fits an object best is that object's even if it fits another one better.
         regions, matched = match_regions(proposals, targets, low_quality=0.5)
-        self.num_positives = len(matched.positive)
         logits, deltas = self.box_head(features, regions, matched.positive)
-        losses = self.box_head.losses(logits, deltas, regions, matched)
+        found = self.box_head.losses(logits, deltas, regions, matched, self.criterion)
 
         chosen = torch.arange(len(matched.positive), device=logits.device)
         if len(chosen) > MOST_MASKS:
@@ -69,8 +71,8 @@ class MaskRCNN(Detector):
         predicted = self.mask_head(features, of_image, matched.labels[chosen]).float().sigmoid()
         expected = mask_targets([target["masks"] for target in targets], of_image, matched.object[chosen])
         mask = weighted_mean(dice_loss(predicted, expected), confidence(logits[positive].float()))
-        losses["mask"] = self_balanced(mask, losses["ranking"], losses["sorting"])
-        return self.rpn.losses(anchors, batch, targets) | losses
+        losses = self.rpn.losses(anchors, batch, targets, self.criterion) | found.losses
+        return found._replace(losses=losses | {"mask": self_balanced(mask, found.classification)})
 
     def detect(self, batch: ImageBatch) -> list[dict[str, Tensor]]:
         """The detections of a batch, boxes in its coordinates; `masks` are probabilities inside the boxes, [D, 28, 28]."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
-from ..losses.detection import rank_sort_detection_losses
+from ..losses.detection import DetectionLosses
 from ..losses.localization import giou_loss
 from .dense_head import DenseDetector
 from .images import ImageBatch
@@ -27,7 +27,7 @@ from .postprocess import score_voting
 class PAA(DenseDetector):
     """RS-PAA: losses `ranking`, `sorting` and `box`. Args: as of `DenseDetector`."""
 
-    def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> DetectionLosses:
         output = self.predict(batch)
         anchors, all_logits = torch.cat(output.anchors), output.all_logits()
         matches = []
@@ -47,8 +47,7 @@ class PAA(DenseDetector):
             num_objects=len(targets) * most_objects,
             num_levels=len(output.anchors),
         )
-        self.num_positives = len(chosen)
-        return rank_sort_detection_losses(
+        return self.criterion(
             all_logits,
             candidates.positive[chosen],
             candidates.labels[chosen],

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_area, clip_boxes_to_image, roi_align
 
-from ..losses.detection import rank_sort_detection_losses
+from ..losses.detection import Criterion, DetectionLosses, rank_sort_detection_losses
 from .boxes import decode_boxes
 from .images import Size
 from .layers import set_prior
@@ -116,7 +116,14 @@ class BoxHead(nn.Module):
         scores = logits.float().sigmoid().split([len(r) for r in regions])
         return list(zip(self.boxes(deltas, regions, sizes), scores, strict=True))
 
-    def losses(self, logits: Tensor, deltas: Tensor, regions: Sequence[Tensor], matched: Matched) -> dict[str, Tensor]:
+    def losses(
+        self,
+        logits: Tensor,
+        deltas: Tensor,
+        regions: Sequence[Tensor],
+        matched: Matched,
+        criterion: Criterion = rank_sort_detection_losses,
+    ) -> DetectionLosses:
         """RS Loss over all regions and classes, GIoU over the boxes of the positives: `ranking`, `sorting` and `box`.
 
         Args:
@@ -124,11 +131,12 @@ class BoxHead(nn.Module):
             deltas: of the positive ones, [P, K, 4].
             regions: for each image [R_b, 4].
             matched: what they have to detect.
+            criterion: another way to supervise them.
         """
         positive = matched.positive
         deltas = deltas[torch.arange(len(positive), device=deltas.device), matched.labels if deltas.shape[1] > 1 else 0]
         boxes = decode_boxes(deltas.float(), torch.cat(list(regions))[positive])
-        return rank_sort_detection_losses(logits, positive, matched.labels, boxes, matched.boxes)
+        return criterion(logits, positive, matched.labels, boxes, matched.boxes)
 
 
 class MaskHead(nn.Module):

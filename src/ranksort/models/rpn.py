@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
-from ..losses.detection import rank_sort_detection_losses
+from ..losses.detection import Criterion, rank_sort_detection_losses
 from .anchors import AnchorGenerator, AnchorPredictions
 from .images import ImageBatch, Size
 from .layers import normal_convs, per_anchor
@@ -44,9 +44,16 @@ class RPN(nn.Module):
         return self.anchors.predictions(features, logits, [per_anchor(self.box_deltas(x), 4) for x in hidden])
 
     def losses(
-        self, output: AnchorPredictions, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]
+        self,
+        output: AnchorPredictions,
+        batch: ImageBatch,
+        targets: Sequence[dict[str, Tensor]],
+        criterion: Criterion = rank_sort_detection_losses,
     ) -> dict[str, Tensor]:
-        """`rpn_ranking` and `rpn_sorting` over the anchors which belong to an image of the batch, `rpn_box` over the positives."""
+        """`rpn_ranking` and `rpn_sorting` over the anchors which belong to an image of the batch, `rpn_box` over the positives.
+
+        With another `criterion`, what this calls its losses, after `rpn_`.
+        """
         anchors = torch.cat(output.anchors)
         matches = []
         for target, (height, width), padded_size in zip(targets, batch.sizes, batch.padded_sizes, strict=True):
@@ -57,7 +64,7 @@ class RPN(nn.Module):
                 match_iou(anchors, target["boxes"], positive=0.7, negative=0.3, low_quality=0.3, usable=usable)
             )
         matched = collect(matches, targets)
-        losses = rank_sort_detection_losses(
+        found = criterion(
             output.all_logits(),
             matched.positive,
             torch.zeros_like(matched.labels),
@@ -65,7 +72,7 @@ class RPN(nn.Module):
             matched.boxes,
             ignored=matched.ignored,
         )
-        return {f"rpn_{name}": _LOSS_WEIGHT * loss for name, loss in losses.items()}
+        return {f"rpn_{name}": _LOSS_WEIGHT * loss for name, loss in found.losses.items()}
 
     @torch.no_grad()
     def proposals(self, output: AnchorPredictions, image_sizes: Sequence[Size]) -> list[Tensor]:

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..losses.detection import confidence, quality_targets, self_balanced, weighted_mean
+from ..losses.detection import DetectionLosses, confidence, self_balanced, weighted_mean
 from ..losses.localization import dice_loss
-from ..losses.rank_sort import rank_sort_loss
 from .backbones import Backbone
 from .detector import Detector
 from .fpn import FPN
@@ -49,11 +48,16 @@ class SOLOv2(Detector):
     decay of Matrix NMS, and at least .05. `nms_threshold` is not used.
         channels: of the pyramid, a multiple of 64.
         head_convs: depth of the head's towers.
-        light: a head of half the width, for images of half the size.
         prior: class probability which training starts from.
     """
 
     has_masks = True
+    backbone_levels = 4
+    channel_step = 64  # the mask features have half the channels, in 32 groups
+    settings = ("channels", "head_convs", "prior")
+    score_threshold = 0.2
+    widening = 2  # of the head's towers, in `channels`
+    ranges: tuple[tuple[int, int], ...] = RANGES
 
     def __init__(
         self,
@@ -63,16 +67,14 @@ class SOLOv2(Detector):
         *,
         channels: int = 256,
         head_convs: int = 4,
-        light: bool = False,
         prior: float = 0.01,
-        **postprocessing: Any,
+        **common: Any,
     ):
-        super().__init__(backbone, transform, num_classes, **postprocessing)
+        super().__init__(backbone, transform, num_classes, **common)
         self.fpn = FPN(backbone.channels[-4:], channels, extra_convs=False)
-        width = channels if light else 2 * channels
+        width = self.widening * channels
         self.head = SOLOv2Head(channels, width, num_classes, width // 2, head_convs, prior)
         self.mask_features = MaskFeatures(channels, channels // 2, width // 2)
-        self.ranges = LIGHT_RANGES if light else RANGES
 
     def predict(self, pixels: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """What the network says of normalised images [B, 3, H, W].
@@ -85,14 +87,13 @@ class SOLOv2(Detector):
         logits, kernels = self.head(features)
         return logits, kernels, self.mask_features(features[:4])
 
-    def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> DetectionLosses:
         logits, kernels, features = self.predict(batch.pixels)
         size = batch.pixels.shape[-2], batch.pixels.shape[-1]
         masks = [target["masks"].bool() for target in targets]
         matched = collect(
             [match_cells(t["boxes"], m, size, self.ranges) for t, m in zip(targets, masks, strict=True)], targets
         )
-        self.num_positives = len(matched.positive)
         of_positive = torch.cat(kernels, 1).flatten(0, 1)[matched.positive]
         counts = matched.image.bincount(minlength=len(masks)).tolist()
         of_images = zip(features, of_positive.split(counts), masks, matched.object.split(counts), strict=True)
@@ -100,10 +101,9 @@ class SOLOv2(Detector):
             [mask_losses(f, k, quarter_masks(m, features.shape[-2:]), owner) for f, k, m, owner in of_images]
         )
         all_logits = torch.cat(logits, 1).flatten(0, 1).float()
-        wanted = quality_targets(all_logits, matched.positive, matched.labels, 1 - dice.detach())
-        ranking, sorting = rank_sort_loss(all_logits, wanted)
+        found = self.criterion(all_logits, matched.positive, matched.labels, None, None, quality=1 - dice.detach())
         mask = weighted_mean(dice, confidence(all_logits[matched.positive]))
-        return {"ranking": ranking, "sorting": sorting, "mask": self_balanced(mask, ranking, sorting)}
+        return found._replace(losses=found.losses | {"mask": self_balanced(mask, found.classification)})
 
     def detect(self, batch: ImageBatch) -> list[dict[str, Tensor]]:
         """The detections of a batch without boxes, masks as probabilities at stride 4 of each padded image; see `forward`.
@@ -143,6 +143,13 @@ class SOLOv2(Detector):
             masks = resize_masks(soft, size)
             result.append({"boxes": boxes_around(masks), **found, "masks": masks})
         return result
+
+
+class SOLOv2Light(SOLOv2):
+    """RS-SOLOv2 with a head of half the width, for images of half the size."""
+
+    widening = 1
+    ranges = LIGHT_RANGES
 
 
 class SOLOv2Head(nn.Module):

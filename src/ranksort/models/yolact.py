@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..losses.detection import confidence, rank_sort_detection_losses, self_balanced, weighted_mean
+from ..losses.detection import DetectionLosses, confidence, self_balanced, weighted_mean
 from ..losses.localization import dice_loss
 from .anchors import AnchorGenerator, AnchorPredictions
 from .backbones import Backbone
@@ -42,6 +42,8 @@ class YOLACT(Detector):
     """
 
     has_masks = True
+    keeps_ratio = False
+    nms_threshold = 0.5
 
     def __init__(
         self,
@@ -52,9 +54,9 @@ class YOLACT(Detector):
         channels: int = 256,
         prototypes: int = 32,
         prior: float = 0.01,
-        **postprocessing: Any,
+        **common: Any,
     ):
-        super().__init__(backbone, transform, num_classes, **postprocessing)
+        super().__init__(backbone, transform, num_classes, **common)
         self.fpn = FPN(backbone.channels[-3:], channels, levels=len(STRIDES), from_input=True, upsampling="bilinear")
         side = transform.min_size  # which the cells share evenly, whether or not it is a multiple of their stride
         cells = [height for height, _ in backbone.map_sizes((side, side))[-3:]]
@@ -77,7 +79,7 @@ class YOLACT(Detector):
         output = self.anchors.predictions(features, logits, deltas)
         return output, torch.cat(coefficients, 1), self.prototypes(features[0])
 
-    def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> DetectionLosses:
         output, coefficients, prototypes = self.predict(batch)
         anchors, all_logits = torch.cat(output.anchors), output.all_logits()
         matches = [
@@ -85,8 +87,7 @@ class YOLACT(Detector):
             for target in targets
         ]
         matched = collect(matches, targets)
-        self.num_positives = len(matched.positive)
-        losses = rank_sort_detection_losses(
+        found = self.criterion(
             all_logits,
             matched.positive,
             matched.labels,
@@ -107,7 +108,7 @@ class YOLACT(Detector):
         )
         dice = torch.cat([mask_losses(*of_image) for of_image in of_images])
         mask = weighted_mean(dice, confidence(all_logits[matched.positive].float()))
-        return {**losses, "mask": self_balanced(mask, losses["ranking"], losses["sorting"])}
+        return found._replace(losses=found.losses | {"mask": self_balanced(mask, found.classification)})
 
     def detect(self, batch: ImageBatch) -> list[dict[str, Tensor]]:
         """The detections of a batch, boxes in its coordinates, masks as probabilities at the prototypes' stride; see `forward`."""

@@ -5,7 +5,6 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,23 +16,16 @@ from ..data.coco import CocoDataset, find_split
 from ..data.coco_columns import Category
 from ..data.samplers import AspectRatioBatchSampler
 from ..data.transforms import ssd_transforms, training_transforms
-from ..models import ATSS, PAA, YOLACT, CascadeRCNN, FasterRCNN, MaskRCNN, SOLOv2
-from ..models.backbones import Backbone, build_backbone, pixel_statistics
-from ..models.carafe import CarafeFPN
-from ..models.fpn import FPN
+from ..losses.detection import Criterion, rank_sort_detection_losses
+from ..models import Detector
+from ..models.backbones import build_backbone, pixel_statistics
 from ..models.images import ImageTransform
+from .detectors import get_detector
 from .find import get_recipe
 from .recipe import ModelSettings, OptimizerSettings, Recipe
 
 _WARMUP_START = 0.001
-_RCNNS = {"faster_rcnn": FasterRCNN, "cascade_rcnn": CascadeRCNN, "mask_rcnn": MaskRCNN}
-_ONE_STAGE: dict[str, Callable[..., nn.Module]] = {
-    "atss": ATSS,
-    "paa": PAA,
-    "yolact": YOLACT,
-    "solov2": SOLOv2,
-    "solov2_light": partial(SOLOv2, light=True),
-}
+_OF_EVERY_DETECTOR = ("score_threshold", "nms_threshold", "detections_per_image")  # settings
 
 
 def create_model(
@@ -42,8 +34,9 @@ def create_model(
     num_classes: int | None = None,
     pretrained_backbone: bool = False,
     weights: str | Path | None = None,
+    losses: Criterion = rank_sort_detection_losses,
     **model_overrides: Any,
-) -> nn.Module:
+) -> Detector:
     """Builds the detector of a recipe, in training mode.
 
     Args:
@@ -52,8 +45,10 @@ def create_model(
         pretrained_backbone: start from ImageNet weights. To train from random ones, pass `frozen_stages=-1` and
             `train_batch_norm=True`, too: else the first stages stay random.
         weights: a checkpoint or safetensors file of this package, whose model must be of the same kind.
+        losses: what supervises the detector, such as a function of one's own; see `ranksort.losses.detection.Criterion`.
         model_overrides: fields of the recipe's model group: `backbone="resnet18"`, `min_size=480`, `score_threshold=.3`, ...
-            A `min_size` is that of training, too: it replaces the sizes which a multi-scale recipe draws from.
+            A `min_size` is that of training, too: it replaces the sizes which a multi-scale recipe draws from. `detector` may also
+            be a class, a subclass of `ranksort.models.Detector`.
 
     Raises:
         ValueError: where a name is unknown, or the weights do not fit.
@@ -70,13 +65,14 @@ def create_model(
         recipe.model.num_classes = num_classes
     recipe.check()
     settings = with_pixel_statistics(recipe.model)
+    detector = get_detector(settings.detector)
     backbone = build_backbone(
         settings.backbone,
         pretrained=pretrained_backbone,
         frozen_stages=settings.frozen_stages,
         train_batch_norm=settings.train_batch_norm,
         deformable_convs=settings.deformable_convs,
-        levels=3 if settings.detector in ("atss", "paa", "yolact") else 4,
+        levels=detector.backbone_levels,
     )
     transform = ImageTransform(
         settings.min_size,
@@ -84,9 +80,10 @@ def create_model(
         settings.pixel_mean,
         settings.pixel_std,
         recipe.data.train_min_sizes,
-        keep_ratio=settings.detector != "yolact",
+        keep_ratio=detector.keeps_ratio,
     )
-    model = _build_detector(settings, backbone, transform)
+    options = {name: getattr(settings, name) for name in (*detector.settings, *_OF_EVERY_DETECTOR)}
+    model = detector(backbone, transform, settings.num_classes, losses=losses, **options)
     if weights is not None:
         from ..checkpoints import load_weights, read_checkpoint
 
@@ -102,21 +99,6 @@ def with_pixel_statistics(settings: ModelSettings) -> ModelSettings:
     """
     mean, std = pixel_statistics(settings.backbone)
     return dataclasses.replace(settings, pixel_mean=settings.pixel_mean or mean, pixel_std=settings.pixel_std or std)
-
-
-def _build_detector(settings: ModelSettings, backbone: Backbone, transform: ImageTransform) -> nn.Module:
-    kind = settings.detector
-    names = ("prior", "score_threshold", "nms_threshold", "detections_per_image")
-    options: dict[str, Any] = {name: getattr(settings, name) for name in names}
-    if kind in _RCNNS:
-        pyramid = CarafeFPN if settings.upsampling == "carafe" else partial(FPN, extra_convs=False)
-        fpn = pyramid(backbone.channels[-4:], settings.channels)
-        return _RCNNS[kind](backbone, fpn, transform, settings.num_classes, proposals=settings.proposals, **options)
-    if kind not in _ONE_STAGE:
-        raise ValueError(f"there is no detector {kind!r}: choose one of {', '.join([*_ONE_STAGE, *_RCNNS])}")
-    if kind != "yolact":
-        options["head_convs"] = settings.head_convs
-    return _ONE_STAGE[kind](backbone, transform, settings.num_classes, channels=settings.channels, **options)
 
 
 def build_dataset(
@@ -152,7 +134,7 @@ def build_dataset(
     )
 
 
-def build_untrained(recipe: Recipe, train_set: CocoDataset, pretrained: bool) -> nn.Module:
+def build_untrained(recipe: Recipe, train_set: CocoDataset, pretrained: bool) -> Detector:
     """The model to train; its classes and what of the backbone is trained become those of the recipe.
 
     `pretrained` is False where weights are to be loaded anyway.
@@ -223,7 +205,7 @@ def describe(recipe: Recipe, train_set: CocoDataset) -> str:
 def _image_sizes(recipe: Recipe) -> str:
     """How large the images are that the model sees, in training and in evaluation."""
     model, drawn = recipe.model, recipe.data.train_min_sizes
-    if model.detector == "yolact":
+    if not get_detector(model.detector).keeps_ratio:
         return f"{model.min_size} x {model.min_size} px"
     sizes = f"short side {model.min_size} px"
     if drawn and drawn != (model.min_size,):

@@ -1,11 +1,10 @@
 """Recipes by name. Nothing here needs torch, so that the command line can list and describe them at once."""
 
 import inspect
-import runpy
 from collections.abc import Callable
-from pathlib import Path
 
 from . import coco, lvis
+from .detectors import from_file, is_file
 from .recipe import Recipe
 
 
@@ -27,18 +26,13 @@ def get_recipe(name: str) -> Recipe:
         ValueError: where there is no such recipe, or the function returns none.
         FileNotFoundError: where there is no such file.
     """
-    file, _, function = name.rpartition(":")
-    if file.endswith(".py"):
-        if not Path(file).is_file():
-            raise FileNotFoundError(f"there is no file {file} to take the recipe {function} from")
-        functions = runpy.run_path(file)
-        if not callable(functions.get(function)):
-            raise ValueError(f"{file} has no function {function}")
-        recipe = functions[function]()
+    function = name.rpartition(":")[2]
+    if is_file(name):
+        recipe = from_file(name, "recipe")()
         if not isinstance(recipe, Recipe):
             raise ValueError(f"{name} must return a ranksort Recipe, it returned a {type(recipe).__name__}")
     elif name in recipe_functions():
-        recipe, function = recipe_functions()[name](), name
+        recipe = recipe_functions()[name]()
     else:
         raise ValueError(
             f"there is no recipe {name!r}: `ranksort recipes` lists them, file.py:function names one of your own"

@@ -14,7 +14,10 @@ What stands beside or below a setting is its help on the command line.
 import dataclasses
 import json
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any, Literal
+
+from .detectors import DetectorName, as_named, get_detector, recorded
 
 
 @dataclass
@@ -45,10 +48,9 @@ class DataSettings:
 class ModelSettings:
     """What the detector is made of, and how it reports."""
 
-    detector: Literal["atss", "paa", "faster_rcnn", "cascade_rcnn", "mask_rcnn", "yolact", "solov2", "solov2_light"] = (
-        "atss"
-    )
-    """which detector; solov2_light has a head of half the width, for images of half the size"""
+    detector: DetectorName = "atss"
+    """which detector: one of ours, or file.py:Class for one of your own; solov2_light has a head of half the width, for images of half
+    the size"""
     backbone: str = "resnet50"  # a ResNet or ResNeXt of torchvision, or timm/<model>
     pretrained_backbone: bool = True  # start training from ImageNet weights
     frozen_stages: int = 1  # backbone stages which keep their weights, the stem with them; -1: none
@@ -79,7 +81,7 @@ class ModelSettings:
     @property
     def has_masks(self) -> bool:
         """Whether the detector learns and predicts masks."""
-        return self.detector in ("mask_rcnn", "yolact", "solov2", "solov2_light")
+        return get_detector(self.detector).has_masks
 
 
 @dataclass
@@ -138,7 +140,7 @@ class Recipe:
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
 
     def check(self) -> None:
-        """Raises ValueError, naming the option, where a number is out of its range."""
+        """Raises ValueError, naming the option, where a number is out of its range, or the detector is not found or has no such option."""
         training, model, optimizer, data = self.training, self.model, self.optimizer, self.data
         for option, value, least in (
             ("training.epochs", training.epochs, 1),
@@ -177,10 +179,10 @@ class Recipe:
             raise ValueError(f"--model.pixel-std must be above 0, got {model.pixel_std}")
         if not 0 < model.prior < 1:
             raise ValueError(f"--model.prior must be between 0 and 1, got {model.prior}")
-        if model.upsampling != "nearest" and not model.detector.endswith("_rcnn"):
+        detector = get_detector(model.detector)
+        if model.upsampling != "nearest" and "upsampling" not in detector.settings:
             raise ValueError(f"--model.upsampling {model.upsampling} is for the R-CNNs, not for {model.detector}")
-        # The norms have 32 groups, and SOLOv2's mask features half the channels.
-        step = 64 if model.detector.startswith("solov2") else 32
+        step = detector.channel_step
         if model.channels % step or model.channels < 64:
             raise ValueError(f"--model.channels must be a multiple of {step} from 64 on, got {model.channels}")
 
@@ -196,6 +198,8 @@ class Recipe:
         for group, settings in previous.as_dict().items():
             for key, before in settings.items() if isinstance(settings, dict) else []:
                 now = self.as_dict()[group][key]
+                if key == "detector":  # a file of one's own may have moved; whether its weights fit is seen later
+                    before, now = PurePath(before).name, PurePath(now).name
                 if now != before and key not in free:
                     raise ValueError(
                         f"a run cannot be resumed with another --{group}.{key.replace('_', '-')} ({before} before, {now} now): "
@@ -203,12 +207,22 @@ class Recipe:
                     )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings and lists, as they go into run folders and checkpoints."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        """Plain numbers, strings and lists, as they go into run folders and checkpoints.
+
+        Raises:
+            ValueError: where the detector is a class, which has no name to find it by.
+        """
+        if not isinstance(self.model.detector, str):
+            raise ValueError("a recipe names its detector: set model.detector to file.py:Class instead of the class")
+        values = dataclasses.asdict(self)
+        values["model"]["detector"] = as_named(self.model.detector)
+        return json.loads(json.dumps(values))
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> "Recipe":
         """The inverse of `as_dict`. Fields which a newer version added take their defaults.
+
+        The values may be anybody's. So a detector that is not ours has to be named again, see `detectors.py`.
 
         Raises:
             ValueError: where a field is not known, as with a recipe of a newer version.
@@ -222,4 +236,5 @@ class Recipe:
                 if key not in known.get(group, {}):
                     raise ValueError(f"this version of ranksort has no setting {group}.{key}: update ranksort")
                 setattr(getattr(recipe, group), key, tuple(value) if isinstance(value, list) else value)
+        recipe.model.detector = recorded(str(recipe.model.detector))
         return recipe

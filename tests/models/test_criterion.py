@@ -1,0 +1,143 @@
+"""A loss of one's own in place of RS Loss, in every detector."""
+
+from typing import Any
+
+import pytest
+import torch
+from samples import batch, losses_and_gradients, positives, sample, two_images
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from ranksort.losses.detection import DetectionLosses, quality_targets, rank_sort_detection_losses
+from ranksort.losses.localization import giou_loss, paired_iou
+from ranksort.models import Detector
+from ranksort.recipes import create_model
+
+CALLS = {  # recipe -> classifiers, each supervised by a call
+    "atss_r50_fpn_1x_coco": 1,
+    "paa_r50_fpn_1x_coco": 1,
+    "faster_rcnn_r50_fpn_1x_coco": 2,
+    "cascade_rcnn_r50_fpn_1x_coco": 4,
+    "mask_rcnn_r50_fpn_1x_coco": 2,
+    "yolact_r50_55e_coco": 1,
+    "solov2_r101_fpn_3x": 1,
+    "solov2_light_448_r34_fpn_3x": 1,
+}
+
+
+class CrossEntropy(nn.Module):
+    """Binary cross-entropy with a learned temperature, and GIoU; both normalised by the number of positives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.temperature = nn.Parameter(torch.ones(()))
+        self.calls: list[dict[str, Any]] = []
+
+    def forward(
+        self,
+        logits: Tensor,
+        positive: Tensor,
+        labels: Tensor,
+        boxes: Tensor | None,
+        object_boxes: Tensor | None,
+        *,
+        ignored: Tensor | None = None,
+        quality: Tensor | None = None,
+    ) -> DetectionLosses:
+        self.calls.append({"classes": logits.shape[1], "boxes": boxes is not None, "quality": quality is not None})
+        losses = {}
+        if boxes is not None and object_boxes is not None:
+            quality = paired_iou(boxes.detach(), object_boxes)
+            losses["box"] = giou_loss(boxes, object_boxes).sum() / max(len(positive), 1)
+        assert quality is not None
+        targets = quality_targets(logits, positive, labels, torch.ones_like(quality), ignored)
+        entropy = binary_cross_entropy_with_logits(
+            logits.float() * self.temperature, targets.clamp(min=0), reduction="none"
+        )
+        losses["entropy"] = entropy[targets >= 0].sum() / max(len(positive), 1)
+        return DetectionLosses(losses, quality)
+
+
+def _model(recipe: str, losses: Any) -> Detector:
+    torch.manual_seed(0)
+    small: dict[str, Any] = {"backbone": "resnet18", "channels": 64, "head_convs": 1, "min_size": 96, "max_size": 160}
+    return create_model(f"ranksort_{recipe}", num_classes=3, proposals=100, losses=losses, **small)
+
+
+@pytest.mark.parametrize("recipe", CALLS)
+def test_a_loss_of_ones_own(recipe: str) -> None:
+    criterion = CrossEntropy()
+    model = _model(recipe, criterion)
+    losses = losses_and_gradients(
+        model, *two_images()
+    )  # and gradients reach everything that is trained, the temperature, too
+    assert len(criterion.calls) == CALLS[recipe]
+    assert [call["classes"] for call in criterion.calls].count(3) == max(CALLS[recipe] - 1, 1)  # the RPN has one class
+    for call in criterion.calls:
+        assert call["boxes"] != call["quality"] == ("solov2" in recipe)
+    assert all(loss > 0 for loss in losses.values())
+    names = {name.rpartition("_")[2] for name in losses}
+    assert names == {"entropy"} | ({"mask"} if model.has_masks else set()) | (set() if "solov2" in recipe else {"box"})
+    if model.has_masks:  # balanced with the classification, whatever this consists of
+        torch.testing.assert_close(losses["mask"], losses["entropy"])
+    found = {name for name, _ in model.named_parameters() if "temperature" in name}
+    assert found == {"criterion.temperature"}
+
+
+@pytest.mark.parametrize("recipe", CALLS)
+def test_a_loss_of_ones_own_without_objects(recipe: str) -> None:
+    model = _model(recipe, CrossEntropy())
+    data = batch(sample(96, 80, []), sample(70, 96, []))
+    losses = losses_and_gradients(model, *data)
+    assert all((loss > 0) == ("entropy" in name) for name, loss in losses.items())
+    assert positives(model, *data) == 0
+
+
+@pytest.mark.parametrize("recipe", CALLS)
+def test_rs_loss_as_an_argument_is_the_default(recipe: str) -> None:
+    calls = []
+
+    def counted(*args: Any, **options: Any) -> DetectionLosses:
+        calls.append(args)
+        return rank_sort_detection_losses(*args, **options)
+
+    data = two_images()
+    torch.manual_seed(1)
+    expected = _model(recipe, rank_sort_detection_losses)(*data)
+    torch.manual_seed(1)
+    found = _model(recipe, counted)(*data)
+    assert len(calls) == CALLS[recipe]
+    assert found == expected
+    assert type(found) is dict
+
+
+def test_a_function_which_is_not_for_detectors_without_boxes_does_without_the_quality() -> None:
+    def mean_logit(
+        logits: Tensor, positive: Tensor, labels: Tensor, boxes: Tensor, object_boxes: Tensor, *, ignored: Any = None
+    ) -> DetectionLosses:
+        losses = {"level": logits.square().mean(), "box": giou_loss(boxes, object_boxes).sum()}
+        return DetectionLosses(losses, paired_iou(boxes.detach(), object_boxes))
+
+    for recipe in ("atss_r50_fpn_1x_coco", "yolact_r50_55e_coco", "mask_rcnn_r50_fpn_1x_coco"):
+        assert losses_and_gradients(_model(recipe, mean_logit), *two_images())["level"] > 0
+
+
+def test_plain_losses_are_refused() -> None:
+    model = _model("atss_r50_fpn_1x_coco", lambda *inputs, **_: {"level": inputs[0].mean()})
+    with pytest.raises(
+        ValueError, match="`losses` of ATSS must return DetectionLosses, as its criterion must; got dict"
+    ):
+        model(*two_images())
+
+
+def test_what_the_logs_get() -> None:
+    found = DetectionLosses({}, torch.tensor([0.25, 0.75, 0.5]))
+    assert found.logs() == {"positives": 3, "quality": 0.5}
+    assert DetectionLosses({}, torch.zeros(0)).logs() == {"positives": 0, "quality": 0}
+    data = two_images()
+    model = _model("atss_r50_fpn_1x_coco", rank_sort_detection_losses)
+    of_model = model(*data, with_quality=True)
+    assert of_model.losses == model(*data)
+    assert of_model.logs()["positives"] == len(of_model.quality) > 9
+    assert 0 < of_model.logs()["quality"] < 1
+    assert not of_model.quality.requires_grad
