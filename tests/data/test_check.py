@@ -394,3 +394,18 @@ def test_crowds_that_are_kept_are_checked_as_objects(
     if kind.endswith("segmentation"):
         with pytest.raises(ValueError, match="cannot be used for training on masks: annotation 12"):
             CocoDataset(*files, training=True, masks=True, keep_crowds=True)
+
+
+def test_file_names_that_are_no_unicode(content: dict[str, Any], write: Write) -> None:
+    """Python reads a name in another encoding, such as Latin-1, with such stand-ins."""
+    images, _ = write(content)
+    name = "h\udce9gh.png"
+    try:
+        (images / "high.png").rename(images / name)
+    except OSError:
+        pytest.skip("this file system has no such names")
+    content["images"][1]["file_name"] = name
+    content["images"].append({**content["images"][1], "id": 3})
+    check = check_data(*write_again(content, images))
+    assert [fault.kind for fault in check.faults] == ["same file in two images"]
+    assert name in str(check)
