@@ -346,9 +346,13 @@ def _defaults(arguments: Sequence[str]) -> Recipe:
 
 
 def _recipe_of(run: Path) -> Recipe:
-    if not (run / "recipe.json").is_file():
+    file = run / "recipe.json"
+    if not file.is_file():
         raise FileNotFoundError(f"{run} is no run folder: it has no recipe.json")
-    return Recipe.from_dict(json.loads((run / "recipe.json").read_text(encoding="utf-8")))
+    try:
+        return Recipe.from_dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} cannot be used: {error}") from None
 
 
 def _latest_run(recipe: Recipe) -> Path:
