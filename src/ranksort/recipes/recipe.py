@@ -220,10 +220,12 @@ class Recipe:
         for group, settings in values.items():
             if group == "name":
                 continue
+            if group not in known:
+                raise ValueError(f"this version of ranksort has no setting {group}: update ranksort")
             if not isinstance(settings, dict):
                 raise ValueError(f"the settings {group} of a recipe cannot be {settings!r}")
             for key, value in settings.items():
-                if key not in known.get(group, {}):
+                if key not in known[group]:
                     raise ValueError(f"this version of ranksort has no setting {group}.{key}: update ranksort")
                 if _kind(value) is not _kind(known[group][key]):
                     raise ValueError(f"the setting {group}.{key} of a recipe cannot be {value!r}")
