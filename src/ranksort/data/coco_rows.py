@@ -126,7 +126,7 @@ def _string(value: Any) -> str | None:
 
 
 def _number(value: Any) -> Number | None:
-    return value if is_number(value) else None
+    return value if is_number(value, 1e300) else None
 
 
 def _box(value: Any) -> tuple[float, ...] | None:
