@@ -306,7 +306,11 @@ def convert(
     from .recipes.build import create_model
 
     chosen = get_recipe(recipe)
-    categories = read_coco_file(annotations, segmentations=False).categories if annotations else COCO_CATEGORIES
+    categories = COCO_CATEGORIES
+    if annotations:
+        file = read_coco_file(annotations, segmentations=False)
+        file.require("evaluation", without=("nothing to evaluate", "bad box"))
+        categories = file.categories
     if len(categories) != chosen.model.num_classes:
         raise ValueError(
             f"{recipe} has {chosen.model.num_classes} classes, not {len(categories)}: name them by --annotations FILE.json, "
