@@ -194,6 +194,8 @@ def _safetensors(description: Any) -> bytes:
         ("e.ckpt", _saved({"state_dict": TENSOR, "ranksort": "x"}), "does not hold a model of ranksort"),
         ("f.ckpt", _saved({"state_dict": [1], "ranksort": DESCRIBED}), "does not hold a model of ranksort"),
         ("g.ckpt", _saved({"state_dict": {1: torch.zeros(2)}, "ranksort": DESCRIBED}), "does not hold a model"),
+        ("h.ckpt", _saved({"state_dict": {"model.x": 3}, "ranksort": DESCRIBED}), "does not hold a model"),
+        ("i.safetensors", _safetensors({**DESCRIBED, "categories": [{"id": 1, "name": 3}]}), "does not hold a model"),
         (
             "newer.safetensors",
             _safetensors({"recipe": {"name": "x", "data": {"smell": 1}}, "categories": []}),

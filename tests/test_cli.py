@@ -343,6 +343,17 @@ def test_mistakes_get_one_sentence(arguments: list[str], said: str) -> None:
     assert said in fails(*arguments)
 
 
+def test_convert_says_what_is_wrong_with_the_annotations(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("{")
+    arguments = ["--out", "x.safetensors", "--annotations", str(tmp_path / "a.json")]
+    assert "a.json cannot be used" in fails("convert", "x.pth", "ranksort_atss_r50_fpn_1x_coco", *arguments)
+
+
+def test_a_damaged_recipe_of_a_run_is_named(tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").write_text("")
+    assert f"{tmp_path / 'recipe.json'} cannot be used" in fails("train", str(tmp_path))
+
+
 @pytest.mark.parametrize("recipe", ["ranksort_atss_lite0_small", "ranksort_mask_rcnn_lite0_small"])
 def test_quickstart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], recipe: str

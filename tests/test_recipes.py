@@ -1,6 +1,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -306,3 +307,19 @@ def test_model_is_the_same_for_the_same_seed() -> None:
         torch.manual_seed(3)
         states.append(create_model(ATSS_R50, num_classes=2, **TINY).state_dict())
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([], "these are not the settings"),
+        ({}, "these are not the settings"),
+        ({"name": "x", "model": 3}, "the settings model of a recipe cannot be 3"),
+        ({"name": "x", "model": {"channels": "64"}}, "the setting model.channels of a recipe cannot be '64'"),
+        ({"name": "x", "model": {"pixel_mean": 1.0}}, "the setting model.pixel_mean"),
+        ({"name": "x", "model": {"pretrained_backbone": 1}}, "the setting model.pretrained_backbone"),
+    ],
+)
+def test_values_that_are_no_recipe(values: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Recipe.from_dict(values)

@@ -8,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ranksort.data.coco import CocoDataset
+from ranksort.data.coco import CocoDataset, find_split
 from ranksort.data.segmentations import decode_mask
 from ranksort.evaluation import evaluate_detections
+from ranksort.evaluation.evaluator import Evaluator
 from ranksort.evaluation.inputs import Detections, read_detections, read_ground_truth
 from ranksort.evaluation.results import encode_masks
 from ranksort.visualize import draw_detections, worst_and_best_images
@@ -99,3 +100,21 @@ def test_the_worst_and_the_best_images(tiny_data: Path, iou_type: str) -> None:
     assert len(best["pictures"]) == (2 if iou_type == "segm" else 1)
     picture = Image.open(io.BytesIO(base64.b64decode(best["pictures"][0].removeprefix("data:image/jpeg;base64,"))))
     assert picture.size == (best["width"], best["height"])
+
+
+@pytest.mark.parametrize("box", [[30, 30, -5, 5], [30, 30, 500_000, 500_000]])
+def test_objects_of_senseless_boxes_are_drawn(tiny_data: Path, tmp_path: Path, box: list[float]) -> None:
+    """They count as objects that nothing finds, also where no area is stated."""
+    content = json.loads((tiny_data / "annotations/instances_val.json").read_text())
+    image = content["images"][0]["id"]
+    content["annotations"].append(
+        {"id": 10**6, "image_id": image, "category_id": content["categories"][0]["id"], "bbox": box}
+    )
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    dataset = CocoDataset(find_split(tiny_data, "val")[0], tmp_path / "a.json", training=False)
+    assert dataset.file is not None
+    evaluator = Evaluator(dataset.file, dataset.categories)
+    report = evaluator.compute()["bbox"]
+    assert len(report.matches.object_score) == len(content["annotations"])
+    shown = worst_and_best_images(dataset, evaluator.detections("bbox"), report, len(dataset))
+    assert [30, 30, *box[2:]] in [entry[:4] for picture in shown for entry in picture["objects"]]

@@ -89,7 +89,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise ValueError(f"{path} is no safetensors file, or a damaged one ({error})") from None
     except (AttributeError, KeyError, TypeError, json.JSONDecodeError):  # not such as `metadata` describes a model
         recipe, categories, state_dict, trained_on = None, [], {}, ""
-    if recipe is None or not state_dict:
+    are_weights = all(isinstance(tensor, Tensor) for tensor in state_dict.values())
+    are_classes = all(isinstance(c.id, int | str) and isinstance(c.name, str) for c in categories)
+    if recipe is None or not state_dict or not are_weights or not are_classes:
         raise ValueError(
             f"{path} does not hold a model of ranksort; weights published with the paper come in by `ranksort convert`"
         )

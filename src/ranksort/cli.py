@@ -309,7 +309,11 @@ def convert(
     from .recipes.build import create_model
 
     chosen = get_recipe(recipe)
-    categories = read_coco_file(annotations, segmentations=False).categories if annotations else COCO_CATEGORIES
+    categories = COCO_CATEGORIES
+    if annotations:
+        file = read_coco_file(annotations, segmentations=False)
+        file.require("evaluation", without=("nothing to evaluate", "bad box"))
+        categories = file.categories
     if len(categories) != chosen.model.num_classes:
         raise ValueError(
             f"{recipe} has {chosen.model.num_classes} classes, not {len(categories)}: name them by --annotations FILE.json, "
@@ -351,9 +355,13 @@ def _defaults(arguments: Sequence[str]) -> Recipe:
 
 
 def _recipe_of(run: Path) -> Recipe:
-    if not (run / "recipe.json").is_file():
+    file = run / "recipe.json"
+    if not file.is_file():
         raise FileNotFoundError(f"{run} is no run folder: it has no recipe.json")
-    return Recipe.from_dict(json.loads((run / "recipe.json").read_text(encoding="utf-8")))
+    try:
+        return Recipe.from_dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} cannot be used: {error}") from None
 
 
 def _latest_run(recipe: Recipe) -> Path:

@@ -379,3 +379,39 @@ def test_coco128_and_bccd_have_no_fault(shared_data: Path) -> None:
     assert check.is_usable
     assert [c.objects for c in check.classes] == [2381, 214, 209]
     assert check.sizes == {"small": 23, "medium": 855, "large": 1926}
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ({"segmentation": None}, "no segmentation"),
+        ({"segmentation": {"size": [48, 64], "counts": [10, 20]}}, "bad segmentation"),
+        ({"bbox": [70, 70, 5, 5]}, "box outside the image"),
+        ({"bbox": [5, 5, 0, 5]}, "box without area"),
+    ],
+)
+def test_crowds_that_are_kept_are_checked_as_objects(
+    content: dict[str, Any], write: Write, change: dict[str, Any], kind: str
+) -> None:
+    content["annotations"][1] |= {"iscrowd": 1, **change}
+    files = write(content)
+    assert kind not in [fault.kind for fault in check_data(*files).faults]
+    assert kind in [fault.kind for fault in check_data(*files, keep_crowds=True).faults]
+    if kind.endswith("segmentation"):
+        with pytest.raises(ValueError, match="cannot be used for training on masks: annotation 12"):
+            CocoDataset(*files, training=True, masks=True, keep_crowds=True)
+
+
+def test_file_names_that_are_no_unicode(content: dict[str, Any], write: Write) -> None:
+    """Python reads a name in another encoding, such as Latin-1, with such stand-ins."""
+    images, _ = write(content)
+    name = "h\udce9gh.png"
+    try:
+        (images / "high.png").rename(images / name)
+    except OSError:
+        pytest.skip("this file system has no such names")
+    content["images"][1]["file_name"] = name
+    content["images"].append({**content["images"][1], "id": 3})
+    check = check_data(*write_again(content, images))
+    assert [fault.kind for fault in check.faults] == ["same file in two images"]
+    assert name in str(check)

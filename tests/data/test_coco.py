@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -291,3 +292,17 @@ def test_yolact_trains_on_boxes_larger_than_4_px(content: dict[str, Any], write:
     least = get_recipe("ranksort_yolact_r50_55e_coco").data.min_box_size
     dataset = CocoDataset(*write(content), training=True, min_box_size=least)
     assert dataset.dropped["unusable or small boxes"] == 2
+
+
+def test_an_image_without_objects_has_masks_of_the_same_type(content: dict[str, Any], write: Write) -> None:
+    del content["annotations"][2]
+    target = CocoDataset(*write(content), training=False, masks=True)[1][1]
+    assert (target["masks"].dtype, target["masks"].shape) == (torch.uint8, (0, 64, 48))
+
+
+def test_find_split_says_that_a_file_is_no_json(tmp_path: Path) -> None:
+    (tmp_path / "annotations").mkdir()
+    file = tmp_path / "annotations" / "instances_val.json"
+    file.write_text('{"images": [{"id": 1, "file_name": "images\\quay.jpg"}]}')
+    with pytest.raises(ValueError, match=f"The annotation file {re.escape(str(file))} is not complete JSON"):
+        find_split(tmp_path, "val")

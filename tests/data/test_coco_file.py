@@ -1,4 +1,5 @@
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -164,3 +165,40 @@ def test_junk_anywhere_is_a_fault_or_harmless(content: dict[str, Any], tmp_path:
         if file.refusals(use):
             with pytest.raises(ValueError, match="cannot be used"):
                 file.require(use)
+
+
+@pytest.mark.parametrize("value", [None, True])
+def test_what_is_no_id_stands_for_none(content: dict[str, Any], value: Any) -> None:
+    """Neither a missing one for "None", nor true for 1."""
+    content["images"][1]["id"] = "None"
+    content["annotations"][2]["image_id"] = value
+    (fault,) = read_coco_file(content, segmentations=False).faults
+    assert fault.kind == "malformed annotation"
+    assert fault.lines[0].startswith('annotation 13 needs an integer or a string as "image_id"')
+
+
+def test_many_images_without_id_take_no_longer_than_others() -> None:
+    """A few hundred thousand of each would have taken hours."""
+    count = 20_000
+    images = [{"image_id": n, "file_name": f"{n}.jpg", "width": 64, "height": 64} for n in range(count)]
+    annotations = [{"id": n, "image_id": n, "category_id": 1, "bbox": [1, 1, 9, 9], "area": 81} for n in range(count)]
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "a"}]}
+    start = time.process_time()
+    kinds = {fault.kind: len(fault.lines) for fault in read_coco_file(content, segmentations=False).faults}
+    assert time.process_time() - start < 2
+    assert kinds == {"malformed image": count, "unknown image": count}
+
+
+def test_names_of_sections_in_another_encoding(content: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "latin.json"
+    path.write_bytes(json.dumps({"caf\u00e9": 1, **content}, ensure_ascii=False).encode("latin-1"))
+    assert [fault.kind for fault in read_coco_file(path, segmentations=False).faults] == ["not JSON"]
+
+
+@pytest.mark.parametrize("segmentation", [{"size": [10**5] * 2, "counts": [10**10 - 9, 9]}, [[1, 1, 9, 1, 9, 9]]])
+def test_images_too_large_for_masks(content: dict[str, Any], segmentation: Any) -> None:
+    content["images"][0] |= {"width": 10**5, "height": 10**5}
+    content["annotations"] = [{**content["annotations"][0], "segmentation": segmentation}]
+    (fault,) = read_coco_file(content, segmentations=True).faults
+    assert fault.kind == "bad segmentation"
+    assert fault.lines[0] == "annotation 11 is a mask of a 100000x100000 image, which is too large for masks"

@@ -196,3 +196,14 @@ def test_unknown_settings():
         evaluate_detections(*small(), iou_type="keypoints")
     with pytest.raises(ValueError, match="style must be one of coco, lvis; got 'voc'"):
         evaluate_detections(*small(), style="voc")
+
+
+def test_a_score_that_is_no_float_is_said() -> None:
+    truth = {
+        "images": [{"id": 1, "width": 9, "height": 9}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5]}],
+    }
+    found = {"image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5], "score": 10**400}
+    with pytest.raises(ValueError, match="1 of 1 detections have a score that is not a number, but 1000"):
+        evaluate_detections(truth, [found])

@@ -107,7 +107,7 @@ def test_every_column_sorts_both_ways(browser, tmp_path):
             of_class = {row["class"]: row[name] for row in rows}
             assert [of_class[text] for text in texts(browser, "#s2 tbody th")] == expected
         assert seen == {True, False}
-    assert "Training: there is no metrics.csv of a training." in texts(browser, "main li")
+    assert "Training: there is no metrics.csv of a run." in texts(browser, "main li")
     assert browser.complaints == []
 
 

@@ -1,5 +1,6 @@
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -135,3 +136,13 @@ def test_a_report_takes_the_place_of_an_earlier_one_of_boxes_and_masks(tmp_path)
     assert '"iou_type":"segm"' in (tmp_path / "index.html").read_text()
     save_reports(tmp_path, [boxes], pictures={"bbox": []})
     assert '"iou_type":"segm"' not in (tmp_path / "index.html").read_text()
+
+
+def test_class_names_that_are_no_unicode_are_saved(tmp_path: Path) -> None:
+    truth = {
+        "images": [{"id": 1, "width": 9, "height": 9}],
+        "categories": [{"id": 1, "name": "caf\udce9"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5]}],
+    }
+    evaluate_detections(truth, []).save(tmp_path)
+    assert "caf\\udce9" in (tmp_path / "per_class.csv").read_text(encoding="utf-8")

@@ -61,15 +61,19 @@ def find_split(
         raise FileNotFoundError(
             f"There is no {' or '.join(map(str, files))}; name the file with --data.{split}-annotations."
         )
-    content = JsonSource.open(annotations, "annotation file").content
+    source = JsonSource.open(annotations, "annotation file")
     if images is not None:
         return images, annotations
     # Searched for and not parsed, which is the data set's business.
     key = "coco_url" if style == "lvis" else "file_name"
-    match = re.search(rb'"%s"\s*:\s*("(?:[^"\\]|\\.)*")' % key.encode(), content)
+    match = re.search(rb'"%s"\s*:\s*("(?:[^"\\]|\\.)*")' % key.encode(), source.content)
     if match is None:
         raise ValueError(f'{annotations} names no image (no "{key}").')
-    file_name = json.loads(match[1])
+    try:
+        file_name = json.loads(match[1])
+    except ValueError:
+        source.parse()  # for its clear error
+        raise
     folders = [root / name for name in (f"{split}2017", f"images/{split}2017", f"images/{split}", split, "images", "")]
     if style == "lvis":
         file_name, folders = "/".join(file_name.split("/")[-2:]), [root, root / "images"]
@@ -245,7 +249,8 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
         target: dict[str, Any] = {"image_id": self.image_ids[index]}
         if self._segmentations is not None:
             segmentations = [self._segmentations[n] for n in self._places[of_image].tolist()]
-            masks = np.array([decode_mask(s, height, width) for s in segmentations]).reshape(-1, height, width)
+            masks = np.array([decode_mask(s, height, width) for s in segmentations], dtype=np.uint8)
+            masks = masks.reshape(-1, height, width)
             if self.training and not (kept := masks.any(axis=(1, 2))).all():  # of very many, see `read_coco_file`
                 warnings.warn(f"{path}: left out {int((~kept).sum())} objects whose masks have no pixel", stacklevel=2)
                 boxes, labels, masks = boxes[kept], labels[kept], masks[kept]

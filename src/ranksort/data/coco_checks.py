@@ -16,13 +16,15 @@ _DRAWN_AT_ONCE = 32_000_000  # bytes of segmentations that are looked through fo
 
 def check(file: CocoFile, pixels: bool | None, keep_crowds: bool) -> None:
     """Add to the faults of a file; see `coco_file.read_coco_file` for the arguments."""
+    if keep_crowds:
+        file.annotations.crowd = np.zeros_like(file.annotations.crowd)
     _check_images(file)
     _check_boxes(file)
     _check_areas(file)
     if file.annotations.segmentations is not None:
         _check_segmentations(file, pixels)
     _check_repeats(file)
-    _check_crowds(file, keep_crowds)
+    _check_crowds(file)
     _check_categories(file)
 
 
@@ -214,13 +216,10 @@ def _equal_annotations(annotations: Annotations) -> dict[int, int]:
     return {n: first for n, first in pairs if texts is None or texts[n] == texts[first]}
 
 
-def _check_crowds(file: CocoFile, keep_crowds: bool) -> None:
+def _check_crowds(file: CocoFile) -> None:
     annotations = file.annotations
     count, crowds = len(annotations), int(annotations.crowd.sum())
-    if keep_crowds:
-        annotations.crowd = np.zeros_like(annotations.crowd)
-        crowds = 0
-    elif 2 * crowds > count:
+    if 2 * crowds > count:
         file.add(
             "mostly crowd",
             [

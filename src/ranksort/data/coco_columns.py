@@ -42,7 +42,7 @@ class Images:
         return len(self.ids)
 
     def file_name(self, n: int) -> str:
-        return self.file_names[n].decode()
+        return self.file_names[n].decode("utf-8", "surrogatepass")
 
     def size(self, n: int) -> str:
         return f"{self.widths[n]}x{self.heights[n]}"

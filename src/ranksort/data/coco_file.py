@@ -67,7 +67,7 @@ def _sections(file: CocoFile, source: JsonSource) -> dict[str, Any]:
     try:
         sections = msgspec.json.decode(source.content, type=dict[str, msgspec.Raw])
         source.release()
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         try:
             sections = source.parse()
         except ValueError as error:
@@ -94,7 +94,7 @@ class _Reader:
     def __init__(self, file: CocoFile, segmentations: bool, release: Callable[[], None]) -> None:
         self.file, self.segmentations, self.release = file, segmentations, release
         self.problems: dict[str, list[str]] = {}
-        self.malformed: dict[str, list[Any]] = {"image": [], "category": []}  # values that are no ids
+        self.malformed: dict[str, set[Any]] = {"image": set(), "category": set()}  # values that are no ids
 
     def read(self, sections: dict[str, Any]) -> None:
         self.categories(sections.pop("categories"))
@@ -116,7 +116,7 @@ class _Reader:
         for number, row in enumerate(rows, 1):
             id = canonical(row.id)
             if id is None:
-                self.malformed[name].append(row.id)
+                self.malformed[name].add(row.id)
                 line = f'needs an integer or a string as "id", {"which is missing" if row.id is None else f"not {shown(row.id)}"}'
                 if (number, "row") in repair.found:
                     line = f"is not an object but {repair.found[number, 'row']}"

@@ -73,7 +73,7 @@ class Repair:
 
     def rows(self, kind: type[msgspec.Struct], **converters: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """Return the function that makes a row of this kind of a JSON value; `converters` are those of fields of its own."""
-        fields = {name: converters.get(name, _FIELDS.get(name, _scalar)) for name in kind.__struct_fields__}
+        fields = {name: converters.get(name) or _FIELDS[name] for name in kind.__struct_fields__}
 
         def repaired(entry: Any) -> Any:
             number, self.number = self.number, self.number + 1
@@ -98,7 +98,7 @@ def is_number(value: Any, limit: float = math.inf) -> bool:
 
 
 class _NoScalar:
-    """A list or an object where a number or a string is wanted."""
+    """A list, an object or a truth value where a number or a string is wanted."""
 
     def __init__(self, value: Any) -> None:
         self.shown = reprlib.repr(value)
@@ -117,12 +117,16 @@ def _scalar(value: Any) -> Any:
     return _NoScalar(value) if isinstance(value, list | dict) else value
 
 
+def _id(value: Any) -> Any:
+    return _NoScalar(value) if isinstance(value, bool | list | dict) else value
+
+
 def _string(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
 def _number(value: Any) -> Number | None:
-    return value if is_number(value) else None
+    return value if is_number(value, 1e300) else None
 
 
 def _box(value: Any) -> tuple[float, ...] | None:
@@ -135,10 +139,14 @@ def _area(value: Any) -> float:
 
 
 def _list(value: Any) -> list[Any]:
-    return list(map(_scalar, value)) if isinstance(value, list) else [None]
+    return list(map(_id, value)) if isinstance(value, list) else [None]
 
 
 _FIELDS: dict[str, Callable[[Any], Any]] = {
+    "id": _id,
+    "image_id": _id,
+    "category_id": _id,
+    "iscrowd": _scalar,
     "name": _string,
     "supercategory": _string,
     "frequency": _string,

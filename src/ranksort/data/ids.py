@@ -60,6 +60,8 @@ class IdIndex:
 
     def _find_one(self, value: Any) -> int:
         id = canonical(value)
+        if id is None:
+            return -1
         if id in self._place:
             return self._place[id]
         if isinstance(id, str):

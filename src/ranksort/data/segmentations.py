@@ -12,6 +12,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 MAX_COORDINATE = 1e6  # of a polygon, in pixels: pycocotools needs memory in proportion to it
+_MAX_PIXELS = 2**32 - 1  # of an image with masks: pycocotools counts in 32 bits
 _NUMBERS = b"0123456789.- \t\r\n"
 # A list of polygons without its numbers: at least one number each, an even number of them, and six in one of them.
 _POLYGONS = re.compile(rb"\[(?=.*\[,,,,,)\[,(?:,,)*\](?:,\[,(?:,,)*\])*\]")
@@ -109,6 +110,7 @@ def check_segmentations(
             encodings are always counted.
     """
     missing, is_empty = np.zeros((2, len(packed)), dtype=bool)
+    too_large = heights * widths > _MAX_PIXELS
     problems: dict[int, str] = {}
     for first, texts in packed.slices():
         of_kind = _by_kind(texts)
@@ -122,12 +124,16 @@ def check_segmentations(
                 missing[n] = True
             elif problem:
                 problems[n] = problem
-            elif pixels and heights[n] > 0 and widths[n] > 0:  # pycocotools never ends where one is 0
+            elif (
+                pixels and heights[n] > 0 and widths[n] > 0 and not too_large[n]
+            ):  # pycocotools never ends where one is 0
                 is_empty[n] = _polygon_rle(decoded, int(heights[n]), int(widths[n]))[1] == 0
         rows = first + of_kind["rle"]
         areas, found = _rle_areas([texts[i] for i in of_kind["rle"]], heights[rows], widths[rows])
         problems |= {int(rows[i]): problem for i, problem in found.items()}
         is_empty[rows] = areas == 0
+    for n in np.flatnonzero(too_large & ~missing).tolist():
+        problems.setdefault(n, f"is a mask of a {widths[n]:g}x{heights[n]:g} image, which is too large for masks")
     return CheckedSegmentations(missing, problems, is_empty)
 
 
@@ -225,9 +231,7 @@ def polygon_rle(polygons: list[Any], height: int, width: int) -> tuple[bytes, in
 def _polygon_rle(polygons: list[list[float]], height: int, width: int) -> tuple[bytes, int]:
     """Good polygons as compressed run lengths, and how many pixels they have."""
     # A polygon of one or two points has no area, and pycocotools would read one of two points as a box.
-    drawn = [p for p in polygons if len(p) >= 6 and max(map(abs, p)) < MAX_COORDINATE]
-    if not drawn:
-        return _compressed({"size": [height, width], "counts": [height * width]})["counts"], 0
+    drawn = [p for p in polygons if len(p) >= 6]
     rle = coco_mask.merge(coco_mask.frPyObjects(drawn, height, width))
     return rle["counts"], int(coco_mask.area(rle))
 

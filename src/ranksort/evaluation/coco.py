@@ -111,7 +111,7 @@ def _per_class(
     for c in np.flatnonzero(num_objects):
         category = ground_truth.categories[c]
         row = {
-            "class": str(category.id if category.name is None else category.name),
+            "class": category.name,
             "category_id": category.id,
             "objects": int(num_objects[c]),
             "detections": int(num_found[c]),

@@ -125,14 +125,14 @@ def _gather(column: np.ndarray, device: torch.device) -> np.ndarray:
     """One column of all processes, in their order, on the first one; on the others its own."""
     content = torch.from_numpy(np.ascontiguousarray(column).view(np.uint8).reshape(-1).copy()).to(device)
     rank, size = dist.get_rank(), dist.get_world_size()
-    lengths = torch.empty(size, dtype=torch.int64, device=device)
-    dist.all_gather_into_tensor(lengths, torch.tensor([len(content)], device=device))
-    lengths_list: list[int] = lengths.tolist()
-    padded = content.new_zeros(max(lengths_list))
+    gathered = list(torch.empty(size, 1, dtype=torch.int64, device=device))
+    dist.all_gather(gathered, torch.tensor([len(content)], device=device))
+    lengths: list[int] = torch.cat(gathered).tolist()
+    padded = content.new_zeros(max(lengths))
     padded[: len(content)] = content
     received = [torch.empty_like(padded) for _ in range(size)] if rank == 0 else None
     dist.gather(padded, received, dst=0)
     if received is None:
         return column
-    parts: list[Any] = [part[:length].cpu().numpy() for part, length in zip(received, lengths_list, strict=True)]
+    parts: list[Any] = [part[:length].cpu().numpy() for part, length in zip(received, lengths, strict=True)]
     return np.concatenate(parts).view(column.dtype).reshape(-1, *column.shape[1:])

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from ..data.coco_columns import CocoFile, Federated
+from ..data.coco_columns import MAX_AREA, CocoFile, Federated
 from ..data.coco_file import read_coco_file
 from ..data.coco_rows import MAX_COORDINATE, AnyId, Repair
 from ..data.ids import Id, IdIndex, sort_key
@@ -80,7 +80,8 @@ class Detections(Instances):
 def read_ground_truth(source: "str | Path | dict[str, Any] | CocoFile", iou_type: str, style: str) -> GroundTruth:
     """Read annotations in COCO's or LVIS' format.
 
-    Absent `iscrowd` means 0; where there is no sensible `area`, it is that of the box (iou_type "bbox") or mask ("segm").
+    Absent `iscrowd` means 0; where there is no sensible `area`, it is that of the box (iou_type "bbox") or mask ("segm"), within
+    0..`MAX_AREA`, so that each object but the crowds is to be found.
 
     Args:
         source: path of the JSON, its content, or what `read_coco_file` made of it, with segmentations for "segm".
@@ -121,7 +122,7 @@ def read_ground_truth(source: "str | Path | dict[str, Any] | CocoFile", iou_type
     return GroundTruth(
         image=rank[objects.image].astype(np.int32),
         category=objects.category.astype(np.int32),
-        areas=np.where(objects.has_area(), objects.areas, areas),
+        areas=np.where(objects.has_area(), objects.areas, areas.clip(0, MAX_AREA)),
         boxes=None if with_masks else objects.boxes,
         mask_areas=mask_areas,
         masks=masks,

@@ -141,7 +141,7 @@ class Report:
         }
         lines = (f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in content.items())
         (folder / "report.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-        with (folder / "per_class.csv").open("w", newline="", encoding="utf-8") as file:
+        with (folder / "per_class.csv").open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.DictWriter(file, fieldnames=list(self.per_class[0]))
             writer.writeheader()
             writer.writerows(_without_nan(row) for row in self.per_class)

@@ -73,7 +73,7 @@ class ModelSettings:
     pixel_std: tuple[float, ...] = ()
     """deviation of each RGB channel, in 0..255, which the images are divided by; none: as for the mean"""
     score_threshold: float = 0.05
-    """least score of a detection; the R-CNNs' .4 and LVIS's .6 are the published ones, and may hide much after short trainings"""
+    """least score of a detection; the R-CNNs' .4 and LVIS's .6 are the published ones, and may hide much after short runs"""
     nms_threshold: float = 0.6
     """IoU above which the lower of two detections of a class is dropped; solov2 lowers scores instead"""
     detections_per_image: int = 100  # most detections reported for an image
@@ -225,16 +225,29 @@ class Recipe:
         The values may be anybody's. So a detector that is not ours has to be named again, see `detectors.py`.
 
         Raises:
-            ValueError: where a field is not known, as with a recipe of a newer version.
+            ValueError: where a field is not known, as with a recipe of a newer version, or `values` are not such as `as_dict` returns.
         """
+        if not isinstance(values, dict) or not isinstance(values.get("name"), str):
+            raise ValueError("these are not the settings of a recipe of ranksort")
         recipe = Recipe(name=values["name"])
         known = recipe.as_dict()
         for group, settings in values.items():
             if group == "name":
                 continue
+            if group not in known:
+                raise ValueError(f"this version of ranksort has no setting {group}: update ranksort")
+            if not isinstance(settings, dict):
+                raise ValueError(f"the settings {group} of a recipe cannot be {settings!r}")
             for key, value in settings.items():
-                if key not in known.get(group, {}):
+                if key not in known[group]:
                     raise ValueError(f"this version of ranksort has no setting {group}.{key}: update ranksort")
+                if _kind(value) is not _kind(known[group][key]):
+                    raise ValueError(f"the setting {group}.{key} of a recipe cannot be {value!r}")
                 setattr(getattr(recipe, group), key, tuple(value) if isinstance(value, list) else value)
         recipe.model.detector = recorded(str(recipe.model.detector))
         return recipe
+
+
+def _kind(value: Any) -> type:
+    """What a plain value is: all numbers are of one kind."""
+    return float if type(value) is int else type(value)
