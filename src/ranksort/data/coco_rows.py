@@ -11,6 +11,7 @@ from .json_source import text_of
 
 MAX_SIDE = 1_000_000  # pixels, of an image
 MAX_COORDINATE = 1e9  # pixels, of a box; whatever is beyond is a mistake
+_MAX_NUMBER = 1e300  # JSON has integers that no float can hold
 
 AnyId = int | float | str | None
 Number = int | float
@@ -98,7 +99,7 @@ def is_number(value: Any, limit: float = math.inf) -> bool:
 
 
 class _NoScalar:
-    """A list or an object where a number or a string is wanted."""
+    """A list, an object or, in place of an id, a boolean where a number or a string is wanted."""
 
     def __init__(self, value: Any) -> None:
         self.shown = reprlib.repr(value)
@@ -117,12 +118,16 @@ def _scalar(value: Any) -> Any:
     return _NoScalar(value) if isinstance(value, list | dict) else value
 
 
+def _id(value: Any) -> Any:
+    return _NoScalar(value) if isinstance(value, list | dict | bool) else value  # to Python, True is 1
+
+
 def _string(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
 def _number(value: Any) -> Number | None:
-    return value if is_number(value) else None
+    return value if is_number(value, _MAX_NUMBER) else None
 
 
 def _box(value: Any) -> tuple[float, ...] | None:
@@ -131,14 +136,17 @@ def _box(value: Any) -> tuple[float, ...] | None:
 
 
 def _area(value: Any) -> float:
-    return float(value) if is_number(value, 1e300) else math.inf
+    return float(value) if is_number(value, _MAX_NUMBER) else math.inf
 
 
 def _list(value: Any) -> list[Any]:
-    return list(map(_scalar, value)) if isinstance(value, list) else [None]
+    return list(map(_id, value)) if isinstance(value, list) else [None]
 
 
 _FIELDS: dict[str, Callable[[Any], Any]] = {
+    "id": _id,
+    "image_id": _id,
+    "category_id": _id,
     "name": _string,
     "supercategory": _string,
     "frequency": _string,
