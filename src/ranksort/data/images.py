@@ -78,6 +78,14 @@ class ImageFolder:
         return {Path(name).stem.casefold(): name for name in os.listdir(self.folder)} if self.folder.is_dir() else {}
 
 
+def require_folder(folder: Path) -> None:
+    """Raise FileNotFoundError unless there is such a folder of images, and ValueError where it is a file."""
+    if not folder.exists():
+        raise FileNotFoundError(f"The images folder {folder} does not exist.")
+    if not folder.is_dir():
+        raise ValueError(f"The images folder {folder} is a file: name the folder that it lies in.")
+
+
 def find_folder(folders: Iterable[Path], name: str) -> Path | None:
     """Return the first of some folders that holds an image of that name, or else, without the folders in front of its name."""
     parts = PurePosixPath(name.replace("\\", "/")).parts
