@@ -302,6 +302,7 @@ def test_dark_images_and_turned_ones_are_said(content: dict[str, Any], write: Wr
         ((ramp * 4095).astype(np.uint16), "brightest value is 4095"),
         (ramp.astype(np.float32), "brightest value is 1,"),
         ((ramp * 1000).astype(np.float32), "values up to 1000"),
+        ((ramp * 200 - 100).astype(np.float32), "values down to -100"),
         ((ramp * 65535).astype(np.uint16), None),
         ((ramp * 255).astype(np.float32), None),
     ):
