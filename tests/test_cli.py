@@ -354,6 +354,10 @@ def test_a_damaged_recipe_of_a_run_is_named(tmp_path: Path) -> None:
     assert f"{tmp_path / 'recipe.json'} cannot be used" in fails("train", str(tmp_path))
 
 
+def test_a_line_break_in_a_name_does_not_cut_the_sentence() -> None:
+    assert fails("evaluate", "no\nsuch.json", "no.json") == "ranksort: The ground truth no such.json does not exist."
+
+
 @pytest.mark.parametrize("recipe", ["ranksort_atss_lite0_small", "ranksort_mask_rcnn_lite0_small"])
 def test_quickstart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], recipe: str

@@ -158,10 +158,11 @@ def test_folders_in_depth(tmp_path: Path) -> None:
     for name in ("b.jpg", "a.PNG", "note.txt", "deep/c.png", "deep/er/d.webp", "out/old.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
+    (tmp_path / "._b.jpg").write_bytes(b"of macOS, beside b.jpg")
     shallow, passed_over = find_images([tmp_path], tmp_path / "out")
     assert [path.name for path in shallow] == ["a.PNG", "b.jpg"]
     assert "1 folder(s), which --recursive looks into" in passed_over
-    assert "1 file(s) that are no images" in passed_over
+    assert "2 file(s) that are hidden, or no images" in passed_over
     deep, passed_over = find_images([tmp_path, tmp_path / "note.txt"], tmp_path / "out", recursive=True)
     assert [path.name for path in deep] == ["a.PNG", "b.jpg", "c.png", "d.webp", "note.txt"]
     assert "folder" not in passed_over

@@ -147,6 +147,28 @@ def test_other_commands_end_in_one_line(
     assert signal.getsignal(number) == before
 
 
+def test_a_signal_during_an_import_is_not_swallowed(tmp_path: Path) -> None:
+    (tmp_path / "swallows.py").write_text(
+        "import os, signal\ntry:\n    import signals\nexcept BaseException:\n    print('swallowed')\n"
+    )
+    (tmp_path / "signals.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\nos.getpid()\n")
+    (tmp_path / "own.py").write_text("import swallows\n")
+    command = [sys.executable, "-c", "from ranksort.cli import main; main(['train', 'own.py:recipe'])"]
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", "ranksort: stopped by SIGTERM\n")
+
+
+def test_sigusr1_before_there_is_anything_to_save_does_no_harm(
+    tiny_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ranksort.data import check
+
+    monkeypatch.setattr(check, "darkness", lambda image: os.kill(os.getpid(), signal.SIGUSR1))
+    cli.main(["check-data", f"{tiny_data}/images", f"{tiny_data}/annotations/instances_val.json"])
+    assert "usable for" in capsys.readouterr().out
+
+
 def test_closed_pipe() -> None:
     """As after `ranksort recipes | head -1`: no error is reported, and none from Python's own end."""
     script = "import sys, time; time.sleep(1); from ranksort.cli import main; main(['recipes'])"

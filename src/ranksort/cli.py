@@ -5,7 +5,6 @@ import itertools
 import json
 import math
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ except ModuleNotFoundError:
 from tyro.conf import Positional, arg
 
 from . import __version__
-from .interrupt import Terminated, exit_code, handled, stop_at_once
+from .interrupt import SAVE, exit_code, handled, ignore, sentence, stop_at_once
 from .launch import slurm_job
 from .recipes.detectors import recorded
 from .recipes.find import get_recipe, recipe_functions
@@ -43,11 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 errors="replace"
             )  # no name of a class or a file may end a run where the console cannot show it
     try:
-        with handled(stop_at_once):
+        with handled(stop_at_once), handled(ignore, SAVE):
             _run_command(list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt as error:
-        name = signal.Signals(error.number).name if isinstance(error, Terminated) else "Ctrl-C"
-        print(f"ranksort: stopped by {name}", file=sys.stderr)
+        print(sentence(error), file=sys.stderr)
         sys.exit(exit_code(error))
     except BrokenPipeError:
         _leave_closed_pipe()
@@ -76,9 +74,11 @@ def _sentence(error: ValueError | OSError) -> str:
     """What an error says, in one line."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
-    # From a worker process comes a page of traceback whose last line is the sentence.
-    message = (str(error).strip() or type(error).__name__).splitlines()[-1]
-    return message.removeprefix(f"{type(error).__name__}: ")
+    name = type(error).__name__
+    message = str(error).strip() or name
+    if "Traceback (most recent call last)" in message:  # from a worker process: the sentence comes after it
+        message = message.rpartition(f"\n{name}: ")[2]
+    return " ".join(message.split("\n"))  # names of files and classes may have line breaks
 
 
 def _leave_closed_pipe() -> NoReturn:

@@ -7,11 +7,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
 from typing import Any
 
 # Windows lacks some of them.
 _STOP = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-_SAVE = [getattr(signal, name) for name in ("SIGUSR1",) if hasattr(signal, name)]
+SAVE = [getattr(signal, name) for name in ("SIGUSR1",) if hasattr(signal, name)]
 _TORCHRUN_SECONDS = 5.0
 
 
@@ -33,18 +34,52 @@ def exit_code(error: KeyboardInterrupt) -> int:
     return 128 + (error.number if isinstance(error, Terminated) else signal.SIGINT)
 
 
-def stop_at_once(number: int, _: Any) -> None:
+def sentence(error: KeyboardInterrupt) -> str:
+    """What a command that was stopped prints."""
+    name = signal.Signals(error.number).name if isinstance(error, Terminated) else "Ctrl-C"
+    return f"ranksort: stopped by {name}"
+
+
+def stop_at_once(number: int, frame: FrameType | None) -> None:
     """The handler of a command that has nothing to save.
 
+    While a module is imported it ends the process: PyTorch swallows what is raised while it imports NumPy.
+
     Raises:
-        KeyboardInterrupt: always; `Terminated` where it was not Ctrl-C.
+        KeyboardInterrupt: elsewhere; `Terminated` where it was not Ctrl-C.
     """
-    raise stopped_by(number)
+    error = stopped_by(number)
+    if _is_importing(frame):
+        _write(sentence(error))
+        os._exit(exit_code(error))
+    raise error
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether the frame belongs to an import, other than one that a function of this package runs within."""
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename.startswith("<frozen importlib"):
+            return True
+        if code.co_name != "<module>" and frame.f_globals.get("__name__", "").startswith(__package__ + "."):
+            return False
+        frame = frame.f_back
+    return False
+
+
+def _write(text: str) -> None:
+    """Print to stderr from a handler: print() may be what was interrupted, and cannot be called within itself."""
+    with contextlib.suppress(OSError):
+        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{text}\n".encode())
+
+
+def ignore(number: int, _: Any) -> None:
+    """The handler of a command that has no checkpoint to write, or not yet, for the signal that asks for one: it would end it."""
 
 
 def ignore_in_worker(_: int = 0) -> None:
     """Let a process that loads images live until its loader ends it: schedulers and terminals signal it as well."""
-    for number in (*_STOP, *_SAVE):
+    for number in (*_STOP, *SAVE):
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -78,7 +113,7 @@ class Interrupt(contextlib.AbstractContextManager["Interrupt"]):
     def __init__(self, notice: str) -> None:
         self.notice, self.stop, self.save, self.waits = notice, 0, False, False
         self._process, self._stop_time = os.getpid(), 0.0
-        self._handlers = handled(self._remember, (*_STOP, *_SAVE))
+        self._handlers = handled(self._remember, (*_STOP, *SAVE))
 
     def __enter__(self) -> "Interrupt":
         self._handlers.__enter__()
@@ -87,20 +122,18 @@ class Interrupt(contextlib.AbstractContextManager["Interrupt"]):
     def __exit__(self, *error: Any) -> None:
         self._handlers.__exit__(*error)
 
-    def _remember(self, number: int, _: Any) -> None:
+    def _remember(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
             return  # a worker which has just begun
-        if number in _SAVE:
+        if number in SAVE:
             self.save = True
         elif (
             self.stop and "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self._stop_time < _TORCHRUN_SECONDS
         ):
             return
         elif self.stop or not self.waits:
-            raise stopped_by(number)
+            stop_at_once(number, frame)
         else:
             self.stop, self._stop_time = number, time.monotonic()
             if self.notice:
-                # print() may be what was interrupted, and cannot be called within itself.
-                with contextlib.suppress(OSError):
-                    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\n{self.notice}\n".encode())
+                _write(f"\n{self.notice}")

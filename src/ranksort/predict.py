@@ -48,10 +48,10 @@ def find_images(paths: Sequence[Path], out: Path, recursive: bool = False) -> tu
             if not recursive:
                 others["folder(s), which --recursive looks into"] += len(inside)
             for file in (Path(folder) / name for name in sorted(files)):
-                if file.suffix.lower() in _PICTURES:
+                if file.suffix.lower() in _PICTURES and not file.name.startswith("."):  # macOS leaves ._name.jpg
                     images.append(file)
                 else:
-                    others["file(s) that are no images by their names"] += 1
+                    others["file(s) that are hidden, or no images by their names"] += 1
     return images, ", ".join(f"{count} {what}" for what, count in others.items() if count)
 
 

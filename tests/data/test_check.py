@@ -14,6 +14,7 @@ from pycocotools import mask as coco_mask
 
 from ranksort.data.check import check_data
 from ranksort.data.coco import CocoDataset, find_split
+from ranksort.data.coco_columns import Category
 from ranksort.data.coco_file import read_coco_file
 from ranksort.data.faults import CONSEQUENCES
 from ranksort.data.segmentations import decode_mask
@@ -215,6 +216,41 @@ def test_boxes_and_masks_mixed_are_good_for_boxes(content: dict[str, Any], write
     }
 
 
+def test_a_verdict_tells_evaluation_with_and_without_images_apart(content: dict[str, Any], write: Write) -> None:
+    images, annotations = write(content)
+    (images / content["images"][0]["file_name"]).unlink()
+    verdict = check_data(images, annotations).verdicts()["evaluation"]
+    assert verdict == "yes, but `test` and the validation of `train` refuse it for 1 fault (missing image)"
+    with pytest.raises(FileNotFoundError, match="is not in"):
+        CocoDataset(images, annotations, training=False)
+
+
+@pytest.mark.parametrize("key", ["image_id", "category_id"])
+def test_a_boolean_is_no_id(content: dict[str, Any], write: Write, key: str) -> None:
+    content["annotations"][0][key] = True
+    (fault,) = check_data(*write(content)).faults[:1]
+    assert fault.kind == "malformed annotation"
+    assert f'needs an integer or a string as "{key}", not True' in fault.lines[0]
+
+
+def test_a_folder_for_a_file_and_the_reverse_are_said(content: dict[str, Any], write: Write) -> None:
+    images, annotations = write(content)
+    with pytest.raises(ValueError, match="is a folder: name a file in it"):
+        check_data(images, images)
+    with pytest.raises(ValueError, match="is a file: name the folder that it lies in"):
+        check_data(annotations, annotations)
+    with pytest.raises(ValueError, match="is no regular file"):
+        check_data(images, Path("/dev/null"))
+
+
+def test_classes_that_differ_in_the_kind_of_id_are_told_apart(content: dict[str, Any], write: Write) -> None:
+    images, annotations = write(content)
+    known = [Category(str(c["id"]), c["name"]) for c in content["categories"]]
+    id, name = min((c["id"], c["name"]) for c in content["categories"])
+    with pytest.raises(ValueError, match=f"'{name}' with id {id}; the model knows .* such as '{name}' with id '{id}'"):
+        CocoDataset(images, annotations, training=False, categories=known)
+
+
 @pytest.mark.parametrize(
     ("written", "there"),
     [
@@ -266,6 +302,7 @@ def test_dark_images_and_turned_ones_are_said(content: dict[str, Any], write: Wr
         ((ramp * 4095).astype(np.uint16), "brightest value is 4095"),
         (ramp.astype(np.float32), "brightest value is 1,"),
         ((ramp * 1000).astype(np.float32), "values up to 1000"),
+        ((ramp * 200 - 100).astype(np.float32), "values down to -100"),
         ((ramp * 65535).astype(np.uint16), None),
         ((ramp * 255).astype(np.float32), None),
     ):

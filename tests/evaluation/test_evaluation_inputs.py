@@ -39,7 +39,11 @@ def test_areas_crowd_flags_and_any_encoding_of_masks_are_accepted(iou_type):
         ({"category_id": None}, r"have no 'category_id' \(position 1\)"),
         ({"score": float("nan")}, r"1 of 2 detections have a score that is not a number, but nan \(position 1\)"),
         ({"score": 97.5}, r"have a score outside 0\.\.1 and look like percent: divide them by 100"),
-        ({"score": 1.5}, r"score outside 0\.\.1"),
+        ({"score": 1.0000001}, r"have a score outside 0\.\.1 \(position 1\)"),
+        ({"score": 10**400}, "have a score that is not a number, but 1000"),
+        ({"category_id": [1]}, r"have a category_id that is no integer or string, but \[1\]"),
+        ({"category_id": True}, "have a category_id that is no integer or string, but True"),
+        ({"category_id": float("nan")}, "have a category_id that is no integer or string, but nan"),
         ({"score": "0.5"}, "have a score that is not a number, but '0.5'"),
         ({"score": True}, "have a score that is not a number, but True"),
         ({"bbox": [0, 0, -1, 5]}, "bbox of negative width or height"),
@@ -53,6 +57,14 @@ def test_wrong_detections_are_named(change, sentence):
     ground_truth, detection = small()
     with pytest.raises(ValueError, match=sentence):
         evaluate_detections(ground_truth, [detection, {**detection, **change}])
+
+
+def test_masks_that_are_missing_and_bad_boxes_beside_them_are_named():
+    ground_truth, detection = small()
+    with pytest.raises(ValueError, match="have no 'segmentation': boxes are compared by --iou-type bbox"):
+        evaluate_detections(ground_truth, [{**detection, "segmentation": []}], "segm")
+    with pytest.raises(ValueError, match=r"have a bbox that is not \[x, y, width, height\], but \['0'"):
+        evaluate_detections(ground_truth, [{**detection, "bbox": ["0", 0, 9, 9]}, detection], "segm")
 
 
 @pytest.mark.parametrize("key", ["image_id", "category_id", "score", "bbox"])
@@ -78,7 +90,7 @@ def test_many_wrong_detections_are_counted():
         ({"size": [120, 90], "counts": [10800]}, "mask of another size than their image's"),
         ({"counts": "abc"}, "have a segmentation that is not an RLE, but .*: boxes are compared by --iou-type bbox"),
         (None, "have no 'segmentation': boxes are compared by --iou-type bbox"),
-        ([], "polygon that is not at least"),
+        ([], "have no 'segmentation'"),
         ("polygon", "a segmentation that is not an RLE, but 'polygon'"),
         ([[0, 0, 5, 5]], "polygon that is not at least three points"),
         ({"size": [90, 120], "counts": [10800, 1]}, "broken RLE"),
@@ -207,3 +219,9 @@ def test_a_score_that_is_no_float_is_said() -> None:
     found = {"image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5], "score": 10**400}
     with pytest.raises(ValueError, match="1 of 1 detections have a score that is not a number, but 1000"):
         evaluate_detections(truth, [found])
+
+
+def test_perfect_detections_have_no_negative_zeros():
+    ground_truth, detection = small()
+    ground_truth["annotations"][0]["bbox"] = detection["bbox"] = [22.31, 16.31, 66.59, 44.7]
+    assert "-0.0" not in str(evaluate_detections(ground_truth, [detection]))

@@ -13,9 +13,9 @@ from rich.progress import track
 
 from .coco_columns import CocoFile
 from .coco_file import read_coco_file
-from .faults import USES, Fault, Use
+from .faults import USES, VALIDATION, Fault, Use
 from .ids import Id
-from .images import ImageFolder, darkness, read_image, upright
+from .images import ImageFolder, darkness, read_image, require_folder, upright
 
 
 class ClassCount(NamedTuple):
@@ -57,11 +57,14 @@ class DataCheck:
         result: dict[Use, str] = {}
         for use in USES:
             refusals = self.file.refusals(use)
-            count = sum(len(fault.lines) for fault in refusals)
-            kinds = ", ".join(dict.fromkeys(fault.kind for fault in refusals))
-            result[use] = f"refused for {count} fault{'s' * (count != 1)} ({kinds})" if refusals else "yes"
-            if use in ("masks", "mask_evaluation") and refusals and not self.has_masks:
+            if refusals and use in ("masks", "mask_evaluation") and not self.has_masks:
                 result[use] = "no, there are no masks"
+            elif refusals:
+                result[use] = f"refused for {_counted(refusals)}"
+            elif "evaluation" in use and (refusals := self.file.refusals(use, also=VALIDATION)):
+                result[use] = f"yes, but `test` and the validation of `train` refuse it for {_counted(refusals)}"
+            else:
+                result[use] = "yes"
         return result
 
     def __str__(self) -> str:
@@ -97,6 +100,11 @@ class DataCheck:
         return "\n".join([*lines, "usable for", *(f"  {USES[use]:{width}}  {text}" for use, text in verdicts.items())])
 
 
+def _counted(faults: list[Fault]) -> str:
+    count = sum(len(fault.lines) for fault in faults)
+    return f"{count} fault{'s' * (count != 1)} ({', '.join(dict.fromkeys(fault.kind for fault in faults))})"
+
+
 _FROM = {"refused": "for", "left out": "of", "kept": "in"}
 
 
@@ -126,8 +134,7 @@ def check_data(images: Path, annotations: Path, *, keep_crowds: bool = False) ->
     Raises:
         FileNotFoundError: the folder or the file does not exist. Whatever else is wrong becomes a fault.
     """
-    if not images.is_dir():
-        raise FileNotFoundError(f"The images folder {images} does not exist.")
+    require_folder(images)
     file = read_coco_file(annotations, segmentations=True, pixels=True, keep_crowds=keep_crowds)
     _check_images(file, ImageFolder(images, file.images.file_names))
 

@@ -16,7 +16,8 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 from .coco_checks import MIN_IMAGE_SIDE
 from .coco_columns import Category, CocoFile
 from .coco_file import read_coco_file
-from .images import ImageFolder, find_folder, read_image, to_rgb, upright
+from .faults import VALIDATION
+from .images import ImageFolder, find_folder, read_image, require_folder, to_rgb, upright
 from .json_source import JsonSource
 from .lvis import repeat_factors
 from .segmentations import decode_mask
@@ -130,24 +131,26 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
         transform: Callable[[Any, dict[str, Any]], tuple[Any, dict[str, Any]]] | None = None,
         min_box_size: float = 1.0,
     ) -> None:
-        if not images.is_dir():
-            raise FileNotFoundError(f"The images folder {images} does not exist.")
+        require_folder(images)
         file = read_coco_file(annotations, segmentations=masks, keep_crowds=keep_crowds)
         if training:
             empty = ("no object to train on", "no mask to train on") if keep_empty_images else ()
             file.require("masks" if masks else "boxes", without=empty)
         else:
-            file.require(
-                "mask_evaluation" if masks else "evaluation", also=("bad file name", "bad image size", "bad box")
-            )
+            file.require("mask_evaluation" if masks else "evaluation", also=VALIDATION)
         self.annotations_path = annotations
         self.categories = tuple(file.categories if categories is None else categories)
         self.masks, self.training, self.transform = masks, training, transform
         unknown = [category for category in file.categories if category not in self.categories]
         if unknown:
+            example = unknown[0]
+            known = next(
+                (c for c in self.categories if example.id == c.id or example.name == c.name), self.categories[0]
+            )
             raise ValueError(
-                f"{annotations} has {len(unknown)} classes that the model does not know, such as {unknown[0].name!r} "
-                f"with id {unknown[0].id}; the model knows {len(self.categories)}, such as {self.categories[0].name!r}."
+                f"{annotations} has {len(unknown)} classes that the model does not know, such as {example.name!r} "
+                f"with id {example.id!r}; the model knows {len(self.categories)}, such as {known.name!r} with id {known.id!r}. "
+                "Names and ids must be the same."
             )
         self.file = None if training else file
         objects = file.annotations

@@ -11,6 +11,7 @@ from .json_source import text_of
 
 MAX_SIDE = 1_000_000  # pixels, of an image
 MAX_COORDINATE = 1e9  # pixels, of a box; whatever is beyond is a mistake
+_MAX_NUMBER = 1e300  # JSON has integers that no float can hold
 
 AnyId = int | float | str | None
 Number = int | float
@@ -118,7 +119,7 @@ def _scalar(value: Any) -> Any:
 
 
 def _id(value: Any) -> Any:
-    return _NoScalar(value) if isinstance(value, bool | list | dict) else value
+    return _NoScalar(value) if isinstance(value, list | dict | bool) else value  # to Python, True is 1
 
 
 def _string(value: Any) -> str | None:
@@ -126,7 +127,7 @@ def _string(value: Any) -> str | None:
 
 
 def _number(value: Any) -> Number | None:
-    return value if is_number(value, 1e300) else None
+    return value if is_number(value, _MAX_NUMBER) else None
 
 
 def _box(value: Any) -> tuple[float, ...] | None:
@@ -135,7 +136,7 @@ def _box(value: Any) -> tuple[float, ...] | None:
 
 
 def _area(value: Any) -> float:
-    return float(value) if is_number(value, 1e300) else math.inf
+    return float(value) if is_number(value, _MAX_NUMBER) else math.inf
 
 
 def _list(value: Any) -> list[Any]:
@@ -146,7 +147,6 @@ _FIELDS: dict[str, Callable[[Any], Any]] = {
     "id": _id,
     "image_id": _id,
     "category_id": _id,
-    "iscrowd": _scalar,
     "name": _string,
     "supercategory": _string,
     "frequency": _string,

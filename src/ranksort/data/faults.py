@@ -78,6 +78,9 @@ CONSEQUENCES: dict[str, Consequences] = {
 }
 """Every kind of fault."""
 
+VALIDATION = ("bad file name", "bad image size", "bad box", "missing image", "unreadable image", "wrong image size")
+"""Faults for which `test` and the validation of a run refuse a file, too: other than `evaluate` they open the images."""
+
 
 class Lines(Sequence[str]):
     """Sentences about some rows, made when they are read: there can be as many as there are annotations."""

@@ -78,6 +78,14 @@ class ImageFolder:
         return {Path(name).stem.casefold(): name for name in os.listdir(self.folder)} if self.folder.is_dir() else {}
 
 
+def require_folder(folder: Path) -> None:
+    """Raise FileNotFoundError unless there is such a folder of images, and ValueError where it is a file."""
+    if not folder.exists():
+        raise FileNotFoundError(f"The images folder {folder} does not exist.")
+    if not folder.is_dir():
+        raise ValueError(f"The images folder {folder} is a file: name the folder that it lies in.")
+
+
 def find_folder(folders: Iterable[Path], name: str) -> Path | None:
     """Return the first of some folders that holds an image of that name, or else, without the folders in front of its name."""
     parts = PurePosixPath(name.replace("\\", "/")).parts
@@ -138,10 +146,12 @@ def darkness(image: Image.Image) -> str | None:
     """Say why an image turns nearly black, or loses what is bright, by `to_rgb`; None: it does not."""
     if image.mode[:1] not in "IF":
         return None
-    greatest = float(image.getextrema()[1])  # type: ignore[arg-type]
+    least, greatest = map(float, image.getextrema())  # type: ignore[arg-type]
     white, bits = (65535, "16 bit") if image.mode.startswith("I") else (255, "floating point")
     if greatest > white:
         return f"is {bits} greyscale with values up to {greatest:g}, where {white} is white: what is above is lost"
+    if least < 0:
+        return f"is {bits} greyscale with values down to {least:g}, where 0 is black: what is below is lost"
     if 0 < greatest < white / 8:
         return (
             f"is {bits} greyscale whose brightest value is {greatest:g}, where {white} is white: it turns nearly black; "

@@ -33,11 +33,15 @@ class JsonSource:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the content has no place in JSON.
+            ValueError: it is a folder or a pipe, or the content has no place in JSON.
         """
         if not isinstance(source, str | Path):
             return JsonSource(_json_of(source, what), what)
         path = Path(source)
+        if path.is_dir():
+            raise ValueError(f"The {what} {path} is a folder: name a file in it.")
+        if path.exists() and not path.is_file():  # which may be read once only
+            raise ValueError(f"The {what} {path} is no regular file: write it to one first.")
         if not path.is_file():
             raise FileNotFoundError(f"The {what} {path} does not exist.")
         with path.open("rb") as file:  # an empty one cannot be mapped

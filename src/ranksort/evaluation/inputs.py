@@ -15,7 +15,7 @@ from pycocotools import mask as mask_utils
 from ..data.coco_columns import MAX_AREA, CocoFile, Federated
 from ..data.coco_file import read_coco_file
 from ..data.coco_rows import MAX_COORDINATE, AnyId, Repair
-from ..data.ids import Id, IdIndex, sort_key
+from ..data.ids import Id, IdIndex, canonical, sort_key
 from ..data.json_source import JsonSource, decode_rows, in_memory
 from ..data.segmentations import encode_segmentations, polygon_rle, rle_areas
 
@@ -202,7 +202,7 @@ class _Reader:
         try:
             for rows in decode_rows(content, kind, convert, chunk=_CHUNK, release=opened.release):
                 if first == 0 and self.with_masks and rows:
-                    self.with_boxes = rows[0].bbox is not None
+                    self.with_boxes = rows[0].bbox is not None or (1, "bbox") in self.repair.found
                 parts.append(self.columns(rows, first))
                 first += len(rows)
                 self.repair.number = first + 1
@@ -234,7 +234,10 @@ class _Reader:
         if (category < 0).any():
             for n in np.flatnonzero((category < 0) & ~np.array(missing.get("category_id", False))).tolist():
                 id = get["category_id"][n]
-                self.left_out[id] = self.left_out.get(id, 0) + 1
+                if canonical(id) is None:
+                    self.note([True], first + n, f"have a category_id that is no integer or string, but {id}")
+                else:
+                    self.left_out[id] = self.left_out.get(id, 0) + 1
             kept = np.flatnonzero(category >= 0)
             rows = [rows[n] for n in kept.tolist()]
             get["bbox"] = [get["bbox"][n] for n in kept.tolist()]
@@ -275,7 +278,7 @@ class _Reader:
         broken = areas < 0
         for n in others:
             mask, size = segmentations[n], self.sizes[image[n]]
-            if mask is None:
+            if mask is None or (isinstance(mask, list) and not any(mask)):
                 self.note([True], places[n : n + 1], "segmentation")
                 broken[n] = False
             elif type(mask) is _Rle:
@@ -316,7 +319,7 @@ class _Reader:
                 ids = list(dict.fromkeys(self.unknown))
                 names = ", ".join(map(reprlib.repr, ids[:_SHOWN])) + (", ..." if len(ids) > _SHOWN else "")
                 problem = f"have an unknown image_id: {names}"
-            elif problem == "have a score outside 0..1" and 1 < self.highest <= 100:
+            elif problem == "have a score outside 0..1" and 2 < self.highest <= 100:
                 problem += " and look like percent: divide them by 100"
             shown = ", ".join(map(str, positions[:_SHOWN])) + (", ..." if len(positions) > _SHOWN else "")
             raise ValueError(f"{len(positions)} of {count} detections {problem} (position {shown}).")

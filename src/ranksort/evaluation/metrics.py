@@ -154,4 +154,4 @@ def _olrp(area: str, part: str) -> Callable[[dict[str, AreaResult]], np.ndarray]
 
 def percent(value: float) -> str:
     """In %, with a dash for NaN."""
-    return "-" if math.isnan(value) else f"{100 * value:.1f}"
+    return "-" if math.isnan(value) else f"{round(100 * value, 1) + 0.0:.1f}"  # no "-0.0"
