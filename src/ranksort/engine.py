@@ -30,7 +30,7 @@ from .data.fingerprint import fingerprint
 from .evaluation import Report
 from .evaluation.evaluator import Evaluator
 from .evaluation.page import save_reports
-from .interrupt import Interrupt, ignore_in_worker, stopped_by
+from .interrupt import Interrupt, stopped_by
 from .launch import check_processes, queue_again, slurm_job
 from .models import Detector
 from .recipes import Recipe
@@ -184,15 +184,11 @@ class _Training(pl.LightningModule):
         sampler = build_sampler(self.recipe, self.train_set, self.trainer.global_rank, self.trainer.world_size)
         sampler.set_epoch(int(self.progress["epoch"]))
         sampler.skip(int(self.progress["batches"]))
-        loader = data_loader(self.train_set, batch_sampler=sampler, workers=self.recipe.data.workers)
-        loader.worker_init_fn = ignore_in_worker
-        return loader
+        return data_loader(self.train_set, batch_sampler=sampler, workers=self.recipe.data.workers)
 
     def val_dataloader(self) -> Any:
         mine = range(self.trainer.global_rank, len(self.val_set), self.trainer.world_size)  # none twice
-        loader = data_loader(self.val_set, sampler=mine, workers=self.recipe.data.workers)
-        loader.worker_init_fn = ignore_in_worker
-        return loader
+        return data_loader(self.val_set, sampler=mine, workers=self.recipe.data.workers)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         torch.manual_seed(
@@ -234,9 +230,8 @@ class _Training(pl.LightningModule):
     def _explain_what_is_missing(self) -> None:
         """Say which setting may be why there are fewer detections than objects."""
         model = self.recipe.model
-        at_limit = self.evaluator.missing(model.detections_per_image)
         found, wanted = len(self.evaluator), len(self.report.matches.object_score)
-        if at_limit:
+        if at_limit := self.evaluator.missing(model.detections_per_image):
             self.print(
                 f"--model.detections-per-image {model.detections_per_image} leaves {at_limit} objects without a detection, "
                 "in images that have more objects than that.\n"

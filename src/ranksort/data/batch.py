@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from ..interrupt import ignore_in_worker
 from .coco import CocoDataset
 
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
@@ -51,6 +52,7 @@ def data_loader(
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
+        worker_init_fn=ignore_in_worker,
         # The loader draws a seed for its workers each epoch; from a generator of its own, for the sake of the model's.
         generator=torch.Generator(),
     )

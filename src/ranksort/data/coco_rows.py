@@ -147,6 +147,7 @@ _FIELDS: dict[str, Callable[[Any], Any]] = {
     "id": _id,
     "image_id": _id,
     "category_id": _id,
+    "iscrowd": _scalar,
     "name": _string,
     "supercategory": _string,
     "frequency": _string,
