@@ -54,7 +54,7 @@ def findings(report: Report) -> list[str]:
         )
     error = report.lrp.mean(axis=0)
     said += [
-        f"What is rightly found overlaps its object by IoU {matches.iou[is_tp].mean():.2f} on average; AP is "
+        f"True positives overlap their objects by IoU {matches.iou[is_tp].mean():.2f} on average; AP is "
         f"{percent(number['AP50'])} at IoU .5 and {percent(number['AP75'])} at .75.",
         f"If one score threshold is to serve all classes, {SCORE_GRID[error.argmin()]:.2f} is best: it costs "
         f"{percent(error.min() - number['oLRP'])} points of LRP error over each class's own, which the table has.",
@@ -64,9 +64,7 @@ def findings(report: Report) -> list[str]:
         how = ("do not order", "order only weakly", "order in part", "order well")[
             np.searchsorted((0.1, 0.3, 0.6), correlation)
         ]
-        said.append(
-            f"Scores {how} by IoU what is rightly found: rank correlation {correlation:.2f}, where 1 is perfect."
-        )
+        said.append(f"Scores {how} true positives by IoU: rank correlation {correlation:.2f}, where 1 is perfect.")
     few = sum(row["objects"] < FEW_OBJECTS for row in rows)
     if few:
         said.append(f"Classes of fewer than {FEW_OBJECTS} objects, whose numbers are noisy: {few} of {len(rows)}.")
