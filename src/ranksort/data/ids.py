@@ -1,5 +1,7 @@
 """Ids of images, categories and annotations: integers, integral floats (a habit of exporters that use pandas) or strings."""
 
+import contextlib
+from array import array
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,12 +46,14 @@ class IdIndex:
     def find(self, values: Sequence[Any]) -> np.ndarray:
         """Return int64 [V]: the places of some ids among the known ones, -1 for those that are not known.
 
-        `values` are ids as they come from JSON, V in number.
+        `values` are ids as `coco_rows` takes them from JSON, V in number: without booleans, which to Python are integers.
         """
-        column = np.asarray(values) if len(self._table) and len(values) and type(values[0]) is not str else None
-        if column is not None and column.dtype.kind == "i":
-            below = column - self._first
-            return self._table[np.where((below >= 0) & (below < len(self._table) - 1), below, -1)]
+        if len(self._table):
+            with contextlib.suppress(
+                TypeError, OverflowError
+            ):  # by which an array refuses all but integers of its size
+                below = np.frombuffer(array("q", values), np.int64) - self._first
+                return self._table[np.where((below >= 0) & (below < len(self._table) - 1), below, -1)]
         places: dict[Any, int] = {}
         result = np.empty(len(values), dtype=np.int64)
         for n, value in enumerate(values):

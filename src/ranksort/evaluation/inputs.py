@@ -14,7 +14,7 @@ from pycocotools import mask as mask_utils
 
 from ..data.coco_columns import MAX_AREA, CocoFile, Federated
 from ..data.coco_file import read_coco_file
-from ..data.coco_rows import MAX_COORDINATE, AnyId, Repair
+from ..data.coco_rows import MAX_COORDINATE, Repair
 from ..data.ids import Id, IdIndex, canonical, sort_key
 from ..data.json_source import JsonSource, decode_rows, in_memory
 from ..data.segmentations import encode_segmentations, polygon_rle, rle_areas
@@ -142,16 +142,16 @@ class _Rle(msgspec.Struct, gc=False):
 
 
 class _Row(msgspec.Struct, gc=False):
-    """A detection. What is missing or malformed is None."""
+    """A detection as nearly all are, which is decoded fast. `Repair` makes it of others; what is missing or malformed is None."""
 
-    image_id: AnyId = None
-    category_id: AnyId = None
-    score: float | None = None
-    bbox: Box | None = None
+    image_id: int = None  # type: ignore[assignment]
+    category_id: int = None  # type: ignore[assignment]
+    score: float = None  # type: ignore[assignment]
+    bbox: Box = None  # type: ignore[assignment]
 
 
 class _MaskRow(_Row, gc=False):
-    segmentation: _Rle | list[list[float]] | None = None
+    segmentation: _Rle | list[list[float]] = None  # type: ignore[assignment]
 
 
 def read_detections(source: str | Path | list[dict[str, Any]], ground_truth: GroundTruth, iou_type: str) -> Detections:
@@ -220,21 +220,22 @@ class _Reader:
             name: list(map(operator.attrgetter(name), rows)) for name in ("image_id", "category_id", "score", "bbox")
         }
         image, category = self.images.find(get["image_id"]), self.categories.find(get["category_id"])
-        scores = np.array(get["score"], dtype=np.float64)
-        missing = {name: [v is None for v in get[name]] for name in ("image_id", "category_id") if None in get[name]}
-        for name, column in missing.items():
-            self.note(column, first, f"have no '{name}'")
-        self.note(np.isnan(scores), first, "score")
-        self.note(~np.isnan(scores) & ~((scores >= 0) & (scores <= 1)), first, "have a score outside 0..1")
-        self.highest = max(self.highest, float(np.nanmax(scores, initial=0)))
-        if (image < 0).any():
-            unknown = (image < 0) & ~np.array(missing.get("image_id", False))
-            self.unknown += [get["image_id"][n] for n in np.flatnonzero(unknown)]
-            self.note(unknown, first, "unknown")
+        scores = _floats(get["score"], len(rows))
+        bad_scores = ~((scores >= 0) & (scores <= 1))
+        if bad_scores.any():
+            self.note(np.isnan(scores), first, "score")
+            self.note(bad_scores & ~np.isnan(scores), first, "have a score outside 0..1")
+            self.highest = max(self.highest, float(np.nanmax(scores, initial=0)))
+        for n in np.flatnonzero(image < 0).tolist():
+            id = get["image_id"][n]
+            self.unknown += [] if id is None else [id]
+            self.note([True], first + n, "have no 'image_id'" if id is None else "unknown")
         if (category < 0).any():
-            for n in np.flatnonzero((category < 0) & ~np.array(missing.get("category_id", False))).tolist():
+            for n in np.flatnonzero(category < 0).tolist():
                 id = get["category_id"][n]
-                if canonical(id) is None:
+                if id is None:
+                    self.note([True], first + n, "have no 'category_id'")
+                elif canonical(id) is None:
                     self.note([True], first + n, f"have a category_id that is no integer or string, but {id}")
                 else:
                     self.left_out[id] = self.left_out.get(id, 0) + 1
@@ -255,10 +256,11 @@ class _Reader:
         return Detections(image.astype(np.int32), category.astype(np.int32), areas, boxes, mask_areas, masks, scores)
 
     def boxes(self, values: list[Any], places: np.ndarray) -> np.ndarray:
-        if None in values:
+        try:
+            boxes = np.fromiter(itertools.chain.from_iterable(values), np.float64, 4 * len(values)).reshape(-1, 4)
+        except TypeError:
             self.note([value is None for value in values], places, "bbox")
-            values = [(0.0,) * 4 if value is None else value for value in values]
-        boxes = np.fromiter(itertools.chain.from_iterable(values), np.float64, 4 * len(values)).reshape(-1, 4)
+            return self.boxes([(0.0,) * 4 if value is None else value for value in values], places)
         sensible, negative = abs(boxes) < MAX_COORDINATE, boxes[:, 2:] < 0
         if not sensible.all() or negative.any():  # which rows have them takes longer
             self.note(~sensible.all(axis=1), places, "have a bbox that is not four sensible numbers")
@@ -323,6 +325,14 @@ class _Reader:
                 problem += " and look like percent: divide them by 100"
             shown = ", ".join(map(str, positions[:_SHOWN])) + (", ..." if len(positions) > _SHOWN else "")
             raise ValueError(f"{len(positions)} of {count} detections {problem} (position {shown}).")
+
+
+def _floats(values: list[Any], count: int) -> np.ndarray:
+    """float64 [count], NaN for None."""
+    try:
+        return np.fromiter(values, np.float64, count)
+    except TypeError:
+        return np.array(values, dtype=np.float64)
 
 
 def _segmentation(value: Any) -> Any:
