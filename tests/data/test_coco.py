@@ -64,11 +64,12 @@ def test_training_drops_what_the_published_rules_drop(content: dict[str, Any], w
     Image.new("RGB", (64, 31)).save(files[0] / "low.png")
 
     dataset = CocoDataset(*files, training=True)
-    assert dataset.dropped == {"crowd": 1, "unusable or small boxes": 5, "images without objects": 1, "small images": 1}
+    boxes = {"boxes without area": 2, "boxes outside the image": 2, "small boxes": 1}
+    assert dataset.dropped == {"crowd": 1, **boxes, "images without objects": 1, "small images": 1}
     assert dataset.image_ids == [1]
     assert dataset[0][1]["boxes"].tolist() == [[10, 10, 30, 30], [5, 0, 15, 8], [-5, -5, 15, 15]]
 
-    assert CocoDataset(*files, training=True, min_box_size=15).dropped["unusable or small boxes"] == 6
+    assert CocoDataset(*files, training=True, min_box_size=15).dropped["small boxes"] == 2
     with_empty = CocoDataset(*files, training=True, masks=True, keep_empty_images=True)
     assert with_empty.image_ids == [1, 2]
     assert with_empty[1][1]["boxes"].shape == (0, 4)
@@ -244,7 +245,9 @@ def test_coco128_as_its_readme_counts_it(shared_data: Path) -> None:
     assert len(training) == 126
     assert training.dropped == {
         "crowd": 10,
-        "unusable or small boxes": 0,
+        "boxes without area": 0,
+        "boxes outside the image": 0,
+        "small boxes": 0,
         "images without objects": 2,
         "small images": 0,
     }
@@ -291,7 +294,7 @@ def test_yolact_trains_on_boxes_larger_than_4_px(content: dict[str, Any], write:
     ]
     least = get_recipe("ranksort_yolact_r50_55e_coco").data.min_box_size
     dataset = CocoDataset(*write(content), training=True, min_box_size=least)
-    assert dataset.dropped["unusable or small boxes"] == 2
+    assert dataset.dropped["small boxes"] == 2
 
 
 def test_an_image_without_objects_has_masks_of_the_same_type(content: dict[str, Any], write: Write) -> None:

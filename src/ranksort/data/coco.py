@@ -187,7 +187,9 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
         objects, images = file.annotations, file.images
         is_object = file.trainable(min_box_size)
         self.dropped["crowd"] = int(objects.crowd.sum())
-        self.dropped["unusable or small boxes"] = len(objects) - self.dropped["crowd"] - int(is_object.sum())
+        self.dropped |= {
+            kind.replace("box", "boxes"): int(faulty.sum()) for kind, faulty in file.box_faults(min_box_size).items()
+        }
         if self.masks and objects.is_empty is not None:
             self.dropped["masks without a pixel"] = int((is_object & objects.is_empty).sum())
             is_object &= ~objects.is_empty
