@@ -73,9 +73,16 @@ def work(rank, processes, store, case, results):
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("processes", [2, 3])
 @pytest.mark.parametrize(
-    "case", ["uneven", "nothing on the first", "no positives on the first", "no positives", "infinite where ignored"]
+    ("case", "processes"),
+    [
+        ("uneven", 2),
+        ("uneven", 3),
+        ("nothing on the first", 3),
+        ("no positives on the first", 3),
+        ("no positives", 2),
+        ("infinite where ignored", 2),
+    ],
 )
 def test_processes_rank_together(case, processes, tmp_path):
     context = mp.get_context("spawn")
