@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from evaluation_data import random_masks
 
 from ranksort import cli
 from ranksort.evaluation import evaluate, evaluate_detections
@@ -136,3 +137,10 @@ def test_the_option_of_the_command(tmp_path, capsys):
     assert "AR100 25.0" in capsys.readouterr().out
     cli.main([*arguments, "--max-detections", "400"])
     assert "AR400 100.0" in capsys.readouterr().out
+
+
+def test_a_class_without_a_threshold_shows_a_dash() -> None:
+    ground_truth, _ = random_masks(4)
+    table = str(evaluate_detections(ground_truth, []))
+    assert "nan" not in table
+    assert table.splitlines()[-1].endswith(" -")

@@ -68,7 +68,7 @@ class Metric:
 
     def text(self, value: float) -> str:
         """A value as the table has it."""
-        return percent(value) if self.is_fraction else f"{value:.3f}"
+        return percent(value) if self.is_fraction else "-" if math.isnan(value) else f"{value:.3f}"
 
 
 AP, AR, OLRP = Family("AP", True), Family("AR", True), Family("oLRP", False)
