@@ -61,10 +61,14 @@ def findings(report: Report) -> list[str]:
     ]
     correlation = rank_correlation(matches.score[is_tp], matches.iou[is_tp])
     if not math.isnan(correlation):
-        how = ("do not order", "order only weakly", "order in part", "order well")[
-            np.searchsorted((0.1, 0.3, 0.6), correlation)
-        ]
-        said.append(f"Scores {how} true positives by IoU: rank correlation {correlation:.2f}, where 1 is perfect.")
+        order = (
+            "do not rank true positives by IoU",
+            *(f"rank true positives by IoU {how}" for how in ("only weakly", "in part", "well")),
+        )
+        said.append(
+            f"Scores {order[np.searchsorted((0.1, 0.3, 0.6), correlation)]}: rank correlation {correlation:.2f}, where 1 is "
+            "perfect."
+        )
     few = sum(row["objects"] < FEW_OBJECTS for row in rows)
     if few:
         said.append(f"Classes of fewer than {FEW_OBJECTS} objects, whose numbers are noisy: {few} of {len(rows)}.")
