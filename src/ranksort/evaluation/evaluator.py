@@ -14,6 +14,7 @@ from ..data.ids import Id
 from .coco import evaluate
 from .inputs import Detections, read_ground_truth
 from .report import Report
+from .results import encode_masks
 
 
 class Evaluator:
@@ -68,9 +69,9 @@ class Evaluator:
             }
             if "runs" in self._parts:
                 masks = found["masks"][torch.from_numpy(kept).to(found["masks"].device)]
-                rles = coco_mask.encode(np.asfortranarray(masks.permute(1, 2, 0).cpu().numpy().astype(np.uint8)))
+                rles = encode_masks(masks)
                 columns["mask_area"] = np.asarray(coco_mask.area(rles), dtype=np.int32).reshape(-1)
-                columns["runs"] = np.frombuffer(b"".join(rle["counts"] for rle in rles), np.uint8)
+                columns["runs"] = np.frombuffer("".join(rle["counts"] for rle in rles).encode("ascii"), np.uint8)
                 columns["run_bytes"] = np.array([len(rle["counts"]) for rle in rles], dtype=np.int32)
             for name, column in columns.items():
                 self._parts[name].append(column)
