@@ -16,6 +16,7 @@ from PIL import Image
 
 from ranksort import cli
 from ranksort.checkpoints import save_model
+from ranksort.commands import train as train_commands
 from ranksort.data.coco_columns import Category
 from ranksort.recipes import Recipe, create_model, get_recipe, list_recipes
 
@@ -116,7 +117,7 @@ def test_min_size_alone_is_that_of_training_too(
 ) -> None:
     (tmp_path / "my_recipes.py").write_text(MULTI_SCALE)
     recipes: list[Recipe] = []
-    monkeypatch.setattr(cli, "_train", lambda recipe, *_: recipes.append(recipe))
+    monkeypatch.setattr(train_commands, "_train", lambda recipe, *_: recipes.append(recipe))
     cli.main(["train", f"{tmp_path}/my_recipes.py:small", *options.split()])
     assert (recipes[0].model.min_size, recipes[0].data.train_min_sizes) == expected
 

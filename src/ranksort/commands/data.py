@@ -1,0 +1,32 @@
+"""`check-data`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from .arguments import JsonPath
+
+
+def check_data(
+    images: Annotated[Path, Positional, arg(metavar="FOLDER")],
+    annotations: JsonPath,
+    /,
+    verbose: bool = False,
+    crowd: Literal["drop", "keep"] = "drop",
+) -> None:
+    """Look for faults in a data set before training on it.
+
+    Args:
+        images: folder of the images.
+        annotations: COCO annotation file.
+        verbose: list all faults, however many.
+        crowd: what to do with annotations marked as crowd, as by --data.crowd of `train`.
+    """
+    from ..data.check import check_data as run_check
+
+    check = run_check(images, annotations, keep_crowds=crowd == "keep")
+    print(check.text() if verbose else check)
+    if not check.is_usable:
+        sys.exit(1)

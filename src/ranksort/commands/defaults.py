@@ -1,0 +1,54 @@
+"""The settings which the options of `train` and `test` start from."""
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..recipes.detectors import recorded
+from ..recipes.find import get_recipe
+from ..recipes.recipe import Recipe
+
+
+def default_recipe(arguments: Sequence[str]) -> Recipe:
+    """The recipe which the options of `train` and `test` start from: a named one, that of a run, or that of a checkpoint."""
+    command, source = [*arguments, "", ""][:2]
+    if command not in ("train", "test") or (source.startswith("-") and {"-h", "--help"} & set(arguments)):
+        return Recipe()
+    if not source or source.startswith("-"):
+        raise ValueError(f"`ranksort {command}` needs a {'RECIPE' if command == 'train' else 'CHECKPOINT'} first")
+    if command == "test":
+        from ..checkpoints import read_checkpoint
+
+        return read_checkpoint(source).recipe
+    resume, run = "--resume" in arguments, Path(source)
+    recipe = _recipe_of(run) if run.is_dir() else get_recipe(source)
+    if resume and not run.is_dir():
+        for argument, following in itertools.pairwise([*arguments, ""]):
+            if argument.startswith("--training.output"):
+                recipe.training.output = argument.partition("=")[2] or following
+        named, recipe = recipe.model.detector, _recipe_of(latest_run(recipe))
+        if recorded(named) == recipe.model.detector:  # a recipe of the user's own names its detector again
+            recipe.model.detector = named
+    # A run which is resumed keeps its sizes; what differs from them is refused.
+    if not resume and "--model.min-size" in (a.partition("=")[0].replace("_", "-") for a in arguments):
+        recipe.data.train_min_sizes = ()  # unless they are given, too
+    return recipe
+
+
+def _recipe_of(run: Path) -> Recipe:
+    file = run / "recipe.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{run} is no run folder: it has no recipe.json")
+    try:
+        return Recipe.from_dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} cannot be used: {error}") from None
+
+
+def latest_run(recipe: Recipe) -> Path:
+    folder = Path(recipe.training.output) / recipe.name
+    runs = sorted(folder.glob("*/checkpoints/last.ckpt"))
+    if not runs:
+        raise FileNotFoundError(f"there is no run to resume in {folder}: leave --resume out to begin one")
+    return runs[-1].parent.parent

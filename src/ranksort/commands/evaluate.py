@@ -1,0 +1,83 @@
+"""`test`, `evaluate` and `report`."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from .. import __version__
+from ..recipes.recipe import DataSettings, ModelSettings, Recipe
+from .arguments import TIME, CheckpointPath, JsonPath
+
+
+def test_command(defaults: Recipe) -> Callable[..., None]:
+    """Makes the command `test`, whose options have the settings of a checkpoint's recipe as defaults."""
+
+    def test(
+        checkpoint: CheckpointPath,
+        /,
+        data: DataSettings = defaults.data,
+        model: ModelSettings = defaults.model,
+        out: Path | None = None,
+    ) -> None:
+        """Evaluate a checkpoint on the validation data.
+
+        Args:
+            checkpoint: a run folder, .ckpt or .safetensors.
+            out: folder for the report, with pictures; by default reports/<time>.
+        """
+        from ..checkpoints import read_checkpoint
+        from ..engine import test as run_test
+
+        trained = read_checkpoint(checkpoint)
+        trained.recipe.data, trained.recipe.model = data, model
+        run_test(trained, out or Path("reports") / time.strftime(TIME))
+
+    return test
+
+
+def evaluate(
+    ground_truth: JsonPath,
+    detections: JsonPath,
+    /,
+    iou_type: Literal["bbox", "segm"] = "bbox",
+    style: Literal["coco", "lvis"] = "coco",
+    max_detections: int | None = None,
+    out: Path | None = None,
+) -> None:
+    """AP and oLRP of detections from any model.
+
+    Args:
+        ground_truth: COCO or LVIS annotations.
+        detections: COCO results.
+        iou_type: compare boxes or masks.
+        style: whose rules.
+        max_detections: how many detections count of each class in an image (coco, default 100) or of an image (lvis,
+            default 300).
+        out: folder for the report.
+    """
+    from ..evaluation import evaluate_detections
+
+    result = evaluate_detections(ground_truth, detections, iou_type, style, max_detections)
+    print(result)
+    if out:
+        settings = {"ground truth": str(ground_truth), "detections": str(detections)}
+        result.save(out, settings | {"date": time.strftime("%Y-%m-%d %H:%M"), "versions": f"ranksort {__version__}"})
+        print(f"\nreport: {out / 'index.html'}")
+
+
+def report(runs: Annotated[list[Path], Positional, arg(metavar="RUN")], /, out: Path = Path("comparison.html")) -> None:
+    """Compare runs: a page with their numbers, classes and curves side by side.
+
+    Args:
+        runs: run folders, or folders which test or evaluate wrote a report to.
+        out: the HTML file to write.
+    """
+    from ..evaluation.page import save_page
+
+    if not runs:
+        raise ValueError("name one or more runs to report on")
+    save_page(runs, out)
+    print(f"report: {out}")

@@ -1,0 +1,105 @@
+"""`train` and `quickstart`."""
+
+import itertools
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ..launch import slurm_job
+from ..recipes.find import get_recipe, recipe_functions
+from ..recipes.recipe import (
+    DataSettings,
+    EvaluationSettings,
+    ModelSettings,
+    OptimizerSettings,
+    Recipe,
+    TrainingSettings,
+)
+from .arguments import TIME, RecipeName
+from .defaults import latest_run
+
+
+def quickstart(
+    out: Path = Path("quickstart"), recipe: str = "ranksort_atss_lite0_small", epochs: int = 4, workers: int = 2
+) -> None:
+    """Make a small data set, train a detector on it in minutes, and look at what it finds.
+
+    Args:
+        out: folder for the data set, the run and its report.
+        recipe: what to train: a recipe which ends in _small, or file.py:function for one of your own.
+        epochs: passes over the 400 training images.
+        workers: processes which load images.
+    """
+    from ..data.synthetic import write_synthetic_dataset
+
+    if recipe in recipe_functions() and not recipe.endswith("_small"):
+        small = " or ".join(name for name in recipe_functions() if name.endswith("_small"))
+        raise ValueError(f"{recipe} is made for COCO on GPUs, quickstart for minutes on a CPU: choose {small}")
+    chosen = get_recipe(recipe)
+    print(f"writing 500 images to {out / 'data'} ...", flush=True)
+    root = write_synthetic_dataset(out / "data")
+    chosen.data.root, chosen.data.workers = str(root), workers
+    chosen.model.min_size, chosen.model.max_size = 256, 384  # as large as the images are
+    chosen.data.train_min_sizes = ()
+    chosen.training.output, chosen.training.epochs = str(out / "runs"), epochs
+    chosen.optimizer.milestones = (math.ceil(0.75 * epochs),)
+    run = _train(chosen, resume=False)
+    print(
+        f"\nThe data are in {root}, checkpoints and training curves in {run}.\n"
+        "Next:\n"
+        f"  look at           {run / 'report' / 'index.html'}\n"
+        f"  detect            ranksort predict {run} {root / 'images'} --out {out / 'predictions'}\n"
+        "  check your data   ranksort check-data IMAGES ANNOTATIONS.json\n"
+        f"  train on them     ranksort train {recipe} --data.root DIR\n"
+        "where DIR holds annotations/instances_{train,val}.json in COCO format and images/."
+    )
+
+
+def train_command(defaults: Recipe) -> Callable[..., None]:
+    """Makes the command `train`, whose options have the settings of a recipe as defaults."""
+
+    def train(
+        recipe: RecipeName,
+        /,
+        data: DataSettings = defaults.data,
+        model: ModelSettings = defaults.model,
+        optimizer: OptimizerSettings = defaults.optimizer,
+        training: TrainingSettings = defaults.training,
+        evaluation: EvaluationSettings = defaults.evaluation,
+        resume: bool = False,
+    ) -> None:
+        """Train a detector.
+
+        Args:
+            recipe: a recipe's name, file.py:function for one of your own, or a run folder for its settings.
+            resume: go on with that run folder, or with the latest run of that recipe, with its settings.
+        """
+        run = Path(recipe) if Path(recipe).is_dir() else None
+        _train(Recipe(defaults.name, data, model, optimizer, training, evaluation), resume, run)
+
+    return train
+
+
+def _train(recipe: Recipe, resume: bool, run: Path | None = None) -> Path:
+    """Trains in a new run folder, or resumes, and prints the report. Returns the run folder."""
+    from ..engine import train as run_training
+
+    folder, now = Path(recipe.training.output) / recipe.name, time.strftime(TIME)
+    names = itertools.chain([now], (f"{now}-{number}" for number in itertools.count(2)))
+    new = next(folder / name for name in names if not (folder / name).exists())
+    if not resume and (begun := _queued_again(folder)):
+        print(f"going on with {begun}, which this SLURM job began before it was queued again")
+        resume, run = True, begun
+    run = (run or latest_run(recipe)) if resume else new
+    run_training(recipe, run, resume=resume)
+    return run
+
+
+def _queued_again(folder: Path) -> Path | None:
+    """The run in that folder which this SLURM job has begun, where it has been queued again."""
+    if os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
+        return None
+    begun = [f.parent for f in sorted(folder.glob("*/slurm_job")) if f.read_text(encoding="utf-8") == slurm_job()]
+    return next((run for run in reversed(begun) if (run / "checkpoints" / "last.ckpt").is_file()), None)

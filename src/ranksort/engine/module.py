@@ -1,0 +1,128 @@
+"""What Lightning has to know about a detector."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from ..checkpoints import metadata
+from ..data.batch import data_loader
+from ..data.coco import CocoDataset
+from ..data.fingerprint import fingerprint
+from ..evaluation import Report
+from ..evaluation.evaluator import Evaluator
+from ..models import Detector
+from ..recipes import Recipe
+from ..recipes.build import build_optimizer, build_sampler, rate_factor
+
+
+class DetectorModule(pl.LightningModule):
+    """What Lightning has to know about a detector: its losses, its optimiser and how to evaluate it."""
+
+    reports: dict[str, Report]  # of the last evaluation, on the first process
+    numbers: dict[str, dict[str, float]]  # of the same, on all
+
+    def __init__(self, recipe: Recipe, model: Detector, train_set: CocoDataset | None, val_set: CocoDataset):
+        super().__init__()
+        self.recipe, self.train_set, self.val_set = recipe, train_set, val_set
+        self.model = model.to(memory_format=torch.channels_last)  # convolutions are a third faster so, on CPU and GPU
+        assert val_set.file is not None
+        self.evaluator = Evaluator(
+            val_set.file,
+            val_set.categories,
+            masks=recipe.model.has_masks,
+            style=recipe.evaluation.style,
+            max_detections=recipe.evaluation.max_detections or None,
+        )
+        self.iou_types = tuple(self.evaluator.truths)
+        # Of the batch to be trained on next; the best AP so far.
+        self.progress = {"epoch": 0, "batches": 0, "best": -1.0}
+        self.awaits_evaluation = False  # whether a checkpoint of this moment has still to be evaluated
+        self.fingerprint = fingerprint(train_set) if train_set else ""
+
+    def train_dataloader(self) -> Any:
+        assert self.train_set is not None
+        sampler = build_sampler(self.recipe, self.train_set, self.trainer.global_rank, self.trainer.world_size)
+        sampler.set_epoch(int(self.progress["epoch"]))
+        sampler.skip(int(self.progress["batches"]))
+        return data_loader(self.train_set, batch_sampler=sampler, workers=self.recipe.data.workers)
+
+    def val_dataloader(self) -> Any:
+        mine = range(self.trainer.global_rank, len(self.val_set), self.trainer.world_size)  # none twice
+        return data_loader(self.val_set, sampler=mine, workers=self.recipe.data.workers)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        torch.manual_seed(
+            hash((self.recipe.training.seed, self.current_epoch, batch_idx, self.global_rank)) & (2**63 - 1)
+        )
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        images, targets = batch
+        found = self.model(images, targets, True)
+        total = sum(found.losses.values())
+        size = len(images)
+        self.log("train/loss", total.detach(), prog_bar=True, batch_size=size)
+        self.log_dict({f"train/{name}": loss.detach() for name, loss in found.losses.items()}, batch_size=size)
+        self.log_dict({f"train/{name}": value for name, value in found.logs().items()}, batch_size=size)
+        self.log("train/lr", self.optimizers().param_groups[0]["lr"], batch_size=size)  # type: ignore[union-attr]
+        return total
+
+    def on_validation_epoch_start(self) -> None:
+        self.evaluator.reset()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        images, targets = batch
+        self.evaluator.update(self.model(images), [target["image_id"] for target in targets])
+
+    def on_validation_epoch_end(self) -> None:
+        self.evaluator.merge(self.device)
+        self.reports = self.evaluator.compute() if self.trainer.is_global_zero else {}
+        numbers = {kind: report.as_dict() for kind, report in self.reports.items()}
+        self.numbers = self.trainer.strategy.broadcast(numbers)
+        if self.trainer.state.fn == "fit":
+            for kind, values in self.numbers.items():
+                prefix = "val/mask_" if kind == "segm" else "val/"
+                self.log_dict({f"{prefix}{name}": v for name, v in values.items()}, rank_zero_only=False)
+            text = "\n\n".join(map(str, self.reports.values()))
+            self.print(f"\nepoch {self.current_epoch + 1} of {self.trainer.max_epochs}\n{text}\n")
+        if self.trainer.is_global_zero:
+            self._explain_what_is_missing()
+
+    def _explain_what_is_missing(self) -> None:
+        """Say which setting may be why there are fewer detections than objects."""
+        model = self.recipe.model
+        found, wanted = len(self.evaluator), len(self.report.matches.object_score)
+        if at_limit := self.evaluator.missing(model.detections_per_image):
+            self.print(
+                f"--model.detections-per-image {model.detections_per_image} leaves {at_limit} objects without a detection, "
+                "in images that have more objects than that.\n"
+            )
+        if found + at_limit < wanted:
+            self.print(
+                f"only {found} detections for {wanted} objects: --model.score-threshold {model.score_threshold} may be too "
+                f"high. After short runs scores are still near --model.prior {model.prior}.\n"
+            )
+
+    @property
+    def report(self) -> Report:
+        """That of the last evaluation: of masks where there are any, else of boxes."""
+        return self.reports[self.iou_types[-1]]
+
+    def configure_optimizers(self) -> Any:
+        epochs, optimizer = self.recipe.training.epochs, build_optimizer(self.recipe, self.parameters())
+        steps = int(self.trainer.estimated_stepping_batches) // epochs
+        factor = rate_factor(self.recipe.optimizer, steps, epochs)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        about = {"progress": dict(self.progress), "fingerprint": self.fingerprint}
+        checkpoint["ranksort"] = metadata(self.recipe, self.val_set.categories) | about
+        if self.awaits_evaluation:
+            # To Lightning an evaluation that has not begun looks like one that is done; one in its first batch is repeated.
+            evaluated = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["total"]
+            evaluated |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.progress = checkpoint["ranksort"]["progress"]

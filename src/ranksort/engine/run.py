@@ -1,0 +1,110 @@
+"""What a run does, from its settings to its report."""
+
+import json
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+
+from ..checkpoints import Checkpoint, load_weights, read_checkpoint
+from ..data.fingerprint import fingerprint
+from ..evaluation import Report
+from ..evaluation.page import save_reports
+from ..interrupt import Interrupt
+from ..launch import check_processes, slurm_job
+from ..recipes import Recipe
+from ..recipes.build import build_dataset, build_untrained, describe, summarize, with_pixel_statistics
+from ..visualize import worst_and_best_images
+from .module import DetectorModule
+from .saving import plain_interrupts
+from .trainer import build_trainer
+
+_NOTICE = "finishing this batch or evaluation, then writing a checkpoint; Ctrl-C or SIGTERM again to stop at once"
+
+
+def train(recipe: Recipe, run: Path, *, resume: bool = False) -> Report | None:
+    """Trains a detector, evaluates it after each epoch, and reports on the best.
+
+    Args:
+        recipe: what to train on what. The classes are those of its training annotations.
+        run: folder for checkpoints, metrics and the report; with `resume`, that of a run to go on with.
+        resume: continue from `run/checkpoints/last.ckpt`.
+
+    Returns:
+        The report of the best epoch, by masks where the detector has them; None on all processes but the first. Reports and pictures
+        of it are in `run/report`.
+
+    Raises:
+        ValueError, FileNotFoundError: where data, settings or checkpoint cannot be used.
+        KeyboardInterrupt: after Ctrl-C, or SIGTERM or SIGHUP (`ranksort.interrupt.Terminated`), when the batch or evaluation is done and
+            `last.ckpt` written; after a second one at once. SIGUSR1 writes `last.ckpt` and goes on.
+    """
+    with Interrupt(_NOTICE) as interrupt, plain_interrupts():
+        return _train(recipe, run, resume, interrupt)
+
+
+def _train(recipe: Recipe, run: Path, resume: bool, interrupt: Interrupt) -> Report | None:
+    last = run / "checkpoints" / "last.ckpt"
+    previous = read_checkpoint(last) if resume else None
+    recipe.check()
+    recipe.model = with_pixel_statistics(recipe.model)  # of a run that is recorded
+    recipe.training.devices = recipe.training.devices or max(torch.cuda.device_count(), 1)
+    check_processes(recipe.training)
+    if previous is not None:
+        recipe.check_resumes(previous.recipe, moved_data=bool(previous.fingerprint))
+    train_set = build_dataset(recipe, "train", previous.categories if previous else None)
+    if previous is not None and previous.fingerprint not in ("", fingerprint(train_set)):
+        raise ValueError(
+            f"{train_set.annotations_path} does not hold the images and objects that {run} was trained on: "
+            "name those to resume, or begin a new run"
+        )
+    val_set = build_dataset(recipe, "val", train_set.categories)
+    pl.seed_everything(recipe.training.seed, verbose=False)
+    model = build_untrained(recipe, train_set, pretrained=not resume)
+    if previous is not None:
+        load_weights(model, previous.state_dict, str(last))  # for its clear error: Lightning loads them again
+    module = DetectorModule(recipe, model, train_set, val_set)
+    trainer = build_trainer(module, run, resume, interrupt)
+    if len(val_set) < trainer.world_size:
+        raise ValueError(f"{len(val_set)} validation images are too few for {trainer.world_size} devices")
+    if trainer.is_global_zero:
+        run.mkdir(parents=True, exist_ok=resume)
+        (run / "recipe.json").write_text(json.dumps(recipe.as_dict(), indent=2) + "\n", encoding="utf-8")
+        if slurm_job():
+            (run / "slurm_job").write_text(slurm_job(), encoding="utf-8")  # by which the job finds it when queued again
+        print(f"run folder: {run}\n{describe(recipe, train_set)}")
+    trainer.fit(module, ckpt_path=last if resume else None, weights_only=True)
+    run = trainer.strategy.broadcast(run)  # the other processes may have begun in another second
+    # The best weights once more, now with pictures.
+    best = run / "checkpoints" / "best.ckpt"
+    trainer.validate(module, ckpt_path=best if best.is_file() else None, verbose=False, weights_only=True)
+    return _write_report(trainer, module, run / "report", run)
+
+
+def test(checkpoint: Checkpoint, out: Path) -> Report | None:
+    """Evaluates a checkpoint on the validation data of its recipe, and writes a report to the folder `out`.
+
+    Raises:
+        ValueError, FileNotFoundError: where data or checkpoint cannot be used.
+    """
+    val_set = build_dataset(checkpoint.recipe, "val", checkpoint.categories)
+    module = DetectorModule(checkpoint.recipe, checkpoint.build(), None, val_set)
+    trainer = build_trainer(module)
+    with plain_interrupts():
+        trainer.validate(module, verbose=False, weights_only=True)
+    return _write_report(trainer, module, out)
+
+
+def _write_report(trainer: pl.Trainer, module: DetectorModule, folder: Path, run: Path | None = None) -> Report | None:
+    """Saves the reports of the last evaluation and their page, with the training curves of `run`. Returns as `DetectorModule.report`."""
+    if trainer.is_global_zero:
+        recipe, data = module.recipe, module.val_set
+        limit = recipe.evaluation.pictures
+        pictures = {
+            kind: worst_and_best_images(data, module.evaluator.detections(kind), report, limit)
+            for kind, report in module.reports.items()
+        }
+        save_reports(folder, module.reports.values(), summarize(recipe, data), pictures, run)
+    text = "\n\n".join(map(str, module.reports.values()))
+    trainer.print(f"\n{text}\n\nreport: {folder / 'index.html'}")
+    return module.report if module.reports else None

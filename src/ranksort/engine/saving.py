@@ -1,0 +1,112 @@
+"""When a run writes its checkpoints, and how it ends when it is stopped."""
+
+import contextlib
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from ..interrupt import Interrupt, stopped_by
+from ..launch import queue_again
+from ..recipes.detectors import DETECTORS
+from .module import DetectorModule
+
+_AUTOSAVE_MINUTES = 15
+
+
+class Stop(Exception):
+    """A run has been asked to stop by this signal, and its state is saved."""
+
+    def __init__(self, number: int, is_global_zero: bool) -> None:
+        self.number, self.is_global_zero = number, is_global_zero
+
+
+@contextlib.contextmanager
+def plain_interrupts() -> Iterator[None]:
+    """A run that was stopped ends in a KeyboardInterrupt; of such Lightning would make exit code 1."""
+    try:
+        yield
+    except Stop as stop:
+        if stop.is_global_zero:
+            raise stopped_by(stop.number) from None
+        # One exit code for all processes, that of the first: Lightning kills it where it finds another that has failed.
+        sys.exit(0)
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):
+            raise end.__context__ from None
+        raise
+
+
+class Checkpoints(pl.Callback):
+    """Writes `best.ckpt`, and `last.ckpt` before and after each evaluation, every quarter of an hour and where a signal asks for it.
+
+    Signals take effect when the batch is done, or the evaluation: between the two there is no state to resume from.
+    """
+
+    def __init__(self, module: DetectorModule, folder: Path, interrupt: Interrupt):
+        self.module, self.folder, self.interrupt = module, folder, interrupt
+        self.saved_at = time.monotonic()
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.interrupt.waits = True
+        if not trainer.is_global_zero:
+            self.interrupt.notice = ""
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.interrupt.waits = False
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        is_last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        progress, batches = self.module.progress, self.module.progress["batches"] + 1
+        progress |= {"epoch": progress["epoch"] + 1, "batches": 0} if is_last else {"batches": batches}
+        if not is_last and batches % trainer.accumulate_grad_batches == 0:
+            self._obey(trainer, due=time.monotonic() - self.saved_at > 60 * _AUTOSAVE_MINUTES)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == "fit":  # whatever becomes of the evaluation, the epoch is not lost
+            self.module.awaits_evaluation = True
+            trainer.save_checkpoint(self.folder / "last.ckpt")
+            self.module.awaits_evaluation = False
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        ap = self.module.numbers[self.module.iou_types[-1]]["AP"]
+        if trainer.state.fn == "fit" and ap > self.module.progress["best"]:
+            self.module.progress["best"] = ap
+            trainer.save_checkpoint(self.folder / "best.ckpt")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._obey(trainer, due=True)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._obey(trainer, due=False)
+
+    def _obey(self, trainer: pl.Trainer, due: bool) -> None:
+        """Does what the signals to any of the processes have asked for, in all of them; where it is `due`, saves anyway."""
+        stop, save = self.interrupt.stop, self.interrupt.save
+        if trainer.world_size > 1:
+            asked = torch.tensor([stop, save, due], device=trainer.strategy.root_device)
+            torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
+            stop, save, due = asked.tolist()
+        if stop or save or due:
+            trainer.save_checkpoint(self.folder / "last.ckpt")
+            self.saved_at = time.monotonic()
+        if save:
+            self.interrupt.save = False
+            if trainer.is_global_zero:
+                print(f"wrote {self.folder / 'last.ckpt'}")
+                queue_again()  # the signal by which SLURM tells that the time of a job is over
+        if stop:
+            raise Stop(stop, trainer.is_global_zero)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, (KeyboardInterrupt, Stop)) and trainer.is_global_zero:
+            is_saved = (self.folder / "last.ckpt").is_file()
+            detector = self.module.recipe.model.detector
+            named = "" if detector in DETECTORS else f" --model.detector {shlex.quote(detector)}"
+            resume = f"to go on: ranksort train {shlex.quote(str(self.folder.parent))} --resume{named}"
+            print(resume if is_saved else "stopped before there was a checkpoint to go on from")
