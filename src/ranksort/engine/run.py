@@ -10,6 +10,7 @@ from ..checkpoints import Checkpoint, load_weights, read_checkpoint
 from ..data.fingerprint import fingerprint
 from ..evaluation import Report
 from ..evaluation.page import save_reports
+from ..evaluation.results import write_results
 from ..interrupt import Interrupt
 from ..launch import check_processes, slurm_job
 from ..recipes import Recipe
@@ -105,6 +106,8 @@ def _write_report(trainer: pl.Trainer, module: DetectorModule, folder: Path, run
             for kind, report in module.reports.items()
         }
         save_reports(folder, module.reports.values(), summarize(recipe, data), pictures, run)
+        assert data.file is not None
+        write_results(folder, module.evaluator.detections(module.iou_types[-1]), data.file)
     text = "\n\n".join(map(str, module.reports.values()))
     trainer.print(f"\n{text}\n\nreport: {folder / 'index.html'}")
     return module.report if module.reports else None

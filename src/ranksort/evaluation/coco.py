@@ -78,7 +78,7 @@ def evaluate(
         per_class=_per_class(ground_truth, detections, overall.num_objects, columns),
         iou_type="bbox" if ground_truth.masks is None else "segm",
         style=style,
-        classes_without_objects=len(overall.num_objects) - len(shown),
+        categories=ground_truth.categories,
         precision=overall.precision[[AT_IOU_50, AT_IOU_75]].transpose(1, 0, 2)[shown],
         lrp=overall.lrp.curves[shown],
         matches=overall.lrp.matches,

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .inputs import CategoryInfo
 from .lrp import TAU, Matches
 from .metrics import Metric, percent
 
@@ -44,7 +45,7 @@ class Report:
             threshold at which the class reaches its oLRP.
         iou_type: "bbox" or "segm".
         style: "coco" or "lvis".
-        classes_without_objects: how many classes are therefore left out.
+        categories: all of the ground truth, in the order of their ids.
         precision: (K, 2, 101) precision at IoU .5 and .75 and recall 0, .01, ..., 1.
         lrp: (K, 101) LRP error when detections scoring under 0, .01, ..., 1 are left out.
         matches: what became of each detection and each object.
@@ -59,7 +60,7 @@ class Report:
     per_class: list[dict[str, Any]]
     iou_type: str
     style: str
-    classes_without_objects: int
+    categories: list[CategoryInfo]
     precision: np.ndarray
     lrp: np.ndarray
     matches: Matches
@@ -68,6 +69,11 @@ class Report:
     num_without_area: int
     small_ap: float
     left_out: dict[Any, int] = field(default_factory=dict)
+
+    @property
+    def classes_without_objects(self) -> int:
+        """How many classes are left out of `per_class` and all means."""
+        return len(self.categories) - len(self.per_class)
 
     def as_dict(self) -> dict[str, float]:
         """AP AP50 AP75 APs APm APl, AR1 AR10 AR100 (LVIS: AR300) ARs ARm ARl; oLRP and its components oLRP_loc (mean
@@ -122,8 +128,9 @@ class Report:
         save_reports(Path(folder), [self], settings)
 
     def save_numbers(self, folder: Path, settings: dict[str, str] | None = None) -> None:
-        """Write per_class.csv and report.json, which holds all that a page shows."""
+        """Write per_class.csv, thresholds.json, and report.json, which holds all that a page shows."""
         from .findings import findings
+        from .thresholds import save_thresholds
 
         folder.mkdir(parents=True, exist_ok=True)
         content = {
@@ -145,6 +152,7 @@ class Report:
             writer = csv.DictWriter(file, fieldnames=list(self.per_class[0]))
             writer.writeheader()
             writer.writerows(_without_nan(row) for row in self.per_class)
+        save_thresholds(folder, self)
 
     def thresholds(self) -> np.ndarray:
         """(C,) the score thresholds which reach oLRP, by category position; infinite where nothing right is found."""
