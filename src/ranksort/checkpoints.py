@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .data.coco_columns import Category
+from .evaluation.thresholds import read_thresholds
 from .models import Detector
-from .prediction.thresholds import read_lrp_thresholds
 from .recipes import Recipe, create_model, get_recipe
 from .recipes.build import with_pixel_statistics
 
@@ -120,7 +120,7 @@ def load_model(
     checkpoint = read_checkpoint(path)
     model = checkpoint.build(device, **({} if detector is None else {"detector": detector}))
     with contextlib.suppress(FileNotFoundError, ValueError):  # said where they are asked for
-        model.lrp_thresholds = read_lrp_thresholds(Path(path), checkpoint.categories)
+        model.lrp_thresholds = tuple(read_thresholds(Path(path), checkpoint.categories))
     return model
 
 

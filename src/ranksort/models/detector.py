@@ -115,9 +115,7 @@ class Detector(nn.Module):
         """What is in a photo, or in several: see `ranksort.prediction.predict`, whose arguments these are."""
         from ..prediction import predict
 
-        return predict(
-            self, source, score_threshold=score_threshold, batch_size=batch_size, tile=tile, overlap=overlap
-        )
+        return predict(self, source, score_threshold=score_threshold, batch_size=batch_size, tile=tile, overlap=overlap)
 
     def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> DetectionLosses:
         """The losses of a batch whose targets are in its coordinates, and the quality of its positives."""

@@ -1,152 +1,149 @@
-"""Detections in a user's own images."""
+"""Detections in files, written to a folder: what `ranksort predict` does."""
 
 import contextlib
 import io
-import json
+import itertools
+import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeVar
 
-import numpy as np
-import torch
-from PIL import Image, ImageOps
+from PIL import Image
+from rich.markup import escape
 from rich.progress import track
+from torch import Tensor
 
-from .checkpoints import Checkpoint, read_checkpoint
-from .data.images import read_image, to_rgb
-from .evaluation.results import to_coco_results
-from .json_list import JsonList
-from .visualize import draw_detections
+from ..data.coco_columns import Category
+from ..data.ids import Id
+from ..evaluation.results import ResultsWriter
+from .images import RESULTS, VIDEOS
+from .predictor import Predictor
+from .result import Prediction
+from .video import Video, VideoWriter
 
-_PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 _LONGEST_JPEG = 65500  # pixels of a side
 
-
-def find_images(paths: Sequence[Path], out: Path, recursive: bool = False) -> tuple[list[Path], str]:
-    """List image files, and the image files of folders in the order of their names.
-
-    Args:
-        paths: files, which are taken whatever they are called, and folders.
-        out: folder of results; what lies in it is left out where it is below one of the folders.
-        recursive: look into the folders of folders, too; links to folders are not followed.
-
-    Returns:
-        The images, and what of the folders was passed over, in words; "" if nothing was.
-    """
-    images: list[Path] = []
-    others: Counter[str] = Counter()
-    for path in paths:
-        if not path.is_dir():
-            images.append(path)
-            continue
-        for folder, folders, files in os.walk(path):
-            inside = [name for name in sorted(folders) if (Path(folder) / name).resolve() != out.resolve()]
-            folders[:] = inside if recursive else []
-            if not recursive:
-                others["folder(s), which --recursive looks into"] += len(inside)
-            for file in (Path(folder) / name for name in sorted(files)):
-                if file.suffix.lower() in _PICTURES and not file.name.startswith("."):  # macOS leaves ._name.jpg
-                    images.append(file)
-                else:
-                    others["file(s) that are hidden, or no images by their names"] += 1
-    return images, ", ".join(f"{count} {what}" for what, count in others.items() if count)
+T = TypeVar("T")
 
 
-def predict_images(
-    checkpoint: Path,
-    images: Sequence[Path],
-    out: Path,
-    score_threshold: float | Literal["lrp"],
-    device: str,
-    detector: str = "",
-) -> list[str]:
-    """Write pictures with detections, and all detections as JSON, image by image: what is done stays, whatever happens to the rest.
+class PredictionFolder:
+    """Writes results and pictures file by file: what is done stays, whatever happens to the rest.
+
+    The folder gets `results_bbox.json`, `results_segm.json` where the model predicts masks, `results.csv`, `images.json`, and the pictures:
+    one a file, numbered in their order, as JPEG, or as PNG where a side is too long for that; videos as MP4.
 
     Args:
-        checkpoint: a run folder, .ckpt or .safetensors.
-        images: image files.
-        out: folder; gets one picture an image, numbered in their order, as JPEG, or as PNG where a side is too long for that, and
-            `detections.json`: a list of `file`, `class`,
-            `score` in 0..1, `bbox` [x, y, width, height] in pixels, and `segmentation` as RLE where the model predicts masks.
-        score_threshold: least score of a detection; "lrp": of each class that at which it reaches its oLRP in the run's report.
-        device: such as cpu or cuda:1; "": what there is.
-        detector: "path/to/file.py:Class" of one's own that the checkpoint was trained with, which is run; "": it has one of ours.
+        out: the folder.
+        predictor: what finds something.
+        categories: of its model, in the order of the labels.
+        pictures: whether to draw any.
+        every: look at every so manieth frame of videos.
 
-    Returns:
-        One sentence for each image which could not be read or processed.
-
-    Raises:
-        FileNotFoundError: there is no such checkpoint, or no report of its run.
-        ValueError: the checkpoint is not one of this package, the report has no thresholds for it, or a number or the device
-            cannot be used.
-        OSError: the results cannot be written, as on a full disk; the message says what is kept.
+    Attributes:
+        images: how many images and frames have results.
+        detections: their number by class.
+        failures: one sentence for each file that could not be read or processed.
     """
-    if score_threshold != "lrp" and not 0 <= score_threshold <= 1:
-        raise ValueError(f'--score-threshold must be within 0..1 or "lrp", got {score_threshold}')
-    trained = read_checkpoint(checkpoint)
-    names = [category.name for category in trained.categories]
-    least = trained.recipe.model.score_threshold  # the model keeps what it kept when the thresholds were found
-    if score_threshold == "lrp":
-        thresholds = torch.tensor(_optimal_thresholds(checkpoint, trained))
-    else:
-        thresholds, least = torch.full((len(names),), score_threshold), min(least, score_threshold)
-    place = device or str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
-    try:
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {place} cannot be used: {str(error).splitlines()[0]}") from None
-    model = trained.build(place, score_threshold=least, **({"detector": detector} if detector else {}))
-    out.mkdir(parents=True, exist_ok=True)
-    failures: list[str] = []
-    results = JsonList(out / "detections.json")
-    file, done = results.path, 0
-    try:
-        for done, path in enumerate(track(images, description="detecting")):
+
+    def __init__(
+        self, out: Path, predictor: Predictor, categories: Sequence[Category], *, pictures: bool = True, every: int = 1
+    ) -> None:
+        self._out, self._predictor, self._categories = out, predictor, categories
+        self._pictures, self._every = pictures, every
+        self.images, self.detections = 0, Counter[str]()
+        self.failures: list[str] = []
+
+    def predict(self, files: Sequence[Path], image_ids: Iterable[Id] | None = None) -> None:
+        """Write the results of some files.
+
+        Args:
+            files: images and videos.
+            image_ids: of the files, none of which is a video then; None: 1, 2, ... through images and frames. A frame is named such as
+                `clip.mp4#frame=12&t=0.400`.
+
+        Raises:
+            OSError: the results cannot be written, as on a full disk; the message says what is kept.
+        """
+        self._ids = iter(itertools.count(1) if image_ids is None else image_ids)
+        self._done = 0
+        numbered = list(enumerate(files))
+        with ResultsWriter(self._out, self._categories, masks=self._predictor.model.has_masks) as self._results:
             try:
-                image = _read(path)
-                with torch.inference_mode():
-                    detections = model([image.to(place)])[0]
-                kept = detections["scores"] >= thresholds.to(place)[detections["labels"]]
-                detections = {key: value[kept].cpu() for key, value in detections.items()}
-                items = _items(path, detections, names)
-                suffix, picture = _encode(draw_detections(image, detections, names))
+                for is_video, group in itertools.groupby(numbered, key=lambda one: one[1].suffix.lower() in VIDEOS):
+                    (self._predict_videos if is_video else self._predict_images)(list(group))
+            except OSError as error:
+                raise OSError(
+                    f"{error.filename} cannot be written ({error.strerror or error}); {self._kept(files)}"
+                ) from None
+            except KeyboardInterrupt:
+                print(self._kept(files), file=sys.stderr)
+                raise
+
+    def _kept(self, files: Sequence[Path]) -> str:
+        return f"{self._out / RESULTS} has the detections of the first {self._done} of {len(files)} images"
+
+    def _predict_images(self, numbered: Sequence[tuple[int, Path]]) -> None:
+        found = _progress(self._predictor.files([path for _, path in numbered]), len(numbered), "detecting")
+        for (number, path), (_, one) in zip(numbered, found, strict=True):
+            image_id = next(self._ids)
+            try:
+                if isinstance(one, Exception):
+                    raise one
+                suffix, picture = _encode(one.draw()) if self._pictures else ("", b"")
             except Exception as error:  # be it out of memory: the next image may be smaller
-                failures.append(_failure(path, error))
-                continue
-            file = results.path
-            results.extend(items)
-            file = out / f"{done:05d}_{_short(path.stem)}{suffix}"
-            _write(file, picture)
-    except OSError as error:
-        raise OSError(
-            f"{file} cannot be written ({error.strerror or error}); {results.path} has the detections of the first "
-            f"{done} of {len(images)} images"
-        ) from None
-    except KeyboardInterrupt:
-        print(f"{results.path} has the detections of the first {done} of {len(images)} images", file=sys.stderr)
-        raise
-    finally:
-        results.close()
-    return failures
+                self.failures.append(_failure(path, error))
+            else:
+                self._add(one, image_id, str(path))
+                if self._pictures:
+                    _write(self._named(number, path, suffix), picture)
+            self._done = number + 1
+
+    def _predict_videos(self, numbered: Sequence[tuple[int, Path]]) -> None:
+        for number, path in numbered:
+            try:
+                self._predict_video(path, self._named(number, path, ".mp4"))
+            except ValueError as error:
+                self.failures.append(str(error))
+            self._done = number + 1
+
+    def _predict_video(self, path: Path, annotated: Path) -> None:
+        with Video(path) as video, contextlib.ExitStack() as closing:
+            writer = closing.enter_context(VideoWriter(annotated, video, self._every)) if self._pictures else None
+            total = None if video.count is None else math.ceil(video.count / self._every)
+            frames = _progress(self._predictor.images(video.frames(self._every)), total, path.name)
+            for frame, found in frames:
+                if isinstance(found, Exception):
+                    raise ValueError(_failure(path, found))
+                if writer is not None:
+                    writer.add(found.draw(), frame)
+                self._add(found, next(self._ids), str(frame))
+
+    def _add(self, found: Prediction, image_id: Id, name: str) -> None:
+        """Write the results of an image or a frame."""
+        boxes = found.boxes.copy()
+        boxes[:, 2:] -= boxes[:, :2]
+        columns = zip(found.labels.tolist(), boxes.tolist(), found.scores.tolist(), strict=True)
+        rows: list[dict[str, Any]] = [
+            {"image_id": image_id, "category_id": self._categories[label].id, "bbox": box, "score": score}
+            for label, box, score in columns
+        ]
+        for row, rle in zip(rows, found.rles or (), strict=found.rles is not None):
+            row["segmentation"] = rle
+        self._results.add(rows, image_id, name, *found.size)
+        self.images += 1
+        self.detections.update(found.names)
+
+    def _named(self, number: int, path: Path, suffix: str) -> Path:
+        """Where the picture of a file goes. Of the file's name so much is kept that number and suffix fit into 255 bytes."""
+        stem = os.fsencode(path.stem)[:200].decode(errors="ignore")
+        return self._out / f"{number:05d}_{stem}{suffix}"
 
 
-def _read(path: Path) -> torch.Tensor:
-    """The image as a person sees it: uint8 RGB, [3, H, W]."""
-    picture = to_rgb(ImageOps.exif_transpose(read_image(path)))
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-
-
-def _items(path: Path, detections: dict[str, torch.Tensor], names: Sequence[str]) -> list[dict[str, Any]]:
-    """The entries of `detections.json` for an image."""
-    results = to_coco_results([detections], [0], range(len(names)))
-    about = ({"file": str(path), "class": names[result.pop("category_id")]} for result in results)
-    return [
-        item | {key: value for key, value in result.items() if key != "image_id"}
-        for item, result in zip(about, results, strict=True)
-    ]
+def _progress(items: Iterable[T], total: int | None, what: str) -> Iterable[T]:
+    return track(items, description=escape(what), total=total)
 
 
 def _failure(path: Path, error: Exception) -> str:
@@ -155,7 +152,7 @@ def _failure(path: Path, error: Exception) -> str:
     return reason if str(path) in reason else f"The image {path} cannot be processed ({reason})."
 
 
-def _encode(image: torch.Tensor) -> tuple[str, bytes]:
+def _encode(image: Tensor) -> tuple[str, bytes]:
     """An image, uint8 [3, H, W], as the content of a file, after the file's suffix."""
     suffix, form = (".jpg", "JPEG") if max(image.shape) <= _LONGEST_JPEG else (".png", "PNG")
     content = io.BytesIO()
@@ -167,35 +164,9 @@ def _write(file: Path, content: bytes) -> None:
     """Write a file, or none at all."""
     try:
         file.write_bytes(content)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             file.unlink()
+        if isinstance(error, OSError):
+            error.filename = str(file)
         raise
-
-
-def _short(stem: str) -> str:
-    """A file's stem, of which so much that number and suffix fit into the 255 bytes of a name."""
-    return os.fsencode(stem)[:200].decode(errors="ignore")
-
-
-def _optimal_thresholds(checkpoint: Path, trained: Checkpoint) -> list[float]:
-    """The LRP-optimal score threshold of each label; classes without one take the mean of the others.
-
-    They come from the report of the run in whose folder the checkpoint lies, that of the masks where there is one.
-    """
-    folders = [folder / "report" for folder in (checkpoint, *checkpoint.absolute().parents[:2])]
-    found = [file for f in folders for file in (f / "masks/report.json", f / "report.json") if file.is_file()]
-    if not found:
-        raise FileNotFoundError(
-            f"there is no report of {checkpoint}, which --score-threshold lrp needs: name a run folder with a report, "
-            "or a number from 0 to 1"
-        )
-    try:
-        rows = json.loads(found[0].read_bytes())["per_class"]
-        of_class = {r["category_id"]: float(r["oLRP_threshold"]) for r in rows if r["oLRP_threshold"] is not None}
-    except (ValueError, TypeError, KeyError, RecursionError):
-        raise ValueError(f"{found[0]} is no report of ranksort, or a damaged one: evaluate the run again") from None
-    known = [of_class[category.id] for category in trained.categories if category.id in of_class]
-    if not known:
-        raise ValueError(f"{found[0]} has no threshold of any class of {checkpoint}: set a number from 0 to 1")
-    return [of_class.get(category.id, sum(known) / len(known)) for category in trained.categories]

@@ -125,9 +125,7 @@ def _from_array(image: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image[..., :3].transpose(2, 0, 1)))
 
 
-def read_ahead(
-    sources: Sequence[T], load: Callable[[T], Tensor], ahead: int
-) -> Iterator[tuple[T, Tensor | Exception]]:
+def read_ahead(sources: Sequence[T], load: Callable[[T], Tensor], ahead: int) -> Iterator[tuple[T, Tensor | Exception]]:
     """Load images in threads while others are looked at, in their order; an exception stands for an image that cannot be loaded."""
     with ThreadPoolExecutor(min(_READERS, ahead)) as pool:
         pending: deque[Future[Tensor]] = deque()

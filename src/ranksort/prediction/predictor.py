@@ -17,9 +17,9 @@ from ..models import Detector
 from ..models.images import resized_size
 from .images import VIDEOS, find_images, load_image, read_ahead
 from .result import Prediction
-from .thresholds import DEFAULT
 from .tiles import cover, join, place
 
+DEFAULT_THRESHOLD = 0.3  # where there are no better ones
 _BATCH = 8  # images at once on accelerators
 _WINDOW = 4  # batches that are sorted by shape together
 
@@ -58,7 +58,7 @@ def predict(
     predictor = Predictor(model, score_threshold, batch_size=batch_size, tile=tile, overlap=overlap)
     several = isinstance(source, list | tuple)
     if isinstance(source, str | os.PathLike):
-        files, _ = find_images([source])
+        files, _ = find_images([Path(source)])
         several = files != [Path(source)]
         sources: Sequence[Any] = files
         if not files:
@@ -94,7 +94,7 @@ class Predictor:
         tile: int | None = None,
         overlap: float = 0.2,
     ) -> None:
-        if score_threshold not in (None, "lrp") and not 0 <= float(score_threshold) <= 1:  # type: ignore[arg-type]
+        if score_threshold not in (None, "lrp") and not 0 <= float(score_threshold) <= 1:
             raise ValueError(f'the score threshold must be within 0..1 or "lrp", got {score_threshold}')
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"the batch size must be 1 or more, got {batch_size}")
@@ -111,9 +111,16 @@ class Predictor:
         self.device = model.transform.mean.device
         self.batch_size = batch_size or (1 if self.device.type == "cpu" else _BATCH)
         self.is_lrp = score_threshold == "lrp" or (score_threshold is None and model.lrp_thresholds is not None)
-        least = DEFAULT if score_threshold is None else score_threshold
+        least = DEFAULT_THRESHOLD if score_threshold is None else score_threshold
         values = model.lrp_thresholds if self.is_lrp else [least] * model.num_classes
         self.thresholds = torch.tensor(values, dtype=torch.float32)
+
+    def threshold_text(self) -> str:
+        """From which score on detections are reported, and why."""
+        low, high = float(self.thresholds.min()), float(self.thresholds.max())
+        if not self.is_lrp:
+            return f"from score {low:g} on"
+        return f"from the score on at which their class reaches its oLRP in the run's report: {low:.3f} to {high:.3f}"
 
     def files(self, sources: Sequence[Any]) -> Iterator[tuple[Any, Prediction | Exception]]:
         """Go through images, which are read ahead in threads: each with what is found in it, or why nothing can be said of it."""
@@ -167,7 +174,9 @@ class Predictor:
         parts: list[Prediction] = []
         rows = iter(tiles.boxes.tolist())
         while boxes := list(islice(rows, self.batch_size)):
-            for box, found in zip(boxes, self._find_whole([image[:, y:y2, x:x2] for x, y, x2, y2 in boxes]), strict=True):
+            for box, found in zip(
+                boxes, self._find_whole([image[:, y:y2, x:x2] for x, y, x2, y2 in boxes]), strict=True
+            ):
                 if isinstance(found, Exception):
                     return found
                 parts.append(place(found, box, (height, width)))

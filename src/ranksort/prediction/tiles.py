@@ -11,6 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -53,11 +54,8 @@ def _spans(length: int, side: int, overlap: float) -> list[tuple[int, int, int, 
     side = min(side, length)
     count = 1 + math.ceil((length - side) / max(side - math.ceil(side * overlap), 1))
     starts = np.linspace(0, length - side, count).astype(int).tolist()
-    shared = [-1, *(a + side - b for a, b in zip(starts, starts[1:], strict=False)), -1]
-    return [
-        (start, start + side, before, after)
-        for start, before, after in zip(starts, shared, shared[1:], strict=False)
-    ]
+    shared = [-1, *(a + side - b for a, b in pairwise(starts)), -1]
+    return [(start, start + side, *pair) for start, pair in zip(starts, pairwise(shared), strict=True)]
 
 
 def join(parts: Sequence[Prediction], tiles: Tiles, whole: Prediction | None) -> Prediction:
@@ -133,9 +131,11 @@ def _united(found: Prediction, owner: np.ndarray, is_cut: np.ndarray) -> Predict
 
 
 def _concatenated(parts: Sequence[Prediction]) -> Prediction:
-    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("boxes", "scores", "labels")}
+    boxes, scores, labels = (
+        np.concatenate(columns) for columns in zip(*((p.boxes, p.scores, p.labels) for p in parts), strict=True)
+    )
     rles = None if parts[0].rles is None else [rle for part in parts for rle in part.rles or ()]
-    return replace(parts[0], **columns, rles=rles)
+    return replace(parts[0], boxes=boxes, scores=scores, labels=labels, rles=rles)
 
 
 def _intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -171,7 +171,9 @@ def _placed(rle: dict[str, Any], box: Sequence[int], size: tuple[int, int]) -> d
     end = np.nonzero(edges < 0)[1]
     offset = (column.astype(np.int64) + x) * size[0] + y
     bounds = np.stack([offset + begin, offset + end], 1).reshape(-1)
-    joined = bounds[1:-1].reshape(-1, 2)  # a run down to the lower edge of the image, and one from the upper edge of the next column
+    joined = bounds[1:-1].reshape(
+        -1, 2
+    )  # a run down to the lower edge of the image, and one from the upper edge of the next column
     is_one = np.repeat(joined[:, 0] == joined[:, 1], 2)
     bounds = np.concatenate([bounds[:1], bounds[1:-1][~is_one], bounds[-1:]])
     counts = np.diff(bounds, prepend=0, append=size[0] * size[1]).tolist()
