@@ -136,9 +136,9 @@ class Predictor:
         """
         for window in _chunks(images, self._window):
             tensors = {n: image for n, (_, image) in enumerate(window) if isinstance(image, Tensor)}
-            order = sorted(tensors, key=lambda n: tensors[n].shape[2] / tensors[n].shape[1])
+            order = iter(sorted(tensors, key=lambda n: tensors[n].shape[2] / tensors[n].shape[1]))
             found: dict[int, Prediction | Exception] = {}
-            for numbers in _chunks(order, self.batch_size):
+            while numbers := list(islice(order, self.batch_size)):  # which may have become smaller
                 found |= zip(numbers, self._find([tensors[n] for n in numbers]), strict=True)
             for n, (source, image) in enumerate(window):
                 yield source, image if isinstance(image, Exception) else _with_image(found[n], image)

@@ -58,20 +58,19 @@ def _spans(length: int, side: int, overlap: float) -> list[tuple[int, int, int, 
     return [(start, start + side, *pair) for start, pair in zip(starts, pairwise(shared), strict=True)]
 
 
-def join(parts: Sequence[Prediction], tiles: Tiles, whole: Prediction | None) -> Prediction:
+def join(parts: Sequence[Prediction], tiles: Tiles, whole: Prediction) -> Prediction:
     """Make the detections of an image of those of its tiles.
 
     Args:
         parts: of each tile, in pixels of the image.
         tiles: where they lie.
-        whole: of the image as a whole, which knows objects larger than tiles. What of it fits into the strip is left out: tiles see it
-            better.
+        whole: of the image as a whole, of which only what is larger than a tile counts: the model has seen a small image of it.
     """
     kept = [_without_clipped(part, tiles, tile) for tile, part in enumerate(parts)]
     areas = tiles.boxes
     if whole is not None:
         sides, (height, width) = whole.boxes[:, 2:] - whole.boxes[:, :2], whole.size
-        large = whole.select((sides > tiles.shared.max()).any(1))
+        large = whole.select((sides > (tiles.boxes[:, 2:] - tiles.boxes[:, :2]).max()).any(1))
         kept.append((large, np.zeros(len(large), dtype=bool)))
         areas = np.concatenate([areas, [[0, 0, width, height]]])
     tile_of = np.repeat(np.arange(len(kept)), [len(part) for part, _ in kept])
@@ -176,7 +175,8 @@ def _placed(rle: dict[str, Any], box: Sequence[int], size: tuple[int, int]) -> d
     )  # a run down to the lower edge of the image, and one from the upper edge of the next column
     is_one = np.repeat(joined[:, 0] == joined[:, 1], 2)
     bounds = np.concatenate([bounds[:1], bounds[1:-1][~is_one], bounds[-1:]])
-    counts = np.diff(bounds, prepend=0, append=size[0] * size[1]).tolist()
+    counts = np.diff(bounds, prepend=0, append=size[0] * size[1])
+    counts = counts[: -1 if len(counts) > 1 and counts[-1] == 0 else None].tolist()
     return _as_text(coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size))
 
 

@@ -39,8 +39,7 @@ class Video:
         time_base: unit of timestamps in seconds.
 
     Raises:
-        ValueError: PyAV is not installed, or the file is no video, or damaged; by every method.
-        FileNotFoundError: there is no such file.
+        ValueError: PyAV is not installed, or the file is missing, no video, or damaged; by every method.
     """
 
     def __init__(self, path: Path) -> None:
@@ -82,8 +81,6 @@ class Video:
     def _sentences(self) -> Iterator[None]:
         try:
             yield
-        except FileNotFoundError:
-            raise FileNotFoundError(f"The video {self.path} does not exist.") from None
         except (av.error.FFmpegError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ValueError(f"The video {self.path} cannot be read ({reason}).") from None
