@@ -64,7 +64,13 @@ def test_run_folder(tiny_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureF
     best = max(float(r["val/AP"]) for r in logged if r["val/AP"])
     assert report.as_dict()["AP"] == pytest.approx(best, abs=1e-6)
     out = capsys.readouterr().out
-    assert "learning rate 0.01 for 2 images a step: 0.01 for 2 in the recipe" in out
+    assert (
+        "an epoch: 6 steps of 2 images\nlearning rate 0.01; it rises over the first epoch, not over 500 steps; it does not fall\n"
+        in out
+    )
+    assert (
+        "warning: it would fall after epochs 8 and 11, but the run ends with epoch 2: set --optimizer.milestones" in out
+    )
     assert "of 8 classes" in out
 
     tested = engine.test(read_checkpoint(run), tmp_path / "tested")
@@ -156,7 +162,7 @@ def test_interrupted_and_resumed_is_not_interrupted(
             engine.train(tiny_recipe, tmp_path / "parts")
     assert exit_code(stopped.value) == 128 + number
     assert handlers == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)]
-    assert f"to go on: ranksort train {tmp_path / 'parts'} --resume" in capsys.readouterr().out
+    assert f"to continue: ranksort train {tmp_path / 'parts'} --resume" in capsys.readouterr().out
     assert raw(tmp_path / "parts")["global_step"] == batch
     engine.train(tiny_recipe, tmp_path / "parts", resume=True)
     assert_same_state(tmp_path / "whole", tmp_path / "parts")

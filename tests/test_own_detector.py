@@ -161,7 +161,7 @@ def test_a_stopped_run_says_how_to_go_on(
     monkeypatch.setattr(get_detector(name), "forward", stopped)
     with pytest.raises(Terminated):
         engine.train(tiny_recipe, tmp_path / "run")
-    wanted = f"to go on: ranksort train {tmp_path / 'run'} --resume --model.detector {name}\n"
+    wanted = f"to continue: ranksort train {tmp_path / 'run'} --resume --model.detector {name}\n"
     assert wanted in capsys.readouterr().out
 
 

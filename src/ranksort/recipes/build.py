@@ -20,6 +20,7 @@ from ..losses.detection import Criterion, rank_sort_detection_losses
 from ..models import Detector
 from ..models.backbones import build_backbone, pixel_statistics
 from ..models.images import ImageTransform
+from ..words import counted
 from .detectors import get_detector
 from .find import get_recipe
 from .recipe import ModelSettings, OptimizerSettings, Recipe
@@ -120,7 +121,8 @@ def build_dataset(
     if data.augmentation == "ssd":
         transform = ssd_transforms(model.min_size, with_pixel_statistics(model).pixel_mean, data.flip)
     else:
-        transform = training_transforms(data.train_min_sizes or (model.min_size,), model.max_size, data.flip)
+        fill = with_pixel_statistics(model).pixel_mean if data.augmentation == "jitter" else None
+        transform = training_transforms(data.train_min_sizes or (model.min_size,), model.max_size, data.flip, fill)
     return CocoDataset(
         images,
         annotations,
@@ -193,13 +195,41 @@ def describe(recipe: Recipe, train_set: CocoDataset) -> str:
     random = "\nthe backbone starts from random weights: all of it is trained, and its batch norms as well"
     size, drawn = recipe.model.min_size, recipe.data.train_min_sizes or (recipe.model.min_size,)
     outside = f"\nno image is trained on at the {size} px of evaluation: set --model.min-size or --data.train-min-sizes"
+    training, repeated = recipe.training, recipe.data.repeat_threshold > 0
+    batches = len(build_sampler(recipe, train_set, 0, max(training.devices, 1) * training.nodes))
+    steps = -(-batches // training.accumulate)
     return (
         f"training on {train_set}\n"
         f"images: {_image_sizes(recipe)}{'' if min(drawn) <= size <= max(drawn) else outside}\n"
-        f"learning rate {learning_rate(recipe):g} for {recipe.training.batch_size} images a step: "
-        f"{recipe.optimizer.lr:g} for {recipe.optimizer.lr_batch_size} in the recipe"
+        f"an epoch: {counted(steps, 'step')} of {counted(training.batch_size, 'image')}"
+        f"{', images of rare classes more than once' if repeated else ''}\n"
+        f"{_describe_rate(recipe, steps)}"
         f"{'' if recipe.model.pretrained_backbone else random}"
     )
+
+
+def _describe_rate(recipe: Recipe, steps: int) -> str:
+    """The learning rate and its schedule over epochs of so many steps, with what of it will not take effect."""
+    settings, epochs, rate = recipe.optimizer, recipe.training.epochs, f"learning rate {learning_rate(recipe):g}"
+    images = recipe.training.batch_size
+    if images != settings.lr_batch_size:
+        rate += f", which is the recipe's {settings.lr:g} for {settings.lr_batch_size} images a step scaled to {images}"
+    if settings.warmup_steps > steps:
+        rate += f"; it rises over the first epoch, not over {settings.warmup_steps} steps"
+    if settings.schedule == "cosine":
+        return f"{rate}; it falls along a cosine to 0"
+    within, beyond = ([m for m in settings.milestones if (m >= epochs) is late] for late in (False, True))
+    rate += f"; a tenth after {_epochs(within)}" if within else "; it does not fall"
+    if beyond:
+        rate += (
+            f"\nwarning: it would fall after {_epochs(beyond)}, but the run ends with epoch {epochs}: "
+            "set --optimizer.milestones or --training.epochs"
+        )
+    return rate
+
+
+def _epochs(numbers: Sequence[int]) -> str:
+    return f"{'epochs' if len(numbers) > 1 else 'epoch'} {' and '.join(map(str, numbers))}"
 
 
 def _image_sizes(recipe: Recipe) -> str:
