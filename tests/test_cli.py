@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+import ranksort
 from ranksort import cli
 from ranksort.checkpoints import save_model
 from ranksort.commands import train as train_commands
@@ -55,6 +56,30 @@ def fails(*arguments: object) -> str:
     message = stderr.getvalue().strip().splitlines()[-1]
     assert message.startswith("ranksort: ")
     return message
+
+
+@pytest.mark.parametrize(
+    ("given", "milestones"),
+    [
+        ("", (9, 11)),
+        ("--training.epochs 24", (18, 22)),
+        ("--training.epochs=3", (2,)),
+        ("--training.epochs 1", ()),
+        ("--training.epochs 24 --optimizer.milestones 10 20", (10, 20)),
+    ],
+)
+def test_milestones_move_along_with_the_epochs(
+    monkeypatch: pytest.MonkeyPatch, given: str, milestones: tuple[int, ...]
+) -> None:
+    recipes: list[Recipe] = []
+    monkeypatch.setattr(train_commands, "_train", lambda recipe, *_: recipes.append(recipe))
+    cli.main(["train", "ranksort_atss_lite0_small", *given.split()])
+    assert recipes[0].optimizer.milestones == milestones
+
+
+def test_module_and_version() -> None:
+    done = subprocess.run([sys.executable, "-m", "ranksort", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"ranksort {ranksort.__version__}\n"
 
 
 def test_help_needs_no_toolbox_to_load() -> None:

@@ -61,6 +61,10 @@ def test_run_folder(tiny_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureF
     logged = rows(run)
     assert [r["epoch"] for r in logged if r["val/oLRP"]] == ["0", "1"]
     assert {"train/ranking", "train/sorting", "train/box", "train/positives", "train/lr", "val/AP"} <= set(logged[0])
+    (evaluated, _) = [row for row in logged if row["val/AP"]]
+    parts = [float(evaluated[f"val/{name}"]) for name in ("ranking", "sorting", "box")]
+    assert min(parts) > 0
+    assert float(evaluated["val/loss"]) == pytest.approx(sum(parts), rel=1e-5)
     best = max(float(r["val/AP"]) for r in logged if r["val/AP"])
     assert report.as_dict()["AP"] == pytest.approx(best, abs=1e-6)
     out = capsys.readouterr().out

@@ -89,7 +89,7 @@ class ScaleJitter(nn.Module):
         new = dict(target)
         if "masks" in target:
             masks = F.crop(target["masks"], top, left, *size)
-            kept &= masks.flatten(1).any(dim=1)
+            kept &= masks.flatten(1).sum(1) > 0
             is_cut = (masks.flatten(1).sum(1) < target["masks"].flatten(1).sum(1)) & kept
             parts = masks_to_boxes(masks[is_cut]) + boxes.new_tensor(
                 [0, 0, 1, 1]

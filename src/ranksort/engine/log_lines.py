@@ -99,7 +99,7 @@ class LogLines(pl.Callback):
 
 def duration(seconds: float) -> str:
     """A time to be read: "45 s", "12 min", "3 h 05 min"."""
-    if seconds < 60:
+    if round(seconds) < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"

@@ -56,7 +56,7 @@ class ValidationLosses:
         if chosen:
             batch, resized = model.transform([images[n] for n in chosen], [usable[n] for n in chosen])
             for name, loss in model.losses(batch, resized).losses.items():
-                self.sums[name] = self.sums.get(name, 0) + loss.float() * len(chosen)
+                self.sums[name] = self.sums.get(name, 0) + loss.detach().float() * len(chosen)
             self.images += len(chosen)
 
     def _usable(self, image: Tensor, target: dict[str, Any]) -> dict[str, Tensor]:
