@@ -108,8 +108,31 @@ def test_train_test_resume(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == f"report: {tmp_path / 'both.html'}\n"
     assert run.name in (tmp_path / "both.html").read_text()
     cli.main(["train", str(run), "--resume", "--training.epochs", "2"])
-    assert "epoch 2 of 2" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "epoch 2 of 2" in said
+    best = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] + 1
+    assert f"\nbest epoch ({best}), evaluated again\nCOCO bbox" in said
     assert len(list(run.parent.iterdir())) == 1
+
+
+def test_results_of_test_are_evaluated_as_they_are(
+    run: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tested, again, truth = tmp_path / "tested", tmp_path / "again", tiny_data / "annotations" / "instances_val.json"
+    cli.main(["test", str(run), "--out", str(tested), "--model.score-threshold", "0"])
+    table = capsys.readouterr().out.partition("COCO bbox")[2].partition("\n\nreport:")[0]
+    cli.main(["evaluate", str(truth), str(tested / "results_bbox.json"), "--out", str(again)])
+    assert table
+    assert capsys.readouterr().out.partition("COCO bbox")[2].partition("\n\nreport:")[0] == table
+    numbers = [json.loads((folder / "report.json").read_bytes()) for folder in (tested, again)]
+    for key in ("summary", "per_class", "lrp"):
+        assert numbers[0][key] == numbers[1][key]
+    assert (tested / "thresholds.json").read_bytes() == (again / "thresholds.json").read_bytes()
+    images = json.loads((tested / "images.json").read_bytes())["images"]
+    found = json.loads((tested / "results_bbox.json").read_bytes())
+    assert len(images) == 4
+    assert sum(image["detections"] for image in images) == len(found) > 0
+    assert len((tested / "results.csv").read_text().splitlines()) == 1 + len(found)
 
 
 def test_resume_finds_the_latest_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -359,7 +382,8 @@ def test_broken_image_in_training(run: Path, tiny_data: Path, tmp_path: Path, wo
         (["train", "missing.py:recipe"], "missing.py"),
         (["test", "nothing.ckpt"], "nothing.ckpt"),
         (["predict", "nothing.ckpt", "a.jpg", "--out", "x"], "nothing.ckpt"),
-        (["evaluate", "no.json", "no.json"], "no.json"),
+        (["evaluate", "no.json", "no.json"], "The ground truth no.json does not exist"),
+        (["evaluate", "no.json", "no.json", "--max-detections", "0"], "from 1 on; got 0"),
         (["check-data", "no", "no.json"], "no"),
         (["train", "ranksort_atss_lite0_small", "--data.root", "/nowhere", "--model.prior", "0"], "--model.prior"),
         (["quickstart", "--recipe", "ranksort_mask_rcnn_r50_fpn_1x_coco"], "ranksort_mask_rcnn_lite0_small"),

@@ -117,6 +117,9 @@ def test_masks_are_trained_evaluated_and_reported(tiny_recipe: Recipe, tmp_path:
     assert (boxes["iou_type"], masks["iou_type"]) == ("bbox", "segm")
     assert [len(picture["pictures"]) for picture in boxes["pictures"]] == [1, 1]
     assert [len(picture["pictures"]) for picture in masks["pictures"]] == [2, 2]
+    results = [json.loads((run / "report" / f"results_{kind}.json").read_bytes()) for kind in ("bbox", "segm")]
+    assert len(results[0]) == len(results[1]) > 0
+    assert results[1][0].keys() == {"image_id", "category_id", "score", "segmentation"}
     (logged,) = [row for row in rows(run) if row["val/AP"]]
     assert float(logged["val/mask_oLRP"]) == pytest.approx(report.as_dict()["oLRP"], abs=1e-6)
     assert {"train/mask", "train/rpn_ranking"} <= set(logged)

@@ -88,6 +88,19 @@ def find_split(
     return images, annotations
 
 
+def require_known(file: CocoFile, categories: Sequence[Category]) -> None:
+    """Raise ValueError unless a model of some categories knows all of those of a file, by id and name."""
+    unknown = [category for category in file.categories if category not in categories]
+    if unknown:
+        example = unknown[0]
+        known = next((c for c in categories if example.id == c.id or example.name == c.name), categories[0])
+        raise ValueError(
+            f"{file.source} has {len(unknown)} classes that the model does not know, such as {example.name!r} "
+            f"with id {example.id!r}; the model knows {len(categories)}, such as {known.name!r} with id {known.id!r}. "
+            "Names and ids must be the same."
+        )
+
+
 class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
     """Images and objects of a COCO annotation file.
 
@@ -142,17 +155,7 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
         self.annotations_path = annotations
         self.categories = tuple(file.categories if categories is None else categories)
         self.masks, self.training, self.transform = masks, training, transform
-        unknown = [category for category in file.categories if category not in self.categories]
-        if unknown:
-            example = unknown[0]
-            known = next(
-                (c for c in self.categories if example.id == c.id or example.name == c.name), self.categories[0]
-            )
-            raise ValueError(
-                f"{annotations} has {len(unknown)} classes that the model does not know, such as {example.name!r} "
-                f"with id {example.id!r}; the model knows {len(self.categories)}, such as {known.name!r} with id {known.id!r}. "
-                "Names and ids must be the same."
-            )
+        require_known(file, self.categories)
         self.file = None if training else file
         objects = file.annotations
         is_object = ~objects.crowd

@@ -12,6 +12,7 @@ from ..data.fingerprint import fingerprint
 from ..evaluation import Report
 from ..evaluation.metrics import percent
 from ..evaluation.page import save_reports
+from ..evaluation.results import write_results
 from ..interrupt import Interrupt
 from ..launch import check_processes, slurm_job
 from ..recipes import Recipe
@@ -92,7 +93,7 @@ def _train(recipe: Recipe, run: Path, resume: bool, interrupt: Interrupt) -> Rep
 
 
 def test(checkpoint: Checkpoint, out: Path) -> Report | None:
-    """Evaluates a checkpoint on the validation data of its recipe, and writes a report to the folder `out`.
+    """Evaluates a checkpoint on the validation data of its recipe, and writes a report and the detections to the folder `out`.
 
     Raises:
         ValueError, FileNotFoundError: where data or checkpoint cannot be used.
@@ -106,7 +107,10 @@ def test(checkpoint: Checkpoint, out: Path) -> Report | None:
 
 
 def _write_report(trainer: pl.Trainer, module: DetectorModule, folder: Path, run: Path | None = None) -> Report | None:
-    """Saves the reports of the last evaluation and their page, with the training curves of `run`. Returns as `DetectorModule.report`."""
+    """Saves the reports of the last evaluation, their page and the detections; of a run's best weights, with its training curves.
+
+    Returns as `DetectorModule.report`.
+    """
     if trainer.is_global_zero:
         recipe, data = module.recipe, module.val_set
         limit = recipe.evaluation.pictures
@@ -115,6 +119,9 @@ def _write_report(trainer: pl.Trainer, module: DetectorModule, folder: Path, run
             for kind, report in module.reports.items()
         }
         save_reports(folder, module.reports.values(), summarize(recipe, data), pictures, run)
+        assert data.file is not None
+        write_results(folder, module.evaluator.detections(module.iou_types[-1]), data.file)
     text = "\n\n".join(map(str, module.reports.values()))
-    trainer.print(f"\n{text}\n\nreport: {folder / 'index.html'}")
+    title = f"best epoch ({module.progress['epoch']}), evaluated again\n" if run else ""
+    trainer.print(f"\n{title}{text}\n\nreport: {folder / 'index.html'}")
     return module.report if module.reports else None

@@ -37,7 +37,8 @@ def save_reports(
     for report in reports:
         report.save_numbers(folder / "masks" if report.iou_type == "segm" and len(reports) > 1 else folder, settings)
     if len(reports) == 1:  # of an earlier evaluation
-        (folder / "masks" / "report.json").unlink(missing_ok=True)
+        for name in ("report.json", "thresholds.json"):
+            (folder / "masks" / name).unlink(missing_ok=True)
     save_page([run or folder], folder / "index.html", pictures)
 
 

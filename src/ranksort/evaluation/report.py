@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from .inputs import CategoryInfo
 from .lrp import TAU, Matches
 from .metrics import Metric, percent
+from .score_cut import USUAL, find_score_cut
 
 TABLE_ROWS = 30  # a table of more classes shows the worst and the best of them
 SCORE_BINS = 50
@@ -44,7 +46,7 @@ class Report:
             threshold at which the class reaches its oLRP.
         iou_type: "bbox" or "segm".
         style: "coco" or "lvis".
-        classes_without_objects: how many classes are therefore left out.
+        categories: all of the ground truth, in the order of their ids.
         precision: (K, 2, 101) precision at IoU .5 and .75 and recall 0, .01, ..., 1.
         lrp: (K, 101) LRP error when detections scoring under 0, .01, ..., 1 are left out.
         matches: what became of each detection and each object.
@@ -52,6 +54,7 @@ class Report:
         cut: what the limit on detections left out.
         num_without_area: objects whose area is 0, which COCO counts as small.
         small_ap: APs without these.
+        lowest_score: of all detections, also those beyond the limit; NaN where there are none.
         left_out: ids of categories which the ground truth lacks, and how many detections of each were left out.
     """
 
@@ -59,7 +62,7 @@ class Report:
     per_class: list[dict[str, Any]]
     iou_type: str
     style: str
-    classes_without_objects: int
+    categories: list[CategoryInfo]
     precision: np.ndarray
     lrp: np.ndarray
     matches: Matches
@@ -67,7 +70,13 @@ class Report:
     cut: Cut
     num_without_area: int
     small_ap: float
+    lowest_score: float
     left_out: dict[Any, int] = field(default_factory=dict)
+
+    @property
+    def classes_without_objects(self) -> int:
+        """How many classes are left out of `per_class` and all means."""
+        return len(self.categories) - len(self.per_class)
 
     def as_dict(self) -> dict[str, float]:
         """AP AP50 AP75 APs APm APl, AR1 AR10 AR100 (LVIS: AR300) ARs ARm ARl; oLRP and its components oLRP_loc (mean
@@ -104,12 +113,21 @@ class Report:
         return "\n".join([*lines, "", f"{'class':<{width}}{heads}", *table])
 
     def notes(self) -> list[str]:
-        """What of the detections was not looked at, in a sentence, if there are such."""
-        if not self.left_out:
-            return []
-        ids = ", ".join(map(reprlib.repr, list(self.left_out)[:5])) + (", ..." if len(self.left_out) > 5 else "")
-        count = sum(self.left_out.values())
-        return [f"{count} detections of categories that the ground truth does not have are left out: {ids}."]
+        """What else one has to know of the detections to judge the numbers, in sentences."""
+        said = []
+        if self.left_out:
+            ids = ", ".join(map(reprlib.repr, list(self.left_out)[:5])) + (", ..." if len(self.left_out) > 5 else "")
+            count = sum(self.left_out.values())
+            said += [f"{count} detections of categories that the ground truth does not have are left out: {ids}."]
+        score_cut = find_score_cut(self.lowest_score, self.matches)
+        if score_cut:
+            lowest, right, most = score_cut
+            said += [
+                f"The lowest score is {lowest:.2f}, but {right:.0%} of the lowest-scoring tenth of the detections are right: "
+                f"detections below were probably cut off, and AP is too low, AP50 by up to about {percent(most)} points. "
+                f"Keep those down to a score of {USUAL} or lower."
+            ]
+        return said
 
     def worst_first(self) -> list[dict[str, Any]]:
         """The entries of `per_class` by falling oLRP."""
@@ -122,8 +140,9 @@ class Report:
         save_reports(Path(folder), [self], settings)
 
     def save_numbers(self, folder: Path, settings: dict[str, str] | None = None) -> None:
-        """Write per_class.csv and report.json, which holds all that a page shows."""
+        """Write per_class.csv, thresholds.json, and report.json, which holds all that a page shows."""
         from .findings import findings
+        from .thresholds import save_thresholds
 
         folder.mkdir(parents=True, exist_ok=True)
         content = {
@@ -145,6 +164,7 @@ class Report:
             writer = csv.DictWriter(file, fieldnames=list(self.per_class[0]))
             writer.writeheader()
             writer.writerows(_without_nan(row) for row in self.per_class)
+        save_thresholds(folder, self)
 
     def thresholds(self) -> np.ndarray:
         """(C,) the score thresholds which reach oLRP, by category position; infinite where nothing right is found."""

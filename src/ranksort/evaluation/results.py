@@ -1,6 +1,12 @@
-"""A model's detections in the form in which COCO exchanges results."""
+"""Detections in the form in which COCO exchanges results, in memory and in files."""
 
-from collections.abc import Sequence
+import contextlib
+import csv
+import io
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +14,12 @@ import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from ..data.ids import Id
+from ..data.coco_columns import Category, CocoFile
+from ..data.ids import Id, sort_key
+from ..json_list import GrowingFile, JsonList
+from .inputs import CategoryInfo, Detections
+
+COLUMNS = ("image_id", "file_name", "category_id", "class", "score", "x", "y", "width", "height")  # of results.csv
 
 
 def to_coco_results(
@@ -51,3 +62,98 @@ def decode_masks(rles: Sequence[dict[str, Any]], height: int, width: int) -> Ten
     """The inverse of `encode_masks`, for an image of that size."""
     masks = coco_mask.decode(list(rles)) if rles else np.zeros((height, width, 0), np.uint8)
     return torch.from_numpy(masks).permute(2, 0, 1).bool()
+
+
+class ResultsWriter:
+    """Writes detections to a folder image by image, each in `results_bbox.json`, `results.csv` and perhaps `results_segm.json`.
+
+    `images.json` lists all images, those without detections as well, once their detections are written. Whatever ends the process, the
+    files are whole, and hold what was added before.
+
+    Args:
+        folder: where to; created if need be.
+        categories: those of the detections, with id and name.
+        masks: whether the detections have masks.
+
+    Raises:
+        OSError: on a full disk, say; by every method. It names the file.
+    """
+
+    def __init__(self, folder: Path, categories: Iterable[Category | CategoryInfo], *, masks: bool) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._names = {category.id: category.name for category in categories}
+        classes = json.dumps([{"id": id, "name": name} for id, name in self._names.items()])
+        with contextlib.ExitStack() as opened:
+
+            def open_list(name: str, *around: str) -> JsonList:
+                return opened.enter_context(contextlib.closing(JsonList(folder / name, *around)))
+
+            self._lists = {"bbox": open_list("results_bbox.json")}
+            if masks:
+                self._lists["segmentation"] = open_list("results_segm.json")
+            else:  # of an earlier evaluation
+                (folder / "results_segm.json").unlink(missing_ok=True)
+            self._images = open_list("images.json", f'{{"categories": {classes},\n"annotations": [],\n"images": ', "}")
+            table = GrowingFile(folder / "results.csv", _csv([COLUMNS]))
+            self._table = opened.enter_context(contextlib.closing(table))
+            self._opened = opened.pop_all()
+
+    def add(self, results: Sequence[dict[str, Any]], image_id: Id, file_name: str, height: int, width: int) -> None:
+        """Write the detections of an image.
+
+        Args:
+            results: as of `to_coco_results`; there may be none.
+            image_id, file_name: of the image.
+            height, width: of the image in pixels; 0 where they are not known.
+        """
+        for shape, growing in self._lists.items():
+            hidden = self._lists.keys() - {
+                shape
+            }  # with a box, the size of a mask would be that of the box to COCO's evaluation
+            growing.extend({key: value for key, value in row.items() if key not in hidden} for row in results)
+        if results:
+            numbers = np.array([[row["score"], *row["bbox"]] for row in results], np.float32).astype(str).tolist()
+            classes = ((row["category_id"], self._names[row["category_id"]]) for row in results)
+            rows = ((image_id, file_name, *of, *values) for of, values in zip(classes, numbers, strict=True))
+            self._table.append(_csv(rows))
+        about = {"id": image_id, "file_name": file_name, "height": height, "width": width, "detections": len(results)}
+        self._images.extend([about])
+
+    def __enter__(self) -> "ResultsWriter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._opened.close()
+
+
+def write_results(folder: Path, found: Detections, file: CocoFile) -> None:
+    """Write the detections of an evaluation as `ResultsWriter` does, so that `evaluate_detections` finds the same numbers in them.
+
+    Args:
+        folder: where to.
+        found: boxes, and perhaps masks, of images of `file`.
+        file: the ground truth that they were compared with; all its images are listed, in the order of their ids.
+    """
+    images = file.images
+    in_order = sorted(range(len(images)), key=lambda n: sort_key(images.ids[n]))
+    by_image = np.argsort(found.image, kind="stable")
+    bounds = np.searchsorted(found.image[by_image], np.arange(len(images) + 1)).tolist()
+    assert found.boxes is not None
+    with ResultsWriter(folder, file.categories, masks=found.masks is not None) as writer:
+        for n, (start, end) in zip(in_order, itertools.pairwise(bounds), strict=True):
+            places, size = by_image[start:end], (int(images.heights[n]), int(images.widths[n]))
+            columns = (found.category[places], found.boxes[places], found.scores[places])
+            rows = [
+                {"image_id": images.ids[n], "category_id": file.categories[c].id, "bbox": box, "score": score}
+                for c, box, score in zip(*(column.tolist() for column in columns), strict=True)
+            ]
+            if found.masks is not None:
+                for row, place in zip(rows, places.tolist(), strict=True):
+                    row["segmentation"] = {"size": size, "counts": found.masks[place].decode("ascii")}
+            writer.add(rows, images.ids[n], images.file_name(n), *size)
+
+
+def _csv(rows: Iterable[Iterable[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    return text.getvalue()
