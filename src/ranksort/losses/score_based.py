@@ -8,7 +8,9 @@ Each is the sum over all examples, divided by the number of positives.
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+_SURELY_NOT = -1e4  # a logit of probability 0
 
 
 def focal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
@@ -30,10 +32,9 @@ def focal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.25, gamma: f
         ValueError: where the shapes differ.
     """
     s, y = _prepare(logits, targets)
-    is_positive = y > 0
-    s_t = torch.where(is_positive, s, -s)  # p_t = sigmoid(s_t)
-    alpha_t = torch.where(is_positive, alpha, 1 - alpha)
-    return _per_positive(-alpha_t * (-s_t).sigmoid() ** gamma * logsigmoid(s_t), y)
+    y = (y > 0).to(s)
+    alpha_t = (2 * alpha - 1) * y + (1 - alpha)
+    return _per_positive(alpha_t * (y - s.sigmoid()).abs() ** gamma * _cross_entropy(s, y), y)  # |y - p| is 1 - p_t
 
 
 def quality_focal_loss(logits: Tensor, targets: Tensor, *, beta: float = 2.0) -> Tensor:
@@ -49,7 +50,7 @@ def quality_focal_loss(logits: Tensor, targets: Tensor, *, beta: float = 2.0) ->
     Returns, Raises: as `focal_loss`.
     """
     s, y = _prepare(logits, targets)
-    return _per_positive((y - s.sigmoid()).abs() ** beta * binary_cross_entropy_with_logits(s, y, reduction="none"), y)
+    return _per_positive((y - s.sigmoid()).abs() ** beta * _cross_entropy(s, y), y)
 
 
 def varifocal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.75, gamma: float = 2.0) -> Tensor:
@@ -67,16 +68,21 @@ def varifocal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.75, gamm
     """
     s, y = _prepare(logits, targets)
     weight = torch.where(y > 0, y, alpha * s.sigmoid() ** gamma)
-    return _per_positive(weight * binary_cross_entropy_with_logits(s, y, reduction="none"), y)
+    return _per_positive(weight * _cross_entropy(s, y), y)
 
 
 def _prepare(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in float32 or better; ignored logits are 0 from here on, since not even their NaN may reach a gradient."""
+    """s and y in float32 or better. What is ignored becomes so sure a negative that neither loss nor gradient is left of it."""
     if logits.shape != targets.shape:
         raise ValueError(f"logits and targets need one shape, got {tuple(logits.shape)} and {tuple(targets.shape)}")
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    return logits.to(dtype).masked_fill(targets < 0, 0), targets.to(dtype)
+    return logits.to(dtype).masked_fill(targets < 0, _SURELY_NOT), targets.to(dtype).clamp(min=0)
 
 
-def _per_positive(losses: Tensor, targets: Tensor) -> Tensor:
-    return losses.masked_fill(targets < 0, 0).sum() / (targets > 0).sum().clamp(min=1)
+def _cross_entropy(s: Tensor, y: Tensor) -> Tensor:
+    """-(y log(p) + (1 - y) log(1 - p))"""
+    return binary_cross_entropy_with_logits(s, y, reduction="none")
+
+
+def _per_positive(losses: Tensor, y: Tensor) -> Tensor:
+    return losses.sum() / (y > 0).sum().clamp(min=1)
