@@ -137,6 +137,25 @@ def test_three_epochs_are_two_and_one_resumed(tiny_recipe: Recipe, tmp_path: Pat
         assert a == {**b, "step": a["step"]}
 
 
+def test_the_state_of_a_loss_is_saved_and_resumed(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    """aLRP Loss weights its parts by the epoch before."""
+    tiny_recipe.model.loss = "average_lrp"
+    engine.train(tiny_recipe, tmp_path / "whole")
+    tiny_recipe.training.epochs = 1
+    engine.train(tiny_recipe, tmp_path / "parts")
+    tiny_recipe.training.epochs = 2
+    engine.train(tiny_recipe, tmp_path / "parts", resume=True)
+    assert_same_state(tmp_path / "whole", tmp_path / "parts")
+    state = raw(tmp_path / "parts")["state_dict"]
+    assert 1 < state["model.criterion.loss.localization_weight"] < 50
+    assert {"train/classification", "train/box"} <= set(rows(tmp_path / "parts")[0])
+    assert engine.test(read_checkpoint(tmp_path / "parts"), tmp_path / "tested").as_dict()["AP"] >= 0
+    assert not load_model(tmp_path / "parts").training
+    tiny_recipe.model.loss = "focal"
+    with pytest.raises(ValueError, match="another --model.loss .average_lrp before, focal now"):
+        engine.train(tiny_recipe, tmp_path / "parts", resume=True)
+
+
 @pytest.mark.parametrize(
     ("batch", "workers", "number"), [(1, 0, signal.SIGTERM), (8, 2, signal.SIGINT), (12, 0, signal.SIGHUP)]
 )

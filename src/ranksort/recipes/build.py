@@ -16,7 +16,8 @@ from ..data.coco import CocoDataset, find_split
 from ..data.coco_columns import Category
 from ..data.samplers import AspectRatioBatchSampler
 from ..data.transforms import ssd_transforms, training_transforms
-from ..losses.detection import Criterion, rank_sort_detection_losses
+from ..losses.criteria import build_criterion
+from ..losses.detection import Criterion
 from ..models import Detector
 from ..models.backbones import build_backbone, pixel_statistics
 from ..models.images import ImageTransform
@@ -35,7 +36,7 @@ def create_model(
     num_classes: int | None = None,
     pretrained_backbone: bool = False,
     weights: str | Path | None = None,
-    losses: Criterion = rank_sort_detection_losses,
+    losses: Criterion | None = None,
     **model_overrides: Any,
 ) -> Detector:
     """Builds the detector of a recipe, in training mode.
@@ -46,13 +47,14 @@ def create_model(
         pretrained_backbone: start from ImageNet weights. To train from random ones, pass `frozen_stages=-1` and
             `train_batch_norm=True`, too: else the first stages stay random.
         weights: a checkpoint or safetensors file of this package, whose model must be of the same kind.
-        losses: what supervises the detector, such as a function of one's own; see `ranksort.losses.detection.Criterion`.
+        losses: what supervises the detector, such as a function of one's own, see `ranksort.losses.detection.Criterion`; None: the
+            recipe's `model.loss`.
         model_overrides: fields of the recipe's model group: `backbone="resnet18"`, `min_size=480`, `score_threshold=.3`, ...
             A `min_size` is that of training, too: it replaces the sizes which a multi-scale recipe draws from. `detector` may also
             be a class, a subclass of `ranksort.models.Detector`.
 
     Raises:
-        ValueError: where a name is unknown, or the weights do not fit.
+        ValueError: where a name is unknown, the loss is not for such a detector, or the weights do not fit.
     """
     recipe = copy.deepcopy(get_recipe(recipe) if isinstance(recipe, str) else recipe)
     fields = [field.name for field in dataclasses.fields(recipe.model)]
@@ -83,6 +85,7 @@ def create_model(
         recipe.data.train_min_sizes,
         keep_ratio=detector.keeps_ratio,
     )
+    losses = losses or build_criterion(settings.loss)
     options = {name: getattr(settings, name) for name in (*detector.settings, *_OF_EVERY_DETECTOR)}
     model = detector(backbone, transform, settings.num_classes, losses=losses, **options)
     if weights is not None:
@@ -145,7 +148,9 @@ def build_untrained(recipe: Recipe, train_set: CocoDataset, pretrained: bool) ->
     settings.num_classes = len(train_set.categories)
     if not settings.pretrained_backbone:
         settings.frozen_stages, settings.train_batch_norm = -1, True
-    return create_model(recipe, pretrained_backbone=settings.pretrained_backbone and pretrained)
+    world_size = max(recipe.training.devices, 1) * recipe.training.nodes
+    losses = build_criterion(settings.loss, len(build_sampler(recipe, train_set, 0, world_size)))
+    return create_model(recipe, losses=losses, pretrained_backbone=settings.pretrained_backbone and pretrained)
 
 
 def build_sampler(recipe: Recipe, train_set: CocoDataset, rank: int, world_size: int) -> AspectRatioBatchSampler:
@@ -250,6 +255,7 @@ def summarize(recipe: Recipe, val_set: CocoDataset) -> dict[str, str]:
     return {
         "recipe": recipe.name,
         "detector": f"{model.detector}, {model.backbone}{'' if model.pretrained_backbone else ' from random weights'}",
+        "loss": model.loss,
         "image size": _image_sizes(recipe),
         "epochs": str(training.epochs),
         "learning rate": f"{learning_rate(recipe):g} for {training.batch_size} images a step, {optimizer.algorithm}, "

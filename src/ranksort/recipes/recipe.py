@@ -52,6 +52,8 @@ class ModelSettings:
     detector: DetectorName = "atss"
     """which detector: one of ours, or file.py:Class for one of your own; solov2_light has a head of half the width, for images of half
     the size"""
+    loss: Literal["rank_sort", "average_lrp", "average_precision", "focal", "quality_focal", "varifocal"] = "rank_sort"
+    """what trains it, all else being equal; those but rank_sort are to compare with"""
     backbone: str = "resnet50"  # a ResNet or ResNeXt of torchvision, or timm/<model>
     pretrained_backbone: bool = True  # start training from ImageNet weights
     frozen_stages: int = 1  # backbone stages which keep their weights, the stem with them; -1: none
