@@ -3,22 +3,27 @@
 A mosaic of BCCD's test images (blood cells), at their own size, is one image of about 6,000 px. Its small objects are the platelets. An
 object at a seam of the mosaic is cut off there as it is in the image that it comes from.
 
-    python benchmarks/tiled_prediction.py RUN BCCD [--side 6000] [--tile 640] [--overlap .2] [--thresholds lrp]
+    python benchmarks/tiled_prediction.py RUN BCCD [--side 6000] [--tile 640] [--overlap .2]
 """
 
 import argparse
 import json
 import resource
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.ops import box_iou
+from torchvision.ops import batched_nms, box_iou
 
 from ranksort import load_model
+from ranksort.models import Detector
 from ranksort.prediction import Prediction
+from ranksort.prediction.tiles import cover, place
 
 IOU = 0.5
 
@@ -35,7 +40,9 @@ def mosaic(data: Path, side: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
     for place in range(rows * columns):
         image = images[place % len(images)]
         x, y = place % columns * width, place // columns * height
-        pixels[y : y + height, x : x + width] = np.asarray(Image.open(data / "images" / image["file_name"]).convert("RGB"))
+        pixels[y : y + height, x : x + width] = np.asarray(
+            Image.open(data / "images" / image["file_name"]).convert("RGB")
+        )
         for a in content["annotations"]:
             if a["image_id"] == image["id"]:
                 left, top, w, h = a["bbox"]
@@ -45,9 +52,10 @@ def mosaic(data: Path, side: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
 
 
 def compare(found: Prediction, boxes: np.ndarray, classes: list[str], name: str) -> tuple[float, int, int, int]:
-    """Of a class: recall at IoU .5, detections, objects which two detections have most of, and pieces of objects.
+    """Of a class: recall at IoU .5, detections, doubles, and pieces of objects.
 
-    A double has an IoU of .5 or more with an object that a better detection has; a piece lies within an object and has less than half of it.
+    A double is a detection too many of an object, whose IoU with it is .5 or more; a piece lies within an object that has another
+    detection or none, and its IoU is less.
     """
     mine = found.boxes[[n == name for n in found.names]]
     objects = boxes[[n == name for n in classes]]
@@ -63,7 +71,22 @@ def compare(found: Prediction, boxes: np.ndarray, classes: list[str], name: str)
     start = np.maximum(objects[:, None, :2], mine[None, :, :2])
     inside = (np.minimum(objects[:, None, 2:], mine[None, :, 2:]) - start).clip(0).prod(2) / area
     pieces = int((free & (iou.max(0, initial=0) < IOU) & (inside.max(0, initial=0) > 0.8)).sum())
-    return hit / len(objects), len(mine), doubles, pieces
+    return 100 * hit / len(objects), len(mine), doubles, pieces
+
+
+def plain_nms(model: Detector, pixels: np.ndarray, tile: int, overlap: float) -> Prediction:
+    """What NMS at the model's own threshold leaves of all detections of all tiles."""
+    size, parts = (pixels.shape[0], pixels.shape[1]), []
+    for box in cover(*size, tile, overlap).boxes.tolist():
+        x, y, x2, y2 = box
+        found = model.predict(pixels[y:y2, x:x2])
+        assert isinstance(found, Prediction)
+        parts.append(place(found, box, size))
+    columns = zip(*((p.boxes, p.scores, p.labels) for p in parts), strict=True)
+    boxes, scores, labels = (torch.from_numpy(np.concatenate(column)) for column in columns)
+    kept = batched_nms(boxes, scores, labels, model.nms_threshold)
+    found = [x[kept].numpy() for x in (boxes, scores, labels)]
+    return Prediction(*found, model.class_names, size)
 
 
 def main() -> None:
@@ -76,19 +99,21 @@ def main() -> None:
     arguments = parser.parse_args()
     model = load_model(arguments.run)
     pixels, boxes, classes = mosaic(arguments.bccd, arguments.side)
-    print(f"{pixels.shape[1]} x {pixels.shape[0]} px, {len(boxes)} objects; recall at IoU .5 / detections / doubles / pieces")
-    ways = [(None, 0.2)] + [(tile, overlap) for tile in arguments.tile for overlap in arguments.overlap]
+    print(
+        f"{pixels.shape[1]} x {pixels.shape[0]} px, {len(boxes)} objects; recall at IoU .5 / detections / doubles / pieces"
+    )
+    ways = [(tile, overlap) for tile in arguments.tile for overlap in arguments.overlap]
+    runs: list[tuple[str, Callable[[], Any]]] = [("the image as a whole", lambda: model.predict(pixels))]
     for tile, overlap in ways:
+        what = f"tiles of {tile} px, overlap {overlap:g}"
+        runs.append((what, partial(model.predict, pixels, tile=tile, overlap=overlap)))
+        runs.append((f"{what}, NMS of all detections", partial(plain_nms, model, pixels, tile, overlap)))
+    for what, run in runs:
         begun = time.process_time()
-        found = model.predict(pixels, tile=tile, overlap=overlap)
-        assert isinstance(found, Prediction)
-        cells = []
-        for name in model.class_names:
-            recall, count, doubles, pieces = compare(found, boxes, classes, name)
-            cells.append(f"{name} {100 * recall:.1f} % / {count} / {doubles} / {pieces}")
-        what = "whole" if tile is None else f"tiles of {tile}, overlap {overlap:g}"
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(f"{what}: {'; '.join(cells)}; {time.process_time() - begun:.1f} s of CPU, {memory:.1f} GiB so far")
+        found, seconds = run(), time.process_time() - begun
+        cells = ["{:.1f} % / {} / {} / {}".format(*compare(found, boxes, classes, name)) for name in model.class_names]
+        print(f"| {what} | {' | '.join(cells)} | {seconds:.1f} s |", flush=True)
+    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB")
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def test_loaded_model_detects_the_same(tmp_path: Path, model: nn.Module) -> None
     save_model(path, model, _recipe(), CATEGORIES)
     loaded = load_model(str(path))
     assert not loaded.training
-    assert loaded.class_names == ["dog", "Kätzchen"]
+    assert loaded.class_names == ("dog", "Kätzchen")
     assert loaded.transform.min_size == 64
     loaded.score_threshold = model.score_threshold = 0.005
     images = [torch.rand(3, 64, 90)]

@@ -14,8 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
+import ranksort
 from ranksort import cli
-from ranksort.checkpoints import save_model
+from ranksort.checkpoints import load_model, save_model
 from ranksort.commands import train as train_commands
 from ranksort.data.coco_columns import Category
 from ranksort.recipes import Recipe, create_model, get_recipe, list_recipes
@@ -57,6 +58,30 @@ def fails(*arguments: object) -> str:
     return message
 
 
+@pytest.mark.parametrize(
+    ("given", "milestones"),
+    [
+        ("", (9, 11)),
+        ("--training.epochs 24", (18, 22)),
+        ("--training.epochs=3", (2,)),
+        ("--training.epochs 1", ()),
+        ("--training.epochs 24 --optimizer.milestones 10 20", (10, 20)),
+    ],
+)
+def test_milestones_move_along_with_the_epochs(
+    monkeypatch: pytest.MonkeyPatch, given: str, milestones: tuple[int, ...]
+) -> None:
+    recipes: list[Recipe] = []
+    monkeypatch.setattr(train_commands, "_train", lambda recipe, *_: recipes.append(recipe))
+    cli.main(["train", "ranksort_atss_lite0_small", *given.split()])
+    assert recipes[0].optimizer.milestones == milestones
+
+
+def test_module_and_version() -> None:
+    done = subprocess.run([sys.executable, "-m", "ranksort", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"ranksort {ranksort.__version__}\n"
+
+
 def test_help_needs_no_toolbox_to_load() -> None:
     done = subprocess.run(
         [sys.executable, "-c", "from ranksort.cli import main; main(['--help'])"], capture_output=True, text=True
@@ -83,8 +108,31 @@ def test_train_test_resume(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == f"report: {tmp_path / 'both.html'}\n"
     assert run.name in (tmp_path / "both.html").read_text()
     cli.main(["train", str(run), "--resume", "--training.epochs", "2"])
-    assert "epoch 2 of 2" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "epoch 2 of 2" in said
+    best = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] + 1
+    assert f"\nbest epoch ({best}), evaluated again\nCOCO bbox" in said
     assert len(list(run.parent.iterdir())) == 1
+
+
+def test_results_of_test_are_evaluated_as_they_are(
+    run: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tested, again, truth = tmp_path / "tested", tmp_path / "again", tiny_data / "annotations" / "instances_val.json"
+    cli.main(["test", str(run), "--out", str(tested), "--model.score-threshold", "0"])
+    table = capsys.readouterr().out.partition("COCO bbox")[2].partition("\n\nreport:")[0]
+    cli.main(["evaluate", str(truth), str(tested / "results_bbox.json"), "--out", str(again)])
+    assert table
+    assert capsys.readouterr().out.partition("COCO bbox")[2].partition("\n\nreport:")[0] == table
+    numbers = [json.loads((folder / "report.json").read_bytes()) for folder in (tested, again)]
+    for key in ("summary", "per_class", "lrp"):
+        assert numbers[0][key] == numbers[1][key]
+    assert (tested / "thresholds.json").read_bytes() == (again / "thresholds.json").read_bytes()
+    images = json.loads((tested / "images.json").read_bytes())["images"]
+    found = json.loads((tested / "results_bbox.json").read_bytes())
+    assert len(images) == 4
+    assert sum(image["detections"] for image in images) == len(found) > 0
+    assert len((tested / "results.csv").read_text().splitlines()) == 1 + len(found)
 
 
 def test_resume_finds_the_latest_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,9 +195,11 @@ def test_predict(run: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.Capt
     first = sorted((tiny_data / "images").iterdir())[0]
     out = tmp_path / "out"
     cli.main(["predict", str(run), str(images), str(first), "--out", str(out), "--score-threshold", "0.0"])
-    assert {p.name for p in out.iterdir()} == {"00000_one.jpg", f"00001_{first.stem}.jpg", "detections.json"}
-    detections = json.loads((out / "detections.json").read_text())
-    assert {d["file"] for d in detections} <= {str(images / "one.png"), str(first)}
+    results = {"results_bbox.json", "results.csv", "images.json"}
+    assert {p.name for p in out.iterdir()} == {"00000_one.jpg", f"00001_{first.stem}.jpg", *results}
+    detections = json.loads((out / "results_bbox.json").read_text())
+    listed = json.loads((out / "images.json").read_text())["images"]
+    assert [image["file_name"] for image in listed] == [str(images / "one.png"), str(first)]
     for d in detections:
         x, y, w, h = d["bbox"]
         assert min(x, y, w, h) >= 0
@@ -164,7 +214,9 @@ def test_predict(run: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.Capt
         assert "within 0..1" in fails("predict", run, first, "--out", out, "--score-threshold", number)
 
 
-def test_predict_with_the_thresholds_of_the_report(tiny_data: Path, tmp_path: Path) -> None:
+def test_predict_with_the_thresholds_of_the_report(
+    tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = get_recipe("ranksort_atss_r50_fpn_1x_coco")
     recipe.model.backbone, recipe.model.channels, recipe.model.min_size = "resnet18", 64, 64
     recipe.model.score_threshold = 0.0
@@ -175,32 +227,53 @@ def test_predict_with_the_thresholds_of_the_report(tiny_data: Path, tmp_path: Pa
     images = sorted((tiny_data / "images").iterdir())[:3]
 
     def arguments(threshold: object) -> list[str]:
-        return ["predict", str(model), *map(str, images), "--out", str(tmp_path), "--score-threshold", str(threshold)]
+        chosen = [] if threshold is None else ["--score-threshold", str(threshold)]
+        return ["predict", str(model), *map(str, images), "--out", str(tmp_path), *chosen]
 
     def predict(threshold: object) -> list[tuple[str, str, float]]:
         cli.main(arguments(threshold))
-        found = json.loads((tmp_path / "detections.json").read_text())
-        return [(d["file"], d["class"], d["score"]) for d in found]
+        found = csv.DictReader((tmp_path / "results.csv").open())
+        return [(d["file_name"], d["class"], float(d["score"])) for d in found]
 
     everything = predict(0)
     scores = {name: sorted(s for _, n, s in everything if n == name) for name in ("cat", "dog", "cow", "elk")}
     cat, dog = scores["cat"][len(scores["cat"]) // 2], scores["dog"][-1]
     rows = [(3, cat), (5, dog), (9, None), (77, 1.0)]  # the last class is none of the model's
-    report = tmp_path / "report" / "report.json"
+    report = tmp_path / "report" / "thresholds.json"
     report.parent.mkdir()
-    report.write_text(json.dumps({"per_class": [{"category_id": c, "oLRP_threshold": t} for c, t in rows]}))
+    thresholds = [{"category_id": c, "threshold": t} for c, t in rows]
+    report.write_text(json.dumps({"default": (cat + dog) / 2, "thresholds": thresholds}))
     least = {"cat": cat, "dog": dog, "cow": (cat + dog) / 2, "elk": (cat + dog) / 2}
     expected = [row for row in everything if row[2] >= least[row[1]]]
-    assert predict("lrp") == expected
+    assert predict("lrp") == predict(None) == expected
+    loaded = load_model(model).predict(images)
+    assert [name for found in loaded for name in found.names] == [name for _, name, _ in expected]
     assert {name for _, name, _ in expected} == set(least)
     assert len(expected) < len(everything)
 
-    report.write_text('{"per_class": [{"category_id": 77, "oLRP_threshold": 0.5}]}')
+    report.write_text('{"default": 0.5, "thresholds": [{"category_id": 77, "threshold": 0.5}]}')
     assert "no threshold of any class" in fails(*arguments("lrp"))
     report.write_text("{}")
     assert "damaged" in fails(*arguments("lrp"))
+    predict(None)
+    said = capsys.readouterr().out
+    assert "thresholds.json is damaged" in said
+    assert "detections from score 0.3 on" in said
     report.unlink()
-    assert "no report" in fails(*arguments("lrp"))
+    assert "there is no" in fails(*arguments("lrp"))
+
+
+def test_predict_with_the_ids_of_annotations(run: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """What is written so is what `evaluate` reads."""
+    truth = tiny_data / "annotations" / "instances_val.json"
+    images = {image["id"]: image["file_name"] for image in json.loads(truth.read_text())["images"]}
+    files = [str(tiny_data / "images" / name) for name in images.values()]
+    arguments = ["--out", str(tmp_path), "--annotations", str(truth), "--score-threshold", "0", "--no-pictures"]
+    cli.main(["predict", str(run), *reversed(files), *arguments])
+    listed = json.loads((tmp_path / "images.json").read_text())["images"]
+    assert [image["id"] for image in listed] == [*reversed(images)]
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".csv"}
+    cli.main(["evaluate", str(truth), str(tmp_path / "results_bbox.json")])
 
 
 def test_predict_finds_what_scores_below_the_threshold_of_the_recipe(tmp_path: Path) -> None:
@@ -211,7 +284,7 @@ def test_predict_finds_what_scores_below_the_threshold_of_the_recipe(tmp_path: P
     Image.new("RGB", (90, 130), "gray").save(tmp_path / "one.png")
     arguments = ["predict", str(tmp_path / "m.safetensors"), str(tmp_path / "one.png"), "--out", str(tmp_path)]
     cli.main([*arguments, "--score-threshold", "0.001"])
-    scores = [d["score"] for d in json.loads((tmp_path / "detections.json").read_text())]
+    scores = [d["score"] for d in json.loads((tmp_path / "results_bbox.json").read_text())]
     assert 0 < len([s for s in scores if 0.001 <= s < recipe.model.score_threshold]) == len(scores)
 
 
@@ -226,11 +299,12 @@ def test_predict_masks(tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = [tmp_path / "m.safetensors", tmp_path / "one.png", "--out", out, "--score-threshold", "0.0"]
     cli.main(["predict", *map(str, arguments)])
-    detections = json.loads((out / "detections.json").read_text())
+    detections = json.loads((out / "results_segm.json").read_text())
     assert 0 < len(detections) <= 100
     encoded = [d["segmentation"] for d in detections]
     assert all(rle["size"] == [130, 90] for rle in encoded)
-    x, y, width, height = (torch.tensor([d["bbox"] for d in detections]) + torch.tensor([-1, -1, 2, 2])).T
+    boxes = json.loads((out / "results_bbox.json").read_text())
+    x, y, width, height = (torch.tensor([d["bbox"] for d in boxes]) + torch.tensor([-1, -1, 2, 2])).T
     inner_x, inner_y, inner_width, inner_height = torch.from_numpy(pycocotools.mask.toBbox(encoded)).T
     inside = (inner_x >= x) & (inner_y >= y) & (inner_x + inner_width <= x + width)
     inside &= inner_y + inner_height <= y + height
@@ -267,7 +341,7 @@ def test_check_data(tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_convert(tmp_path: Path) -> None:
-    from ranksort.checkpoints import _RENAMED, load_model
+    from ranksort.checkpoints import _RENAMED
 
     assert _RENAMED
     message = fails(
@@ -294,7 +368,7 @@ def test_convert(tmp_path: Path) -> None:
         ]
     )
     loaded = load_model(tmp_path / "new" / "x.safetensors")
-    assert loaded.class_names[:2] == ["person", "bicycle"]  # type: ignore[index]
+    assert loaded.class_names[:2] == ("person", "bicycle")
     assert all(
         torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), model.state_dict().values(), strict=True)
     )
@@ -334,7 +408,8 @@ def test_broken_image_in_training(run: Path, tiny_data: Path, tmp_path: Path, wo
         (["train", "missing.py:recipe"], "missing.py"),
         (["test", "nothing.ckpt"], "nothing.ckpt"),
         (["predict", "nothing.ckpt", "a.jpg", "--out", "x"], "nothing.ckpt"),
-        (["evaluate", "no.json", "no.json"], "no.json"),
+        (["evaluate", "no.json", "no.json"], "The ground truth no.json does not exist"),
+        (["evaluate", "no.json", "no.json", "--max-detections", "0"], "from 1 on; got 0"),
         (["check-data", "no", "no.json"], "no"),
         (["train", "ranksort_atss_lite0_small", "--data.root", "/nowhere", "--model.prior", "0"], "--model.prior"),
         (["quickstart", "--recipe", "ranksort_mask_rcnn_r50_fpn_1x_coco"], "ranksort_mask_rcnn_lite0_small"),

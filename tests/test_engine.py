@@ -61,10 +61,20 @@ def test_run_folder(tiny_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureF
     logged = rows(run)
     assert [r["epoch"] for r in logged if r["val/oLRP"]] == ["0", "1"]
     assert {"train/ranking", "train/sorting", "train/box", "train/positives", "train/lr", "val/AP"} <= set(logged[0])
+    (evaluated, _) = [row for row in logged if row["val/AP"]]
+    parts = [float(evaluated[f"val/{name}"]) for name in ("ranking", "sorting", "box")]
+    assert min(parts) > 0
+    assert float(evaluated["val/loss"]) == pytest.approx(sum(parts), rel=1e-5)
     best = max(float(r["val/AP"]) for r in logged if r["val/AP"])
     assert report.as_dict()["AP"] == pytest.approx(best, abs=1e-6)
     out = capsys.readouterr().out
-    assert "learning rate 0.01 for 2 images a step: 0.01 for 2 in the recipe" in out
+    assert (
+        "an epoch: 6 steps of 2 images\nlearning rate 0.01; it rises over the first epoch, not over 500 steps; it does not fall\n"
+        in out
+    )
+    assert (
+        "warning: it would fall after epochs 8 and 11, but the run ends with epoch 2: set --optimizer.milestones" in out
+    )
     assert "of 8 classes" in out
 
     tested = engine.test(read_checkpoint(run), tmp_path / "tested")
@@ -72,7 +82,7 @@ def test_run_folder(tiny_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureF
     assert (tmp_path / "tested" / "report.json").is_file()
     model = load_model(run)
     assert not model.training
-    assert model.class_names == [category.name for category in build_dataset(tiny_recipe, "val").categories]
+    assert model.class_names == tuple(c.name for c in build_dataset(tiny_recipe, "val").categories)
 
 
 def test_a_threshold_above_the_scores_is_named(
@@ -107,6 +117,9 @@ def test_masks_are_trained_evaluated_and_reported(tiny_recipe: Recipe, tmp_path:
     assert (boxes["iou_type"], masks["iou_type"]) == ("bbox", "segm")
     assert [len(picture["pictures"]) for picture in boxes["pictures"]] == [1, 1]
     assert [len(picture["pictures"]) for picture in masks["pictures"]] == [2, 2]
+    results = [json.loads((run / "report" / f"results_{kind}.json").read_bytes()) for kind in ("bbox", "segm")]
+    assert len(results[0]) == len(results[1]) > 0
+    assert results[1][0].keys() == {"image_id", "category_id", "score", "segmentation"}
     (logged,) = [row for row in rows(run) if row["val/AP"]]
     assert float(logged["val/mask_oLRP"]) == pytest.approx(report.as_dict()["oLRP"], abs=1e-6)
     assert {"train/mask", "train/rpn_ranking"} <= set(logged)
@@ -122,6 +135,25 @@ def test_three_epochs_are_two_and_one_resumed(tiny_recipe: Recipe, tmp_path: Pat
     assert_same_state(tmp_path / "whole", tmp_path / "parts")
     for a, b in zip(rows(tmp_path / "whole"), rows(tmp_path / "parts"), strict=True):
         assert a == {**b, "step": a["step"]}
+
+
+def test_the_state_of_a_loss_is_saved_and_resumed(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    """aLRP Loss weights its parts by the epoch before."""
+    tiny_recipe.model.loss = "average_lrp"
+    engine.train(tiny_recipe, tmp_path / "whole")
+    tiny_recipe.training.epochs = 1
+    engine.train(tiny_recipe, tmp_path / "parts")
+    tiny_recipe.training.epochs = 2
+    engine.train(tiny_recipe, tmp_path / "parts", resume=True)
+    assert_same_state(tmp_path / "whole", tmp_path / "parts")
+    state = raw(tmp_path / "parts")["state_dict"]
+    assert 1 < state["model.criterion.loss.localization_weight"] < 50
+    assert {"train/classification", "train/box"} <= set(rows(tmp_path / "parts")[0])
+    assert engine.test(read_checkpoint(tmp_path / "parts"), tmp_path / "tested").as_dict()["AP"] >= 0
+    assert not load_model(tmp_path / "parts").training
+    tiny_recipe.model.loss = "focal"
+    with pytest.raises(ValueError, match="another --model.loss .average_lrp before, focal now"):
+        engine.train(tiny_recipe, tmp_path / "parts", resume=True)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +188,7 @@ def test_interrupted_and_resumed_is_not_interrupted(
             engine.train(tiny_recipe, tmp_path / "parts")
     assert exit_code(stopped.value) == 128 + number
     assert handlers == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)]
-    assert f"to go on: ranksort train {tmp_path / 'parts'} --resume" in capsys.readouterr().out
+    assert f"to continue: ranksort train {tmp_path / 'parts'} --resume" in capsys.readouterr().out
     assert raw(tmp_path / "parts")["global_step"] == batch
     engine.train(tiny_recipe, tmp_path / "parts", resume=True)
     assert_same_state(tmp_path / "whole", tmp_path / "parts")

@@ -95,7 +95,7 @@ def test_predict(run: Path, name: str, tiny_data: Path, tmp_path: Path, capsys: 
     arguments = ["predict", str(run), str(image), "--out", str(tmp_path), "--score-threshold", "0.001"]
     for option in ("--model.detector", "--detector"):
         cli.main([*arguments, option, name])
-        found = json.loads((tmp_path / "detections.json").read_text())
+        found = json.loads((tmp_path / "results_bbox.json").read_text())
         assert len(found) > 0
     assert f"name it by --model.detector {name}" in fails(capsys, *arguments)
 
@@ -161,7 +161,7 @@ def test_a_stopped_run_says_how_to_go_on(
     monkeypatch.setattr(get_detector(name), "forward", stopped)
     with pytest.raises(Terminated):
         engine.train(tiny_recipe, tmp_path / "run")
-    wanted = f"to go on: ranksort train {tmp_path / 'run'} --resume --model.detector {name}\n"
+    wanted = f"to continue: ranksort train {tmp_path / 'run'} --resume --model.detector {name}\n"
     assert wanted in capsys.readouterr().out
 
 

@@ -18,7 +18,6 @@ from ranksort.checkpoints import save_model
 from ranksort.data.coco_columns import Category
 from ranksort.json_list import JsonList
 from ranksort.models import ATSS
-from ranksort.predict import find_images
 from ranksort.recipes import create_model, get_recipe
 
 
@@ -47,12 +46,15 @@ def arguments(model: Path, *images: Path, out: Path) -> list[str]:
 
 
 def detected(out: Path) -> list[str]:
-    """The images which have detections, in their order."""
-    return list(dict.fromkeys(Path(d["file"]).name for d in json.loads((out / "detections.json").read_text())))
+    """The images whose detections are written, in their order."""
+    images = {i["id"]: Path(i["file_name"]).name for i in json.loads((out / "images.json").read_text())["images"]}
+    found = dict.fromkeys(d["image_id"] for d in json.loads((out / "results_bbox.json").read_text()))
+    assert [*found] == [*images]
+    return [*images.values()]
 
 
 def pictures(out: Path) -> list[str]:
-    return sorted(path.name for path in out.iterdir() if path.name != "detections.json")
+    return sorted(path.name for path in out.iterdir() if path.suffix not in (".json", ".csv"))
 
 
 def test_json_list_is_whole_at_every_moment(tmp_path: Path) -> None:
@@ -112,7 +114,7 @@ def test_what_the_model_cannot_do_is_one_image(
         cli.main(arguments(model, images, images / "missing.png", out=tmp_path / "out"))
     assert stopped.value.code == 2
     said = capsys.readouterr()
-    assert "3 pictures and detections.json" in said.out
+    assert "\n3 images, 300 detections (" in said.out
     for part in (
         "3 of 6 images",
         "2.png cannot be processed (CUDA out of memory.)",
@@ -130,7 +132,7 @@ def test_odd_images(model: Path, tmp_path: Path) -> None:
     for name, size in (("a.png", (1, 1)), ("b.png", (70000, 2)), (f"{'x' * 251}.png", (9, 9)), ("deep/a.png", (9, 9))):
         Image.new("RGB", size).save(images / name)
     out = tmp_path / "out"
-    cli.main([*arguments(model, images, images / "a.png", out=out), "--recursive"])
+    cli.main(arguments(model, images, images / "a.png", out=out))
     assert pictures(out) == ["00000_a.jpg", "00001_b.png", f"00002_{'x' * 200}.jpg", "00003_a.jpg", "00004_a.jpg"]
     assert Image.open(out / "00001_b.png").size == (70000, 2)
     assert len(detected(out)) >= 3
@@ -151,24 +153,10 @@ def test_full_disk(model: Path, images: Path, tmp_path: Path) -> None:
     kept = detected(out)
     assert 0 < len(kept) < 5
     said = done.stderr.splitlines()[-1]
-    assert said.startswith(f"ranksort: {out}/detections.json cannot be written (File too large)")
+    assert said.startswith(f"ranksort: {out}/results_bbox.json cannot be written (File too large)")
     assert f"the first {len(kept)} of 5 images" in said
     assert "Traceback" not in done.stderr
     assert len(pictures(out)) == len(kept)
-
-
-def test_folders_in_depth(tmp_path: Path) -> None:
-    for name in ("b.jpg", "a.PNG", "note.txt", "deep/c.png", "deep/er/d.webp", "out/old.jpg"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "._b.jpg").write_bytes(b"of macOS, beside b.jpg")
-    shallow, passed_over = find_images([tmp_path], tmp_path / "out")
-    assert [path.name for path in shallow] == ["a.PNG", "b.jpg"]
-    assert "1 folder(s), which --recursive looks into" in passed_over
-    assert "2 file(s) that are hidden, or no images" in passed_over
-    deep, passed_over = find_images([tmp_path, tmp_path / "note.txt"], tmp_path / "out", recursive=True)
-    assert [path.name for path in deep] == ["a.PNG", "b.jpg", "c.png", "d.webp", "note.txt"]
-    assert "folder" not in passed_over
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])

@@ -67,7 +67,7 @@ def last(folder: Path) -> dict[str, object]:
 def assert_stopped(run: "subprocess.CompletedProcess[str]", folder: Path, batches: int) -> None:
     assert run.returncode == 143, run.stderr
     assert "Traceback" not in run.stderr
-    assert run.stdout.count("to go on: ranksort train ") == 1
+    assert run.stdout.count("to continue: ranksort train ") == 1
     assert run.stderr.count("stopped by SIGTERM") == 1
     progress = last(folder)["ranksort"]["progress"]  # type: ignore[index]
     assert (progress["epoch"], progress["batches"]) == (0, batches)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,19 +17,16 @@ from ranksort.evaluation.inputs import Detections, read_detections, read_ground_
 from ranksort.evaluation.results import encode_masks
 from ranksort.visualize import draw_detections, worst_and_best_images
 
-DETECTIONS = {
-    "boxes": torch.tensor([[10.0, 30, 40, 60], [50, 30, 80, 60]]),
-    "labels": torch.tensor([0, 1]),
-    "scores": torch.tensor([0.9, 0.1]),
-    "masks": torch.zeros(2, 80, 100, dtype=torch.bool),
-}
-DETECTIONS["masks"][0, 40:50, 20:30] = True
-DETECTIONS["masks"][1, 40:50, 60:70] = True
+BOXES = np.array([[10, 30, 40, 60], [50, 30, 80, 60]], np.float32)
+LABELS, SCORES = np.array([0, 1]), np.array([0.9, 0.1])
+MASKS = torch.zeros(2, 80, 100, dtype=torch.bool)
+MASKS[0, 40:50, 20:30] = True
+MASKS[1, 40:50, 60:70] = True
 
 
 def test_masks_are_drawn_with_their_boxes() -> None:
     image = torch.full((3, 80, 100), 40, dtype=torch.uint8)
-    drawn = draw_detections(image, DETECTIONS, ["a", "b"])
+    drawn = draw_detections(image, BOXES, LABELS, SCORES, ["a", "b"], MASKS)
     assert drawn.shape == image.shape
     assert bool((image == 40).all())
     changed = (drawn != image).any(0)
@@ -39,7 +37,7 @@ def test_masks_are_drawn_with_their_boxes() -> None:
 
 def test_nothing_to_draw() -> None:
     image = torch.full((3, 80, 100), 40, dtype=torch.uint8)
-    assert torch.equal(draw_detections(image, {key: v[:0] for key, v in DETECTIONS.items()}, []), image)
+    assert torch.equal(draw_detections(image, BOXES[:0], LABELS[:0], SCORES[:0], []), image)
 
 
 def _columns(ground_truth: dict[str, Any], results: list[dict[str, Any]], iou_type: str) -> Detections:

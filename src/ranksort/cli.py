@@ -10,6 +10,7 @@ try:
     import tyro
 except ModuleNotFoundError:
     sys.exit('ranksort: the command line belongs to the toolbox: pip install "ranksort[detection]"')
+from . import __version__
 from .commands.data import check_data
 from .commands.defaults import default_recipe
 from .commands.evaluate import evaluate, report, test_command
@@ -28,9 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(
-                errors="replace"
-            )  # no name of a class or a file may end a run where the console cannot show it
+            # No name of a class or a file may end a run where the console cannot show it; and what is said in hours of work is to be
+            # seen at once, in a file as well.
+            stream.reconfigure(errors="replace", line_buffering=True)
     try:
         with handled(stop_at_once), handled(ignore, SAVE):
             _run_command(list(sys.argv[1:] if arguments is None else arguments))
@@ -52,11 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run_command(arguments: list[str]) -> None:
+    if arguments == ["--version"]:
+        print(f"ranksort {__version__}")
+        return
     defaults = default_recipe(arguments)
     trained, tested = train_command(defaults), test_command(defaults)
     functions = (quickstart, recipes, trained, tested, predict, evaluate, report, check_data, convert)
     commands: dict[str, Callable[..., Any]] = {f.__name__.replace("_", "-"): f for f in functions}
-    about = "Detectors trained by Rank & Sort Loss."
+    about = "Detectors trained by Rank & Sort Loss. `ranksort --version` prints the version."
     tyro.extras.subcommand_cli_from_dict(commands, prog="ranksort", description=about, args=arguments)
 
 

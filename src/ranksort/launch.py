@@ -4,6 +4,7 @@ import os
 import subprocess
 
 from .recipes.recipe import TrainingSettings
+from .words import counted
 
 
 def check_processes(training: TrainingSettings) -> None:
@@ -28,7 +29,7 @@ def check_processes(training: TrainingSettings) -> None:
     nodes = max(total // devices, 1)
     on_each = f", {per_node} on each machine" if per_node is not None and nodes > 1 else ""
     raise ValueError(
-        f"{launcher} started {total} process{'es' if total > 1 else ''}{on_each}, but --training.devices {training.devices} and "
+        f"{launcher} started {counted(total, 'process')}{on_each}, but --training.devices {training.devices} and "
         f"--training.nodes {training.nodes} ask for {wanted}: set --training.devices {devices} and --training.nodes {nodes}, or start "
         + (
             f"{training.devices} on each of {training.nodes} machines"

@@ -50,7 +50,7 @@ def draw_detections(
         return image
     texts = [f"{class_names[k]} {score:.2f}" for k, score in zip(labels.tolist(), scores.tolist(), strict=True)]
     colors = [_color(label) for label in labels.tolist()]
-    for mask, color in zip(masks or (), colors, strict=masks is not None):
+    for mask, color in zip(() if masks is None else masks, colors, strict=masks is not None):
         _paint(image, mask, color)
     # Neither hidden under its own lines, in a large image full of small objects, nor illegible.
     object_side = float(np.median(np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(1).clip(0))))

@@ -4,10 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torchvision import tv_tensors
+from torchvision.ops import masks_to_boxes
 
 from ranksort.data.coco import CocoDataset
-from ranksort.data.transforms import DropEmptyBoxes, ResizeShortSide, ssd_transforms, training_transforms
+from ranksort.data.transforms import DropEmptyBoxes, ResizeShortSide, ScaleJitter, ssd_transforms, training_transforms
 
 Write = Callable[[Any], tuple[Path, Path]]
 
@@ -112,3 +115,72 @@ def test_ssd_takes_images_without_objects() -> None:
     image, target = _sample(60, 80, [])
     target["boxes"] = tv_tensors.BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=(60, 80))
     assert ssd_transforms(64, (123.0, 117.0, 104.0))(image, target)[0].shape == (3, 64, 64)
+
+
+def _disc(size: int, x: float, y: float, radius: float) -> torch.Tensor:
+    rows, columns = torch.meshgrid(torch.arange(size) + 0.5, torch.arange(size) + 0.5, indexing="ij")
+    return ((columns - x) ** 2 + (rows - y) ** 2 < radius**2).to(torch.uint8)
+
+
+@given(
+    discs=st.lists(st.tuples(st.integers(6, 90), st.integers(6, 90), st.integers(2, 30)), min_size=1, max_size=4),
+    seed=st.integers(0, 10**6),
+)
+@settings(deadline=None, max_examples=60)
+def test_jitter_keeps_images_boxes_and_masks_together(discs: list[tuple[int, int, int]], seed: int) -> None:
+    """Some object remains, each box is that of its mask, and the image has the object's colour where the mask is."""
+    masks = torch.stack([_disc(96, *disc) for disc in discs])
+    image = torch.full((3, 96, 96), 200, dtype=torch.uint8)
+    for value, mask in enumerate(masks, 1):
+        image[:, mask.bool()] = 20 * value
+    target = {
+        "boxes": tv_tensors.BoundingBoxes(
+            masks_to_boxes(masks) + torch.tensor([0, 0, 1, 1]), format="XYXY", canvas_size=(96, 96)
+        ),
+        "labels": torch.arange(len(discs)),
+        "masks": tv_tensors.Mask(masks),
+        "image_id": 5,
+    }
+    torch.manual_seed(seed)
+    new_image, new = ScaleJitter((1.0, 2.0, 3.0))(tv_tensors.Image(image), target)
+    height, width = new_image.shape[-2:]
+    assert height == width
+    assert 48 <= height <= 192
+    assert 1 <= len(new["labels"]) == len(new["boxes"]) == len(new["masks"])
+    assert new["masks"].shape[1:] == (height, width)
+    assert new["boxes"].canvas_size == (height, width)
+    assert torch.equal(torch.Tensor(new["boxes"]), masks_to_boxes(new["masks"]) + torch.tensor([0, 0, 1, 1]))
+    for label, mask in zip(new["labels"].tolist(), new["masks"], strict=True):
+        shown = new_image[0][mask.bool()]  # objects of later labels lie above it
+        assert bool((shown.remainder(20) == 0).all())
+        assert bool((shown >= 20 * (label + 1)).all())
+
+
+def test_jitter_scales_within_its_bounds_and_fills_with_its_colour() -> None:
+    seen = []
+    for seed in range(60):
+        torch.manual_seed(seed)
+        image, target = _sample(40, 60, [[5.5, 10, 20, 30.25]])
+        new_image, new = ScaleJitter((9.0, 9.0, 9.0))(image, target)
+        height, width = new_image.shape[-2:]
+        assert abs(width / height - 1.5) < 0.06
+        seen.append(height)
+        if height > 40:
+            assert bool((new_image == 9).all(0).sum() >= height * width - 40 * 60)
+            size = new["boxes"][0, 2:] - new["boxes"][0, :2]
+            assert size.tolist() == [14.5, 20.25]
+    assert min(seen) < 25
+    assert max(seen) > 64
+    assert 20 <= min(seen) <= max(seen) <= 80
+
+
+def test_jitter_takes_images_without_objects_and_ends_at_their_size() -> None:
+    for seed in range(8):
+        torch.manual_seed(seed)
+        image, target = _sample(40, 60, [])
+        target["boxes"] = tv_tensors.BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=(40, 60))
+        new_image, new = training_transforms([80], 1000, jitter_fill=(9.0, 9.0, 9.0))(image, target)
+        assert new_image.shape[1] == 80
+        assert abs(new_image.shape[2] - 120) <= 4
+        assert new_image.dtype == torch.uint8
+        assert len(new["boxes"]) == len(new["masks"]) == 0

@@ -5,6 +5,7 @@ import sys
 import pytest
 from evaluation_data import random_masks
 
+from ranksort.data.coco_file import read_coco_file
 from ranksort.evaluation import evaluate_detections
 
 RLE = {"size": [90, 120], "counts": [10, 20, 10770]}
@@ -225,3 +226,17 @@ def test_perfect_detections_have_no_negative_zeros():
     ground_truth, detection = small()
     ground_truth["annotations"][0]["bbox"] = detection["bbox"] = [22.31, 16.31, 66.59, 44.7]
     assert "-0.0" not in str(evaluate_detections(ground_truth, [detection]))
+
+
+def test_results_of_masks_alone_are_told_how_to_compare_them(tmp_path):
+    ground_truth, detection = small()
+    masks = [{key: value for key, value in detection.items() if key != "bbox"}]
+    with pytest.raises(ValueError, match="1 of 1 detections have no 'bbox': masks are compared by --iou-type segm"):
+        evaluate_detections(ground_truth, masks)
+
+
+def test_a_ground_truth_read_without_masks():
+    ground_truth, _ = small()
+    file = read_coco_file(ground_truth, segmentations=False)
+    with pytest.raises(ValueError, match="was read without segmentations"):
+        evaluate_detections(file, [], "segm")

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from colour_detector import Colours, paint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from prediction.conftest import Colours, paint
 from ranksort.prediction import Prediction
 from ranksort.prediction.tiles import cover, place
 

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from colour_detector import Colours
 
-from prediction.conftest import Colours
 from ranksort.data.coco_columns import Category
 from ranksort.prediction import Predictor
 from ranksort.prediction.folder import PredictionFolder

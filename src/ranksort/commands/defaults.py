@@ -24,16 +24,30 @@ def default_recipe(arguments: Sequence[str]) -> Recipe:
     resume, run = "--resume" in arguments, Path(source)
     recipe = _recipe_of(run) if run.is_dir() else get_recipe(source)
     if resume and not run.is_dir():
-        for argument, following in itertools.pairwise([*arguments, ""]):
-            if argument.startswith("--training.output"):
-                recipe.training.output = argument.partition("=")[2] or following
+        recipe.training.output = _options(arguments).get("--training.output", recipe.training.output)
         named, recipe = recipe.model.detector, _recipe_of(latest_run(recipe))
         if recorded(named) == recipe.model.detector:  # a recipe of the user's own names its detector again
             recipe.model.detector = named
     # A run which is resumed keeps its sizes; what differs from them is refused.
-    if not resume and "--model.min-size" in (a.partition("=")[0].replace("_", "-") for a in arguments):
+    given = _options(arguments)
+    if not resume and "--model.min-size" in given:
         recipe.data.train_min_sizes = ()  # unless they are given, too
+    epochs = given.get("--training.epochs", "")
+    if not resume and epochs.isdecimal() and int(epochs) > 0:  # others are refused later
+        recipe.optimizer.milestones = moved_milestones(recipe, int(epochs))
     return recipe
+
+
+def moved_milestones(recipe: Recipe, epochs: int) -> tuple[int, ...]:
+    """The milestones for another number of epochs, in proportion; those which come to the end of the run or to another are left out."""
+    moved = {milestone * epochs // recipe.training.epochs for milestone in recipe.optimizer.milestones}
+    return tuple(sorted(moved - {0, epochs}))
+
+
+def _options(arguments: Sequence[str]) -> dict[str, str]:
+    """The options that are given, as they are listed, and what follows them."""
+    named = ((*argument.partition("="), following) for argument, following in itertools.pairwise([*arguments, ""]))
+    return {name.replace("_", "-"): value if equals else following for name, equals, value, following in named}
 
 
 def _recipe_of(run: Path) -> Recipe:

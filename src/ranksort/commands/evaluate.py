@@ -9,7 +9,7 @@ from tyro.conf import Positional, arg
 
 from .. import __version__
 from ..recipes.recipe import DataSettings, ModelSettings, Recipe
-from .arguments import TIME, CheckpointPath, JsonPath
+from .arguments import TIME, CheckpointPath
 
 
 def test_command(defaults: Recipe) -> Callable[..., None]:
@@ -26,7 +26,7 @@ def test_command(defaults: Recipe) -> Callable[..., None]:
 
         Args:
             checkpoint: a run folder, .ckpt or .safetensors.
-            out: folder for the report, with pictures; by default reports/<time>.
+            out: folder for the report, with pictures, and the detections as COCO results and CSV; by default reports/<time>.
         """
         from ..checkpoints import read_checkpoint
         from ..engine import test as run_test
@@ -39,8 +39,8 @@ def test_command(defaults: Recipe) -> Callable[..., None]:
 
 
 def evaluate(
-    ground_truth: JsonPath,
-    detections: JsonPath,
+    ground_truth: Annotated[Path, Positional, arg(metavar="TRUTH")],
+    detections: Annotated[Path, Positional, arg(metavar="DETECTIONS")],
     /,
     iou_type: Literal["bbox", "segm"] = "bbox",
     style: Literal["coco", "lvis"] = "coco",
@@ -50,11 +50,11 @@ def evaluate(
     """AP and oLRP of detections from any model.
 
     Args:
-        ground_truth: COCO or LVIS annotations.
-        detections: COCO results.
+        ground_truth: COCO or LVIS annotations, a JSON file.
+        detections: COCO results, a JSON file, such as the results_bbox.json which test and predict write.
         iou_type: compare boxes or masks.
         style: whose rules.
-        max_detections: how many detections count of each class in an image (coco, default 100) or of an image (lvis,
+        max_detections: how many detections, 1 or more, count of each class in an image (coco, default 100) or of an image (lvis,
             default 300).
         out: folder for the report.
     """

@@ -1,7 +1,6 @@
 """`train` and `quickstart`."""
 
 import itertools
-import math
 import os
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from ..recipes.recipe import (
     TrainingSettings,
 )
 from .arguments import TIME, RecipeName
-from .defaults import latest_run
+from .defaults import latest_run, moved_milestones
 
 
 def quickstart(
@@ -43,8 +42,8 @@ def quickstart(
     chosen.data.root, chosen.data.workers = str(root), workers
     chosen.model.min_size, chosen.model.max_size = 256, 384  # as large as the images are
     chosen.data.train_min_sizes = ()
+    chosen.optimizer.milestones = moved_milestones(chosen, epochs)
     chosen.training.output, chosen.training.epochs = str(out / "runs"), epochs
-    chosen.optimizer.milestones = (math.ceil(0.75 * epochs),)
     run = _train(chosen, resume=False)
     print(
         f"\nThe data are in {root}, checkpoints and training curves in {run}.\n"
@@ -74,7 +73,7 @@ def train_command(defaults: Recipe) -> Callable[..., None]:
 
         Args:
             recipe: a recipe's name, file.py:function for one of your own, or a run folder for its settings.
-            resume: go on with that run folder, or with the latest run of that recipe, with its settings.
+            resume: continue that run folder, or the latest run of that recipe, with its settings.
         """
         run = Path(recipe) if Path(recipe).is_dir() else None
         _train(Recipe(defaults.name, data, model, optimizer, training, evaluation), resume, run)
@@ -90,7 +89,7 @@ def _train(recipe: Recipe, resume: bool, run: Path | None = None) -> Path:
     names = itertools.chain([now], (f"{now}-{number}" for number in itertools.count(2)))
     new = next(folder / name for name in names if not (folder / name).exists())
     if not resume and (begun := _queued_again(folder)):
-        print(f"going on with {begun}, which this SLURM job began before it was queued again")
+        print(f"continuing {begun}, which this SLURM job began before it was queued again")
         resume, run = True, begun
     run = (run or latest_run(recipe)) if resume else new
     run_training(recipe, run, resume=resume)

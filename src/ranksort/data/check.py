@@ -11,6 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from ..words import counted
 from .coco_columns import CocoFile
 from .coco_file import read_coco_file
 from .faults import USES, VALIDATION, Fault, Use
@@ -76,8 +77,8 @@ class DataCheck:
         name_width = max([len(entry.name) for entry in self.classes] + [5])
         lines = [
             f"{self.annotations_path}, images in {self.images_path}",
-            f"{self.images} images, {self.images_without_objects} of them without objects",
-            f"{self.annotations} annotations: {self.crowds} crowd regions; objects: {sizes}",
+            f"{counted(self.images, 'image')}, {self.images_without_objects} of them without objects",
+            f"{counted(self.annotations, 'annotation')}: {counted(self.crowds, 'crowd region')}; objects: {sizes}",
             "",
             f"{'class':{name_width}} {'id':>7} {'objects':>8} {'images':>8}",
             *(f"{c.name:{name_width}} {c.id:>7} {c.objects:>8} {c.images:>8}" for c in self.classes),

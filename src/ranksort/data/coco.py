@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
+from ..words import counted
 from .coco_checks import MIN_IMAGE_SIDE
 from .coco_columns import Category, CocoFile
 from .coco_file import read_coco_file
@@ -218,7 +219,7 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
 
     def __str__(self) -> str:
         reasons = ", ".join(f"{count} {what}" for what, count in self.dropped.items() if count)
-        return f"{len(self)} images of {len(self.categories)} classes, left out: {reasons or 'nothing'}"
+        return f"{counted(len(self), 'image')} of {counted(len(self.categories), 'class')}, left out: {reasons or 'nothing'}"
 
     def __len__(self) -> int:
         return len(self.image_ids)

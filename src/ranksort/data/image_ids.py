@@ -18,7 +18,7 @@ def read_image_ids(annotations: Path, images: Sequence[Path], categories: Sequen
         ValueError: it cannot be used, has other classes, or one of the images is not in it, see `find_image_ids`.
     """
     file = read_coco_file(annotations, segmentations=False)
-    file.require("evaluation")
+    file.require("evaluation", without=["nothing to evaluate"])
     require_known(file, categories)
     return find_image_ids(images, file)
 

@@ -4,13 +4,16 @@ Images stay uint8, a quarter of what the workers would otherwise have to send; t
 Evaluation needs no transform: the model resizes, and returns boxes in original pixels.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision import tv_tensors
+from torchvision.ops import box_area, masks_to_boxes
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
 
 from ..models.images import resized_size
 
@@ -33,24 +36,108 @@ class ResizeShortSide(v2.Transform):
         return v2.Resize((height, width), antialias=True)(image, *rest)
 
 
+class ScaleJitter(nn.Module):
+    """Cuts a window out of the image, or puts the image into a larger one, of the same ratio of sides; to be resized to what it was.
+
+    The scale s is drawn log-uniformly. For s > 1 the window has 1/s of either side, at random but for the centre of one object, which it
+    has in it. Objects of which it shows less than `MIN_VISIBLE` are dropped; boxes of those which it cuts end with it, and with the part
+    of their mask which it shows. Where it would show none, the image stays whole. For s < 1 the image comes to lie anywhere on a canvas of
+    1/s of either side (Ghiasi et al., "Simple copy-paste", CVPR 2021, section 3, call it large scale jitter).
+
+    Args:
+        fill: the colour of the canvas, RGB in 0..255.
+        scales: the least and the greatest s.
+    """
+
+    MIN_VISIBLE = 0.2  # share of the area of a box
+
+    def __init__(self, fill: Sequence[float], scales: tuple[float, float] = (0.5, 2.0)) -> None:
+        super().__init__()
+        self.fill, self.scales = list(fill), scales
+
+    def forward(self, image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        least, greatest = map(math.log, self.scales)
+        scale = math.exp(least + (greatest - least) * _random())
+        height, width = image.shape[-2:]
+        size = max(round(height / scale), 1), max(round(width / scale), 1)
+        if scale < 1:
+            top, left = (int(_random() * (room + 1)) for room in (size[0] - height, size[1] - width))
+            sides = [left, top, size[1] - width - left, size[0] - height - top]
+            return v2.Pad(sides, fill={tv_tensors.Image: self.fill, "others": 0})(image, target)
+        boxes = target["boxes"]
+        centre = ((boxes[:, :2] + boxes[:, 2:]) / 2)[int(_random() * len(boxes))].tolist() if len(boxes) else [None] * 2
+        top, left = self._start(height, size[0], centre[1]), self._start(width, size[1], centre[0])
+        shown = self._shown(target, top, left, size)
+        if len(boxes) and not len(shown["boxes"]):
+            return image, target
+        return F.crop(image, top, left, *size), shown
+
+    @staticmethod
+    def _start(length: int, window: int, centre: float | None) -> int:
+        """Where a window begins that lies within the image, and has that point in it."""
+        first, last = 0, length - window
+        if centre is not None:
+            first, last = max(first, math.ceil(centre) - window), min(last, math.floor(centre))
+        return min(max(first + int(_random() * (last - first + 1)), 0), length - window)
+
+    def _shown(self, target: dict[str, Any], top: int, left: int, size: tuple[int, int]) -> dict[str, Any]:
+        """The objects that a window shows, in its coordinates."""
+        whole = target["boxes"].as_subclass(Tensor)
+        boxes = whole - whole.new_tensor([left, top, left, top])
+        boxes = torch.minimum(boxes.clamp(min=0), whole.new_tensor([size[1], size[0], size[1], size[0]]))
+        kept = box_area(boxes) >= self.MIN_VISIBLE * box_area(whole)
+        new = dict(target)
+        if "masks" in target:
+            masks = F.crop(target["masks"], top, left, *size)
+            kept &= masks.flatten(1).sum(1) > 0
+            is_cut = (masks.flatten(1).sum(1) < target["masks"].flatten(1).sum(1)) & kept
+            parts = masks_to_boxes(masks[is_cut]) + boxes.new_tensor(
+                [0, 0, 1, 1]
+            )  # of pixels, from their first to the last
+            old = boxes[is_cut]
+            boxes[is_cut] = torch.cat(
+                (torch.maximum(old[:, :2], parts[:, :2]), torch.minimum(old[:, 2:], parts[:, 2:])), 1
+            )
+            new["masks"] = masks
+        new["boxes"] = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size)
+        return _selected(new, kept)
+
+
+def _random() -> float:
+    return float(torch.rand(()))
+
+
+def _selected(target: dict[str, Any], kept: Tensor) -> dict[str, Any]:
+    """The objects where `kept`, bool [G], with all that belongs to them."""
+    return {
+        key: tv_tensors.wrap(value[kept], like=value) if isinstance(value, Tensor) else value
+        for key, value in target.items()
+    }
+
+
 class DropEmptyBoxes(nn.Module):
     """Drops objects, with all that belongs to them, whose box has no width or no height."""
 
     def forward(self, image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         boxes = target["boxes"]
-        kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-        return image, {
-            key: tv_tensors.wrap(value[kept], like=value) if isinstance(value, Tensor) else value
-            for key, value in target.items()
-        }
+        return image, _selected(target, (boxes[:, 2:] > boxes[:, :2]).all(dim=1))
 
 
-def training_transforms(min_sizes: Sequence[int], max_size: int, flip: float = 0.5) -> v2.Compose:
+def training_transforms(
+    min_sizes: Sequence[int], max_size: int, flip: float = 0.5, jitter_fill: Sequence[float] | None = None
+) -> v2.Compose:
     """The published augmentation of (image uint8, target): `ResizeShortSide`, flip from left to right, clip the boxes to the image.
 
-    `flip` is the probability of a flip.
+    Args:
+        min_sizes, max_size: as of `ResizeShortSide`.
+        flip: the probability of a flip.
+        jitter_fill: where given, `ScaleJitter` with this colour comes first, and small changes of the colours follow.
     """
-    return _then_flip([ResizeShortSide(min_sizes, max_size)], flip)
+    resize = ResizeShortSide(min_sizes, max_size)
+    if jitter_fill is None:
+        return _then_flip([resize], flip)
+    colours = v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.02)
+    return _then_flip([ScaleJitter(jitter_fill), resize, colours], flip)
 
 
 def ssd_transforms(size: int, fill: Sequence[float], flip: float = 0.5) -> v2.Compose:

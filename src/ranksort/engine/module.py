@@ -15,6 +15,8 @@ from ..evaluation.evaluator import Evaluator
 from ..models import Detector
 from ..recipes import Recipe
 from ..recipes.build import build_optimizer, build_sampler, rate_factor
+from .stopping import Stopping
+from .validation import ValidationLosses, computed_once
 
 
 class DetectorModule(pl.LightningModule):
@@ -36,16 +38,17 @@ class DetectorModule(pl.LightningModule):
             max_detections=recipe.evaluation.max_detections or None,
         )
         self.iou_types = tuple(self.evaluator.truths)
-        # Of the batch to be trained on next; the best AP so far.
-        self.progress = {"epoch": 0, "batches": 0, "best": -1.0}
+        self.losses = ValidationLosses(recipe.data.min_box_size)
+        self.stopping = Stopping(recipe.training)
+        self.progress = self.stopping.start()
         self.awaits_evaluation = False  # whether a checkpoint of this moment has still to be evaluated
         self.fingerprint = fingerprint(train_set) if train_set else ""
 
     def train_dataloader(self) -> Any:
         assert self.train_set is not None
         sampler = build_sampler(self.recipe, self.train_set, self.trainer.global_rank, self.trainer.world_size)
-        sampler.set_epoch(int(self.progress["epoch"]))
-        sampler.skip(int(self.progress["batches"]))
+        sampler.set_epoch(self.progress["epoch"])
+        sampler.skip(self.progress["batches"])
         return data_loader(self.train_set, batch_sampler=sampler, workers=self.recipe.data.workers)
 
     def val_dataloader(self) -> Any:
@@ -70,10 +73,14 @@ class DetectorModule(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self.evaluator.reset()
+        self.losses.reset()
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         images, targets = batch
-        self.evaluator.update(self.model(images), [target["image_id"] for target in targets])
+        with computed_once(self.model.backbone):
+            self.evaluator.update(self.model(images), [target["image_id"] for target in targets])
+            if self.trainer.state.fn == "fit":
+                self.losses.update(self.model, images, targets)
 
     def on_validation_epoch_end(self) -> None:
         self.evaluator.merge(self.device)
@@ -84,6 +91,7 @@ class DetectorModule(pl.LightningModule):
             for kind, values in self.numbers.items():
                 prefix = "val/mask_" if kind == "segm" else "val/"
                 self.log_dict({f"{prefix}{name}": v for name, v in values.items()}, rank_zero_only=False)
+            self.log_dict({f"val/{name}": loss for name, loss in self.losses.compute().items()}, rank_zero_only=False)
             text = "\n\n".join(map(str, self.reports.values()))
             self.print(f"\nepoch {self.current_epoch + 1} of {self.trainer.max_epochs}\n{text}\n")
         if self.trainer.is_global_zero:
@@ -125,4 +133,4 @@ class DetectorModule(pl.LightningModule):
             evaluated |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.progress = checkpoint["ranksort"]["progress"]
+        self.progress |= checkpoint["ranksort"]["progress"]  # an older version's has no more than its best AP

@@ -1,5 +1,6 @@
 """What a run does, from its settings to its report."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from ..checkpoints import Checkpoint, load_weights, read_checkpoint
 from ..data.fingerprint import fingerprint
 from ..evaluation import Report
+from ..evaluation.metrics import percent
 from ..evaluation.page import save_reports
 from ..evaluation.results import write_results
 from ..interrupt import Interrupt
@@ -16,8 +18,10 @@ from ..launch import check_processes, slurm_job
 from ..recipes import Recipe
 from ..recipes.build import build_dataset, build_untrained, describe, summarize, with_pixel_statistics
 from ..visualize import worst_and_best_images
+from ..words import counted
 from .module import DetectorModule
 from .saving import plain_interrupts
+from .stopping import Enough
 from .trainer import build_trainer
 
 _NOTICE = "finishing this batch or evaluation, then writing a checkpoint; Ctrl-C or SIGTERM again to stop at once"
@@ -25,6 +29,8 @@ _NOTICE = "finishing this batch or evaluation, then writing a checkpoint; Ctrl-C
 
 def train(recipe: Recipe, run: Path, *, resume: bool = False) -> Report | None:
     """Trains a detector, evaluates it after each epoch, and reports on the best.
+
+    It ends after the last epoch, or before it: see `training.patience` and `training.max_minutes`.
 
     Args:
         recipe: what to train on what. The classes are those of its training annotations.
@@ -67,23 +73,27 @@ def _train(recipe: Recipe, run: Path, resume: bool, interrupt: Interrupt) -> Rep
     module = DetectorModule(recipe, model, train_set, val_set)
     trainer = build_trainer(module, run, resume, interrupt)
     if len(val_set) < trainer.world_size:
-        raise ValueError(f"{len(val_set)} validation images are too few for {trainer.world_size} devices")
+        images = counted(len(val_set), "validation image")
+        raise ValueError(f"{images} cannot be shared out to {trainer.world_size} devices: use fewer, or add images")
     if trainer.is_global_zero:
         run.mkdir(parents=True, exist_ok=resume)
         (run / "recipe.json").write_text(json.dumps(recipe.as_dict(), indent=2) + "\n", encoding="utf-8")
         if slurm_job():
             (run / "slurm_job").write_text(slurm_job(), encoding="utf-8")  # by which the job finds it when queued again
         print(f"run folder: {run}\n{describe(recipe, train_set)}")
-    trainer.fit(module, ckpt_path=last if resume else None, weights_only=True)
+    with contextlib.suppress(Enough):
+        trainer.fit(module, ckpt_path=last if resume else None, weights_only=True)
     run = trainer.strategy.broadcast(run)  # the other processes may have begun in another second
     # The best weights once more, now with pictures.
-    best = run / "checkpoints" / "best.ckpt"
-    trainer.validate(module, ckpt_path=best if best.is_file() else None, verbose=False, weights_only=True)
+    best, last = run / "checkpoints" / "best.ckpt", run / "checkpoints" / "last.ckpt"
+    if epoch := module.progress["best_epoch"]:
+        trainer.print(f"best: {recipe.training.best} {percent(module.progress['best'])} after epoch {epoch}")
+    trainer.validate(module, ckpt_path=best if best.is_file() else last, verbose=False, weights_only=True)
     return _write_report(trainer, module, run / "report", run)
 
 
 def test(checkpoint: Checkpoint, out: Path) -> Report | None:
-    """Evaluates a checkpoint on the validation data of its recipe, and writes a report to the folder `out`.
+    """Evaluates a checkpoint on the validation data of its recipe, and writes a report and the detections to the folder `out`.
 
     Raises:
         ValueError, FileNotFoundError: where data or checkpoint cannot be used.
@@ -97,7 +107,10 @@ def test(checkpoint: Checkpoint, out: Path) -> Report | None:
 
 
 def _write_report(trainer: pl.Trainer, module: DetectorModule, folder: Path, run: Path | None = None) -> Report | None:
-    """Saves the reports of the last evaluation and their page, with the training curves of `run`. Returns as `DetectorModule.report`."""
+    """Saves the reports of the last evaluation, their page and the detections; of a run's best weights, with its training curves.
+
+    Returns as `DetectorModule.report`.
+    """
     if trainer.is_global_zero:
         recipe, data = module.recipe, module.val_set
         limit = recipe.evaluation.pictures
@@ -109,5 +122,6 @@ def _write_report(trainer: pl.Trainer, module: DetectorModule, folder: Path, run
         assert data.file is not None
         write_results(folder, module.evaluator.detections(module.iou_types[-1]), data.file)
     text = "\n\n".join(map(str, module.reports.values()))
-    trainer.print(f"\n{text}\n\nreport: {folder / 'index.html'}")
+    title = f"best epoch ({module.progress['epoch']}), evaluated again\n" if run else ""
+    trainer.print(f"\n{title}{text}\n\nreport: {folder / 'index.html'}")
     return module.report if module.reports else None

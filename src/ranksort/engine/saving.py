@@ -15,6 +15,7 @@ from ..interrupt import Interrupt, stopped_by
 from ..launch import queue_again
 from ..recipes.detectors import DETECTORS
 from .module import DetectorModule
+from .stopping import Enough
 
 _AUTOSAVE_MINUTES = 15
 
@@ -49,13 +50,19 @@ class Checkpoints(pl.Callback):
     """
 
     def __init__(self, module: DetectorModule, folder: Path, interrupt: Interrupt):
-        self.module, self.folder, self.interrupt = module, folder, interrupt
+        self.module, self.folder, self.interrupt, self.stopping = module, folder, interrupt, module.stopping
         self.saved_at = time.monotonic()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.interrupt.waits = True
         if not trainer.is_global_zero:
             self.interrupt.notice = ""
+        elif self.module.progress["epoch"] or self.module.progress["batches"]:
+            print(self._resumed())
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if enough := self.stopping.enough(self.module.progress, out_of_time=False):
+            raise enough  # as before it was resumed
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.interrupt.waits = False
@@ -74,10 +81,10 @@ class Checkpoints(pl.Callback):
             self.module.awaits_evaluation = False
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        ap = self.module.numbers[self.module.iou_types[-1]]["AP"]
-        if trainer.state.fn == "fit" and ap > self.module.progress["best"]:
-            self.module.progress["best"] = ap
-            trainer.save_checkpoint(self.folder / "best.ckpt")
+        if trainer.state.fn == "fit":
+            value = self.module.numbers[self.module.iou_types[-1]][self.stopping.settings.best]
+            if self.stopping.take(value, self.module.progress):
+                trainer.save_checkpoint(self.folder / "best.ckpt")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._obey(trainer, due=True)
@@ -86,13 +93,14 @@ class Checkpoints(pl.Callback):
         self._obey(trainer, due=False)
 
     def _obey(self, trainer: pl.Trainer, due: bool) -> None:
-        """Does what the signals to any of the processes have asked for, in all of them; where it is `due`, saves anyway."""
-        stop, save = self.interrupt.stop, self.interrupt.save
+        """Does what signals to any of the processes have asked for, or its time, in all of them; where it is `due`, saves anyway."""
+        stop, save, late = self.interrupt.stop, self.interrupt.save, self.stopping.seconds_left < 0
         if trainer.world_size > 1:
-            asked = torch.tensor([stop, save, due], device=trainer.strategy.root_device)
+            asked = torch.tensor([stop, save, late, due], device=trainer.strategy.root_device)
             torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
-            stop, save, due = asked.tolist()
-        if stop or save or due:
+            stop, save, late, due = asked.tolist()
+        enough = self.stopping.enough(self.module.progress, bool(late))
+        if stop or save or due or enough:
             trainer.save_checkpoint(self.folder / "last.ckpt")
             self.saved_at = time.monotonic()
         if save:
@@ -102,11 +110,25 @@ class Checkpoints(pl.Callback):
                 queue_again()  # the signal by which SLURM tells that the time of a job is over
         if stop:
             raise Stop(stop, trainer.is_global_zero)
+        if enough:
+            raise enough
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, (KeyboardInterrupt, Stop)) and trainer.is_global_zero:
-            is_saved = (self.folder / "last.ckpt").is_file()
+        if not trainer.is_global_zero or not isinstance(exception, (KeyboardInterrupt, Stop, Enough)):
+            return
+        if isinstance(exception, Enough):
+            print(f"\n{exception}")
+        if not isinstance(exception, Enough) or exception.resumable:
             detector = self.module.recipe.model.detector
             named = "" if detector in DETECTORS else f" --model.detector {shlex.quote(detector)}"
-            resume = f"to go on: ranksort train {shlex.quote(str(self.folder.parent))} --resume{named}"
-            print(resume if is_saved else "stopped before there was a checkpoint to go on from")
+            resume = f"to continue: ranksort train {shlex.quote(str(self.folder.parent))} --resume{named}"
+            is_saved = (self.folder / "last.ckpt").is_file()
+            print(resume if is_saved else "stopped before there was a checkpoint to continue from")
+
+    def _resumed(self) -> str:
+        """Where a run goes on that is resumed."""
+        progress, epochs = self.module.progress, self.stopping.settings.epochs
+        if progress["epoch"] >= epochs:
+            return f"all {epochs} epochs have been trained"
+        done = f", {progress['batches']} of its batches are done" if progress["batches"] else ""
+        return f"continuing with epoch {progress['epoch'] + 1} of {epochs}{done}"

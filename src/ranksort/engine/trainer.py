@@ -13,6 +13,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.plugins.environments import LightningEnvironment
 
 from ..interrupt import Interrupt
+from .log_lines import LogLines
 from .module import DetectorModule
 from .saving import Checkpoints
 
@@ -32,7 +33,7 @@ def build_trainer(
     """Lightning's trainer; without a run folder and `interrupt`, one which only evaluates."""
     recipe, training = module.recipe, module.recipe.training
     steps = len(module.train_set) // training.batch_size if module.train_set else 0
-    callbacks: list[pl.Callback] = [_ProgressBar()] if sys.stdout.isatty() else []
+    callbacks: list[pl.Callback] = [_ProgressBar() if sys.stdout.isatty() else LogLines(module.stopping)]
     loggers: list[Any] = []
     if run is not None and interrupt is not None:
         if training.ema_decay:
@@ -81,5 +82,8 @@ def _csv_logger(run: Path, resume: bool) -> CSVLogger:
 
 
 class _ProgressBar(RichProgressBar):
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"Epoch {current_epoch + 1} of {self.trainer.max_epochs}"  # Lightning counts from 0
+
     def get_metrics(self, *args: Any) -> dict[str, Any]:
         return {name: value for name, value in super().get_metrics(*args).items() if name != "v_num"}

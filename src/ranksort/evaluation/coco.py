@@ -85,6 +85,7 @@ def evaluate(
         metrics=metrics,
         cut=Cut(limit, candidates.num_cut, candidates.most),
         num_without_area=num_without_area,
+        lowest_score=float(detections.scores.min()) if len(detections.scores) else float("nan"),
         left_out=detections.left_out,
         small_ap=_mean(results[SMALL_WITH_AREA if num_without_area else "s"].precision.mean(axis=(0, 2))),
     )

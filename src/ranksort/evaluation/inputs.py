@@ -113,7 +113,10 @@ def read_ground_truth(source: "str | Path | dict[str, Any] | CocoFile", iou_type
     masks = mask_areas = None
     areas = objects.boxes[:, 2] * objects.boxes[:, 3]
     if with_masks:
-        assert objects.segmentations is not None
+        if objects.segmentations is None:
+            raise ValueError(
+                f"{file.source} was read without segmentations: read it with them, or its path, to compare masks."
+            )
         masks, mask_areas = encode_segmentations(
             objects.segmentations, images.heights[objects.image], images.widths[objects.image]
         )
@@ -190,13 +193,13 @@ class _Reader:
         self.highest = 0.0  # score
 
     def read(self, source: Any) -> Detections:
-        opened = JsonSource.open(source, "detections")
+        opened = JsonSource.open(source, "list of detections")
         kind: type[Any] = _MaskRow if self.with_masks else _Row
         convert = self.repair.rows(kind, segmentation=_segmentation)
         is_list = bytes(opened.content[:1000]).lstrip()[:1] == b"["
         content = opened.content if is_list else opened.parse()
         if not is_list and not isinstance(content, list):
-            raise ValueError("The detections must be a JSON list of objects, as COCO's are.")
+            raise ValueError(f"The {opened.name} must be a JSON list of objects, as COCO's results are.")
         parts: list[Detections] = []
         first = 0
         try:
@@ -315,7 +318,9 @@ class _Reader:
                 problem = (
                     f"have no '{problem}'" if value is None else f"have a {problem} that is not {needed}, but {value}"
                 )
-                if "segmentation" in problem:
+                if problem == "have no 'bbox'" and len(positions) == count:
+                    problem += ": masks are compared by --iou-type segm"
+                elif "segmentation" in problem:
                     problem += ": boxes are compared by --iou-type bbox"
             elif problem == "unknown":
                 ids = list(dict.fromkeys(self.unknown))

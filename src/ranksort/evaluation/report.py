@@ -13,6 +13,7 @@ import numpy as np
 from .inputs import CategoryInfo
 from .lrp import TAU, Matches
 from .metrics import Metric, percent
+from .score_cut import USUAL, find_score_cut
 
 TABLE_ROWS = 30  # a table of more classes shows the worst and the best of them
 SCORE_BINS = 50
@@ -53,6 +54,7 @@ class Report:
         cut: what the limit on detections left out.
         num_without_area: objects whose area is 0, which COCO counts as small.
         small_ap: APs without these.
+        lowest_score: of all detections, also those beyond the limit; NaN where there are none.
         left_out: ids of categories which the ground truth lacks, and how many detections of each were left out.
     """
 
@@ -68,6 +70,7 @@ class Report:
     cut: Cut
     num_without_area: int
     small_ap: float
+    lowest_score: float
     left_out: dict[Any, int] = field(default_factory=dict)
 
     @property
@@ -110,12 +113,21 @@ class Report:
         return "\n".join([*lines, "", f"{'class':<{width}}{heads}", *table])
 
     def notes(self) -> list[str]:
-        """What of the detections was not looked at, in a sentence, if there are such."""
-        if not self.left_out:
-            return []
-        ids = ", ".join(map(reprlib.repr, list(self.left_out)[:5])) + (", ..." if len(self.left_out) > 5 else "")
-        count = sum(self.left_out.values())
-        return [f"{count} detections of categories that the ground truth does not have are left out: {ids}."]
+        """What else one has to know of the detections to judge the numbers, in sentences."""
+        said = []
+        if self.left_out:
+            ids = ", ".join(map(reprlib.repr, list(self.left_out)[:5])) + (", ..." if len(self.left_out) > 5 else "")
+            count = sum(self.left_out.values())
+            said += [f"{count} detections of categories that the ground truth does not have are left out: {ids}."]
+        score_cut = find_score_cut(self.lowest_score, self.matches)
+        if score_cut:
+            lowest, right, most = score_cut
+            said += [
+                f"The lowest score is {lowest:.2f}, but {right:.0%} of the lowest-scoring tenth of the detections are right: "
+                f"detections below were probably cut off, and AP is too low, AP50 by up to about {percent(most)} points. "
+                f"Keep those down to a score of {USUAL} or lower."
+            ]
+        return said
 
     def worst_first(self) -> list[dict[str, Any]]:
         """The entries of `per_class` by falling oLRP."""

@@ -1,4 +1,4 @@
-"""How a detector uses RS Loss, once for all of them (Oksuz et al. 2021, sections 4 and 5).
+"""How a detector uses a loss, and RS Loss above all (Oksuz et al. 2021, sections 4 and 5).
 
 targets           a positive's target is the IoU of its predicted box with its object, of its own class only
 ranking, sorting  RS Loss over all logits of the batch
@@ -6,7 +6,8 @@ box, mask         means over the positives, each weighted by its confidence
 balance           every box and mask loss scaled to the value of the classification loss: no task weight to tune
 
 A detector calls `rank_sort_detection_losses`, or another `Criterion`, after its own assignment of anchors or proposals to objects, with all
-images of the batch in one list. Whoever has masks adds their loss by the other functions, as `models/yolact.py` does.
+images of the batch in one list. Whoever has masks adds their loss by `with_task` of what it gets, as `models/yolact.py` does. The other
+criteria are in `criteria.py`.
 """
 
 from typing import NamedTuple, Protocol
@@ -17,18 +18,35 @@ from torch import Tensor
 from .localization import giou_loss, paired_iou
 from .rank_sort import rank_sort_loss
 
+_TASKS = ("box", "mask")  # names of losses which are not the classification's
+
 
 class DetectionLosses(NamedTuple):
     """What supervises a classifier and its boxes, or a whole detector, in a batch."""
 
     losses: dict[str, Tensor]
-    """scalars by name, to be summed: `box`, and those of the classification by any other names, such as `ranking` and `sorting`"""
+    """scalars by name, to be summed: `box`, `mask`, and those of the classification by any other names, such as `ranking` and `sorting`"""
     quality: Tensor  # how well each positive fits its object, in 0..1, without gradient, [P]; for the logs
+    weights: Tensor | None = None  # of the positives in the box and mask losses, without gradient, [P]; None: equal
+    task_weight: float | None = None  # what the box and mask losses are multiplied by; None: they are self-balanced
 
     @property
     def classification(self) -> Tensor:
-        """The sum of all losses but `box`: what `self_balanced` takes."""
-        return sum((loss for name, loss in self.losses.items() if name != "box"), self.quality.new_zeros(()))
+        """The sum of all losses but `box` and `mask`: what `self_balanced` takes."""
+        return sum((loss for name, loss in self.losses.items() if name not in _TASKS), self.quality.new_zeros(()))
+
+    def with_task(self, name: str, losses: Tensor, chosen: Tensor | None = None) -> "DetectionLosses":
+        """The same with one loss more, `box` or `mask`: the weighted mean of `losses`, balanced to the classification.
+
+        Args:
+            name: of the new loss.
+            losses: of each positive, [P]; or of some, [M].
+            chosen: which positives these are, int64 [M].
+        """
+        weights = self.weights if self.weights is None or chosen is None else self.weights[chosen]
+        mean = weighted_mean(losses, torch.ones_like(losses) if weights is None else weights)
+        balanced = self_balanced(mean, self.classification) if self.task_weight is None else self.task_weight * mean
+        return self._replace(losses=self.losses | {name: balanced})
 
     def logs(self) -> dict[str, Tensor | float]:
         """What is worth watching besides the losses: the number of `positives` and their mean `quality`, 0 where there are none."""
@@ -39,14 +57,15 @@ class DetectionLosses(NamedTuple):
 class Criterion(Protocol):
     """What supervises a detector: a function, or a module, with the arguments of `rank_sort_detection_losses`, which is one.
 
-    A detector calls it for each of its classifiers: its head, or RPN and box heads, of which the RPN has a single class, "object". What
-    it gets from where:
+    A detector calls it for each of its classifiers: its head, or RPN and box heads, of which the RPN has a single class, "object". Of a
+    criterion with state each classifier has a copy. What it gets from where:
 
         logits, positive, labels, ignored: from every detector.
         boxes, object_boxes: from all but those without a box branch, as SOLOv2, which pass None.
         quality: from these alone, in place of boxes; so a criterion which is not for them does without this argument.
 
-    Mask losses are the detector's: weighted by confidence and balanced to `DetectionLosses.classification`.
+    Mask losses are the detector's: it adds them by `DetectionLosses.with_task`. A criterion with an attribute `needs_boxes` that is true is
+    refused by detectors without boxes.
     """
 
     def __call__(
@@ -60,6 +79,28 @@ class Criterion(Protocol):
         ignored: Tensor | None = None,
         quality: Tensor | None = None,
     ) -> DetectionLosses: ...
+
+
+def localization(
+    boxes: Tensor | None, object_boxes: Tensor | None, quality: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """How well the positives fit their objects, from what a `Criterion` is given.
+
+    Returns:
+        Their qualities without gradient, [P]: those given, or else the IoUs of their boxes. And the GIoU losses of their boxes, float32
+        [P]; None where there is no box branch.
+
+    Raises:
+        ValueError: where there is neither a box nor a quality.
+    """
+    losses = None
+    if boxes is not None and object_boxes is not None:
+        boxes, object_boxes = boxes.float(), object_boxes.float()
+        losses = giou_loss(boxes, object_boxes)
+        quality = paired_iou(boxes.detach(), object_boxes) if quality is None else quality
+    if quality is None:
+        raise ValueError("the quality of the positives is needed where there are no boxes and object_boxes")
+    return quality.detach(), losses
 
 
 def quality_targets(
@@ -140,15 +181,7 @@ def rank_sort_detection_losses(
         ValueError: where logits or boxes are not finite, or there is neither a box nor a quality.
     """
     logits = logits.float()
-    if boxes is not None and object_boxes is not None:
-        boxes, object_boxes = boxes.float(), object_boxes.float()
-        quality = paired_iou(boxes.detach(), object_boxes) if quality is None else quality
-    if quality is None:
-        raise ValueError("the quality of the positives is needed where there are no boxes and object_boxes")
-    quality = quality.detach()
+    quality, box = localization(boxes, object_boxes, quality)
     ranking, sorting = rank_sort_loss(logits, quality_targets(logits, positive, labels, quality, ignored), delta=delta)
-    losses = {"ranking": ranking, "sorting": sorting}
-    if boxes is not None and object_boxes is not None:
-        box = weighted_mean(giou_loss(boxes, object_boxes), confidence(logits[positive]))
-        losses["box"] = self_balanced(box, ranking, sorting)
-    return DetectionLosses(losses, quality)
+    found = DetectionLosses({"ranking": ranking, "sorting": sorting}, quality, confidence(logits[positive]))
+    return found if box is None else found.with_task("box", box)

@@ -8,6 +8,7 @@ The heads predict one box for all classes. Nothing is sampled. As published, and
 and all heads have one scale of box deltas.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,6 +49,8 @@ class CascadeRCNN(Detector):
         **common: Any,
     ):
         super().__init__(backbone, transform, num_classes, **common)
+        # Each classifier has its own state of the criterion, if that has any.
+        self.rpn_criterion, self.criterion0, self.criterion1 = (copy.deepcopy(self.criterion) for _ in range(3))
         self.fpn = region_pyramid(backbone.channels[-4:], channels, upsampling)
         self.rpn = RPN(channels, ignore_crossing=True, limit=proposals)
         self.box_head: Sequence[BoxHead] = nn.ModuleList(  # type: ignore[assignment]
@@ -57,12 +60,15 @@ class CascadeRCNN(Detector):
     def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> DetectionLosses:
         features = self.fpn(self.backbone(batch.pixels)[-4:])
         anchors = self.rpn(features)
-        losses = self.rpn.losses(anchors, batch, targets, self.criterion)
+        losses = self.rpn.losses(anchors, batch, targets, self.rpn_criterion)
         regions = self.rpn.proposals(anchors, batch.sizes)
-        for stage, (head, iou_threshold) in enumerate(zip(self.box_head, IOU_THRESHOLDS, strict=True)):
+        criteria = (self.criterion0, self.criterion1, self.criterion)
+        for stage, (head, criterion, iou_threshold) in enumerate(
+            zip(self.box_head, criteria, IOU_THRESHOLDS, strict=True)
+        ):
             regions, matched = match_regions(regions, targets, iou_threshold=iou_threshold)
             logits, deltas = head(features, regions)
-            found = head.losses(logits, deltas[matched.positive], regions, matched, self.criterion)
+            found = head.losses(logits, deltas[matched.positive], regions, matched, criterion)
             losses |= {f"stage{stage}_{name}": loss for name, loss in found.losses.items()}
             boxes = head.boxes(deltas.detach(), regions, batch.sizes)
             # What became of the objects' own boxes does not count: the next head gets them as they are.

@@ -25,7 +25,8 @@ class Detector(nn.Module):
         backbone: gives features from fine to coarse; those of strides 8, 16 and 32, or 4 to 32, are its last.
         transform: resizing and normalisation.
         num_classes: C; labels are 0..C-1, there is no background class.
-        losses: what supervises it, see `Criterion`; by default RS Loss.
+        losses: what supervises it, see `Criterion`; by default RS Loss. With another one, what it calls its losses takes the place of
+            `ranking` and `sorting`.
         score_threshold: least score of a detection, in 0..1; None: the published one, that of the class.
         nms_threshold: IoU above which the lower of two detections of a class is dropped; None: the published one.
         detections_per_image: most detections reported.
@@ -35,6 +36,7 @@ class Detector(nn.Module):
         lrp_thresholds: of each label the score at which it reaches its oLRP, where a report of the checkpoint's run says it, or None.
     """
 
+    has_boxes: ClassVar[bool] = True  # whether it learns boxes; else what it reports are those around its masks
     has_masks: ClassVar[bool] = False  # whether it learns and predicts masks
     keeps_ratio: ClassVar[bool] = True  # whether images keep their ratio of sides; else they become squares
     backbone_levels: ClassVar[int] = (
@@ -58,6 +60,10 @@ class Detector(nn.Module):
         detections_per_image: int = 100,
     ):
         super().__init__()
+        if getattr(losses, "needs_boxes", False) and not self.has_boxes:
+            raise ValueError(
+                f"{type(self).__name__} learns masks without boxes, and this loss is made of errors of boxes: choose another --model.loss"
+            )
         self.transform = transform
         self.backbone = backbone
         self.num_classes = num_classes

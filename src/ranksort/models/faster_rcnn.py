@@ -7,6 +7,7 @@
 Nothing is sampled: all anchors are ranked with one another, and so are the logits of all proposals. There is no background class.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,6 +49,7 @@ class FasterRCNN(Detector):
         **common: Any,
     ):
         super().__init__(backbone, transform, num_classes, **common)
+        self.rpn_criterion = copy.deepcopy(self.criterion)  # whose state, if it has any, is the RPN's
         self.fpn = region_pyramid(backbone.channels[-4:], channels, upsampling)
         self.rpn = RPN(channels, limit=proposals)
         self.box_head = BoxHead(channels, num_classes, prior=prior)
@@ -59,7 +61,7 @@ class FasterRCNN(Detector):
         regions, matched = match_regions(proposals, targets)
         logits, deltas = self.box_head(features, regions, matched.positive)
         found = self.box_head.losses(logits, deltas, regions, matched, self.criterion)
-        return found._replace(losses=self.rpn.losses(anchors, batch, targets, self.criterion) | found.losses)
+        return found._replace(losses=self.rpn.losses(anchors, batch, targets, self.rpn_criterion) | found.losses)
 
     def detect(self, batch: ImageBatch) -> list[dict[str, Tensor]]:
         features = self.fpn(self.backbone(batch.pixels)[-4:])

@@ -4,17 +4,18 @@
     training: ... and the mask head, on positive proposals -> Dice loss
     testing:  NMS -> the mask head, on the detections -> masks pasted into the original image
 
-The mask head changes nothing about the ranking, whose targets remain IoUs of boxes. Its loss is weighted by confidence and balanced as that
-of the boxes is.
+The mask head changes nothing about the ranking, whose targets remain IoUs of boxes. Its loss is weighted and balanced as that of the boxes
+is.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..losses.detection import DetectionLosses, confidence, self_balanced, weighted_mean
+from ..losses.detection import DetectionLosses
 from ..losses.localization import dice_loss
 from .backbones import Backbone
 from .carafe import Upsampling, region_pyramid
@@ -48,6 +49,7 @@ class MaskRCNN(Detector):
         **common: Any,
     ):
         super().__init__(backbone, transform, num_classes, **common)
+        self.rpn_criterion = copy.deepcopy(self.criterion)  # whose state, if it has any, is the RPN's
         self.fpn = region_pyramid(backbone.channels[-4:], channels, upsampling)
         self.rpn = RPN(channels, limit=proposals)
         self.box_head = BoxHead(channels, num_classes, prior=prior)
@@ -70,9 +72,8 @@ class MaskRCNN(Detector):
         of_image = [boxes[image == i] for i in range(len(targets))]
         predicted = self.mask_head(features, of_image, matched.labels[chosen]).float().sigmoid()
         expected = mask_targets([target["masks"] for target in targets], of_image, matched.object[chosen])
-        mask = weighted_mean(dice_loss(predicted, expected), confidence(logits[positive].float()))
-        losses = self.rpn.losses(anchors, batch, targets, self.criterion) | found.losses
-        return found._replace(losses=losses | {"mask": self_balanced(mask, found.classification)})
+        found = found.with_task("mask", dice_loss(predicted, expected), chosen)
+        return found._replace(losses=self.rpn.losses(anchors, batch, targets, self.rpn_criterion) | found.losses)
 
     def detect(self, batch: ImageBatch) -> list[dict[str, Tensor]]:
         """The detections of a batch, boxes in its coordinates; `masks` are probabilities inside the boxes, [D, 28, 28]."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..losses.detection import DetectionLosses, confidence, self_balanced, weighted_mean
+from ..losses.detection import DetectionLosses
 from ..losses.localization import dice_loss
 from .backbones import Backbone
 from .detector import Detector
@@ -51,6 +51,7 @@ class SOLOv2(Detector):
         prior: class probability which training starts from.
     """
 
+    has_boxes = False
     has_masks = True
     backbone_levels = 4
     channel_step = 64  # the mask features have half the channels, in 32 groups
@@ -100,10 +101,9 @@ class SOLOv2(Detector):
         dice = torch.cat(
             [mask_losses(f, k, quarter_masks(m, features.shape[-2:]), owner) for f, k, m, owner in of_images]
         )
-        all_logits = torch.cat(logits, 1).flatten(0, 1).float()
+        all_logits = torch.cat(logits, 1).flatten(0, 1)
         found = self.criterion(all_logits, matched.positive, matched.labels, None, None, quality=1 - dice.detach())
-        mask = weighted_mean(dice, confidence(all_logits[matched.positive]))
-        return found._replace(losses=found.losses | {"mask": self_balanced(mask, found.classification)})
+        return found.with_task("mask", dice)
 
     def detect(self, batch: ImageBatch) -> list[dict[str, Tensor]]:
         """The detections of a batch without boxes, masks as probabilities at stride 4 of each padded image; see `forward`.

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..losses.detection import DetectionLosses, confidence, self_balanced, weighted_mean
+from ..losses.detection import DetectionLosses
 from ..losses.localization import dice_loss
 from .anchors import AnchorGenerator, AnchorPredictions
 from .backbones import Backbone
@@ -81,14 +81,14 @@ class YOLACT(Detector):
 
     def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> DetectionLosses:
         output, coefficients, prototypes = self.outputs(batch)
-        anchors, all_logits = torch.cat(output.anchors), output.all_logits()
+        anchors = torch.cat(output.anchors)
         matches = [
             match_iou(anchors, target["boxes"], positive=0.5, negative=0.4, low_quality=0, one_best=True)
             for target in targets
         ]
         matched = collect(matches, targets)
         found = self.criterion(
-            all_logits,
+            output.all_logits(),
             matched.positive,
             matched.labels,
             output.boxes(matched.positive),
@@ -107,8 +107,7 @@ class YOLACT(Detector):
             strict=True,
         )
         dice = torch.cat([mask_losses(*of_image) for of_image in of_images])
-        mask = weighted_mean(dice, confidence(all_logits[matched.positive].float()))
-        return found._replace(losses=found.losses | {"mask": self_balanced(mask, found.classification)})
+        return found.with_task("mask", dice)
 
     def detect(self, batch: ImageBatch) -> list[dict[str, Tensor]]:
         """The detections of a batch, boxes in its coordinates, masks as probabilities at the prototypes' stride; see `forward`."""

@@ -6,12 +6,14 @@ import itertools
 import math
 import os
 import sys
+import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from PIL import Image
+from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 from torch import Tensor
@@ -25,6 +27,7 @@ from .result import Prediction
 from .video import Video, VideoWriter
 
 _LONGEST_JPEG = 65500  # pixels of a side
+_SECONDS = 60.0  # between lines of progress
 
 T = TypeVar("T")
 
@@ -143,7 +146,21 @@ class PredictionFolder:
 
 
 def _progress(items: Iterable[T], total: int | None, what: str) -> Iterable[T]:
-    return track(items, description=escape(what), total=total)
+    """Shows how far it is: a bar on a terminal, elsewhere a line a minute."""
+    if Console().is_terminal:
+        return track(items, description=escape(what), total=total)
+    return _lines(items, total, what)
+
+
+def _lines(items: Iterable[T], total: int | None, what: str) -> Iterator[T]:
+    begun = said = time.monotonic()
+    for n, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now >= said + _SECONDS:
+            of = "" if total is None else f" of {total}"
+            print(f"{what}: {n}{of} images, {n / (now - begun):.1f} images/s", flush=True)
+            said = now
 
 
 def _failure(path: Path, error: Exception) -> str:

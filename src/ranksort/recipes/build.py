@@ -16,10 +16,12 @@ from ..data.coco import CocoDataset, find_split
 from ..data.coco_columns import Category
 from ..data.samplers import AspectRatioBatchSampler
 from ..data.transforms import ssd_transforms, training_transforms
-from ..losses.detection import Criterion, rank_sort_detection_losses
+from ..losses.criteria import build_criterion
+from ..losses.detection import Criterion
 from ..models import Detector
 from ..models.backbones import build_backbone, pixel_statistics
 from ..models.images import ImageTransform
+from ..words import counted
 from .detectors import get_detector
 from .find import get_recipe
 from .recipe import ModelSettings, OptimizerSettings, Recipe
@@ -34,7 +36,7 @@ def create_model(
     num_classes: int | None = None,
     pretrained_backbone: bool = False,
     weights: str | Path | None = None,
-    losses: Criterion = rank_sort_detection_losses,
+    losses: Criterion | None = None,
     **model_overrides: Any,
 ) -> Detector:
     """Builds the detector of a recipe, in training mode.
@@ -45,13 +47,14 @@ def create_model(
         pretrained_backbone: start from ImageNet weights. To train from random ones, pass `frozen_stages=-1` and
             `train_batch_norm=True`, too: else the first stages stay random.
         weights: a checkpoint or safetensors file of this package, whose model must be of the same kind.
-        losses: what supervises the detector, such as a function of one's own; see `ranksort.losses.detection.Criterion`.
+        losses: what supervises the detector, such as a function of one's own, see `ranksort.losses.detection.Criterion`; None: the
+            recipe's `model.loss`.
         model_overrides: fields of the recipe's model group: `backbone="resnet18"`, `min_size=480`, `score_threshold=.3`, ...
             A `min_size` is that of training, too: it replaces the sizes which a multi-scale recipe draws from. `detector` may also
             be a class, a subclass of `ranksort.models.Detector`.
 
     Raises:
-        ValueError: where a name is unknown, or the weights do not fit.
+        ValueError: where a name is unknown, the loss is not for such a detector, or the weights do not fit.
     """
     recipe = copy.deepcopy(get_recipe(recipe) if isinstance(recipe, str) else recipe)
     fields = [field.name for field in dataclasses.fields(recipe.model)]
@@ -82,6 +85,7 @@ def create_model(
         recipe.data.train_min_sizes,
         keep_ratio=detector.keeps_ratio,
     )
+    losses = losses or build_criterion(settings.loss)
     options = {name: getattr(settings, name) for name in (*detector.settings, *_OF_EVERY_DETECTOR)}
     model = detector(backbone, transform, settings.num_classes, losses=losses, **options)
     if weights is not None:
@@ -120,7 +124,8 @@ def build_dataset(
     if data.augmentation == "ssd":
         transform = ssd_transforms(model.min_size, with_pixel_statistics(model).pixel_mean, data.flip)
     else:
-        transform = training_transforms(data.train_min_sizes or (model.min_size,), model.max_size, data.flip)
+        fill = with_pixel_statistics(model).pixel_mean if data.augmentation == "jitter" else None
+        transform = training_transforms(data.train_min_sizes or (model.min_size,), model.max_size, data.flip, fill)
     return CocoDataset(
         images,
         annotations,
@@ -143,7 +148,9 @@ def build_untrained(recipe: Recipe, train_set: CocoDataset, pretrained: bool) ->
     settings.num_classes = len(train_set.categories)
     if not settings.pretrained_backbone:
         settings.frozen_stages, settings.train_batch_norm = -1, True
-    return create_model(recipe, pretrained_backbone=settings.pretrained_backbone and pretrained)
+    world_size = max(recipe.training.devices, 1) * recipe.training.nodes
+    losses = build_criterion(settings.loss, len(build_sampler(recipe, train_set, 0, world_size)))
+    return create_model(recipe, losses=losses, pretrained_backbone=settings.pretrained_backbone and pretrained)
 
 
 def build_sampler(recipe: Recipe, train_set: CocoDataset, rank: int, world_size: int) -> AspectRatioBatchSampler:
@@ -193,13 +200,41 @@ def describe(recipe: Recipe, train_set: CocoDataset) -> str:
     random = "\nthe backbone starts from random weights: all of it is trained, and its batch norms as well"
     size, drawn = recipe.model.min_size, recipe.data.train_min_sizes or (recipe.model.min_size,)
     outside = f"\nno image is trained on at the {size} px of evaluation: set --model.min-size or --data.train-min-sizes"
+    training, repeated = recipe.training, recipe.data.repeat_threshold > 0
+    batches = len(build_sampler(recipe, train_set, 0, max(training.devices, 1) * training.nodes))
+    steps = -(-batches // training.accumulate)
     return (
         f"training on {train_set}\n"
         f"images: {_image_sizes(recipe)}{'' if min(drawn) <= size <= max(drawn) else outside}\n"
-        f"learning rate {learning_rate(recipe):g} for {recipe.training.batch_size} images a step: "
-        f"{recipe.optimizer.lr:g} for {recipe.optimizer.lr_batch_size} in the recipe"
+        f"an epoch: {counted(steps, 'step')} of {counted(training.batch_size, 'image')}"
+        f"{', images of rare classes more than once' if repeated else ''}\n"
+        f"{_describe_rate(recipe, steps)}"
         f"{'' if recipe.model.pretrained_backbone else random}"
     )
+
+
+def _describe_rate(recipe: Recipe, steps: int) -> str:
+    """The learning rate and its schedule over epochs of so many steps, with what of it will not take effect."""
+    settings, epochs, rate = recipe.optimizer, recipe.training.epochs, f"learning rate {learning_rate(recipe):g}"
+    images = recipe.training.batch_size
+    if images != settings.lr_batch_size:
+        rate += f", which is the recipe's {settings.lr:g} for {settings.lr_batch_size} images a step scaled to {images}"
+    if settings.warmup_steps > steps:
+        rate += f"; it rises over the first epoch, not over {settings.warmup_steps} steps"
+    if settings.schedule == "cosine":
+        return f"{rate}; it falls along a cosine to 0"
+    within, beyond = ([m for m in settings.milestones if (m >= epochs) is late] for late in (False, True))
+    rate += f"; a tenth after {_epochs(within)}" if within else "; it does not fall"
+    if beyond:
+        rate += (
+            f"\nwarning: it would fall after {_epochs(beyond)}, but the run ends with epoch {epochs}: "
+            "set --optimizer.milestones or --training.epochs"
+        )
+    return rate
+
+
+def _epochs(numbers: Sequence[int]) -> str:
+    return f"{'epochs' if len(numbers) > 1 else 'epoch'} {' and '.join(map(str, numbers))}"
 
 
 def _image_sizes(recipe: Recipe) -> str:
@@ -220,6 +255,7 @@ def summarize(recipe: Recipe, val_set: CocoDataset) -> dict[str, str]:
     return {
         "recipe": recipe.name,
         "detector": f"{model.detector}, {model.backbone}{'' if model.pretrained_backbone else ' from random weights'}",
+        "loss": model.loss,
         "image size": _image_sizes(recipe),
         "epochs": str(training.epochs),
         "learning rate": f"{learning_rate(recipe):g} for {training.batch_size} images a step, {optimizer.algorithm}, "

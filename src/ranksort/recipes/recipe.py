@@ -33,8 +33,9 @@ class DataSettings:
     """short sides in pixels, one drawn at random for each training image; none: model.min-size, which replaces a recipe's where it is
     given alone"""
     flip: float = 0.5  # probability of a horizontal flip
-    augmentation: Literal["flip", "ssd"] = "flip"
-    """what is done to training images besides resizing; ssd: colours are distorted, margins added and parts cut out, too"""
+    augmentation: Literal["flip", "jitter", "ssd"] = "flip"
+    """what is done to training images besides resizing; jitter: scaled by .5 to 2, cut or filled to their size, and colours changed a
+    little, too, for small data; ssd: colours are distorted, margins added and parts cut out, too"""
     keep_empty_images: bool = False  # train on images without objects, too
     crowd: Literal["drop", "keep"] = "drop"
     """what to do with annotations marked as crowd; keep: take them for objects, as some exporters mark every mask so"""
@@ -51,6 +52,8 @@ class ModelSettings:
     detector: DetectorName = "atss"
     """which detector: one of ours, or file.py:Class for one of your own; solov2_light has a head of half the width, for images of half
     the size"""
+    loss: Literal["rank_sort", "average_lrp", "average_precision", "focal", "quality_focal", "varifocal"] = "rank_sort"
+    """what trains it, all else being equal; those but rank_sort are to compare with"""
     backbone: str = "resnet50"  # a ResNet or ResNeXt of torchvision, or timm/<model>
     pretrained_backbone: bool = True  # start training from ImageNet weights
     frozen_stages: int = 1  # backbone stages which keep their weights, the stem with them; -1: none
@@ -96,7 +99,7 @@ class OptimizerSettings:
     schedule: Literal["step", "cosine"] = "step"
     """a tenth after each milestone, or half a cosine over the epochs down to 0"""
     milestones: tuple[int, ...] = (8, 11)
-    """epochs after which the step schedule falls; to be moved along with training.epochs"""
+    """epochs after which the step schedule falls; where training.epochs is given alone, they move along in proportion"""
     clip_norm: float = 0.0  # largest norm of the gradient; 0: not clipped
 
 
@@ -113,6 +116,13 @@ class TrainingSettings:
     ema_decay: float = 0.0
     """decay of an exponential moving average of the weights, which is what gets evaluated; 0: off"""
     validate_every: int = 1  # epochs between evaluations
+    best: Literal["AP", "oLRP"] = "AP"
+    """by which number the best evaluation is chosen, whose weights are kept and reported on: the highest AP or the lowest oLRP, of masks
+    where there are any"""
+    patience: int = 0  # stop after so many evaluations in a row that were not better than the best; 0: never
+    max_minutes: float = 0.0
+    """stop after so many minutes, at the end of a step; 0: never. The schedule is not shortened: the report on the best evaluation so far
+    follows, which takes the time of one more, and --resume goes on, with as many minutes again"""
     seed: int = 0
     output: str = "runs"  # folder for runs; each gets <output>/<recipe>/<time>
 
@@ -149,6 +159,8 @@ class Recipe:
             ("training.devices", training.devices, 0),
             ("training.nodes", training.nodes, 1),
             ("training.validate-every", training.validate_every, 1),
+            ("training.patience", training.patience, 0),
+            ("training.max-minutes", training.max_minutes, 0),
             ("optimizer.lr-batch-size", optimizer.lr_batch_size, 1),
             ("optimizer.warmup-steps", optimizer.warmup_steps, 0),
             ("model.min-size", min(model.min_size, *data.train_min_sizes, model.max_size), 1),
@@ -192,6 +204,7 @@ class Recipe:
         `moved_data` allows the training data to be elsewhere, for those who compare what they hold.
         """
         free = ["root", "val_annotations", "val_images", "workers", "epochs", "nodes", "devices", "validate_every"]
+        free += ["patience", "max_minutes"]
         free += ["output", "pictures", "max_detections", "milestones", "schedule"]
         free += ["num_classes", "pretrained_backbone", "frozen_stages", "train_batch_norm"]  # the engine sets these
         free += ["train_annotations", "train_images"] if moved_data else []

@@ -1,0 +1,86 @@
+"""Which evaluation is the best of a run, and when a run ends before its last epoch."""
+
+import math
+import time
+from typing import TypedDict
+
+from ..evaluation.metrics import list_metrics
+from ..recipes.recipe import TrainingSettings
+from ..words import counted
+
+
+class Enough(Exception):
+    """A run ends before its last epoch, with its state saved; the message says why.
+
+    Attributes:
+        resumable: whether it goes on when it is resumed with the same settings.
+    """
+
+    def __init__(self, why: str, resumable: bool) -> None:
+        super().__init__(why)
+        self.resumable = resumable
+
+
+class Progress(TypedDict):
+    """How far a run has come. Checkpoints hold it."""
+
+    epoch: int  # of the batch to be trained on next, from 0
+    batches: int  # of that epoch which are done
+    best: float  # value of the best evaluation so far, such as its AP in 0..1; infinitely bad before the first
+    best_epoch: int  # after which epoch that was, from 1; 0: none, or unknown
+    since_best: int  # evaluations since then
+
+
+class Stopping:
+    """Takes the evaluations of a run, and says when it is enough.
+
+    Args:
+        settings: `best`, `patience` and `max_minutes` count. The minutes begin now.
+    """
+
+    def __init__(self, settings: TrainingSettings) -> None:
+        self.settings, self.began = settings, time.monotonic()
+        metric = next(metric for metric in list_metrics([]) if metric.name == settings.best)
+        self.higher_is_better = metric.family.higher_is_better
+
+    def start(self) -> Progress:
+        """The progress of a run that has not begun."""
+        worst = -math.inf if self.higher_is_better else math.inf
+        return {"epoch": 0, "batches": 0, "best": worst, "best_epoch": 0, "since_best": 0}
+
+    def take(self, value: float, progress: Progress) -> bool:
+        """Note the value of an evaluation after `progress["epoch"]` epochs; return whether it is the best so far. NaN never is."""
+        is_best = value > progress["best"] if self.higher_is_better else value < progress["best"]
+        if is_best:
+            progress["best"], progress["best_epoch"], progress["since_best"] = value, progress["epoch"], 0
+        else:
+            progress["since_best"] += 1
+        return is_best
+
+    @property
+    def seconds_left(self) -> float:
+        """Until `max_minutes` are over; infinite where there is no limit."""
+        minutes = self.settings.max_minutes
+        return 60 * minutes - (time.monotonic() - self.began) if minutes else math.inf
+
+    def enough(self, progress: Progress, out_of_time: bool) -> Enough | None:
+        """Why the run is to end now; None: it is not.
+
+        Args:
+            progress: of the run.
+            out_of_time: whether `seconds_left` is below 0 on any process.
+        """
+        settings, epoch, waited = self.settings, progress["epoch"], progress["since_best"]
+        if epoch >= settings.epochs:
+            return None
+        if settings.patience and waited >= settings.patience:
+            better = "higher" if self.higher_is_better else "lower"
+            after = f"after {counted(waited, 'evaluation')} without a {better} {settings.best}"
+            return Enough(
+                f"stopped at epoch {epoch} of {settings.epochs}, {after} (--training.patience)", resumable=False
+            )
+        if out_of_time:
+            where = f"in epoch {epoch + 1}" if progress["batches"] else f"after epoch {epoch}"
+            limit = f"--training.max-minutes {settings.max_minutes:g}"
+            return Enough(f"stopped {where} of {settings.epochs}: {limit} are over", resumable=True)
+        return None

@@ -1,0 +1,88 @@
+"""Losses of each score by itself, the ones RS Loss is compared with: focal, quality focal and varifocal loss.
+
+All three are binary cross-entropy, weighted so that the many easy negatives do not drown the few positives. s is a logit, p = sigmoid(s)
+its probability and y its target, as for the ranking losses: above 0 a positive of this quality, 0 a negative, below 0 ignored.
+
+Each is the sum over all examples, divided by the number of positives.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+_SURELY_NOT = -1e4  # a logit of probability 0
+
+
+def focal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """Focal loss: Lin, Goyal, Girshick, He, Dollár, ICCV 2017 (arXiv 1708.02002), equation 5.
+
+        FL = -α_t (1 - p_t)^γ log(p_t),  p_t = p and α_t = α for positives, p_t = 1 - p and α_t = 1 - α for negatives
+
+    Args:
+        logits: s, floating point, any shape.
+        targets: y, same shape; above 0 a positive of whatever value.
+        alpha: the weight of positives, in 0..1.
+        gamma: how much less what is right already counts, >= 0.
+
+    Returns:
+        The sum over all that are not ignored, divided by the number of positives, or by 1 where there is none; a scalar >= 0, float64
+        for float64 logits and else float32. The gradient of an ignored logit is 0, whatever its value.
+
+    Raises:
+        ValueError: where the shapes differ.
+    """
+    s, y = _prepare(logits, targets)
+    y = (y > 0).to(s)
+    alpha_t = (2 * alpha - 1) * y + (1 - alpha)
+    return _per_positive(alpha_t * (y - s.sigmoid()).abs() ** gamma * _cross_entropy(s, y), y)  # |y - p| is 1 - p_t
+
+
+def quality_focal_loss(logits: Tensor, targets: Tensor, *, beta: float = 2.0) -> Tensor:
+    """Quality focal loss: Li, Wang, Wu et al., NeurIPS 2020 (arXiv 2006.04388), equation 3.
+
+        QFL = -|y - p|^β ((1 - y) log(1 - p) + y log(p))
+
+    Args:
+        logits: s, floating point, any shape.
+        targets: y, same shape, up to 1: the IoU of a positive.
+        beta: how much less what is right already counts, >= 0.
+
+    Returns, Raises: as `focal_loss`.
+    """
+    s, y = _prepare(logits, targets)
+    return _per_positive((y - s.sigmoid()).abs() ** beta * _cross_entropy(s, y), y)
+
+
+def varifocal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.75, gamma: float = 2.0) -> Tensor:
+    """Varifocal loss: Zhang, Wang, Dayoub, Sünderhauf, CVPR 2021 (arXiv 2008.13367), equation 2.
+
+        VFL = -y (y log(p) + (1 - y) log(1 - p)) for y > 0,  -α p^γ log(1 - p) for y = 0
+
+    Args:
+        logits: s, floating point, any shape.
+        targets: y, same shape, up to 1: the IoU of a positive, which is its weight, too.
+        alpha: the weight of negatives, >= 0.
+        gamma: how much less what is right already counts, of negatives alone, >= 0.
+
+    Returns, Raises: as `focal_loss`.
+    """
+    s, y = _prepare(logits, targets)
+    weight = torch.where(y > 0, y, alpha * s.sigmoid() ** gamma)
+    return _per_positive(weight * _cross_entropy(s, y), y)
+
+
+def _prepare(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """s and y in float32 or better. What is ignored becomes so sure a negative that neither loss nor gradient is left of it."""
+    if logits.shape != targets.shape:
+        raise ValueError(f"logits and targets need one shape, got {tuple(logits.shape)} and {tuple(targets.shape)}")
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return logits.to(dtype).masked_fill(targets < 0, _SURELY_NOT), targets.to(dtype).clamp(min=0)
+
+
+def _cross_entropy(s: Tensor, y: Tensor) -> Tensor:
+    """-(y log(p) + (1 - y) log(1 - p))"""
+    return binary_cross_entropy_with_logits(s, y, reduction="none")
+
+
+def _per_positive(losses: Tensor, y: Tensor) -> Tensor:
+    return losses.sum() / (y > 0).sum().clamp(min=1)

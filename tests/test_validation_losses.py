@@ -1,0 +1,52 @@
+"""The losses of an evaluation: those of training on the same images, without a trace of it in the model."""
+
+import pytest
+import torch
+
+from ranksort.data.batch import data_loader
+from ranksort.engine.validation import ValidationLosses, computed_once
+from ranksort.recipes import Recipe, create_model
+from ranksort.recipes.build import build_dataset
+
+
+@pytest.mark.parametrize("detector", ["atss", "mask_rcnn"])
+def test_losses_are_those_of_training_and_leave_the_model_as_it_was(tiny_recipe: Recipe, detector: str) -> None:
+    tiny_recipe.model.detector, tiny_recipe.model.proposals = detector, 50
+    tiny_recipe.model.train_batch_norm, tiny_recipe.model.frozen_stages = True, -1
+    val_set = build_dataset(tiny_recipe, "val")
+    model = create_model(tiny_recipe, num_classes=len(val_set.categories)).eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = torch.random.get_rng_state()
+    losses, expected = ValidationLosses(min_box_size=1), []
+    for images, targets in data_loader(val_set):
+        with torch.inference_mode(), computed_once(model.backbone):
+            alone = model(images)
+            losses.update(model, images, targets)
+        with torch.no_grad():
+            model.training = True  # not its layers
+            expected.append(model(images, targets))
+            model.training = False
+            assert torch.equal(model(images)[0]["scores"], alone[0]["scores"])
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not any(module.training for module in model.modules())
+    means = losses.compute()
+    for name in expected[0]:
+        assert means[name] == pytest.approx(float(sum(e[name] for e in expected)) / len(expected), rel=1e-5)
+    assert means["loss"] == pytest.approx(sum(value for name, value in means.items() if name != "loss"))
+
+
+def test_images_without_usable_objects_do_not_count(tiny_recipe: Recipe) -> None:
+    """Boxes which are outside the image, without area, or too small; all may be in a file that is evaluated on."""
+    model = create_model(tiny_recipe, num_classes=2).eval()
+    image, labels = torch.zeros(3, 96, 96), torch.zeros(1, dtype=torch.int64)
+    good, bad = [8.0, 8.0, 120.0, 50.0], [[97.0, 3.0, 120.0, 9.0], [5.0, 5.0, 5.0, 9.0], [5.0, 5.0, 7.0, 9.0]]
+    losses = ValidationLosses(min_box_size=3)
+    for boxes in ([box] for box in bad):
+        losses.update(model, [image], [{"boxes": torch.tensor(boxes), "labels": labels}])
+    losses.update(model, [image], [{"boxes": torch.zeros(0, 4), "labels": labels[:0]}])
+    assert losses.compute() == {}
+    losses.update(model, [image, image], [{"boxes": torch.tensor([b]), "labels": labels} for b in (good, bad[0])])
+    alone = model.losses(*model.transform([image], [{"boxes": torch.tensor([good]).clamp(max=96), "labels": labels}]))
+    assert losses.images == 1
+    assert losses.compute()["ranking"] == pytest.approx(float(alone.losses["ranking"]))
