@@ -37,9 +37,9 @@ def mosaic(data: Path, side: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
     columns, rows = side // width, side // height
     pixels = np.zeros((rows * height, columns * width, 3), np.uint8)
     boxes, classes = [], []
-    for place in range(rows * columns):
-        image = images[place % len(images)]
-        x, y = place % columns * width, place // columns * height
+    for n in range(rows * columns):
+        image = images[n % len(images)]
+        x, y = n % columns * width, n // columns * height
         pixels[y : y + height, x : x + width] = np.asarray(
             Image.open(data / "images" / image["file_name"]).convert("RGB")
         )
@@ -99,9 +99,8 @@ def main() -> None:
     arguments = parser.parse_args()
     model = load_model(arguments.run)
     pixels, boxes, classes = mosaic(arguments.bccd, arguments.side)
-    print(
-        f"{pixels.shape[1]} x {pixels.shape[0]} px, {len(boxes)} objects; recall at IoU .5 / detections / doubles / pieces"
-    )
+    counts = ", ".join(f"{classes.count(name)} {name}" for name in model.class_names)
+    print(f"{pixels.shape[1]} x {pixels.shape[0]} px, {counts}; recall at IoU .5 / detections / doubles / pieces")
     ways = [(tile, overlap) for tile in arguments.tile for overlap in arguments.overlap]
     runs: list[tuple[str, Callable[[], Any]]] = [("the image as a whole", lambda: model.predict(pixels))]
     for tile, overlap in ways:

@@ -68,7 +68,8 @@ def predict(
     folder = PredictionFolder(out, predictor, trained.categories, pictures=pictures, every=every)
     folder.predict(files, image_ids)
     counts = ", ".join(f"{count} {name}" for name, count in folder.detections.most_common(10))
-    print(f"{folder.images} images, {folder.detections.total()} detections{f' ({counts})' if counts else ''}: {out}")
+    number = f"{folder.images} image{'s' * (folder.images != 1)}"
+    print(f"{number}, {folder.detections.total()} detections{f' ({counts})' if counts else ''}: {out}")
     if folder.failures:
         raise ValueError(
             f"{len(folder.failures)} of {len(files)} images could not be read or processed: {'; '.join(folder.failures[:5])}"
