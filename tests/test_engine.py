@@ -64,7 +64,7 @@ def test_run_folder(tiny_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureF
     best = max(float(r["val/AP"]) for r in logged if r["val/AP"])
     assert report.as_dict()["AP"] == pytest.approx(best, abs=1e-6)
     out = capsys.readouterr().out
-    assert "learning rate 0.01 for 2 images a step: 0.01 for 2 in the recipe" in out
+    assert "learning rate 0.01 for 2 images a step: --optimizer.lr is 0.01 for 2" in out
     assert "of 8 classes" in out
 
     tested = engine.test(read_checkpoint(run), tmp_path / "tested")

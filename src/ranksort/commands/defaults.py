@@ -9,6 +9,10 @@ from ..recipes.detectors import recorded
 from ..recipes.find import get_recipe
 from ..recipes.recipe import Recipe
 
+# What the learning rate and the warm-up of a recipe are multiplied by in training from --training.weights, see benchmarks/README.md.
+FINE_TUNING_RATE = 0.5
+FINE_TUNING_WARMUP = 0.2
+
 
 def default_recipe(arguments: Sequence[str]) -> Recipe:
     """The recipe which the options of `train` and `test` start from: a named one, that of a run, or that of a checkpoint."""
@@ -23,17 +27,28 @@ def default_recipe(arguments: Sequence[str]) -> Recipe:
         return read_checkpoint(source).recipe
     resume, run = "--resume" in arguments, Path(source)
     recipe = _recipe_of(run) if run.is_dir() else get_recipe(source)
+    given = _options(arguments)
     if resume and not run.is_dir():
-        for argument, following in itertools.pairwise([*arguments, ""]):
-            if argument.startswith("--training.output"):
-                recipe.training.output = argument.partition("=")[2] or following
+        recipe.training.output = given.get("--training.output", recipe.training.output)
         named, recipe = recipe.model.detector, _recipe_of(latest_run(recipe))
         if recorded(named) == recipe.model.detector:  # a recipe of the user's own names its detector again
             recipe.model.detector = named
     # A run which is resumed keeps its sizes; what differs from them is refused.
-    if not resume and "--model.min-size" in (a.partition("=")[0].replace("_", "-") for a in arguments):
+    if not resume and "--model.min-size" in given:
         recipe.data.train_min_sizes = ()  # unless they are given, too
+    if not resume and given.get("--training.weights") and not recipe.training.weights:
+        recipe.optimizer.lr *= FINE_TUNING_RATE
+        recipe.optimizer.warmup_steps = round(FINE_TUNING_WARMUP * recipe.optimizer.warmup_steps)
     return recipe
+
+
+def _options(arguments: Sequence[str]) -> dict[str, str]:
+    """The options among the arguments -> what follows each."""
+    options = {}
+    for argument, following in itertools.pairwise([*arguments, ""]):
+        name, equals, value = argument.partition("=")
+        options[name.replace("_", "-")] = value if equals else following
+    return options
 
 
 def _recipe_of(run: Path) -> Recipe:
