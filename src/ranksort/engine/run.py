@@ -1,6 +1,7 @@
 """What a run does, from its settings to its report."""
 
 import contextlib
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from ..evaluation import Report
 from ..evaluation.metrics import percent
 from ..evaluation.page import save_reports
 from ..evaluation.results import write_results
+from ..fine_tuning import read_weights
 from ..interrupt import Interrupt
 from ..launch import check_processes, slurm_job
-from ..recipes import Recipe
+from ..recipes import Recipe, create_model
 from ..recipes.build import build_dataset, build_untrained, describe, summarize, with_pixel_statistics
 from ..visualize import worst_and_best_images
 from ..words import counted
@@ -54,7 +56,10 @@ def _train(recipe: Recipe, run: Path, resume: bool, interrupt: Interrupt) -> Rep
     last = run / "checkpoints" / "last.ckpt"
     previous = read_checkpoint(last) if resume else None
     recipe.check()
-    recipe.model = with_pixel_statistics(recipe.model)  # of a run that is recorded
+    weights = read_weights(recipe.training.weights, recipe) if recipe.training.weights and not resume else None
+    trained = previous.recipe.model if previous else weights.trained_backbone if weights else None
+    recipe.model = with_pixel_statistics(recipe.model, trained)  # of a run that is recorded
+    recipe.check()  # what came from the weights, too
     recipe.training.devices = recipe.training.devices or max(torch.cuda.device_count(), 1)
     check_processes(recipe.training)
     if previous is not None:
@@ -67,8 +72,12 @@ def _train(recipe: Recipe, run: Path, resume: bool, interrupt: Interrupt) -> Rep
         )
     val_set = build_dataset(recipe, "val", train_set.categories)
     pl.seed_everything(recipe.training.seed, verbose=False)
-    model = build_untrained(recipe, train_set, pretrained=not resume)
-    if previous is not None:
+    if previous is None:
+        model, taken = build_untrained(recipe, train_set, weights)
+    else:
+        settled = {f: getattr(previous.recipe.model, f) for f in ("num_classes", "frozen_stages", "train_batch_norm")}
+        recipe.model = dataclasses.replace(recipe.model, **settled)
+        model, taken = create_model(recipe), None
         load_weights(model, previous.state_dict, str(last))  # for its clear error: Lightning loads them again
     module = DetectorModule(recipe, model, train_set, val_set)
     trainer = build_trainer(module, run, resume, interrupt)
@@ -80,7 +89,9 @@ def _train(recipe: Recipe, run: Path, resume: bool, interrupt: Interrupt) -> Rep
         (run / "recipe.json").write_text(json.dumps(recipe.as_dict(), indent=2) + "\n", encoding="utf-8")
         if slurm_job():
             (run / "slurm_job").write_text(slurm_job(), encoding="utf-8")  # by which the job finds it when queued again
-        print(f"run folder: {run}\n{describe(recipe, train_set)}")
+        if taken:
+            taken.save(run / "weights.json")
+        print(f"run folder: {run}\n{describe(recipe, train_set, taken)}")
     with contextlib.suppress(Enough):
         trainer.fit(module, ckpt_path=last if resume else None, weights_only=True)
     run = trainer.strategy.broadcast(run)  # the other processes may have begun in another second

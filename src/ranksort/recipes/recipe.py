@@ -107,6 +107,9 @@ class OptimizerSettings:
 class TrainingSettings:
     """How long, on what, and where the results go."""
 
+    weights: str = ""
+    """what to start from: a run folder, .ckpt, .safetensors, or a published .pth. All that fits is taken, classes by name; the default
+    learning rate and warm-up are shorter then"""
     epochs: int = 12
     batch_size: int = 16  # images for each step of the optimiser, over all devices and accumulated batches
     accumulate: int = 1  # batches whose gradients are added up for a step
@@ -211,7 +214,10 @@ class Recipe:
         for group, settings in previous.as_dict().items():
             for key, before in settings.items() if isinstance(settings, dict) else []:
                 now = self.as_dict()[group][key]
-                if key == "detector":  # a file of one's own may have moved; whether its weights fit is seen later
+                if key in (
+                    "detector",
+                    "weights",
+                ):  # files may have moved; whether a detector's weights fit is seen later
                     before, now = PurePath(before).name, PurePath(now).name
                 if now != before and key not in free:
                     raise ValueError(
