@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from .. import __version__
-from ..data.coco import CocoDataset, find_split
+from ..data.coco import CocoDataset
 from ..data.coco_columns import Category
+from ..data.layouts import find_split
 from ..data.samplers import AspectRatioBatchSampler
 from ..data.transforms import ssd_transforms, training_transforms
 from ..losses.detection import Criterion, rank_sort_detection_losses
@@ -116,14 +117,14 @@ def build_dataset(
     if not data.root and not all(named):
         raise ValueError(f"there is no data: name a folder by --data.root, or --data.{split}-images and -annotations")
     paths = (Path(path) if path else None for path in named)
-    images, annotations = find_split(Path(data.root), split, *paths, style=recipe.evaluation.style)
+    divide = not data.train_annotations and not data.val_annotations
+    files = find_split(Path(data.root), split, *paths, style=recipe.evaluation.style, divide=divide)
     if data.augmentation == "ssd":
         transform = ssd_transforms(model.min_size, with_pixel_statistics(model).pixel_mean, data.flip)
     else:
         transform = training_transforms(data.train_min_sizes or (model.min_size,), model.max_size, data.flip)
     return CocoDataset(
-        images,
-        annotations,
+        *files,
         training=split == "train",
         masks=model.has_masks,
         keep_empty_images=data.keep_empty_images,
@@ -188,13 +189,14 @@ def learning_rate(recipe: Recipe) -> float:
     return recipe.optimizer.lr * recipe.training.batch_size / recipe.optimizer.lr_batch_size
 
 
-def describe(recipe: Recipe, train_set: CocoDataset) -> str:
+def describe(recipe: Recipe, train_set: CocoDataset, val_set: CocoDataset) -> str:
     """What is going to be trained, in a few lines to print."""
     random = "\nthe backbone starts from random weights: all of it is trained, and its batch norms as well"
     size, drawn = recipe.model.min_size, recipe.data.train_min_sizes or (recipe.model.min_size,)
     outside = f"\nno image is trained on at the {size} px of evaluation: set --model.min-size or --data.train-min-sizes"
     return (
         f"training on {train_set}\n"
+        f"evaluation on {len(val_set)} images: {val_set.origin}\n"
         f"images: {_image_sizes(recipe)}{'' if min(drawn) <= size <= max(drawn) else outside}\n"
         f"learning rate {learning_rate(recipe):g} for {recipe.training.batch_size} images a step: "
         f"{recipe.optimizer.lr:g} for {recipe.optimizer.lr_batch_size} in the recipe"
@@ -226,7 +228,7 @@ def summarize(recipe: Recipe, val_set: CocoDataset) -> dict[str, str]:
         + (schedule if optimizer.schedule == "step" else optimizer.schedule),
         "seed": str(training.seed),
         "trained on": recipe.data.train_annotations or recipe.data.root,
-        "evaluated on": f"{val_set.annotations_path}, {len(val_set)} images",
+        "evaluated on": f"{val_set.origin}, {len(val_set)} images",
         "detections": f"score at least {model.score_threshold:g}, at most {model.detections_per_image} an image",
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "versions": f"ranksort {__version__}, torch {torch.__version__}",
