@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ranksort.data.batch import Batch, collate
-from ranksort.data.coco import CocoDataset, find_split
+from ranksort.data.coco import CocoDataset
+from ranksort.data.layouts import find_split
 
 plain_training_loop = pytest.importorskip("plain_training_loop", reason="the examples/ of a checkout are not here")
 from rs_loss_in_your_detector import RankSortHead, rank_sort_retinanet, train_step  # noqa: E402

@@ -266,7 +266,7 @@ def test_description_says_how_large_images_are(
 ) -> None:
     recipe = get_recipe(name)
     recipe.model.min_size, recipe.data.train_min_sizes, recipe.data.root = min_size, train_min_sizes, str(tiny_data)
-    described = describe(recipe, build_dataset(recipe, "train"))
+    described = describe(recipe, build_dataset(recipe, "train"), build_dataset(recipe, "val"))
     assert f"\nimages: {expected}\n" in described
     assert ("no image is trained on at the 320 px of evaluation" in described) == (min_size == 320)
     assert summarize(recipe, build_dataset(recipe, "val"))["image size"] == expected

@@ -16,12 +16,11 @@ from PIL import Image, ImageOps
 from rich.progress import track
 
 from .checkpoints import Checkpoint, read_checkpoint
-from .data.images import read_image, to_rgb
+from .data.images import IMAGE_SUFFIXES, read_image, to_rgb
 from .evaluation.results import to_coco_results
 from .json_list import JsonList
 from .visualize import draw_detections
 
-_PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 _LONGEST_JPEG = 65500  # pixels of a side
 
 
@@ -48,7 +47,7 @@ def find_images(paths: Sequence[Path], out: Path, recursive: bool = False) -> tu
             if not recursive:
                 others["folder(s), which --recursive looks into"] += len(inside)
             for file in (Path(folder) / name for name in sorted(files)):
-                if file.suffix.lower() in _PICTURES and not file.name.startswith("."):  # macOS leaves ._name.jpg
+                if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith("."):  # macOS leaves ._name.jpg
                     images.append(file)
                 else:
                     others["file(s) that are hidden, or no images by their names"] += 1

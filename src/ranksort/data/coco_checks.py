@@ -246,8 +246,18 @@ def _check_categories(file: CocoFile) -> None:
     for c, category in enumerate(file.categories):
         by_name[category.name.strip().casefold()].append(c)
     objects = np.bincount(file.annotations.category, minlength=len(file.categories))
-    placeholders = []
+    placeholders, groups = [], file.placeholders()
+    file.add(
+        "group as a category",
+        [
+            f"category {category.id} ({category.name}) has no object and is the supercategory of others, as Roboflow writes it: "
+            "it is no class of the model"
+            for category in groups
+        ],
+    )
     for c, category in enumerate(file.categories):
+        if category in groups:
+            continue
         others = [file.categories[o] for o in by_name[category.name.strip().casefold()] if o != c]
         is_group = category.name in file.supercategories[:c] + file.supercategories[c + 1 :]
         if objects[c] == 0 and objects.any() and (others or is_group):

@@ -91,7 +91,7 @@ def _train(recipe: Recipe, run: Path, resume: bool, interrupt: Interrupt) -> Rep
             (run / "slurm_job").write_text(slurm_job(), encoding="utf-8")  # by which the job finds it when queued again
         if taken:
             taken.save(run / "weights.json")
-        print(f"run folder: {run}\n{describe(recipe, train_set, taken)}")
+        print(f"run folder: {run}\n{describe(recipe, train_set, val_set, taken)}")
     with contextlib.suppress(Enough):
         trainer.fit(module, ckpt_path=last if resume else None, weights_only=True)
     run = trainer.strategy.broadcast(run)  # the other processes may have begun in another second
@@ -110,6 +110,13 @@ def test(checkpoint: Checkpoint, out: Path) -> Report | None:
         ValueError, FileNotFoundError: where data or checkpoint cannot be used.
     """
     val_set = build_dataset(checkpoint.recipe, "val", checkpoint.categories)
+    print(f"evaluation on {len(val_set)} images: {val_set.origin}")
+    if val_set.part is not None and checkpoint.fingerprint:
+        train_set = build_dataset(checkpoint.recipe, "train", checkpoint.categories)
+        if checkpoint.fingerprint != fingerprint(train_set):
+            print(
+                "the model was not trained on just the other images of that file: what it was trained on may be among these"
+            )
     module = DetectorModule(checkpoint.recipe, checkpoint.build(), None, val_set)
     trainer = build_trainer(module)
     with plain_interrupts():

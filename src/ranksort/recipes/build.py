@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from .. import __version__
-from ..data.coco import CocoDataset, find_split
+from ..data.coco import CocoDataset
 from ..data.coco_columns import Category
+from ..data.layouts import find_split
 from ..data.samplers import AspectRatioBatchSampler
 from ..data.transforms import ssd_transforms, training_transforms
 from ..losses.criteria import build_criterion
@@ -144,15 +145,15 @@ def build_dataset(
     if not data.root and not all(named):
         raise ValueError(f"there is no data: name a folder by --data.root, or --data.{split}-images and -annotations")
     paths = (Path(path) if path else None for path in named)
-    images, annotations = find_split(Path(data.root), split, *paths, style=recipe.evaluation.style)
+    divide = not data.train_annotations and not data.val_annotations
+    files = find_split(Path(data.root), split, *paths, style=recipe.evaluation.style, divide=divide)
     if data.augmentation == "ssd":
         transform = ssd_transforms(model.min_size, with_pixel_statistics(model).pixel_mean, data.flip)
     else:
         fill = with_pixel_statistics(model).pixel_mean if data.augmentation == "jitter" else None
         transform = training_transforms(data.train_min_sizes or (model.min_size,), model.max_size, data.flip, fill)
     return CocoDataset(
-        images,
-        annotations,
+        *files,
         training=split == "train",
         masks=model.has_masks,
         keep_empty_images=data.keep_empty_images,
@@ -227,7 +228,7 @@ def learning_rate(recipe: Recipe) -> float:
     return recipe.optimizer.lr * recipe.training.batch_size / recipe.optimizer.lr_batch_size
 
 
-def describe(recipe: Recipe, train_set: CocoDataset, taken: "Taken | None" = None) -> str:
+def describe(recipe: Recipe, train_set: CocoDataset, val_set: CocoDataset, taken: "Taken | None" = None) -> str:
     """What is going to be trained, in a few lines to print; `taken` of the weights that it starts from."""
     start = f"\n{taken}" if taken else ""
     if not recipe.model.pretrained_backbone and not (taken and taken.parts["backbone"][0]):
@@ -239,6 +240,7 @@ def describe(recipe: Recipe, train_set: CocoDataset, taken: "Taken | None" = Non
     steps = -(-batches // training.accumulate)
     return (
         f"training on {train_set}\n"
+        f"evaluation on {len(val_set)} images: {val_set.origin}\n"
         f"images: {_image_sizes(recipe)}{'' if min(drawn) <= size <= max(drawn) else outside}\n"
         f"an epoch: {counted(steps, 'step')} of {counted(training.batch_size, 'image')}"
         f"{', images of rare classes more than once' if repeated else ''}\n"
@@ -299,7 +301,7 @@ def summarize(recipe: Recipe, val_set: CocoDataset) -> dict[str, str]:
         + (schedule if optimizer.schedule == "step" else optimizer.schedule),
         "seed": str(training.seed),
         "trained on": recipe.data.train_annotations or recipe.data.root,
-        "evaluated on": f"{val_set.annotations_path}, {len(val_set)} images",
+        "evaluated on": f"{val_set.origin}, {len(val_set)} images",
         "detections": f"score at least {model.score_threshold:g}, at most {model.detections_per_image} an image",
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "versions": f"ranksort {__version__}, torch {torch.__version__}",

@@ -24,7 +24,9 @@ from .detectors import DetectorName, as_named, get_detector, recorded
 class DataSettings:
     """Where the images are, and how they are prepared for training."""
 
-    root: str = ""  # folder laid out as COCO, or with annotations/instances_{train,val}.json and images/
+    root: str = ""
+    """folder of images and COCO annotations in the layout of COCO, Roboflow or a single file, which is divided by image into training and
+    validation"""
     train_annotations: str = ""  # annotation file to train on, where it is not found below the root
     train_images: str = ""  # folder of the images to train on
     val_annotations: str = ""  # annotation file to evaluate on
