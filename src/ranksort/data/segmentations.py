@@ -197,13 +197,26 @@ def _by_kind(texts: list[bytes]) -> dict[str, np.ndarray]:
     return {name: np.flatnonzero(column) for name, column in signs.items()}
 
 
-def _unusual_polygons(texts: list[bytes]) -> Iterable[int]:
-    """Which of some lists have to be looked into, to say whether they are good polygons: those of odd brackets and commas."""
-    shapes = b";".join(texts).translate(None, _NUMBERS).split(b";")
+def _unusual_polygons(texts: list[bytes]) -> list[int]:
+    """Which of some lists have to be looked into, to say whether they are good polygons.
+
+    Those of odd brackets and commas, and those with coordinates beyond MAX_COORDINATE, which have seven digits before the point.
+    """
+    joined = b";".join(texts)
+    shapes = joined.translate(None, _NUMBERS).split(b";")
     if len(shapes) != len(texts):  # a string among them
-        return range(len(texts))
-    unusual = {shape for shape in set(shapes) if not _POLYGONS.fullmatch(shape)}
-    return [i for i, shape in enumerate(shapes) if shape in unusual] if unusual else []
+        return list(range(len(texts)))
+    usual = {shape: _POLYGONS.fullmatch(shape) is not None for shape in set(shapes)}
+    unusual = set() if all(usual.values()) else {i for i, shape in enumerate(shapes) if not usual[shape]}
+    signs = np.frombuffer(joined, np.uint8)
+    is_digit = signs - np.uint8(ord("0")) < 10  # what is below wraps around
+    seven = is_digit[1:]
+    for step in (1, 2, 3):
+        seven = seven[:-step] & seven[step:]
+    long = np.flatnonzero(seven)
+    long = long[~is_digit[long] & (signs[long] != ord("."))]  # the sign before the seven
+    ends = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)) + 1)
+    return sorted(unusual.union(np.searchsorted(ends, long, side="right").tolist()))
 
 
 def _polygon_problem(polygons: list[Any]) -> str | None:
