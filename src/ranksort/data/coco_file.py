@@ -6,7 +6,7 @@ all that is wrong with it (`coco_checks.py`). What makes a file unfit for one us
 
 import operator
 from collections.abc import Callable, Mapping
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from reprlib import repr as shown
 from typing import Any
@@ -18,7 +18,7 @@ from .coco_checks import check
 from .coco_columns import Annotations, Category, CocoFile, Federated, Images, join_annotations
 from .coco_rows import MAX_COORDINATE, MAX_SIDE, AnnotationRow, CategoryRow, ImageRow, MaskedAnnotationRow, Repair
 from .ids import Id, IdIndex, canonical, sort_key
-from .json_source import JsonSource, decode_rows, in_memory
+from .json_source import JsonSource, decode_rows, in_memory, no_garbage_collection
 from .lvis import file_name
 from .segmentations import Packed
 
@@ -49,7 +49,7 @@ def read_coco_file(
     """
     opened = JsonSource.open(source, what)
     file = CocoFile(f"The {opened.name}")
-    with in_memory(source, what, "use fewer images"):
+    with in_memory(source, what, "use fewer images"), no_garbage_collection():
         sections = _sections(file, opened)
         if not file.faults:
             try:
@@ -169,13 +169,17 @@ class _Reader:
         if all(row.neg_category_ids is None and row.not_exhaustive_category_ids is None for *_, row in rows):
             return None
         index = IdIndex([category.id for category in self.file.categories])
-        result = []
-        for _, id, row in rows:
-            places = [index.find(ids or []) for ids in (row.neg_category_ids, row.not_exhaustive_category_ids)]
-            if any((place < 0).any() for place in places):
+
+        def places(lists: list[list[Any]]) -> list[list[int]]:
+            found = iter(index.find(list(chain.from_iterable(lists))).tolist())
+            return [list(islice(found, len(ids))) for ids in lists]
+
+        absent = places([row.neg_category_ids or [] for *_, row in rows])
+        incomplete = places([row.not_exhaustive_category_ids or [] for *_, row in rows])
+        for (_, id, _), *lists in zip(rows, absent, incomplete, strict=True):
+            if any(-1 in known for known in lists):
                 self.problem("bad list of categories", f"image {id} lists a category that the file does not have")
-            result.append(Federated(*(place[place >= 0].tolist() for place in places)))
-        return result
+        return list(map(Federated, absent, incomplete))
 
     def annotations(self, section: Any) -> None:
         kind = MaskedAnnotationRow if self.segmentations else AnnotationRow

@@ -1,6 +1,7 @@
 """JSON in a file or in memory, and the rows of a long list in it, a few megabytes at a time: their columns are kept, the rows are not."""
 
 import errno
+import gc
 import json
 import mmap
 import re
@@ -93,6 +94,18 @@ def in_memory(source: Any, what: str, advice: str) -> Iterator[None]:
             raise
         name = f" {source} ({Path(source).stat().st_size / 1e9:.3g} GB)" if isinstance(source, str | Path) else ""
         raise ValueError(f"This machine has too little memory for the {what}{name}: {advice}.") from None
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Do not look for circles of objects again and again while rows are read, which are millions and make none."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def decode_rows(

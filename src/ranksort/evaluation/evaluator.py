@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..data.coco_columns import Category, CocoFile
 from ..data.ids import Id
+from ..data.segmentations import Packed
 from .coco import evaluate
 from .inputs import Detections, read_ground_truth
 from .report import Report
@@ -97,8 +98,8 @@ class Evaluator:
         boxes = columns["box"].astype(np.float64)
         areas, mask_areas, masks = boxes[:, 2] * boxes[:, 3], None, None
         if iou_type == "segm":
-            data, ends = columns["runs"].tobytes(), np.cumsum(columns["run_bytes"], dtype=np.int64).tolist()
-            masks = [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+            ends = np.cumsum(columns["run_bytes"], dtype=np.int64)
+            masks = Packed([columns["runs"].tobytes()], np.zeros(1, dtype=np.int64), ends)
             mask_areas = columns["mask_area"].astype(np.int64)
             areas = mask_areas.astype(np.float64)  # else small and large masks would be told apart by their boxes
         return Detections(columns["image"], columns["category"], areas, boxes, mask_areas, masks, columns["score"])
