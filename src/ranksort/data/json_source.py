@@ -98,7 +98,7 @@ def in_memory(source: Any, what: str, advice: str) -> Iterator[None]:
 
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """Do not look for circles of objects again and again while rows are read, which are millions and make none."""
+    """Do not look for circles of objects again and again while there are millions of rows, which make none."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

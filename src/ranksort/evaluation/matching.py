@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as mask_utils
 
+from ..data.json_source import no_garbage_collection
 from .inputs import Detections, GroundTruth, Instances
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -175,6 +176,7 @@ def _overlapping_pairs(ground_truth: GroundTruth, candidates: Candidates) -> Mat
     return Matching(*map(np.concatenate, zip(*chosen, strict=True)))
 
 
+@no_garbage_collection()
 def _mask_iou(ground_truth: GroundTruth, candidates: Candidates, d: np.ndarray, o: np.ndarray) -> np.ndarray:
     """(P,) IoU of pairs of masks, sorted by image and detection, or 0 if it does not suffice; with a crowd as of boxes."""
     detections = candidates.detections
