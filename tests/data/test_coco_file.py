@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
+from ranksort.data import json_source
 from ranksort.data.coco_file import read_coco_file
 from ranksort.data.faults import USES
 from ranksort.data.ids import IdIndex, canonical
@@ -64,7 +65,9 @@ def _repaired(row: Any) -> Row:
 )
 def test_a_list_is_split_between_rows_alone(rows: list[Any], others: list[Any], chunk: int) -> None:
     rows = [*rows, *others, *rows]
-    parts = decode_rows(memoryview(json.dumps(rows).encode()), Row, _repaired, chunk=chunk)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_source, "_CHUNK", chunk)
+        parts = list(decode_rows(memoryview(json.dumps(rows).encode()), Row, _repaired))
     assert [row for part in parts for row in part] == list(map(_repaired, rows))
 
 

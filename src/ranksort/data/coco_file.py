@@ -141,28 +141,26 @@ class _Reader:
     def images(self, section: Any) -> None:
         rows, repair = self.rows(section, "image", ImageRow)
         names: list[bytes] = []
-        sides: dict[str, list[int]] = {"width": [], "height": []}
         for number, id, row in rows:
             name = file_name(row)
             if not name:
                 line = f'image {id} needs a string as "file_name", {repair.shown(number, "file_name")}'
                 self.problem("bad file name", line)
             names.append((name or "").encode("utf-8", "surrogatepass"))
-            for key, column in sides.items():
-                value = getattr(row, key)
-                good = value is not None and value > 0 and value < MAX_SIDE and float(value).is_integer()
-                if not good:
-                    given = repair.shown(number, key) if value is None else f"not {shown(value)}"
-                    line = f'image {id} needs a positive integer under a million as "{key}", {given}'
-                    self.problem("bad image size", line)
-                column.append(int(value) if good else 0)
-        self.file.images = Images(
-            [id for _, id, _ in rows],
-            Packed.of(names),
-            np.array(sides["width"], dtype=np.int64),
-            np.array(sides["height"], dtype=np.int64),
-            self.federated(rows),
-        )
+        widths, heights = (self.sides(rows, key, repair) for key in ("width", "height"))
+        ids = [id for _, id, _ in rows]
+        self.file.images = Images(ids, Packed.of(names), widths, heights, self.federated(rows))
+
+    def sides(self, rows: list[tuple[int, Id, Any]], key: str, repair: Repair) -> np.ndarray:
+        """Widths or heights of images, int64, 0 for those that are malformed."""
+        values = [getattr(row, key) for *_, row in rows]
+        column = np.array(values, dtype=np.float64)  # None becomes NaN
+        good = (column > 0) & (column < MAX_SIDE) & (column == np.floor(column))
+        for n in np.flatnonzero(~good).tolist():
+            number, id, _ = rows[n]
+            given = repair.shown(number, key) if values[n] is None else f"not {shown(values[n])}"
+            self.problem("bad image size", f'image {id} needs a positive integer under a million as "{key}", {given}')
+        return np.where(good, column, 0).astype(np.int64)
 
     def federated(self, rows: list[tuple[int, Id, Any]]) -> list[Federated] | None:
         """LVIS' lists of classes, as positions; None where no image has them."""
@@ -178,6 +176,8 @@ class _Reader:
         incomplete = places([row.not_exhaustive_category_ids or [] for *_, row in rows])
         for (_, id, _), *lists in zip(rows, absent, incomplete, strict=True):
             if any(-1 in known for known in lists):
+                for known in lists:
+                    known[:] = [place for place in known if place >= 0]
                 self.problem("bad list of categories", f"image {id} lists a category that the file does not have")
         return list(map(Federated, absent, incomplete))
 

@@ -1,4 +1,4 @@
-"""JSON in a file or in memory, and the rows of a long list in it, a few megabytes at a time: their columns are kept, the rows are not."""
+"""JSON in a file or in memory, and the rows of a long list in it, a megabyte at a time: their columns are kept, the rows are not."""
 
 import errno
 import gc
@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 Row = TypeVar("Row")
-_CHUNK = 1 << 22  # bytes: what fits into the processor's cache with the rows made of it
+_CHUNK = 1 << 20  # bytes: what fits into the processor's cache with the rows made of it
 _BETWEEN = re.compile(rb"\}\s*,\s*(?=\{)")
 
 
@@ -113,7 +113,6 @@ def decode_rows(
     kind: type[Row],
     convert: Callable[[Any], Row],
     *,
-    chunk: int = _CHUNK,
     release: Callable[[], None] = lambda: None,
 ) -> Iterator[list[Row]]:
     """Decode a JSON list of objects part by part.
@@ -123,7 +122,6 @@ def decode_rows(
         kind: what a row should be, a `msgspec.Struct`.
         convert: takes what the rows of a part hold, where not all of them are of this kind, to rows, one by one. A list that is
             already decoded goes through it as a whole.
-        chunk: size of a part in bytes.
         release: called now and then, when the JSON before the present part is no longer needed.
 
     Yields:
@@ -137,7 +135,7 @@ def decode_rows(
         return
     decoder = msgspec.json.Decoder(list[kind])  # type: ignore[valid-type]
     view = memoryview(rows)
-    start, size, released = bytes(view[:1000]).find(b"[") + 1, chunk, 0
+    start, size, released = bytes(view[:1000]).find(b"[") + 1, _CHUNK, 0
     while True:
         # What looks like the place between two rows may be within a string or a row. Then the text before is no JSON.
         between = _BETWEEN.search(view, start + size)
@@ -157,7 +155,7 @@ def decode_rows(
         yield decoded
         if between is None:
             return
-        start, size = between.end(), chunk
+        start, size = between.end(), _CHUNK
         if start - released > 1 << 26:
             released = start
             release()

@@ -20,7 +20,6 @@ from ..data.segmentations import Packed, compress, encode_polygons, encode_segme
 
 Box = tuple[float, float, float, float]  # x, y, width, height in pixels
 Pixels = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
-_CHUNK = 1 << 19  # bytes of detections that are decoded at a time
 _SHOWN = 5  # positions in a complaint
 
 
@@ -199,7 +198,7 @@ class _Reader:
         parts: list[Detections] = []
         first = 0
         try:
-            for rows in decode_rows(content, kind, convert, chunk=_CHUNK, release=opened.release):
+            for rows in decode_rows(content, kind, convert, release=opened.release):
                 if first == 0 and self.with_masks and rows:
                     self.with_boxes = rows[0].bbox is not None or (1, "bbox") in self.repair.found
                 parts.append(self.columns(rows, first))
