@@ -1,4 +1,4 @@
-"""JSON in a file or in memory, and the rows of a long list in it, a megabyte at a time: their columns are kept, the rows are not."""
+"""JSON in a file or in memory, and the rows of a long list in it, half a megabyte at a time: their columns are kept, the rows are not."""
 
 import errno
 import gc
@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 Row = TypeVar("Row")
-_CHUNK = 1 << 20  # bytes: what fits into the processor's cache with the rows made of it
+_CHUNK = 1 << 19  # bytes: what fits into the processor's cache with the rows made of it
 _BETWEEN = re.compile(rb"\}\s*,\s*(?=\{)")
 
 

@@ -276,8 +276,8 @@ def rle_areas(counts: Sequence[Any], pixels: np.ndarray) -> np.ndarray:
         int64 [N] pixels.
     """
     areas = np.full(len(counts), -1)
-    for start in range(0, len(counts), 2000):  # as many as fit into the processor's cache
-        chunk = slice(start, start + 2000)
+    for start in range(0, len(counts), 1000):  # as many as fit into the processor's cache
+        chunk = slice(start, start + 1000)
         areas[chunk] = _compressed_areas(counts[chunk], pixels[chunk])
     for n in np.flatnonzero(areas < 0).tolist():
         runs = counts[n]
