@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -363,6 +363,8 @@ def test_nothing_in_the_file_makes_the_check_crash(content: dict[str, Any], writ
             parent[key] = data.draw(json_values)
     check = check_data(*write(broken))
     assert str(check)
+    # Training does not open small images, whatever is wrong with them.
+    assume(all(fault.kind != "small image" for fault in check.file.faults))
     files = check.images_path, check.annotations_path
     for masks, use in ((False, "boxes"), (True, "masks")):
         refused = bool(check.file.refusals(use))
