@@ -28,21 +28,21 @@ class CentreDetector(Detector):
         self.box_deltas = nn.Conv2d(channels, 4, 3, padding=1)
         set_prior(self.class_logits, prior)
 
-    def predict(self, batch) -> AnchorPredictions:
+    def outputs(self, batch) -> AnchorPredictions:
         features = self.fpn(self.backbone(batch.pixels)[-3:])
         hidden = [self.tower(x) for x in features]
         logits = [per_anchor(self.class_logits(x), self.num_classes) for x in hidden]
         return self.squares.predictions(features, logits, [per_anchor(self.box_deltas(x), 4) for x in hidden])
 
     def losses(self, batch, targets) -> DetectionLosses:
-        found = self.predict(batch)
+        found = self.outputs(batch)
         squares = torch.cat(found.anchors)
         matched = collect([match_centres(squares, target["boxes"]) for target in targets], targets)
         boxes = found.boxes(matched.positive)
         return self.criterion(found.all_logits(), matched.positive, matched.labels, boxes, matched.boxes)
 
     def detect(self, batch) -> list[dict[str, Tensor]]:
-        found = self.predict(batch)
+        found = self.outputs(batch)
         regions = [found.best_regions(image, size) for image, size in enumerate(batch.sizes)]
         return [self.suppress(boxes, scores) for boxes, scores, _ in regions]
 

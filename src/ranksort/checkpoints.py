@@ -3,6 +3,7 @@
 Files are untrusted: tensors and plain values are read from them, never code.
 """
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from .data.coco import COCO_CATEGORIES
 from .data.coco_columns import Category
+from .evaluation.thresholds import read_thresholds
 from .models import Detector
 from .recipes import Recipe, create_model, get_recipe, list_recipes
 from .recipes.build import with_pixel_statistics
@@ -43,6 +45,7 @@ class Checkpoint:
         """
         model = create_model(self.recipe, num_classes=len(self.categories), **model_overrides)
         load_weights(model, self.state_dict, "the checkpoint")
+        model.class_names = tuple(category.name for category in self.categories)
         return model.to(device).eval()
 
 
@@ -105,7 +108,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 def load_model(
     path: str | Path, device: str | torch.device = "cpu", *, detector: str | type[Detector] | None = None
 ) -> Detector:
-    """Returns the trained model of a run folder, .ckpt or .safetensors, in evaluation mode.
+    """Returns the trained model of a run folder, .ckpt or .safetensors, in evaluation mode: `load_model(RUN).predict("photo.jpg")`.
 
     Its attribute `class_names` has the names of the labels.
 
@@ -120,7 +123,8 @@ def load_model(
     """
     checkpoint = read_checkpoint(path)
     model = checkpoint.build(device, **({} if detector is None else {"detector": detector}))
-    model.class_names = [category.name for category in checkpoint.categories]  # type: ignore[assignment]
+    with contextlib.suppress(FileNotFoundError, ValueError):  # said where they are asked for
+        model.lrp_thresholds = tuple(read_thresholds(Path(path), checkpoint.categories))
     return model
 
 

@@ -2,12 +2,13 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
@@ -23,35 +24,54 @@ _PAGE_SIDE = 560  # pixels, of the pictures in a report's page
 RIGHT, MISSED, FALSE = (68, 136, 220), (220, 50, 90), (240, 170, 30)
 
 
-def draw_detections(image: Tensor, detections: dict[str, Tensor], class_names: Sequence[str]) -> Tensor:
+def draw_detections(
+    image: Tensor,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    scores: np.ndarray,
+    class_names: Sequence[str],
+    masks: Iterable[Tensor] | None = None,
+) -> Tensor:
     """Draws boxes with class names and scores, and masks where there are any.
 
     Args:
         image: uint8 RGB, [3, H, W].
-        detections: `boxes` [D, 4] xyxy in pixels of the image, `labels` [D], `scores` [D] in 0..1; perhaps `masks` bool [D, H, W].
+        boxes: [D, 4] xyxy in pixels of the image.
+        labels: [D].
+        scores: [D] in 0..1.
         class_names: of the labels.
+        masks: bool [H, W] each, of the D detections; one at a time, because all masks of a large image take much memory.
 
     Returns:
         A new image, uint8 [3, H, W].
     """
-    labels, size = detections["labels"].tolist(), min(image.shape[-2:])
-    if not labels:
-        return image.clone()
-    texts = [f"{class_names[k]} {score:.2f}" for k, score in zip(labels, detections["scores"].tolist(), strict=True)]
-    colors = [_color(label) for label in labels]
-    if "masks" in detections:
-        image = draw_segmentation_masks(image, detections["masks"], 0.5, colors)
+    image = image.clone()
+    if not len(boxes):
+        return image
+    texts = [f"{class_names[k]} {score:.2f}" for k, score in zip(labels.tolist(), scores.tolist(), strict=True)]
+    colors = [_color(label) for label in labels.tolist()]
+    for mask, color in zip(masks or (), colors, strict=masks is not None):
+        _paint(image, mask, color)
+    # Neither hidden under its own lines, in a large image full of small objects, nor illegible.
+    object_side = float(np.median(np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(1).clip(0))))
+    side = min(image.shape[1], image.shape[2], 5 * object_side)
     return draw_bounding_boxes(
         image,
-        detections["boxes"],
+        torch.from_numpy(boxes),
         labels=texts,
         colors=colors,
-        width=max(1, round(size / 200)),
+        width=max(1, round(side / 200)),
         font=_FONT,
-        font_size=max(9, round(size / 36)),
-        label_colors=["black"] * len(labels),
+        font_size=max(9, round(side / 36)),
+        label_colors=["black"] * len(texts),
         fill_labels=True,
     )
+
+
+def _paint(image: Tensor, mask: Tensor, color: tuple[int, int, int]) -> None:
+    """Colours the pixels of a mask, bool [H, W], half through."""
+    y, x = mask.nonzero(as_tuple=True)
+    image[:, y, x] = ((image[:, y, x].float() + torch.tensor(color)[:, None]) / 2).to(torch.uint8)
 
 
 def worst_and_best_images(dataset: CocoDataset, found: Detections, report: Report, limit: int) -> list[dict[str, Any]]:

@@ -167,7 +167,7 @@ def test_yolact_puts_its_anchors_where_the_cells_are(name: str) -> None:
     """550 / 32 is 17.19: a ResNet has 18 cells in a row there, ConvNeXt 17."""
     model = create_model("ranksort_yolact_r50_55e_coco", backbone=name, channels=64, num_classes=1, min_size=102).eval()
     with torch.no_grad():
-        output, *_ = model.predict(ImageBatch(torch.rand(1, 3, 102, 102), [(102, 102)], [(102, 102)], 1))
+        output, *_ = model.outputs(ImageBatch(torch.rand(1, 3, 102, 102), [(102, 102)], [(102, 102)], 1))
     for anchors, (height, width) in zip(output.anchors, output.map_sizes, strict=True):
         assert height == width
         centres = (anchors[:, :2] + anchors[:, 2:])[:: model.anchors.per_cell] / 2

@@ -64,7 +64,7 @@ def evaluated(case: Case, found: DetectionLosses) -> Evaluated:
     with torch.no_grad():
         backbone = model.backbone(batch.pixels)
         neck = model.fpn(backbone[-3:])
-        return Evaluated(backbone, neck, model.predict(batch), model.detect(batch))
+        return Evaluated(backbone, neck, model.outputs(batch), model.detect(batch))
 
 
 def test_weight_rule() -> None:

@@ -70,7 +70,7 @@ def test_losses(model: SOLOv2, given: GoldenInput) -> None:
 def test_losses_and_gradients_with_the_slip_of_the_published_code(model: SOLOv2, given: GoldenInput) -> None:
     """There the positives, by cell, and the losses of their masks, by object, meet in the order of their lists."""
     batch = given.batch
-    logits, kernels, features = model.train().predict(batch.pixels)
+    logits, kernels, features = model.train().outputs(batch.pixels)
     size = (batch.pixels.shape[2], batch.pixels.shape[3])
     matched = collect([match_cells(t["boxes"], t["masks"], size, model.ranges) for t in given.targets], given.targets)
     of_positive = torch.cat(kernels, 1).flatten(0, 1)[matched.positive]

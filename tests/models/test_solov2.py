@@ -219,7 +219,7 @@ def test_detections_agree_with_the_paper(prior: float, pairs: int) -> None:
     images, _ = batch(sample(96, 128, [[8, 8, 60, 44, 0], [64, 40, 120, 90, 1]]))
     with torch.no_grad():
         given, _ = model.transform(images)
-        logits, kernels, (features,) = model.predict(given.pixels)
+        logits, kernels, (features,) = model.outputs(given.pixels)
         (found,) = model.detect(given)
     scores = torch.cat([peaks(x[0].sigmoid(), grid) for x, grid in zip(logits, GRIDS, strict=True)])
     assert (scores > 0.05).sum() > pairs

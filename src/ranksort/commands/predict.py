@@ -1,46 +1,107 @@
 """`predict`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
 from .arguments import CheckpointPath
 
+if TYPE_CHECKING:
+    from ..data.coco_columns import Category
+
 
 def predict(
     checkpoint: CheckpointPath,
-    images: Annotated[list[Path], Positional, arg(metavar="IMAGE|FOLDER")],
+    images: Annotated[list[Path], Positional, arg(metavar="IMAGE|FOLDER|VIDEO")],
     /,
     out: Path,
-    score_threshold: float | Literal["lrp"] = 0.3,
+    score_threshold: float | Literal["lrp"] | None = None,
     device: str = "",
-    recursive: bool = False,
+    batch_size: int | None = None,
+    tile: int | None = None,
+    overlap: float = 0.2,
+    every: int = 1,
+    annotations: Path | None = None,
+    pictures: bool = True,
     detector: Annotated[str, arg(name="model.detector", aliases=["--detector"])] = "",
 ) -> None:
-    """Detect objects in images: pictures with boxes, and detections.json.
+    """Detect objects in images and videos: pictures with boxes, COCO results and CSV.
 
     Args:
         checkpoint: a run folder, .ckpt or .safetensors.
-        images: image files, and folders of such.
+        images: image and video files, folders in depth, .txt files with a path a line, and patterns such as "photos/*.jpg".
         out: folder for the results.
-        score_threshold: least score of a detection; "lrp": the best one for each class by oLRP, from the run's report.
+        score_threshold: least score of a detection; "lrp": the best one for each class by oLRP, from the run's report. By default
+            "lrp" where there is such a report, else 0.3.
         device: such as cpu, cuda:1 or mps; by default what there is.
-        recursive: look for images in the folders below those named, too.
+        batch_size: images or tiles at once; by default 1 on a CPU, else 8, and fewer where they do not fit into memory.
+        tile: look at squares of this many pixels of the image one by one, for objects that are small in large images.
+        overlap: of neighbouring tiles, as a share of their side.
+        every: look at every so manieth frame of videos.
+        annotations: COCO file whose image ids the results get, by the names of the files.
+        pictures: draw the detections.
         detector: file.py:Class, where the checkpoint was trained with a detector of your own; its file is run.
     """
-    from ..predict import find_images, predict_images
+    from ..checkpoints import read_checkpoint
+    from ..data.image_ids import read_image_ids
+    from ..prediction import Predictor
+    from ..prediction.folder import PredictionFolder
+    from ..prediction.images import find_images
 
-    files, passed_over = find_images(images, out, recursive)
+    files, passed_over = find_images(images, out)
     if passed_over:
         print(f"passed over: {passed_over}")
     if not files:
         raise ValueError(
             f"there are no images in {', '.join(map(str, images)) or 'the arguments'}: name files or folders"
         )
-    failures = predict_images(checkpoint, files, out, score_threshold, device, detector)
-    print(f"{len(files) - len(failures)} pictures and detections.json: {out}")
-    if failures:
+    if every < 1:
+        raise ValueError(f"--every must be 1 or more, got {every}")
+    trained = read_checkpoint(checkpoint)
+    model = trained.build(_device(device), **({"detector": detector} if detector else {}))
+    if score_threshold in (None, "lrp"):
+        model.lrp_thresholds = _lrp_thresholds(checkpoint, trained.categories, is_needed=score_threshold == "lrp")
+    predictor = Predictor(model, score_threshold, batch_size=batch_size, tile=tile, overlap=overlap)
+    image_ids = read_image_ids(annotations, files, trained.categories) if annotations else None
+    print(f"detections {predictor.threshold_text()}")
+    folder = PredictionFolder(out, predictor, trained.categories, pictures=pictures, every=every)
+    folder.predict(files, image_ids)
+    counts = ", ".join(f"{count} {name}" for name, count in folder.detections.most_common(10))
+    print(f"{folder.images} images, {folder.detections.total()} detections{f' ({counts})' if counts else ''}: {out}")
+    if folder.failures:
         raise ValueError(
-            f"{len(failures)} of {len(files)} images could not be read or processed: {'; '.join(failures[:5])}"
+            f"{len(folder.failures)} of {len(files)} images could not be read or processed: {'; '.join(folder.failures[:5])}"
         )
+
+
+def _device(name: str) -> str:
+    """The device of that name, or what there is.
+
+    Raises:
+        ValueError: it cannot be used.
+    """
+    import torch
+
+    place = name or str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    try:
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {place} cannot be used: {str(error).splitlines()[0]}") from None
+    return place
+
+
+def _lrp_thresholds(checkpoint: Path, categories: "list[Category]", is_needed: bool) -> tuple[float, ...] | None:
+    """The LRP-optimal threshold of each class, None where there are none and none are needed."""
+    from ..evaluation.thresholds import read_thresholds
+
+    try:
+        return tuple(read_thresholds(checkpoint, categories))
+    except FileNotFoundError:
+        if is_needed:
+            raise
+    except ValueError as error:
+        if is_needed:
+            raise
+        print(error)
+    return None

@@ -21,7 +21,7 @@ class ATSS(DenseDetector):
     """RS-ATSS: losses `ranking`, `sorting` and `box`. Args: as of `DenseDetector`."""
 
     def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> DetectionLosses:
-        output = self.predict(batch)
+        output = self.outputs(batch)
         matches = []
         for target, padded in zip(targets, batch.padded_sizes, strict=True):
             in_image = self.anchors.in_image(output.map_sizes, padded, batch.pixels.device)
@@ -37,6 +37,6 @@ class ATSS(DenseDetector):
         )
 
     def detect(self, batch: ImageBatch) -> list[dict[str, Tensor]]:
-        output = self.predict(batch)
+        output = self.outputs(batch)
         regions = [output.best_regions(image, size) for image, size in enumerate(batch.sizes)]
         return [self.suppress(boxes, scores) for boxes, scores, _ in regions]

@@ -43,7 +43,7 @@ class DenseDetector(Detector):
         self.anchors = AnchorGenerator(STRIDES, scales=[4 * 2 ** (i / 3) for i in range(3)])
         self.head = DenseHead(channels, num_classes, self.anchors.per_cell, len(STRIDES), head_convs, prior)
 
-    def predict(self, batch: ImageBatch) -> AnchorPredictions:
+    def outputs(self, batch: ImageBatch) -> AnchorPredictions:
         """What the network says."""
         features = self.fpn(self.backbone(batch.pixels)[-3:])
         return self.anchors.predictions(features, *self.head(features))

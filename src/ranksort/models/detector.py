@@ -1,7 +1,7 @@
 """How all detectors are called: as torchvision's are, with lists of images and of targets."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -9,6 +9,9 @@ from ..losses.detection import Criterion, DetectionLosses, rank_sort_detection_l
 from .backbones import Backbone
 from .images import ImageBatch, ImageTransform, check_input
 from .postprocess import non_maximum_suppression
+
+if TYPE_CHECKING:
+    from ..prediction import Prediction
 
 
 class Detector(nn.Module):
@@ -27,6 +30,10 @@ class Detector(nn.Module):
         score_threshold: least score of a detection, in 0..1; None: the published one, that of the class.
         nms_threshold: IoU above which the lower of two detections of a class is dropped; None: the published one.
         detections_per_image: most detections reported.
+
+    Attributes:
+        class_names: of the labels, which a checkpoint knows; "0", "1", ... for other models.
+        lrp_thresholds: of each label the score at which it reaches its oLRP, where a report of the checkpoint's run says it, or None.
     """
 
     has_boxes: ClassVar[bool] = True  # whether it learns boxes; else what it reports are those around its masks
@@ -69,6 +76,8 @@ class Detector(nn.Module):
         if nms_threshold is not None:
             self.nms_threshold = nms_threshold
         self.detections_per_image = detections_per_image
+        self.class_names = tuple(map(str, range(num_classes)))
+        self.lrp_thresholds: tuple[float, ...] | None = None
 
     def forward(
         self,
@@ -102,6 +111,20 @@ class Detector(nn.Module):
                 f"`losses` of {type(self).__name__} must return DetectionLosses, as its criterion must; got {type(found).__name__}"
             )
         return found if with_quality else found.losses
+
+    def predict(
+        self,
+        source: Any,
+        *,
+        score_threshold: float | Literal["lrp"] | None = None,
+        batch_size: int | None = None,
+        tile: int | None = None,
+        overlap: float = 0.2,
+    ) -> "Prediction | list[Prediction]":
+        """What is in a photo, or in several: see `ranksort.prediction.predict`, whose arguments these are."""
+        from ..prediction import predict
+
+        return predict(self, source, score_threshold=score_threshold, batch_size=batch_size, tile=tile, overlap=overlap)
 
     def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> DetectionLosses:
         """The losses of a batch whose targets are in its coordinates, and the quality of its positives."""

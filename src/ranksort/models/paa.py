@@ -28,7 +28,7 @@ class PAA(DenseDetector):
     """RS-PAA: losses `ranking`, `sorting` and `box`. Args: as of `DenseDetector`."""
 
     def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> DetectionLosses:
-        output = self.predict(batch)
+        output = self.outputs(batch)
         anchors, all_logits = torch.cat(output.anchors), output.all_logits()
         matches = []
         for target, padded in zip(targets, batch.padded_sizes, strict=True):
@@ -57,7 +57,7 @@ class PAA(DenseDetector):
         )
 
     def detect(self, batch: ImageBatch) -> list[dict[str, Tensor]]:
-        output = self.predict(batch)
+        output = self.outputs(batch)
         detections = []
         for image, size in enumerate(batch.sizes):
             boxes, scores, _ = output.best_regions(image, size)

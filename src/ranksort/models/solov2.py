@@ -77,7 +77,7 @@ class SOLOv2(Detector):
         self.head = SOLOv2Head(channels, width, num_classes, width // 2, head_convs, prior)
         self.mask_features = MaskFeatures(channels, channels // 2, width // 2)
 
-    def predict(self, pixels: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    def outputs(self, pixels: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """What the network says of normalised images [B, 3, H, W].
 
         Returns:
@@ -89,7 +89,7 @@ class SOLOv2(Detector):
         return logits, kernels, self.mask_features(features[:4])
 
     def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> DetectionLosses:
-        logits, kernels, features = self.predict(batch.pixels)
+        logits, kernels, features = self.outputs(batch.pixels)
         size = batch.pixels.shape[-2], batch.pixels.shape[-1]
         masks = [target["masks"].bool() for target in targets]
         matched = collect(
@@ -116,7 +116,7 @@ class SOLOv2(Detector):
         ]
 
     def _detect_one(self, pixels: Tensor) -> dict[str, Tensor]:
-        logits, kernels, (features,) = self.predict(pixels)
+        logits, kernels, (features,) = self.outputs(pixels)
         all_kernels = torch.cat(kernels, 1)[0]
         scores = torch.cat([peaks(x[0].float().sigmoid(), grid) for x, grid in zip(logits, GRIDS, strict=True)])
         candidates = (scores > self.score_threshold).any(1).nonzero().squeeze(1)

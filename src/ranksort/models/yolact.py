@@ -72,7 +72,7 @@ class YOLACT(Detector):
         self.head = YOLACTHead(channels, num_classes, self.anchors.per_cell, prototypes, prior)
         self.prototypes = _prototype_branch(channels, prototypes)
 
-    def predict(self, batch: ImageBatch) -> tuple[AnchorPredictions, Tensor, Tensor]:
+    def outputs(self, batch: ImageBatch) -> tuple[AnchorPredictions, Tensor, Tensor]:
         """What the network says of the anchors; their mask coefficients [B, ΣA_l, K]; the prototypes [B, K, H / 4, W / 4]."""
         features = self.fpn(self.backbone(batch.pixels)[-3:])
         logits, deltas, coefficients = self.head(features)
@@ -80,7 +80,7 @@ class YOLACT(Detector):
         return output, torch.cat(coefficients, 1), self.prototypes(features[0])
 
     def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> DetectionLosses:
-        output, coefficients, prototypes = self.predict(batch)
+        output, coefficients, prototypes = self.outputs(batch)
         anchors = torch.cat(output.anchors)
         matches = [
             match_iou(anchors, target["boxes"], positive=0.5, negative=0.4, low_quality=0, one_best=True)
@@ -111,7 +111,7 @@ class YOLACT(Detector):
 
     def detect(self, batch: ImageBatch) -> list[dict[str, Tensor]]:
         """The detections of a batch, boxes in its coordinates, masks as probabilities at the prototypes' stride; see `forward`."""
-        output, coefficients, prototypes = self.predict(batch)
+        output, coefficients, prototypes = self.outputs(batch)
         detections = []
         for image, size in enumerate(batch.sizes):
             boxes, scores, anchor = output.best_regions(image, size)
@@ -148,7 +148,7 @@ class YOLACTHead(nn.Module):
         set_prior(self.class_logits, prior)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Takes the pyramid to class logits, box deltas and mask coefficients in -1..1 of each level; see `YOLACT.predict`."""
+        """Takes the pyramid to class logits, box deltas and mask coefficients in -1..1 of each level; see `YOLACT.outputs`."""
         shared = [self.shared(x) for x in features]
         return (
             [per_anchor(self.class_logits(x), self.num_classes) for x in shared],

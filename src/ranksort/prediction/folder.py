@@ -1,0 +1,172 @@
+"""Detections in files, written to a folder: what `ranksort predict` does."""
+
+import contextlib
+import io
+import itertools
+import math
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from PIL import Image
+from rich.markup import escape
+from rich.progress import track
+from torch import Tensor
+
+from ..data.coco_columns import Category
+from ..data.ids import Id
+from ..evaluation.results import ResultsWriter
+from .images import RESULTS, VIDEOS
+from .predictor import Predictor
+from .result import Prediction
+from .video import Video, VideoWriter
+
+_LONGEST_JPEG = 65500  # pixels of a side
+
+T = TypeVar("T")
+
+
+class PredictionFolder:
+    """Writes results and pictures file by file: what is done stays, whatever happens to the rest.
+
+    The folder gets `results_bbox.json`, `results_segm.json` where the model predicts masks, `results.csv`, `images.json`, and the pictures:
+    one a file, numbered in their order, as JPEG, or as PNG where a side is too long for that; videos as MP4.
+
+    Args:
+        out: the folder.
+        predictor: what finds something.
+        categories: of its model, in the order of the labels.
+        pictures: whether to draw any.
+        every: look at every so manieth frame of videos.
+
+    Attributes:
+        images: how many images and frames have results.
+        detections: their number by class.
+        failures: one sentence for each file that could not be read or processed.
+    """
+
+    def __init__(
+        self, out: Path, predictor: Predictor, categories: Sequence[Category], *, pictures: bool = True, every: int = 1
+    ) -> None:
+        self._out, self._predictor, self._categories = out, predictor, categories
+        self._pictures, self._every = pictures, every
+        self.images, self.detections = 0, Counter[str]()
+        self.failures: list[str] = []
+
+    def predict(self, files: Sequence[Path], image_ids: Iterable[Id] | None = None) -> None:
+        """Write the results of some files.
+
+        Args:
+            files: images and videos.
+            image_ids: of the files, none of which is a video then; None: 1, 2, ... through images and frames. A frame is named such as
+                `clip.mp4#frame=12&t=0.400`.
+
+        Raises:
+            OSError: the results cannot be written, as on a full disk; the message says what is kept.
+        """
+        self._ids = iter(itertools.count(1) if image_ids is None else image_ids)
+        self._done = 0
+        numbered = list(enumerate(files))
+        with ResultsWriter(self._out, self._categories, masks=self._predictor.model.has_masks) as self._results:
+            try:
+                for is_video, group in itertools.groupby(numbered, key=lambda one: one[1].suffix.lower() in VIDEOS):
+                    (self._predict_videos if is_video else self._predict_images)(list(group))
+            except OSError as error:
+                raise OSError(
+                    f"{error.filename} cannot be written ({error.strerror or error}); {self._kept(files)}"
+                ) from None
+            except KeyboardInterrupt:
+                print(self._kept(files), file=sys.stderr)
+                raise
+
+    def _kept(self, files: Sequence[Path]) -> str:
+        return f"{self._out / RESULTS} has the detections of the first {self._done} of {len(files)} images"
+
+    def _predict_images(self, numbered: Sequence[tuple[int, Path]]) -> None:
+        found = _progress(self._predictor.files([path for _, path in numbered]), len(numbered), "detecting")
+        for (number, path), (_, one) in zip(numbered, found, strict=True):
+            image_id = next(self._ids)
+            try:
+                if isinstance(one, Exception):
+                    raise one
+                suffix, picture = _encode(one.draw()) if self._pictures else ("", b"")
+            except Exception as error:  # be it out of memory: the next image may be smaller
+                self.failures.append(_failure(path, error))
+            else:
+                self._add(one, image_id, str(path))
+                if self._pictures:
+                    _write(self._named(number, path, suffix), picture)
+            self._done = number + 1
+
+    def _predict_videos(self, numbered: Sequence[tuple[int, Path]]) -> None:
+        for number, path in numbered:
+            try:
+                self._predict_video(path, self._named(number, path, ".mp4"))
+            except ValueError as error:
+                self.failures.append(str(error))
+            self._done = number + 1
+
+    def _predict_video(self, path: Path, annotated: Path) -> None:
+        with Video(path) as video, contextlib.ExitStack() as closing:
+            writer = closing.enter_context(VideoWriter(annotated, video, self._every)) if self._pictures else None
+            total = None if video.count is None else math.ceil(video.count / self._every)
+            frames = _progress(self._predictor.images(video.frames(self._every)), total, path.name)
+            for frame, found in frames:
+                if isinstance(found, Exception):
+                    raise ValueError(_failure(path, found))
+                if writer is not None:
+                    writer.add(found.draw(), frame)
+                self._add(found, next(self._ids), str(frame))
+
+    def _add(self, found: Prediction, image_id: Id, name: str) -> None:
+        """Write the results of an image or a frame."""
+        boxes = found.boxes.copy()
+        boxes[:, 2:] -= boxes[:, :2]
+        columns = zip(found.labels.tolist(), boxes.tolist(), found.scores.tolist(), strict=True)
+        rows: list[dict[str, Any]] = [
+            {"image_id": image_id, "category_id": self._categories[label].id, "bbox": box, "score": score}
+            for label, box, score in columns
+        ]
+        for row, rle in zip(rows, found.rles or (), strict=found.rles is not None):
+            row["segmentation"] = rle
+        self._results.add(rows, image_id, name, *found.size)
+        self.images += 1
+        self.detections.update(found.names)
+
+    def _named(self, number: int, path: Path, suffix: str) -> Path:
+        """Where the picture of a file goes. Of the file's name so much is kept that number and suffix fit into 255 bytes."""
+        stem = os.fsencode(path.stem)[:200].decode(errors="ignore")
+        return self._out / f"{number:05d}_{stem}{suffix}"
+
+
+def _progress(items: Iterable[T], total: int | None, what: str) -> Iterable[T]:
+    return track(items, description=escape(what), total=total)
+
+
+def _failure(path: Path, error: Exception) -> str:
+    """Why an image has no detections, in one sentence."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return reason if str(path) in reason else f"The image {path} cannot be processed ({reason})."
+
+
+def _encode(image: Tensor) -> tuple[str, bytes]:
+    """An image, uint8 [3, H, W], as the content of a file, after the file's suffix."""
+    suffix, form = (".jpg", "JPEG") if max(image.shape) <= _LONGEST_JPEG else (".png", "PNG")
+    content = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(content, form)
+    return suffix, content.getvalue()
+
+
+def _write(file: Path, content: bytes) -> None:
+    """Write a file, or none at all."""
+    try:
+        file.write_bytes(content)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            file.unlink()
+        if isinstance(error, OSError):
+            error.filename = str(file)
+        raise

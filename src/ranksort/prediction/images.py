@@ -1,0 +1,139 @@
+"""Images as people have them: files, folders, lists and patterns of files, PIL images, arrays and tensors."""
+
+import glob
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ..data.images import IMAGE_SUFFIXES, read_image, to_rgb
+
+VIDEOS = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"}
+RESULTS = "results_bbox.json"  # a folder with a file of this name holds results of an earlier call
+_READERS = 4  # threads
+
+T = TypeVar("T")
+
+
+def find_images(names: Iterable[str | Path], out: Path | None = None) -> tuple[list[Path], str]:
+    """List the image and video files that some names stand for.
+
+    Args:
+        names: files, which are taken whatever they are called; folders, in depth, by name, without hidden files, hidden folders,
+            links to folders and folders of results; .txt files with a path a line, relative to the working directory or else to the
+            .txt file; and patterns such as "photos/*.jpg" or "photos/**/*.jpg".
+        out: folder of results, which is passed over, too.
+
+    Returns:
+        The files, and what of the folders was passed over, in words; "" if nothing was.
+
+    Raises:
+        ValueError: a .txt file or a pattern names nothing.
+    """
+    files: list[Path] = []
+    others: Counter[str] = Counter()
+    for path in map(Path, names):
+        if path.is_dir():
+            files += _of_folder(path, out, others)
+        elif path.suffix.lower() == ".txt" and path.is_file():
+            files += _of_list(path)
+        elif glob.has_magic(str(path)) and not path.exists():
+            matches = sorted(filter(os.path.isfile, glob.iglob(str(path), recursive=True)))
+            if not matches:
+                raise ValueError(f"no file has a name like {path}")
+            files += map(Path, matches)
+        else:
+            files.append(path)
+    return files, ", ".join(f"{count} {what}" for what, count in others.items() if count)
+
+
+def _of_folder(top: Path, out: Path | None, others: Counter[str]) -> Iterator[Path]:
+    """The image and video files of a folder; `others` counts the rest."""
+    for name, folders, files in os.walk(top):
+        folder = Path(name)
+        if out is not None and folder.resolve() == out.resolve():
+            folders.clear()
+            continue
+        if RESULTS in files:
+            folders.clear()
+            others["folder(s) of results"] += 1
+            continue
+        seen = [f for f in sorted(folders) if not f.startswith(".") and not (folder / f).is_symlink()]
+        others["folder(s) that are hidden, or links"] += len(folders) - len(seen)
+        folders[:] = seen
+        for file in (folder / file for file in sorted(files)):
+            if file.suffix.lower() in IMAGE_SUFFIXES | VIDEOS and not file.name.startswith("."):  # macOS leaves ._name.jpg
+                yield file
+            else:
+                others["file(s) that are hidden, or no images by their names"] += 1
+
+
+def _of_list(file: Path) -> list[Path]:
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} is no list of images in UTF-8, one path a line") from None
+    paths = [Path(line) for line in lines if line and not line.startswith("#")]
+    if not paths:
+        raise ValueError(f"{file} lists no images: write one path a line")
+    return [path if path.exists() else file.parent / path for path in paths]
+
+
+def load_image(source: Any) -> Tensor:
+    """An image as a person sees it, turned as its EXIF orientation says: uint8 RGB [3, H, W].
+
+    Args:
+        source: a file; a PIL image; an array, uint8 [H, W, 3] RGB (OpenCV's are BGR: pass `image[..., ::-1]`), [H, W, 4] whose alpha is
+            ignored, or [H, W] grey; or a tensor as models take it, RGB [3, H, W], uint8 or float in 0..1.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no image, or damaged, or of another shape or type.
+    """
+    if isinstance(source, str | os.PathLike):
+        source = read_image(Path(source))
+    if isinstance(source, Image.Image):
+        source = np.array(to_rgb(ImageOps.exif_transpose(source)))
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if not isinstance(source, Tensor):
+        raise ValueError(f"a {type(source).__name__} is no image: pass a file, a PIL image, an array or a tensor")
+    if source.ndim != 3 or source.shape[0] != 3 or 0 in source.shape:
+        raise ValueError(f"a tensor must be RGB of shape [3, H, W], got {tuple(source.shape)}")
+    if source.is_floating_point():
+        source = source.clamp(0, 1).mul(255).round().to(torch.uint8)
+    if source.dtype != torch.uint8:
+        raise ValueError(f"a tensor must be uint8 or float in 0..1, got {source.dtype}")
+    return source.detach().cpu()
+
+
+def _from_array(image: np.ndarray) -> Tensor:
+    if image.ndim == 2:
+        image = image[..., None].repeat(3, axis=2)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (3, 4) or 0 in image.shape:
+        raise ValueError(
+            f"an array must be uint8, [H, W, 3] RGB or [H, W] grey, got {image.dtype} of shape {image.shape}"
+        )
+    return torch.from_numpy(np.ascontiguousarray(image[..., :3].transpose(2, 0, 1)))
+
+
+def read_ahead(sources: Sequence[T], load: Callable[[T], Tensor], ahead: int) -> Iterator[tuple[T, Tensor | Exception]]:
+    """Load images in threads while others are looked at, in their order; an exception stands for an image that cannot be loaded."""
+    with ThreadPoolExecutor(min(_READERS, ahead)) as pool:
+        pending: deque[Future[Tensor]] = deque()
+        try:
+            for n, source in enumerate(sources):
+                while len(pending) <= ahead and n + len(pending) < len(sources):
+                    pending.append(pool.submit(load, sources[n + len(pending)]))
+                future = pending.popleft()
+                error = future.exception()
+                yield source, error if isinstance(error, Exception) else future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)

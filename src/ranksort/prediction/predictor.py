@@ -1,0 +1,233 @@
+"""A detector on images of any kind: in batches, whole or in tiles."""
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from ..evaluation.results import encode_masks
+from ..models import Detector
+from ..models.images import resized_size
+from .images import VIDEOS, find_images, load_image, read_ahead
+from .result import Prediction
+from .tiles import cover, join, place
+
+DEFAULT_THRESHOLD = 0.3  # where there are no better ones
+_BATCH = 8  # images at once on accelerators
+_WINDOW = 4  # batches that are sorted by shape together
+
+T = TypeVar("T")
+
+
+def predict(
+    model: Detector,
+    source: Any,
+    *,
+    score_threshold: float | Literal["lrp"] | None = None,
+    batch_size: int | None = None,
+    tile: int | None = None,
+    overlap: float = 0.2,
+) -> Prediction | list[Prediction]:
+    """What a model finds in a photo, or in several.
+
+    Args:
+        model: any detector, in training or evaluation mode, which it keeps.
+        source: an image: a file, a PIL image, an array, uint8 [H, W, 3] **RGB** (OpenCV's are BGR: pass `image[..., ::-1]`) or [H, W]
+            grey, or a tensor [3, H, W]. Or several: a list of images, a folder (in depth), a .txt file with a path a line, or a pattern
+            such as "photos/*.jpg".
+        score_threshold: least score of a detection; "lrp": of each class that at which it reaches its oLRP in the report of the run. None:
+            "lrp" where the model comes with such a report, else .3.
+        batch_size: images or tiles at once; None: 1 on a CPU, else 8. Where they do not fit into memory, fewer.
+        tile: look at squares of this many pixels of the image, one by one, and at the image as a whole: for objects too small for the size
+            at which the model sees a whole image. Best is a size at which objects are as large in a tile as in the images of the training.
+        overlap: of neighbouring tiles, as a share of their side. What is smaller than the overlap is seen whole by a tile.
+
+    Returns:
+        A `Prediction` for an image, a list of them for several.
+
+    Raises:
+        FileNotFoundError, ValueError: an image or a setting cannot be used.
+    """
+    predictor = Predictor(model, score_threshold, batch_size=batch_size, tile=tile, overlap=overlap)
+    several = isinstance(source, list | tuple)
+    if isinstance(source, str | os.PathLike):
+        files, _ = find_images([Path(source)])
+        several = files != [Path(source)]
+        sources: Sequence[Any] = files
+        if not files:
+            raise ValueError(f"there are no images in {source}")
+    else:
+        sources = source if several else [source]
+    films = [s for s in sources if isinstance(s, str | os.PathLike) and Path(s).suffix.lower() in VIDEOS]
+    if films:
+        raise ValueError(f"{films[0]} is a video: use `ranksort predict`, or pass its frames as arrays")
+    results = []
+    for one, result in predictor.files(sources):
+        if isinstance(result, Exception):
+            raise result
+        results.append(replace(result, image=None) if isinstance(one, str | os.PathLike) else result)
+    return results if several else results[0]
+
+
+class Predictor:
+    """Runs a model on images; see `predict` for the arguments.
+
+    Attributes:
+        batch_size: images or tiles at once, less from the moment on that they do not fit into memory.
+        thresholds: of each label, [C].
+        is_lrp: whether they are the LRP-optimal ones.
+    """
+
+    def __init__(
+        self,
+        model: Detector,
+        score_threshold: float | Literal["lrp"] | None = None,
+        *,
+        batch_size: int | None = None,
+        tile: int | None = None,
+        overlap: float = 0.2,
+    ) -> None:
+        if score_threshold not in (None, "lrp") and not 0 <= float(score_threshold) <= 1:
+            raise ValueError(f'the score threshold must be within 0..1 or "lrp", got {score_threshold}')
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"the batch size must be 1 or more, got {batch_size}")
+        if tile is not None and tile < 32:
+            raise ValueError(f"tiles must have 32 pixels or more, got {tile}")
+        if not 0 <= overlap <= 0.9:
+            raise ValueError(f"the overlap of tiles must be within 0..0.9, got {overlap}")
+        if score_threshold == "lrp" and model.lrp_thresholds is None:
+            raise ValueError(
+                'there is no report with thresholds for this model, which score_threshold="lrp" needs: '
+                "load it from its run folder, or set a number from 0 to 1"
+            )
+        self.model, self.tile, self.overlap = model, tile, overlap
+        self.device = model.transform.mean.device
+        self.batch_size = batch_size or (1 if self.device.type == "cpu" else _BATCH)
+        self.is_lrp = score_threshold == "lrp" or (score_threshold is None and model.lrp_thresholds is not None)
+        least = DEFAULT_THRESHOLD if score_threshold is None else score_threshold
+        values = model.lrp_thresholds if self.is_lrp else [least] * model.num_classes
+        self.thresholds = torch.tensor(values, dtype=torch.float32)
+
+    def threshold_text(self) -> str:
+        """From which score on detections are reported, and why."""
+        low, high = float(self.thresholds.min()), float(self.thresholds.max())
+        if not self.is_lrp:
+            return f"from score {low:g} on"
+        return f"from the score on at which their class reaches its oLRP in the run's report: {low:.3f} to {high:.3f}"
+
+    def files(self, sources: Sequence[Any]) -> Iterator[tuple[Any, Prediction | Exception]]:
+        """Go through images, which are read ahead in threads: each with what is found in it, or why nothing can be said of it."""
+        ahead = self._window + 2
+        for source, found in self.images(read_ahead(sources, load_image, ahead)):
+            path = Path(source) if isinstance(source, str | os.PathLike) else None
+            yield source, found if isinstance(found, Exception) else replace(found, path=path)
+
+    def images(self, images: Iterable[tuple[T, Tensor | Exception]]) -> Iterator[tuple[T, Prediction | Exception]]:
+        """Go through images, uint8 [3, H, W], and exceptions in place of such, which are passed on, in their order.
+
+        What comes out holds its image. Images of a similar shape share a batch, which is padded to the largest.
+        """
+        for window in _chunks(images, self._window):
+            tensors = {n: image for n, (_, image) in enumerate(window) if isinstance(image, Tensor)}
+            order = iter(sorted(tensors, key=lambda n: tensors[n].shape[2] / tensors[n].shape[1]))
+            found: dict[int, Prediction | Exception] = {}
+            while numbers := list(islice(order, self.batch_size)):  # which may have become smaller
+                found |= zip(numbers, self._find([tensors[n] for n in numbers]), strict=True)
+            for n, (source, image) in enumerate(window):
+                yield source, image if isinstance(image, Exception) else _with_image(found[n], image)
+
+    @property
+    def _window(self) -> int:
+        """Images which are looked at together."""
+        return 1 if self.tile or self.batch_size == 1 else _WINDOW * self.batch_size
+
+    def _find(self, images: Sequence[Tensor]) -> list[Prediction | Exception]:
+        """What is in some images, or why that cannot be said."""
+        if not self.tile:
+            return self._find_whole(images)
+        return [self._find_in_tiles(image, self.tile) for image in images]
+
+    def _find_whole(self, images: Sequence[Tensor]) -> list[Prediction | Exception]:
+        """A batch of images, or, where that fails, its halves: be it for the memory, or for one of the images."""
+        try:
+            return list(self._run(images))
+        except Exception as error:
+            if len(images) == 1:
+                return [error.with_traceback(None)]  # which would hold what fills the memory
+            if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):
+                self.batch_size = len(images) // 2
+        half = len(images) // 2
+        return self._find_whole(images[:half]) + self._find_whole(images[half:])
+
+    def _find_in_tiles(self, image: Tensor, side: int) -> Prediction | Exception:
+        height, width = image.shape[-2:]
+        if max(height, width) <= side:
+            return self._find_whole([image])[0]
+        tiles = cover(height, width, side, self.overlap)
+        parts: list[Prediction] = []
+        rows = iter(tiles.boxes.tolist())
+        while boxes := list(islice(rows, self.batch_size)):
+            for box, found in zip(
+                boxes, self._find_whole([image[:, y:y2, x:x2] for x, y, x2, y2 in boxes]), strict=True
+            ):
+                if isinstance(found, Exception):
+                    return found
+                parts.append(place(found, box, (height, width)))
+        # Shrunk here, as bytes: the model would take all of it to the device, as floats.
+        transform = self.model.transform
+        size = resized_size(height, width, transform.min_size, transform.max_size)
+        (whole,) = self._find_whole([F.resize(image, list(size), antialias=True)])
+        if isinstance(whole, Exception):
+            return whole
+        return join(parts, tiles, place(whole, (0, 0, width, height), (height, width)))
+
+    def _run(self, images: Sequence[Tensor]) -> Iterator[Prediction]:
+        with torch.inference_mode(), _evaluating(self.model, float(self.thresholds.min()), self.is_lrp):
+            detections = self.model([image.to(self.device) for image in images])
+        thresholds = self.thresholds.to(self.device)
+        for image, of_image in zip(images, detections, strict=True):
+            kept = of_image["scores"] >= thresholds[of_image["labels"]]
+            of_image = {key: value[kept].cpu() for key, value in of_image.items()}
+            yield Prediction(
+                of_image["boxes"].float().numpy(),
+                of_image["scores"].float().numpy(),
+                of_image["labels"].numpy(),
+                self.model.class_names,
+                (image.shape[1], image.shape[2]),
+                encode_masks(of_image["masks"]) if "masks" in of_image else None,
+            )
+
+
+@contextlib.contextmanager
+def _evaluating(model: Detector, least: float, is_lrp: bool) -> Iterator[None]:
+    """Puts a model into evaluation mode, in which it reports what scores `least`, and back.
+
+    With LRP-optimal thresholds it keeps its own: that with which they were found.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    own = model.score_threshold
+    try:
+        model.eval()
+        model.score_threshold = own if is_lrp else min(own, least)
+        yield
+    finally:
+        model.score_threshold = own
+        for module, mode in modes:
+            module.training = mode
+
+
+def _with_image(found: Prediction | Exception, image: Tensor) -> Prediction | Exception:
+    return found if isinstance(found, Exception) else replace(found, image=image)
+
+
+def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk

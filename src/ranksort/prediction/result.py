@@ -1,0 +1,89 @@
+"""What was found in one image."""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+from ..visualize import draw_detections
+from .images import load_image
+
+
+@dataclass(repr=False, eq=False)
+class Prediction:
+    """The D detections in one image, by falling score.
+
+    Attributes:
+        boxes: float32 [D, 4], x1, y1, x2, y2 in pixels of the image.
+        scores: float32 [D], in 0..1.
+        labels: int64 [D], positions in `class_names`.
+        class_names: of all classes that the model knows.
+        size: height and width of the image in pixels, upright.
+        rles: COCO's compressed RLE of the mask of each detection, None where the model predicts no masks.
+        path: of the image file; None where it did not come from a file.
+        image: uint8 RGB [3, H, W]; None where it can be read from `path`, so that the results of many files take little memory.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    size: tuple[int, int]
+    rles: list[dict[str, Any]] | None = None
+    path: Path | None = None
+    image: Tensor | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """The class name of each detection."""
+        return [self.class_names[label] for label in self.labels.tolist()]
+
+    @property
+    def masks(self) -> np.ndarray | None:
+        """The masks, bool [D, H, W], decoded at each access; None where the model predicts none."""
+        if self.rles is None:
+            return None
+        if not self.rles:
+            return np.zeros((0, *self.size), dtype=bool)
+        return coco_mask.decode(self.rles).transpose(2, 0, 1).astype(bool)
+
+    def select(self, kept: np.ndarray) -> "Prediction":
+        """Some of the detections: bool [D], or their positions in the order wanted."""
+        rles = None if self.rles is None else [self.rles[n] for n in np.arange(len(self))[kept].tolist()]
+        boxes, scores, labels = self.boxes[kept], self.scores[kept], self.labels[kept]
+        return replace(self, boxes=boxes, scores=scores, labels=labels, rles=rles)
+
+    def plot(self) -> Image.Image:
+        """The image with boxes, class names and scores, and masks where there are any.
+
+        Raises:
+            FileNotFoundError, ValueError: the image cannot be read again from its file.
+        """
+        return Image.fromarray(self.draw().permute(1, 2, 0).numpy())
+
+    def draw(self) -> Tensor:
+        """What `plot` shows as uint8 [3, H, W]."""
+        if self.image is None and self.path is None:
+            raise ValueError("this prediction has neither an image nor a file to draw on")
+        image = load_image(self.path) if self.image is None else self.image
+        masks = None if self.rles is None else (torch.from_numpy(coco_mask.decode(rle)).bool() for rle in self.rles)
+        return draw_detections(image, self.boxes, self.labels, self.scores, self.class_names, masks)
+
+    def save(self, path: str | Path) -> None:
+        """Write what `plot` shows to a file; its suffix says the format, such as .jpg or .png."""
+        self.plot().save(path)
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __repr__(self) -> str:
+        """Such as `<Prediction photo.jpg, 640x480: 15 RBC, 1 WBC>`."""
+        counts = ", ".join(f"{count} {name}" for name, count in Counter(self.names).most_common())
+        name = f"{self.path}, " if self.path else ""
+        return f"<Prediction {name}{self.size[1]}x{self.size[0]}: {counts or 'nothing found'}>"

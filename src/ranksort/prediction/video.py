@@ -1,0 +1,131 @@
+"""Videos: their frames as they are shown, one by one, and a copy of them with something drawn on each."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+with contextlib.suppress(ModuleNotFoundError):
+    import av
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where an image comes from within a video."""
+
+    video: Path
+    number: int  # from 0
+    timestamp: int | None  # in units of the video's time base
+    seconds: float | None  # from the beginning
+
+    def __str__(self) -> str:
+        """The path with a media fragment, such as clip.mp4#frame=12&t=0.400."""
+        return f"{self.video}#frame={self.number}" + ("" if self.seconds is None else f"&t={self.seconds:.3f}")
+
+
+class Video:
+    """A video file that is read, frame by frame.
+
+    Attributes:
+        count: how many frames it has as far as the file says, else None.
+        rate: of frames a second.
+        time_base: unit of timestamps in seconds.
+
+    Raises:
+        ValueError: PyAV is not installed, or the file is missing, no video, or damaged; by every method.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if "av" not in globals():
+            raise ValueError(f'{path} is a video, which needs PyAV: pip install "ranksort[video]", or: pip install av')
+        self.path = path
+        with self._sentences():
+            self._container = av.open(os.fspath(path))
+            if not self._container.streams.video:
+                raise ValueError("it has no pictures")
+            self._stream = self._container.streams.video[0]
+            self._stream.thread_type = "AUTO"
+        self.count: int | None = self._stream.frames or None
+        self.rate = Fraction(self._stream.average_rate or 25)
+        self.time_base = Fraction(self._stream.time_base or Fraction(1, 1000))
+
+    def frames(self, every: int = 1) -> Iterator[tuple[Frame, Tensor]]:
+        """Every so manieth frame from the first on, uint8 RGB [3, H, W], turned as players turn it."""
+        decoded = self._container.decode(self._stream)
+        number = -1
+        while True:
+            with self._sentences():
+                frame = next(decoded, None)
+            if frame is None:
+                return
+            number += 1
+            if number % every == 0:
+                pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+                image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+                yield Frame(self.path, number, frame.pts, frame.time), image
+
+    def __enter__(self) -> "Video":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._container.close()
+
+    @contextlib.contextmanager
+    def _sentences(self) -> Iterator[None]:
+        try:
+            yield
+        except (av.error.FFmpegError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ValueError(f"The video {self.path} cannot be read ({reason}).") from None
+
+
+class VideoWriter:
+    """Writes an MP4 file frame by frame; where it is closed early, it holds what was added before. There is no sound.
+
+    Args:
+        path: of the file.
+        like: the video whose rate and timestamps it has.
+        every: how many frames of that video there are to one of this.
+
+    Raises:
+        OSError: it cannot be written; by every method.
+    """
+
+    def __init__(self, path: Path, like: Video, every: int) -> None:
+        self._container = av.open(os.fspath(path), "w", format="mp4")
+        self._rate, self._time_base = like.rate / every, like.time_base
+        self._stream: Any = None
+
+    def add(self, image: Tensor, frame: Frame) -> None:
+        """Add an image, uint8 RGB [3, H, W], at the time of a frame of the original. Sides become even, as the format demands."""
+        height, width = (side // 2 * 2 for side in image.shape[1:])
+        if self._stream is None:
+            self._stream = self._new_stream(height, width)
+        pixels = np.ascontiguousarray(image[:, :height, :width].permute(1, 2, 0).numpy())
+        picture = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+        picture.pts, picture.time_base = frame.timestamp, self._time_base
+        self._container.mux(self._stream.encode(picture))
+
+    def _new_stream(self, height: int, width: int) -> Any:
+        codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+        stream: Any = self._container.add_stream(codec, rate=self._rate)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.time_base = self._time_base
+        return stream
+
+    def __enter__(self) -> "VideoWriter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            if self._stream is not None:
+                self._container.mux(self._stream.encode(None))
+        finally:
+            self._container.close()

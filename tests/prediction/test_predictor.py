@@ -1,0 +1,135 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from prediction.conftest import Colours, paint
+from torch import nn
+
+from ranksort.prediction import Prediction
+
+
+def picture(height: int, width: int, *numbers: int) -> torch.Tensor:
+    """An image of objects beside each other, 5 px wide."""
+    image = torch.zeros(3, height, width, dtype=torch.uint8)
+    for place, number in enumerate(numbers):
+        paint(image, (6 * place, 2, 6 * place + 5, 8), number)
+    return image
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / f"{n}.png" for n in range(7)]
+    for n, path in enumerate(paths):
+        image = picture(*((10, 30) if n % 2 else (30, 12)), n + 1)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    return paths
+
+
+def test_one_image_gives_one_result_and_several_a_list(colours: Colours, files: list[Path]) -> None:
+    one = colours.predict(files[1])
+    assert isinstance(one, Prediction)
+    assert (one.path, one.size, one.names, one.labels.tolist()) == (files[1], (10, 30), ["2"], [2])
+    assert one.boxes.tolist() == [[0, 2, 5, 8]]
+    assert one.scores.tolist() == pytest.approx([0.88])
+    for several in ([files[1]], (str(files[1]),), files[1].parent, str(files[1].parent / "1*.png")):
+        found = colours.predict(several)
+        assert isinstance(found, list)
+        assert all(isinstance(f, Prediction) for f in found)
+    found = colours.predict(files[0].parent)
+    assert [f.path for f in found] == files  # type: ignore[union-attr]
+    assert colours.predict([]) == []
+
+
+def test_result(colours: Colours, files: list[Path], tmp_path: Path) -> None:
+    colours.class_names = ("dog", "cat", "cow")
+    image = picture(40, 60, 1, 2, 4)
+    found = colours.predict(image)
+    assert isinstance(found, Prediction)
+    assert len(found) == 3
+    assert repr(found) == "<Prediction 60x40: 2 cat, 1 cow>"
+    assert repr(colours.predict(picture(9, 9))) == "<Prediction 9x9: nothing found>"
+    assert found.masks is not None
+    assert found.masks.shape == (3, 40, 60)
+    drawn = np.asarray(found.plot())
+    assert drawn.shape == (40, 60, 3)
+    assert (drawn != image.permute(1, 2, 0).numpy()).any()
+    found.save(tmp_path / "drawn.png")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "drawn.png")), drawn)
+    of_file = colours.predict(files[1])
+    assert isinstance(of_file, Prediction)
+    assert of_file.image is None  # it is read again
+    assert of_file.plot().size == (30, 10)
+    files[1].unlink()
+    with pytest.raises(FileNotFoundError, match=r"1\.png does not exist"):
+        of_file.plot()
+
+
+def test_model_stays_in_its_mode(colours: Colours) -> None:
+    colours.backbone = nn.Sequential(nn.Identity(), nn.Identity()).train()
+    colours.train().backbone[0].eval()
+    colours.score_threshold = 0.4
+    image = picture(20, 60, 1)
+    found = colours.predict(image, score_threshold=0.1)
+    assert len(found) == 1
+    assert colours.score_threshold == 0.4
+    assert [m.training for m in (colours, colours.backbone[0], colours.backbone[1])] == [True, False, True]
+
+
+def test_thresholds(colours: Colours) -> None:
+    image = picture(20, 60, 3, 20, 61, 80)  # scores .87, .70, .29, .10 of labels 0, 2, 1, 2
+
+    def scores(threshold: float | str | None = None) -> list[float]:
+        found = colours.predict(image, score_threshold=threshold)  # type: ignore[arg-type]
+        assert isinstance(found, Prediction)
+        return found.scores.round(2).tolist()
+
+    assert scores() == pytest.approx([0.87, 0.7])
+    assert scores(0.0) == pytest.approx([0.87, 0.7, 0.29, 0.1])
+    with pytest.raises(ValueError, match="there is no report with thresholds"):
+        scores("lrp")
+    colours.lrp_thresholds = (0.9, 0.2, 0.5)
+    assert scores() == scores("lrp") == pytest.approx([0.7, 0.29])
+    for wrong in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="within 0..1"):
+            scores(wrong)
+
+
+def test_batches_are_of_similar_shapes_and_results_in_order(colours: Colours, files: list[Path]) -> None:
+    alone = [colours.predict(file) for file in files]
+    colours.batches.clear()
+    together = colours.predict(files, batch_size=4)
+    assert colours.batches == [4, 3]
+    for a, b in zip(alone, together, strict=True):  # type: ignore[arg-type]
+        assert (a.path, a.labels.tolist(), a.boxes.tolist()) == (b.path, b.labels.tolist(), b.boxes.tolist())
+
+
+def test_batches_that_do_not_fit_become_smaller(files: list[Path]) -> None:
+    """Two images of at most 360 pixels fit, three do not; those after them come in twos at once."""
+    model = Colours(most_pixels=2 * 360)
+    found = model.predict(files * 2, batch_size=6)
+    assert [f.path for f in found] == files * 2  # type: ignore[union-attr]
+    assert model.batches[0] == 6
+    assert model.batches.count(6) == 1
+    assert max(model.batches[5:]) == 2
+    with pytest.raises(torch.OutOfMemoryError):
+        Colours(most_pixels=10).predict(files[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "the batch size must be 1 or more, got 0"),
+        ({"tile": 0}, "tiles must have 32 pixels or more, got 0"),
+        ({"tile": 64, "overlap": 1.0}, r"the overlap of tiles must be within 0\.\.0\.9, got 1\.0"),
+    ],
+)
+def test_senseless_arguments(colours: Colours, arguments: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        colours.predict(picture(9, 9), **arguments)
+
+
+def test_videos_are_for_the_command_line(colours: Colours) -> None:
+    with pytest.raises(ValueError, match=r"clip\.mp4 is a video: use `ranksort predict`"):
+        colours.predict("clip.mp4")

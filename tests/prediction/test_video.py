@@ -1,0 +1,56 @@
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+from prediction.conftest import Colours
+
+from ranksort.data.coco_columns import Category
+from ranksort.prediction import Predictor
+from ranksort.prediction.folder import PredictionFolder
+from ranksort.prediction.video import Video
+
+av = pytest.importorskip("av", reason="PyAV is not installed")
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """Six frames of 40 x 30 px, the second half a second later than its number says; grey of 20, 40, ..."""
+    path = tmp_path / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 40, 30, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 10)
+        for n, time in enumerate((0, 6, 7, 8, 9, 10)):
+            frame = av.VideoFrame.from_ndarray(torch.full((30, 40, 3), 20 * n + 20, dtype=torch.uint8).numpy(), "rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def test_frames_have_number_and_time(clip: Path) -> None:
+    with Video(clip) as video:
+        frames = list(video.frames(every=2))
+    assert [(f.number, f.seconds) for f, _ in frames] == [(0, 0.0), (2, 0.7), (4, 0.9)]
+    assert [image.shape for _, image in frames] == [(3, 30, 40)] * 3
+    assert [float(image.float().mean()) for _, image in frames] == pytest.approx([20, 60, 100], abs=3)
+    assert str(frames[1][0]) == f"{clip}#frame=2&t=0.700"
+
+
+def test_annotated_videos_have_the_times_of_their_frames(clip: Path, colours: Colours, tmp_path: Path) -> None:
+    categories = [Category(n, str(n)) for n in range(3)]
+    folder = PredictionFolder(tmp_path / "out", Predictor(colours), categories, every=2)
+    folder.predict([clip, tmp_path / "missing.mp4"])
+    assert folder.images == 3
+    (failure,) = folder.failures
+    assert f"The video {tmp_path / 'missing.mp4'} cannot be read (No such file or directory)." == failure
+    with av.open(str(tmp_path / "out" / "00000_clip.mp4")) as container:
+        times = [frame.time for frame in container.decode(video=0)]
+    assert times == pytest.approx([0, 0.7, 0.9])
+
+
+def test_damaged_videos(clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut.mp4").write_bytes(clip.read_bytes()[:300])
+    with pytest.raises(ValueError, match=r"The video .*cut\.mp4 cannot be read \("):
+        Video(tmp_path / "cut.mp4")
