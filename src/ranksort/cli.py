@@ -10,6 +10,7 @@ try:
     import tyro
 except ModuleNotFoundError:
     sys.exit('ranksort: the command line belongs to the toolbox: pip install "ranksort[detection]"')
+from .commands.calibrate import apply_calibration, calibrate, merge
 from .commands.data import check_data
 from .commands.defaults import default_recipe
 from .commands.evaluate import evaluate, report, test_command
@@ -55,7 +56,8 @@ def _run_command(arguments: list[str]) -> None:
     defaults = default_recipe(arguments)
     trained, tested = train_command(defaults), test_command(defaults)
     functions = (quickstart, recipes, trained, tested, predict, evaluate, report, check_data, convert)
-    commands: dict[str, Callable[..., Any]] = {f.__name__.replace("_", "-"): f for f in functions}
+    of_results = (calibrate, apply_calibration, merge)
+    commands: dict[str, Callable[..., Any]] = {f.__name__.replace("_", "-"): f for f in (*functions, *of_results)}
     about = "Detectors trained by Rank & Sort Loss."
     tyro.extras.subcommand_cli_from_dict(commands, prog="ranksort", description=about, args=arguments)
 
