@@ -95,6 +95,12 @@ def test_groups_of_any_size_are_independent():
     assert padded[:, :6] == pytest.approx(alone)
 
 
+def test_many_equal_boxes_leave_the_best():
+    picked = soft_nms(np.linspace(0.1, 0.9, 900)[None], np.ones((1, 900, 900)))[0]
+    assert picked[-1] == 0.9
+    assert picked[:-1].max() == pytest.approx(0.9 * math.exp(-2), rel=0.01)
+
+
 def test_what_cannot_be_merged():
     box = [0, 0, 10, 10]
     with pytest.raises(ValueError, match=r"b.json have no image_id in common"):

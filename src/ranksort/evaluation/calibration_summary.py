@@ -25,7 +25,11 @@ class Quality(NamedTuple):
 
 @dataclass
 class CalibrationSummary:
-    """Calibration errors, AP and oLRP, as fractions; the calibrated scores are those of `cross_calibrated`.
+    """Calibration errors, AP and oLRP, as fractions.
+
+    The errors after calibration are those of the scores of `cross_calibrated`. AP and oLRP depend on the order in each class alone,
+    which one calibrator keeps and two for two halves do not: they are those of `calibrator`. Only where LVIS' limit of detections
+    falls between classes can they change.
 
     Attributes:
         num_detections, num_images: how many there are; of the latter, with detections.
@@ -92,12 +96,8 @@ def summarize(
         ValueError: fewer than two images have detections.
     """
     calibrated = cross_calibrated(samples, calibrator.categories, target=calibrator.target, method=calibrator.method)
-    scores = np.zeros_like(detections.scores)  # what does not take part must not do so afterwards
-    scores[samples.place] = calibrated
-    reports = [
-        evaluate(ground_truth, found, style, max_detections)
-        for found in (detections, replace(detections, scores=scores))
-    ]
+    in_use = replace(detections, scores=calibrator(detections.scores, detections.category))
+    reports = [evaluate(ground_truth, found, style, max_detections) for found in (detections, in_use)]
     kept = samples.score >= reports[0].thresholds()[samples.category]
     before, after = (
         Quality(

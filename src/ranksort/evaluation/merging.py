@@ -74,7 +74,7 @@ def soft_nms(scores: np.ndarray, iou: np.ndarray, sigma: float = _SOFT_NMS_SIGMA
         best = left.argmax(axis=1)
         picked[groups, best] = left[groups, best].clip(0)
         left *= decay[groups, best]
-        left[groups, best] = -1.0  # and stays below 0
+        left[groups, best] = -np.inf  # and stays so
     return picked
 
 
