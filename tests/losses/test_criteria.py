@@ -106,7 +106,9 @@ def test_average_lrp_balances_by_the_last_epoch() -> None:
     weight = ((classification + localization) / localization).item()
     assert criterion.loss.localization_weight.item() == pytest.approx(weight)
     assert 1 < weight < 50
-    torch.testing.assert_close(criterion(**example()).losses["box"], unbalanced(**example()).losses["box"] / 50 * weight)
+    torch.testing.assert_close(
+        criterion(**example()).losses["box"], unbalanced(**example()).losses["box"] / 50 * weight
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in CRITERIA if name != "average_lrp"])

@@ -159,7 +159,9 @@ def test_every_loss_trains_every_detector(recipe: str, loss: str) -> None:
     losses = losses_and_gradients(model, *data)
     assert all(value > 0 for value in losses.values())
     names = {name.rpartition("_")[2] for name in losses}
-    assert names == {"classification"} | ({"box"} if model.has_boxes else set()) | ({"mask"} if model.has_masks else set())
+    assert names == {"classification"} | ({"box"} if model.has_boxes else set()) | (
+        {"mask"} if model.has_masks else set()
+    )
 
 
 def test_the_loss_of_masks_is_weighted_as_that_of_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +177,9 @@ def test_the_loss_of_masks_is_weighted_as_that_of_boxes(monkeypatch: pytest.Monk
 
 def test_a_loss_of_box_errors_is_refused_without_boxes() -> None:
     for recipe, name in (("solov2_r101_fpn_3x", "SOLOv2"), ("solov2_light_448_r34_fpn_3x", "SOLOv2Light")):
-        with pytest.raises(ValueError, match=f"{name} learns masks without boxes, and this loss is made of errors of boxes"):
+        with pytest.raises(
+            ValueError, match=f"{name} learns masks without boxes, and this loss is made of errors of boxes"
+        ):
             _model(recipe, None, loss="average_lrp")
 
 
