@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ranksort import engine
+from ranksort.checkpoints import read_checkpoint
 from ranksort.data.check import check_data
-from ranksort.data.coco import CocoDataset
+from ranksort.data.coco import CocoDataset, require_known
 from ranksort.data.coco_columns import Category
 from ranksort.data.coco_file import read_coco_file
 from ranksort.data.fingerprint import fingerprint
@@ -233,6 +235,7 @@ def test_placeholder_of_roboflow_is_no_class(tmp_path: Path) -> None:
     assert [category.id for category in val.file.categories] == [1, 2]
     assert val[0][1]["labels"].tolist() == [0, 1]
     assert "category 0 (pets) has no object and is the supercategory of others" in str(check_data(file.parent, file))
+    require_known(read_coco_file(file, segmentations=False), train.categories)
     # A model that was trained with it keeps it, and one with objects is a class.
     older = (Category(0, "pets"), *train.categories)
     assert CocoDataset(*find_split(tmp_path, "val"), training=False, categories=older)[0][1]["labels"].tolist() == [
@@ -247,3 +250,22 @@ def test_placeholder_of_roboflow_is_no_class(tmp_path: Path) -> None:
 def test_split_unpacks_into_a_data_set(tiny_data: Path) -> None:
     assert isinstance(find_split(tiny_data, "train"), Split)
     assert len(CocoDataset(*find_split(tiny_data, "train"), training=True)) == 10
+
+
+def test_a_run_and_its_test_evaluate_the_same_images(
+    tmp_path: Path, tiny_recipe: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"{n}.jpg" for n in range(10)]
+    file = write(tmp_path, "annotations.json", "images", names)
+    tiny_recipe.data.root, tiny_recipe.training.epochs = str(tmp_path), 1
+    trained = engine.train(tiny_recipe, tmp_path / "run")
+    assert f"evaluation on 2 images: one fifth of {file}" in capsys.readouterr().out
+    checkpoint = read_checkpoint(tmp_path / "run")
+    tested = engine.test(checkpoint, tmp_path / "report")
+    assert trained is not None
+    assert tested is not None
+    assert tested.as_dict() == pytest.approx(trained.as_dict(), nan_ok=True)
+    assert "may be among these" not in capsys.readouterr().out
+    write(tmp_path, "annotations.json", "images", [*names, "more.jpg"])
+    engine.test(checkpoint, tmp_path / "report2")
+    assert "what it was trained on may be among these" in capsys.readouterr().out

@@ -30,8 +30,9 @@ COCO_CATEGORIES = [
 
 
 def require_known(file: CocoFile, categories: Sequence[Category]) -> None:
-    """Raise ValueError unless a model of some categories knows all of those of a file, by id and name."""
-    unknown = [category for category in file.categories if category not in categories]
+    """Raise ValueError unless a model of some categories knows all of those of a file but for placeholders, by id and name."""
+    expected = {*categories, *file.placeholders()}
+    unknown = [category for category in file.categories if category not in expected]
     if unknown:
         example = unknown[0]
         known = next((c for c in categories if example.id == c.id or example.name == c.name), categories[0])

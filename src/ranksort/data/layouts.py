@@ -9,7 +9,7 @@ from .images import find_folder
 from .json_source import JsonSource
 from .splits import Part, split_of
 
-_SECTIONS = re.compile(rb'"(images|annotations|categories)"\s*:\s*\[')
+_SECTIONS = re.compile(rb'"(images|annotations|categories)"\s*:\s*\[\s*\{')  # none of them empty
 
 
 class Split(NamedTuple):
@@ -89,7 +89,7 @@ def coco_files(root: Path) -> list[Path]:
 
 
 def _is_coco(file: Path) -> bool:
-    """Whether a file has the three sections of COCO's, which are searched for and not parsed."""
+    """Whether a file has something in all three sections of COCO's, which are searched for and not parsed."""
     try:
         content = JsonSource.open(file, "annotation file").content
     except (OSError, ValueError):
