@@ -130,7 +130,7 @@ def test_classes_without_names(atss: Path, capsys: pytest.CaptureFixture[str]) -
     _assert_same(create_model(_recipe(), num_classes=3, weights=atss).state_dict(), old)
     assert capsys.readouterr().out == ""
     other = create_model(_recipe(), num_classes=5, weights=atss)
-    assert "0 of 5 by place" in capsys.readouterr().out
+    assert "none of 5; new: class 0" in capsys.readouterr().out
     torch.testing.assert_close(other.head.class_logits.bias.sigmoid(), torch.full((15,), 0.01))
     with pytest.raises(ValueError, match="num_classes is 2, but there are 3 class_names"):
         create_model(_recipe(), num_classes=2, class_names=NAMES)

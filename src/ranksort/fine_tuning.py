@@ -75,7 +75,8 @@ class Taken:
 
     def __str__(self) -> str:
         kept = [new if old == new else f"{old} as {new}" for new, old in self.classes.items()]
-        classes = f"{len(kept)} of {len(kept) + len(self.new_classes)} by {'name' if self.by_name else 'place'}"
+        how = f" by {'name' if self.by_name else 'place'}" if kept else ""
+        classes = f"{len(kept) or 'none'} of {len(kept) + len(self.new_classes)}{how}"
         for label, names in (("", kept), ("new: ", self.new_classes), ("dropped: ", self.dropped_classes)):
             if names:
                 shown = ", ".join(names[:_SHOWN])
@@ -256,4 +257,6 @@ def _notes(weights: Weights, recipe: Recipe, model: Detector, unfitting: list[st
     values = {name: [as_named(str(getattr(settings, name))) for settings in (ours, theirs)] for name in compared}
     differing = [f"{name} {here} ({there} there)" for name, (here, there) in values.items() if here != there]
     notes = [f"new for all classes: {', '.join(unfitting)}"] if unfitting else []
+    if not weights.checkpoint.categories:
+        notes.append(f"the weights do not name their {theirs.num_classes} classes")
     return notes + ([f"settings which differ: {', '.join(differing)}"] if differing else [])
