@@ -178,7 +178,7 @@ def convert_checkpoint(source: str | Path | Mapping[str, Any], recipe: str | Rec
 
 
 def read_published(path: str | Path, recipe: Recipe) -> Checkpoint:
-    """Reads weights published with the paper, whatever their classes; without names of their own 80 classes are COCO's.
+    """Reads weights published with the paper, whatever their classes.
 
     Args:
         path: the .pth file.
@@ -188,18 +188,29 @@ def read_published(path: str | Path, recipe: Recipe) -> Checkpoint:
         FileNotFoundError: where there is no such file.
         ValueError: where it is none of these.
     """
-    converted = _renamed(_torch_load(Path(path)))
+    content = _torch_load(Path(path))
+    converted = _renamed(content)
     recipes = [get_recipe(name) for name in list_recipes()]
+    recipes.append(copy.deepcopy(recipe))
+    # First the recipe of that name as the paper has it, then as the user may have changed it, then the others.
     recipes.sort(key=lambda known: (known.name != recipe.name, known.model.detector != recipe.model.detector))
-    for candidate in (*recipes, copy.deepcopy(recipe)):
+    for candidate in recipes if converted else []:
         if count := _count_classes(converted, candidate):
             candidate.model = with_pixel_statistics(candidate.model)
             candidate.model.num_classes = count
-            categories = COCO_CATEGORIES if count == len(COCO_CATEGORIES) else []
-            return Checkpoint(candidate, categories, converted)
+            return Checkpoint(candidate, _published_categories(content, count), converted)
     raise ValueError(
         f"{path} is neither a model of ranksort nor published weights of a recipe that `ranksort recipes` lists"
     )
+
+
+def _published_categories(content: Mapping[str, Any], count: int) -> list[Category]:
+    """The classes of published weights: those which the file names, or COCO's if they are as many; else none."""
+    about = content.get("meta")
+    names = about.get("CLASSES") if isinstance(about, Mapping) else None
+    if isinstance(names, list | tuple) and len(names) == count and all(isinstance(name, str) for name in names):
+        return [Category(i, name) for i, name in enumerate(names, 1)]
+    return COCO_CATEGORIES if count == len(COCO_CATEGORIES) else []
 
 
 def _renamed(content: Mapping[str, Any]) -> dict[str, Tensor]:

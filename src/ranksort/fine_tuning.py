@@ -1,15 +1,16 @@
 """Start from the weights of another model: all that fits is taken, and the outputs for a class go to the class of that name.
 
 weights of a run, a .safetensors or a published .pth
-    -> the backbone, as a whole or not at all
-    -> every other tensor of the same name and shape
+    -> the backbone, as a whole or not at all: to half of another network ImageNet's weights are preferred
+    -> every other layer of the same name and shapes
     -> of the layers with outputs for each class, the outputs for classes which the new model has, too
 what is left starts as in a model without such weights
 """
 
 import dataclasses
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +23,9 @@ from .models.backbones import build_backbone
 from .recipes.detectors import as_named, get_detector
 from .recipes.recipe import ModelSettings, Recipe
 
-# Shares of weights. With less than the first the backbone is another network, which has some shapes in common (of a ResNet-101's a
-# ResNet-50 has half): ImageNet's weights are the better start. Less than the second, of all but the backbone, is no start.
-_LEAST_OF_BACKBONE = 0.9
-_LEAST_OF_OTHERS = 0.1
+_LEAST = (
+    0.1  # share of the weights of all but the backbone; with fewer of them, and another backbone, nothing is gained
+)
 _SHOWN = 5  # names in a line
 
 
@@ -54,7 +54,7 @@ class Taken:
     """What a model has taken of the weights it starts from. `str` is a short table.
 
     Attributes:
-        source: path and recipe of the weights.
+        source: path and model of the weights.
         parts: part of the model -> how many of its tensors were taken, and of how many; without those with outputs for each class.
         by_name: whether classes were matched by name; else by place.
         classes: the classes whose outputs were taken -> their names in the weights.
@@ -75,7 +75,8 @@ class Taken:
 
     def __str__(self) -> str:
         kept = [new if old == new else f"{old} as {new}" for new, old in self.classes.items()]
-        classes = f"{len(kept)} of {len(kept) + len(self.new_classes)} by {'name' if self.by_name else 'place'}"
+        how = f" by {'name' if self.by_name else 'place'}" if kept else ""
+        classes = f"{len(kept) or 'none'} of {len(kept) + len(self.new_classes)}{how}"
         for label, names in (("", kept), ("new: ", self.new_classes), ("dropped: ", self.dropped_classes)):
             if names:
                 shown = ", ".join(names[:_SHOWN])
@@ -104,16 +105,14 @@ def read_weights(path: str | Path, recipe: Recipe) -> Weights:
     ours = path.is_dir() or path.suffix in (".ckpt", ".safetensors")
     checkpoint = read_checkpoint(path) if ours else read_published(path, recipe)
     settings = recipe.model
-    with torch.device("meta"):  # names and shapes without weights
+    with torch.device("meta"):  # names and shapes without weights; what makes convolutions deformable may start new
         backbone = build_backbone(
             settings.backbone,
             pretrained=False,
-            deformable_convs=settings.deformable_convs,
             levels=get_detector(settings.detector).backbone_levels,
         )
     own, given = backbone.state_dict(prefix="backbone."), checkpoint.state_dict
-    fitting = sum(x.numel() for name, x in own.items() if name in given and _fits(given[name], x))
-    return Weights(str(path), checkpoint, fitting >= _LEAST_OF_BACKBONE * sum(x.numel() for x in own.values()))
+    return Weights(str(path), checkpoint, all(name in given and _fits(given[name], x) for name, x in own.items()))
 
 
 def start_from(weights: Weights, model: Detector, recipe: Recipe, class_names: Sequence[str] | None = None) -> Taken:
@@ -139,46 +138,23 @@ def start_from(weights: Weights, model: Detector, recipe: Recipe, class_names: S
         raise ValueError(
             f"{type(model).__name__} does not say which of its layers have outputs for each class: set `class_layers`"
         )
-
-    copies: list[tuple[Tensor, Tensor]] = []  # parts of the model, and what they become
-    taken = set()
-    for name, tensor in own.items():
-        given = checkpoint.state_dict.get(name)
-        if given is None or (_part(name) == "backbone" and not weights.has_backbone):
-            continue
-        if name in outputs:
-            ours, theirs = _by_class(tensor, new_count, outputs[name]), _by_class(given, old_count, outputs[name])
-            if pairs and ours is not None and theirs is not None and _fits(theirs[:, 0], ours[:, 0]):
-                copies += [(ours[:, new], theirs[:, old]) for new, old in pairs.items()]
-                taken.add(name)
-        elif _fits(given, tensor):
-            copies.append((tensor, given))
-            taken.add(name)
-        if name in taken and not bool(given.isfinite().all()):
-            raise ValueError(f"the weights of {weights.path} cannot be used: {name} holds numbers which are not finite")
-
-    others = {name: tensor.numel() for name, tensor in own.items() if _part(name) != "backbone" and name not in outputs}
-    if not weights.has_backbone and sum(n for k, n in others.items() if k in taken) < _LEAST_OF_OTHERS * sum(
-        others.values()
-    ):
-        raise ValueError(
-            f"the weights of {weights.path} ({_network(checkpoint.recipe)}) do not fit this model ({_network(recipe)}): "
-            "choose those of a model with the same backbone or the same detector"
-        )
+    copies = _copies(weights, model, pairs, old_count)
+    _check(weights, recipe, copies, {name: x.numel() for name, x in own.items() if name not in outputs})
     with torch.no_grad():
-        for into, value in copies:
+        for into, value in itertools.chain(*copies.values()):
             into.copy_(value)
 
+    taken = copies.keys()
     parts = {}
     for part in dict.fromkeys(_part(name) for name in own):
         tensors = [name for name in own if _part(name) == part and name not in outputs]
-        parts[part] = (len(taken.intersection(tensors)), len(tensors))
+        parts[part] = (len(taken & set(tensors)), len(tensors))
     unfitting = [name for name in outputs if name not in taken] if pairs else []
-    pairs = pairs if taken.intersection(outputs) else {}
+    pairs = pairs if taken & outputs.keys() else {}
     names = list(class_names or (old_names if pairs else ())) or [f"class {i}" for i in range(new_count)]
     olds = old_names or names
     return Taken(
-        source=f"{weights.path} ({checkpoint.recipe.name})",
+        source=f"{weights.path} ({_network(checkpoint.recipe)})",
         parts={part: counts for part, counts in parts.items() if counts[1]},
         by_name=bool(class_names and old_names),
         classes={names[new]: olds[old] for new, old in pairs.items()},
@@ -187,6 +163,43 @@ def start_from(weights: Weights, model: Detector, recipe: Recipe, class_names: S
         new_tensors=[name for name in own if name not in taken],
         notes=_notes(weights, recipe, model, unfitting),
     )
+
+
+def _copies(
+    weights: Weights, model: Detector, pairs: dict[int, int], old_count: int
+) -> dict[str, list[tuple[Tensor, Tensor]]]:
+    """Names of tensors which fit, as all of their layer do -> parts of them in the model, and what these become.
+
+    `pairs` are the labels of the model and those of the weights, of which there are `old_count`, of the classes which both have.
+    """
+    copies, unfitting = {}, set()
+    for name, tensor in model.state_dict().items():
+        given = weights.checkpoint.state_dict.get(name)
+        if given is None or (_part(name) == "backbone" and not weights.has_backbone):
+            continue
+        if outputs := model.outputs_per_class(name):
+            ours, theirs = _by_class(tensor, model.num_classes, outputs), _by_class(given, old_count, outputs)
+            if pairs and ours is not None and theirs is not None and _fits(theirs[:, 0], ours[:, 0]):
+                copies[name] = [(ours[:, new], theirs[:, old]) for new, old in pairs.items()]
+        elif _fits(given, tensor):
+            copies[name] = [(tensor, given)]
+        if name not in copies:
+            unfitting.add(_layer(name))
+    return {name: parts for name, parts in copies.items() if _layer(name) not in unfitting}
+
+
+def _check(weights: Weights, recipe: Recipe, copies: Iterable[str], sizes: dict[str, int]) -> None:
+    """Raises ValueError where weights to be copied are not finite, or are too few; `sizes` are those of the tensors for all classes."""
+    for name in copies:
+        if not bool(weights.checkpoint.state_dict[name].isfinite().all()):
+            raise ValueError(f"the weights of {weights.path} cannot be used: {name} holds numbers which are not finite")
+    others = {name: size for name, size in sizes.items() if _part(name) != "backbone"}
+    fitting = sum(others.get(name, 0) for name in copies)
+    if not weights.has_backbone and fitting < _LEAST * sum(others.values()):
+        raise ValueError(
+            f"the weights of {weights.path} ({_network(weights.checkpoint.recipe)}) do not fit this model ({_network(recipe)}): "
+            "choose those of a model with the same backbone or the same detector"
+        )
 
 
 def match_names(new: Sequence[str], old: Sequence[str]) -> dict[int, int]:
@@ -209,6 +222,10 @@ def match_names(new: Sequence[str], old: Sequence[str]) -> dict[int, int]:
 def _part(name: str) -> str:
     """The part of the model which a tensor belongs to, such as backbone or rpn."""
     return name.partition(".")[0]
+
+
+def _layer(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _by_class(tensor: Tensor, classes: int, outputs: int) -> Tensor | None:
@@ -240,4 +257,6 @@ def _notes(weights: Weights, recipe: Recipe, model: Detector, unfitting: list[st
     values = {name: [as_named(str(getattr(settings, name))) for settings in (ours, theirs)] for name in compared}
     differing = [f"{name} {here} ({there} there)" for name, (here, there) in values.items() if here != there]
     notes = [f"new for all classes: {', '.join(unfitting)}"] if unfitting else []
+    if not weights.checkpoint.categories:
+        notes.append(f"the weights do not name their {theirs.num_classes} classes")
     return notes + ([f"settings which differ: {', '.join(differing)}"] if differing else [])
