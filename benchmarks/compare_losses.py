@@ -33,7 +33,9 @@ def main() -> None:
     )
     parser.add_argument("--recipe", help="default: a lite0 recipe, of masks for facade")
     parser.add_argument("--losses", nargs="+", choices=LOSSES, default=LOSSES)
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.3, 1.0, 3.0], help="times the recipe's learning rate")
+    parser.add_argument(
+        "--rates", type=float, nargs="+", default=[0.3, 1.0, 3.0], help="times the recipe's learning rate"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--min-size", type=int, default=320)

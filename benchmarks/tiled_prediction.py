@@ -35,7 +35,9 @@ def mosaic(data: Path, side: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
     for place in range(rows * columns):
         image = images[place % len(images)]
         x, y = place % columns * width, place // columns * height
-        pixels[y : y + height, x : x + width] = np.asarray(Image.open(data / "images" / image["file_name"]).convert("RGB"))
+        pixels[y : y + height, x : x + width] = np.asarray(
+            Image.open(data / "images" / image["file_name"]).convert("RGB")
+        )
         for a in content["annotations"]:
             if a["image_id"] == image["id"]:
                 left, top, w, h = a["bbox"]
@@ -76,7 +78,9 @@ def main() -> None:
     arguments = parser.parse_args()
     model = load_model(arguments.run)
     pixels, boxes, classes = mosaic(arguments.bccd, arguments.side)
-    print(f"{pixels.shape[1]} x {pixels.shape[0]} px, {len(boxes)} objects; recall at IoU .5 / detections / doubles / pieces")
+    print(
+        f"{pixels.shape[1]} x {pixels.shape[0]} px, {len(boxes)} objects; recall at IoU .5 / detections / doubles / pieces"
+    )
     ways = [(None, 0.2)] + [(tile, overlap) for tile in arguments.tile for overlap in arguments.overlap]
     for tile, overlap in ways:
         begun = time.process_time()

@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 
 from ranksort import create_model
 from ranksort.data.batch import collate
-from ranksort.data.coco import CocoDataset, find_split
+from ranksort.data.coco import CocoDataset
+from ranksort.data.layouts import find_split
 from ranksort.data.synthetic import write_synthetic_dataset
 from ranksort.losses.detection import DetectionLosses, localization, quality_targets
 

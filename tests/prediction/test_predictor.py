@@ -92,7 +92,7 @@ def test_thresholds(colours: Colours) -> None:
     colours.lrp_thresholds = (0.9, 0.2, 0.5)
     assert scores() == scores("lrp") == pytest.approx([0.7, 0.29])
     for wrong in (-0.1, 1.1, float("nan")):
-        with pytest.raises(ValueError, match="within 0..1"):
+        with pytest.raises(ValueError, match=r"within 0\.\.1"):
             scores(wrong)
 
 

@@ -69,7 +69,9 @@ def _of_folder(top: Path, out: Path | None, others: Counter[str]) -> Iterator[Pa
         others["folder(s) that are hidden, or links"] += len(folders) - len(seen)
         folders[:] = seen
         for file in (folder / file for file in sorted(files)):
-            if file.suffix.lower() in IMAGE_SUFFIXES | VIDEOS and not file.name.startswith("."):  # macOS leaves ._name.jpg
+            if file.suffix.lower() in IMAGE_SUFFIXES | VIDEOS and not file.name.startswith(
+                "."
+            ):  # macOS leaves ._name.jpg
                 yield file
             else:
                 others["file(s) that are hidden, or no images by their names"] += 1
