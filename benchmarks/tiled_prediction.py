@@ -49,7 +49,7 @@ def mosaic(data: Path, side: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
 def compare(found: Prediction, boxes: np.ndarray, classes: list[str], name: str) -> tuple[float, int, int, int]:
     """Of a class: recall at IoU .5, detections, objects which two detections have most of, and pieces of objects.
 
-    A double has an IoU of .5 or more with an object that a better detection has; a piece lies within an object and has less than half of it.
+    A double has an IoU of .5 or more with an object that a better detection has; a piece lies within one and has less than half of it.
     """
     mine = found.boxes[[n == name for n in found.names]]
     objects = boxes[[n == name for n in classes]]

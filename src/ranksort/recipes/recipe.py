@@ -110,8 +110,8 @@ class TrainingSettings:
     """How long, on what, and where the results go."""
 
     weights: str = ""
-    """what to start from: a run folder, .ckpt, .safetensors or published .pth. All that fits is taken, classes by name; by default the learning
-    rate is lower then, and the warm-up shorter"""
+    """what to start from: a run folder, .ckpt, .safetensors or published .pth. All that fits is taken, classes by name; by default the
+    learning rate is lower then, and the warm-up shorter"""
     epochs: int = 12
     batch_size: int = 16  # images for each step of the optimiser, over all devices and accumulated batches
     accumulate: int = 1  # batches whose gradients are added up for a step
