@@ -97,8 +97,6 @@ def _train(recipe: Recipe, run: Path, resume: bool, interrupt: Interrupt) -> Rep
     run = trainer.strategy.broadcast(run)  # the other processes may have begun in another second
     # The best weights once more, now with pictures.
     best, last = run / "checkpoints" / "best.ckpt", run / "checkpoints" / "last.ckpt"
-    if epoch := module.progress["best_epoch"]:
-        trainer.print(f"best: {recipe.training.best} {percent(module.progress['best'])} after epoch {epoch}")
     trainer.validate(module, ckpt_path=best if best.is_file() else last, verbose=False, weights_only=True)
     return _write_report(trainer, module, run / "report", run)
 
@@ -140,6 +138,14 @@ def _write_report(trainer: pl.Trainer, module: DetectorModule, folder: Path, run
         assert data.file is not None
         write_results(folder, module.evaluator.detections(module.iou_types[-1]), data.file)
     text = "\n\n".join(map(str, module.reports.values()))
-    title = f"best epoch ({module.progress['epoch']}), evaluated again\n" if run else ""
+    title = f"{_best(module)}, evaluated again\n" if run else ""
     trainer.print(f"\n{title}{text}\n\nreport: {folder / 'index.html'}")
     return module.report if module.reports else None
+
+
+def _best(module: DetectorModule) -> str:
+    """Which weights of a run are reported on."""
+    progress, name = module.progress, module.recipe.training.best
+    if epoch := progress["best_epoch"]:
+        return f"best: {name} {percent(progress['best'])} after epoch {epoch}"
+    return "no epoch has been evaluated: the last weights"

@@ -216,10 +216,7 @@ class Recipe:
         for group, settings in previous.as_dict().items():
             for key, before in settings.items() if isinstance(settings, dict) else []:
                 now = self.as_dict()[group][key]
-                if key in (
-                    "detector",
-                    "weights",
-                ):  # files may have moved; whether a detector's weights fit is seen later
+                if key in ("detector", "weights"):  # files may have moved; whether weights fit a detector is seen later
                     before, now = PurePath(before).name, PurePath(now).name
                 if now != before and key not in free:
                     raise ValueError(
