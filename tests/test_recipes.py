@@ -46,7 +46,7 @@ def test_few_settings_in_flat_groups() -> None:
     groups = [getattr(Recipe("x"), f.name) for f in dataclasses.fields(Recipe) if f.name != "name"]
     assert len(groups) == 5
     leaves = [getattr(group, field.name) for group in groups for field in dataclasses.fields(group)]
-    assert len(leaves) <= 54
+    assert len(leaves) <= 58
     assert all(isinstance(leaf, (str, int, float, bool, tuple)) for leaf in leaves)
 
 
@@ -296,7 +296,7 @@ def test_upsampling_of_a_detector_which_has_none_to_choose() -> None:
 
 def test_unknown_override() -> None:
     with pytest.raises(
-        ValueError, match=r"no field 'learning_rate'; it has detector, backbone, .*detections_per_image"
+        ValueError, match=r"no field 'learning_rate'; it has detector, loss, backbone, .*detections_per_image"
     ):
         create_model(ATSS_R50, learning_rate=0.1)
 
