@@ -58,7 +58,7 @@ clean:
 # One call of pip, so that torch and torchvision are resolved together.
 $(INSTALLED): pyproject.toml | $(BIN)/pip
 	@echo "Installing ranksort and what it needs into .venv: a few minutes and about 6 GB the first time."
-	$(BIN)/python -m pip install --editable ".[detection,lite0,dev]"
+	$(BIN)/python -m pip install --editable ".[detection,calibration,lite0,dev]"
 	@touch $@
 
 $(BIN)/pip:

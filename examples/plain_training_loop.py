@@ -11,7 +11,8 @@ import torch
 
 from ranksort import create_model, evaluate_detections
 from ranksort.data.batch import data_loader
-from ranksort.data.coco import CocoDataset, find_split
+from ranksort.data.coco import CocoDataset
+from ranksort.data.layouts import find_split
 from ranksort.data.samplers import AspectRatioBatchSampler
 from ranksort.data.synthetic import write_synthetic_dataset
 from ranksort.data.transforms import training_transforms

@@ -13,7 +13,8 @@ from torchvision.models.detection import RetinaNet, retinanet_resnet50_fpn
 from torchvision.models.detection.retinanet import RetinaNetHead
 
 from ranksort.data.batch import collate
-from ranksort.data.coco import CocoDataset, find_split
+from ranksort.data.coco import CocoDataset
+from ranksort.data.layouts import find_split
 from ranksort.data.synthetic import write_synthetic_dataset
 from ranksort.losses.detection import rank_sort_detection_losses
 

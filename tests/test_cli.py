@@ -3,6 +3,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -111,7 +112,7 @@ def test_train_test_resume(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     said = capsys.readouterr().out
     assert "epoch 2 of 2" in said
     best = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] + 1
-    assert f"\nbest epoch ({best}), evaluated again\nCOCO bbox" in said
+    assert re.search(rf"\nbest: AP \d+\.\d after epoch {best}, evaluated again\nCOCO bbox", said)
     assert len(list(run.parent.iterdir())) == 1
 
 

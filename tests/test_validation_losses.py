@@ -1,5 +1,7 @@
 """The losses of an evaluation: those of training on the same images, without a trace of it in the model."""
 
+from typing import Literal
+
 import pytest
 import torch
 
@@ -9,9 +11,11 @@ from ranksort.recipes import Recipe, create_model
 from ranksort.recipes.build import build_dataset
 
 
-@pytest.mark.parametrize("detector", ["atss", "mask_rcnn"])
-def test_losses_are_those_of_training_and_leave_the_model_as_it_was(tiny_recipe: Recipe, detector: str) -> None:
-    tiny_recipe.model.detector, tiny_recipe.model.proposals = detector, 50
+@pytest.mark.parametrize(("detector", "loss"), [("atss", "average_lrp"), ("mask_rcnn", "rank_sort")])
+def test_losses_are_those_of_training_and_leave_the_model_as_it_was(
+    tiny_recipe: Recipe, detector: str, loss: Literal["average_lrp", "rank_sort"]
+) -> None:
+    tiny_recipe.model.detector, tiny_recipe.model.loss, tiny_recipe.model.proposals = detector, loss, 50
     tiny_recipe.model.train_batch_norm, tiny_recipe.model.frozen_stages = True, -1
     val_set = build_dataset(tiny_recipe, "val")
     model = create_model(tiny_recipe, num_classes=len(val_set.categories)).eval()
@@ -49,4 +53,4 @@ def test_images_without_usable_objects_do_not_count(tiny_recipe: Recipe) -> None
     losses.update(model, [image, image], [{"boxes": torch.tensor([b]), "labels": labels} for b in (good, bad[0])])
     alone = model.losses(*model.transform([image], [{"boxes": torch.tensor([good]).clamp(max=96), "labels": labels}]))
     assert losses.images == 1
-    assert losses.compute()["ranking"] == pytest.approx(float(alone.losses["ranking"]))
+    assert losses.compute()["ranking"] == pytest.approx(alone.losses["ranking"].item())

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ranksort.data.coco import CocoDataset, find_split
+from ranksort.data.coco import CocoDataset
+from ranksort.data.layouts import find_split
 from ranksort.data.segmentations import decode_mask
 from ranksort.evaluation import evaluate_detections
 from ranksort.evaluation.evaluator import Evaluator

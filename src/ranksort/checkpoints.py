@@ -4,6 +4,7 @@ Files are untrusted: tensors and plain values are read from them, never code.
 """
 
 import contextlib
+import copy
 import dataclasses
 import json
 import re
@@ -17,10 +18,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .data.coco import COCO_CATEGORIES
 from .data.coco_columns import Category
 from .evaluation.thresholds import read_thresholds
 from .models import Detector
-from .recipes import Recipe, create_model, get_recipe
+from .recipes import Recipe, create_model, get_recipe, list_recipes
 from .recipes.build import with_pixel_statistics
 
 
@@ -29,7 +31,9 @@ class Checkpoint:
     """A trained model on disk."""
 
     recipe: Recipe  # with which it was trained
-    categories: list[Category]  # its classes, in the order of their labels
+    categories: list[
+        Category
+    ]  # its classes, in the order of their labels; none: as many as the recipe says, of unknown names
     state_dict: dict[str, Tensor]
     fingerprint: str = ""  # of the images and objects it was trained on; unknown for models that are not a run's
 
@@ -166,14 +170,73 @@ def convert_checkpoint(source: str | Path | Mapping[str, Any], recipe: str | Rec
         ValueError: where a tensor is missing, left over or of another shape.
     """
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
-    content = source if isinstance(source, Mapping) else _torch_load(Path(source))
-    state_dict = content.get("state_dict", content)
-    laterals = sum(bool(re.fullmatch(r"neck\.lateral_convs\.\d+\.conv\.bias", name)) for name in state_dict)
-    converted = {_our_name(name, laterals): tensor for name, tensor in state_dict.items()}
+    converted = _renamed(source if isinstance(source, Mapping) else _torch_load(Path(source)))
     with torch.device("meta"):  # names and shapes without weights
         model = create_model(recipe)
     _check_fit(model, converted, "the published checkpoint" if isinstance(source, Mapping) else str(source))
     return converted
+
+
+def read_published(path: str | Path, recipe: Recipe) -> Checkpoint:
+    """Reads weights published with the paper, whatever their classes.
+
+    Args:
+        path: the .pth file.
+        recipe: which model it may be of; else it is taken for that of one of our recipes, or of the paper's.
+
+    Raises:
+        FileNotFoundError: where there is no such file.
+        ValueError: where it is none of these.
+    """
+    content = _torch_load(Path(path))
+    converted = _renamed(content)
+    recipes = [get_recipe(name) for name in list_recipes()]
+    recipes.append(copy.deepcopy(recipe))
+    # First the recipe of that name as the paper has it, then as the user may have changed it, then the others.
+    recipes.sort(key=lambda known: (known.name != recipe.name, known.model.detector != recipe.model.detector))
+    for candidate in recipes if converted else []:
+        if count := _count_classes(converted, candidate):
+            candidate.model = with_pixel_statistics(candidate.model)
+            candidate.model.num_classes = count
+            return Checkpoint(candidate, _published_categories(content, count), converted)
+    raise ValueError(
+        f"{path} is neither a model of ranksort nor published weights of a recipe that `ranksort recipes` lists"
+    )
+
+
+def _published_categories(content: Mapping[str, Any], count: int) -> list[Category]:
+    """The classes of published weights: those which the file names, or COCO's if they are as many; else none."""
+    about = content.get("meta")
+    names = about.get("CLASSES") if isinstance(about, Mapping) else None
+    if isinstance(names, list | tuple) and len(names) == count and all(isinstance(name, str) for name in names):
+        return [Category(i, name) for i, name in enumerate(names, 1)]
+    return COCO_CATEGORIES if count == len(COCO_CATEGORIES) else []
+
+
+def _renamed(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The published tensors under our names."""
+    state_dict = content.get("state_dict", content)
+    if not isinstance(state_dict, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state_dict.values()):
+        return {}
+    laterals = sum(bool(re.fullmatch(r"neck\.lateral_convs\.\d+\.conv\.bias", str(name))) for name in state_dict)
+    return {_our_name(str(name), laterals): tensor for name, tensor in state_dict.items()}
+
+
+def _count_classes(state_dict: Mapping[str, Tensor], recipe: Recipe) -> int:
+    """For how many classes these are all weights of a recipe's model; 0: they are not."""
+    with torch.device("meta"):
+        model = create_model(recipe, num_classes=1)
+    own = model.state_dict()
+    if own.keys() != state_dict.keys():
+        return 0
+    counts = {1}
+    for name, tensor in own.items():
+        given = state_dict[name].shape
+        if given != tensor.shape:
+            if not model.outputs_per_class(name) or given[1:] != tensor.shape[1:] or given[0] % tensor.shape[0]:
+                return 0
+            counts.add(given[0] // tensor.shape[0])
+    return max(counts) if len(counts) <= 2 else 0
 
 
 # Parts of published names -> ours.

@@ -11,7 +11,8 @@ try:
 except ModuleNotFoundError:
     sys.exit('ranksort: the command line belongs to the toolbox: pip install "ranksort[detection]"')
 from . import __version__
-from .commands.data import check_data
+from .commands.calibrate import apply_calibration, calibrate, merge
+from .commands.data import check_data, import_data
 from .commands.defaults import default_recipe
 from .commands.evaluate import evaluate, report, test_command
 from .commands.predict import predict
@@ -58,8 +59,9 @@ def _run_command(arguments: list[str]) -> None:
         return
     defaults = default_recipe(arguments)
     trained, tested = train_command(defaults), test_command(defaults)
-    functions = (quickstart, recipes, trained, tested, predict, evaluate, report, check_data, convert)
-    commands: dict[str, Callable[..., Any]] = {f.__name__.replace("_", "-"): f for f in functions}
+    functions = (quickstart, recipes, trained, tested, predict, evaluate, report, check_data, import_data, convert)
+    of_results = (calibrate, apply_calibration, merge)
+    commands: dict[str, Callable[..., Any]] = {f.__name__.replace("_", "-"): f for f in (*functions, *of_results)}
     about = "Detectors trained by Rank & Sort Loss. `ranksort --version` prints the version."
     tyro.extras.subcommand_cli_from_dict(commands, prog="ranksort", description=about, args=arguments)
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ranksort.data.batch import Batch, collate, data_loader
-from ranksort.data.coco import CocoDataset, find_split
+from ranksort.data.coco import CocoDataset
+from ranksort.data.layouts import find_split
 from ranksort.data.samplers import AspectRatioBatchSampler
 from ranksort.data.transforms import training_transforms
 

@@ -7,16 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from ranksort.data.check import check_data
-from ranksort.data.coco import CocoDataset, find_split
+from ranksort.data.coco import CocoDataset
 from ranksort.data.coco_columns import Category
 from ranksort.data.coco_file import read_coco_file
 from ranksort.data.faults import CONSEQUENCES
+from ranksort.data.layouts import find_split
 from ranksort.data.segmentations import decode_mask
 from ranksort.evaluation.inputs import read_ground_truth
 
@@ -362,6 +363,8 @@ def test_nothing_in_the_file_makes_the_check_crash(content: dict[str, Any], writ
             parent[key] = data.draw(json_values)
     check = check_data(*write(broken))
     assert str(check)
+    # Training does not open small images, whatever is wrong with them.
+    assume(all(fault.kind != "small image" for fault in check.file.faults))
     files = check.images_path, check.annotations_path
     for masks, use in ((False, "boxes"), (True, "masks")):
         refused = bool(check.file.refusals(use))
@@ -404,14 +407,14 @@ def _accepts(counts: str, height: int, width: int, tmp_path_factory: pytest.Temp
 
 
 def test_coco128_and_bccd_have_no_fault(shared_data: Path) -> None:
-    check = check_data(*find_split(shared_data / "coco128", "train"))
+    check = check_data(*find_split(shared_data / "coco128", "train")[:2])
     assert check.faults == []
     assert (check.images, check.annotations, check.crowds, check.images_without_objects) == (128, 939, 10, 2)
     assert check.sizes == {"small": 414, "medium": 290, "large": 225}
     assert check.untrained["images without an object to train on"] == [250, 508]
     assert sum(c.objects > 0 for c in check.classes) == 71
     assert {c.name: c.objects for c in check.classes}["person"] == 254
-    check = check_data(*find_split(shared_data / "bccd", "train"))
+    check = check_data(*find_split(shared_data / "bccd", "train")[:2])
     assert [fault.kind for fault in check.faults] == ["no segmentation"]
     assert check.is_usable
     assert [c.objects for c in check.classes] == [2381, 214, 209]

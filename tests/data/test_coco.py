@@ -1,5 +1,4 @@
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,9 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
-from ranksort.data.coco import CocoDataset, find_split
+from ranksort.data.coco import CocoDataset
 from ranksort.data.coco_columns import Category
+from ranksort.data.layouts import find_split
 from ranksort.data.transforms import training_transforms
 from ranksort.recipes import get_recipe
 
@@ -223,22 +223,6 @@ def test_a_seed_decides_the_transform_alone(content: dict[str, Any], write: Writ
     assert torch.equal(by_hand, dataset[0, 5][0])
 
 
-@pytest.mark.parametrize("folder", ["train2017", "images/train2017", "images/train", "train", "images"])
-@pytest.mark.parametrize("file", ["instances_train2017.json", "instances_train.json"])
-def test_find_split(tmp_path: Path, folder: str, file: str) -> None:
-    (tmp_path / "annotations").mkdir()
-    (tmp_path / "annotations" / file).write_text(json.dumps({"images": [{"file_name": 'sub/ä "1".jpg'}]}))
-    (tmp_path / "train2017").mkdir()  # empty: not chosen unless the image is in it
-    with pytest.raises(FileNotFoundError, match=r"is in none of .*train2017.*--data\.train-images"):
-        find_split(tmp_path, "train")
-    assert find_split(tmp_path, "train", images=tmp_path) == (tmp_path, tmp_path / "annotations" / file)
-    (tmp_path / folder / "sub").mkdir(parents=True)
-    (tmp_path / folder / "sub" / 'ä "1".jpg').touch()
-    assert find_split(tmp_path, "train") == (tmp_path / folder, tmp_path / "annotations" / file)
-    with pytest.raises(FileNotFoundError, match=r"instances_val2017\.json or .*--data\.val-annotations"):
-        find_split(tmp_path, "val")
-
-
 def test_coco128_as_its_readme_counts_it(shared_data: Path) -> None:
     files = find_split(shared_data / "coco128", "train")
     training = CocoDataset(*files, training=True)
@@ -301,11 +285,3 @@ def test_an_image_without_objects_has_masks_of_the_same_type(content: dict[str, 
     del content["annotations"][2]
     target = CocoDataset(*write(content), training=False, masks=True)[1][1]
     assert (target["masks"].dtype, target["masks"].shape) == (torch.uint8, (0, 64, 48))
-
-
-def test_find_split_says_that_a_file_is_no_json(tmp_path: Path) -> None:
-    (tmp_path / "annotations").mkdir()
-    file = tmp_path / "annotations" / "instances_val.json"
-    file.write_text('{"images": [{"id": 1, "file_name": "images\\quay.jpg"}]}')
-    with pytest.raises(ValueError, match=f"The annotation file {re.escape(str(file))} is not complete JSON"):
-        find_split(tmp_path, "val")

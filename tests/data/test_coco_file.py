@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
 
+from ranksort.data import json_source
 from ranksort.data.coco_file import read_coco_file
 from ranksort.data.faults import USES
 from ranksort.data.ids import IdIndex, canonical
@@ -63,7 +65,9 @@ def _repaired(row: Any) -> Row:
 )
 def test_a_list_is_split_between_rows_alone(rows: list[Any], others: list[Any], chunk: int) -> None:
     rows = [*rows, *others, *rows]
-    parts = decode_rows(memoryview(json.dumps(rows).encode()), Row, _repaired, chunk=chunk)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_source, "_CHUNK", chunk)
+        parts = list(decode_rows(memoryview(json.dumps(rows).encode()), Row, _repaired))
     assert [row for part in parts for row in part] == list(map(_repaired, rows))
 
 
@@ -132,6 +136,7 @@ def test_nan_in_a_field_that_is_not_needed_does_no_harm(content: dict[str, Any])
 shapes = st.sampled_from([
     [], [[]], None, "a", 7, {},
     [[1, 1, 9, 1, 9, 9]], [[1, 1, 9, 1, 9, 9], []], [[1.5, 1, 9, 1, 9, 9]], [[0, 0, 0, 0, 0, 0]],
+    [[1, 1, 9, 1, 9, 1000000.0]], [[-1234567, 1, 9, 1, 9, 9]], [[1, 1, 9, 1, 9, 9.123456789]], [[100000.5, 1, 9, 1, 9, 9]],
     [[1, 1, 9, 1, 9, 9], [3]], [[1, 2]], [[1, 2, 3, 4, 5]], [["1", 2, 3, 4, 5, 6]], [[1, 2, 3, 4, 5, None]],
     [1, 2, 3, 4, 5, 6], [[[1, 2], [3, 4], [5, 6]]], [[1, 2], [3, 4], [5, 6]],
     {"counts": [1]}, {"size": [10, 12], "counts": [50, 20, 50]}, {"size": [10, 12], "counts": [120]},
@@ -146,13 +151,13 @@ def test_the_quick_look_finds_what_the_slow_one_finds(segmentations: list[Any]) 
     quick, slow = (check_segmentations(packed, *sizes, pixels=pixels) for pixels in (False, True))
     assert quick.problems == slow.problems
     assert np.array_equal(quick.missing, slow.missing)
-    counts, areas = encode_segmentations(packed, *sizes)
-    for n in range(len(packed)):
-        is_good = n not in slow.problems and not slow.missing[n]
-        assert (areas[n] >= 0) == (counts[n] is not None) == is_good
-        if is_good:
-            assert decode_mask(packed[n], 10, 12).sum() == areas[n]
-            assert slow.is_empty[n] == (areas[n] == 0)
+    good = [n for n in range(len(packed)) if n not in slow.problems and not slow.missing[n]]
+    counts, areas = encode_segmentations(packed.select(np.array(good, dtype=int)), *(side[good] for side in sizes))
+    for n, runs, area in zip(good, counts, areas, strict=True):
+        mask = decode_mask(packed[n], 10, 12)
+        assert np.array_equal(coco_mask.decode({"size": [10, 12], "counts": runs}), mask)
+        assert mask.sum() == area
+        assert slow.is_empty[n] == (area == 0)
 
 
 @pytest.mark.parametrize("junk", ["[" * 3000, '"\\ud800"', "1" * 5000, "1e999", "{}", "tru", "\x00", '"', ""])

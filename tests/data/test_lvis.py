@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ranksort.data.check import check_data
-from ranksort.data.coco import CocoDataset, find_split
+from ranksort.data.coco import CocoDataset
 from ranksort.data.coco_rows import ImageRow
+from ranksort.data.layouts import find_split
 from ranksort.data.lvis import file_name, random_repeats, repeat_factors
 from ranksort.data.samplers import AspectRatioBatchSampler
 
@@ -106,12 +107,12 @@ def lvis_root(content: dict[str, Any], tmp_path: Path) -> Path:
 
 def test_lvis_layout(lvis_root: Path) -> None:
     files = find_split(lvis_root, "train", style="lvis")
-    assert files == (lvis_root, lvis_root / "annotations" / "lvis_v1_train.json")
+    assert files == (lvis_root, lvis_root / "annotations" / "lvis_v1_train.json", None)
     dataset = CocoDataset(*files, training=True, masks=True)
     assert [dataset[i][0].shape[1:] for i in range(2)] == [(48, 64), (64, 48)]
     # Both images have the dog, which the threshold says is too few; the cat is in one of them.
     np.testing.assert_allclose(dataset.repeat_factors(1.0), [2**0.5, 1])
-    assert check_data(*files).faults == []
+    assert check_data(*files[:2]).faults == []
     with pytest.raises(FileNotFoundError, match=r"lvis_v1_val\.json.*--data\.val-annotations"):
         find_split(lvis_root, "val", style="lvis")
     (lvis_root / "train2017" / "1.jpg").unlink()

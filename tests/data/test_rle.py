@@ -58,3 +58,7 @@ def test_areas_are_those_of_pycocotools():
     assert (rle_areas(counts, pixels + 1) == -1).all()
     lists = [[PIXELS - 1, 1], [PIXELS, 1], [-1, PIXELS + 1], [1.0], None]
     assert rle_areas(lists, pixels[:5]).tolist() == [1, -1, -1, -1, -1]
+    mixed = [counts[1], None, lists[0], "é", "", counts[2], "PPPPPPP0", 7, counts[0][:-1]]
+    found = rle_areas(mixed, pixels[:9])
+    assert found[[0, 2, 5]].tolist() == [expected[1], 1, expected[2]]
+    assert (np.delete(found, [0, 2, 5]) == -1).all()

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from evaluation_data import random_masks
 
-from ranksort.evaluation import evaluate_detections, inputs
+from ranksort.data import json_source
+from ranksort.evaluation import evaluate_detections
 from ranksort.evaluation.inputs import read_detections, read_ground_truth
 
 
@@ -26,7 +27,7 @@ def test_any_cut_gives_the_same_columns(tmp_path, monkeypatch, size, style, iou_
     truth = read_ground_truth(ground_truth, iou_type, "coco")
     expected = read_detections(3 * detections, truth, iou_type)
     (tmp_path / "found.json").write_text(json.dumps(rows, **style))
-    monkeypatch.setattr(inputs, "_CHUNK", size)
+    monkeypatch.setattr(json_source, "_CHUNK", size)
     found = read_detections(tmp_path / "found.json", truth, iou_type)
     for name, column in vars(expected).items():
         np.testing.assert_array_equal(getattr(found, name), column, err_msg=name)
@@ -37,7 +38,7 @@ def test_lists_of_objects_inside_of_rows(tmp_path, monkeypatch):
     rows = [{**row, "parts": [{"a": 1}, {"a": 2}, {"a": 3}]} for row in detections]
     truth = read_ground_truth(ground_truth, "bbox", "coco")
     (tmp_path / "found.json").write_text(json.dumps(rows))
-    monkeypatch.setattr(inputs, "_CHUNK", 150)
+    monkeypatch.setattr(json_source, "_CHUNK", 150)
     found = read_detections(tmp_path / "found.json", truth, "bbox")
     np.testing.assert_array_equal(found.boxes, [row["bbox"] for row in rows])
 

@@ -1,4 +1,4 @@
-"""`check-data`."""
+"""`check-data` and `import-data`."""
 
 import sys
 from pathlib import Path
@@ -30,3 +30,19 @@ def check_data(
     print(check.text() if verbose else check)
     if not check.is_usable:
         sys.exit(1)
+
+
+def import_data(
+    folder: Annotated[Path, Positional, arg(metavar="FOLDER")], /, out: Path, copy_images: bool = False
+) -> None:
+    """Write COCO annotations of a data set in the format of YOLO or PASCAL VOC.
+
+    Args:
+        folder: the data set, or its YAML file.
+        out: folder to write, which must not be there yet; it holds a link to the images.
+        copy_images: copy the images instead.
+    """
+    from ..data.importers import import_data as run_import
+
+    print(run_import(folder, out, copy_images=copy_images))
+    print(f"\nwrote {out}; next: ranksort train RECIPE --data.root {out}")

@@ -9,6 +9,10 @@ from ..recipes.detectors import recorded
 from ..recipes.find import get_recipe
 from ..recipes.recipe import Recipe
 
+# What the learning rate and the warm-up of a recipe are multiplied by in training from --training.weights, see benchmarks/README.md.
+FINE_TUNING_RATE = 0.5
+FINE_TUNING_WARMUP = 0.2
+
 
 def default_recipe(arguments: Sequence[str]) -> Recipe:
     """The recipe which the options of `train` and `test` start from: a named one, that of a run, or that of a checkpoint."""
@@ -23,15 +27,18 @@ def default_recipe(arguments: Sequence[str]) -> Recipe:
         return read_checkpoint(source).recipe
     resume, run = "--resume" in arguments, Path(source)
     recipe = _recipe_of(run) if run.is_dir() else get_recipe(source)
+    given = _options(arguments)
     if resume and not run.is_dir():
-        recipe.training.output = _options(arguments).get("--training.output", recipe.training.output)
+        recipe.training.output = given.get("--training.output", recipe.training.output)
         named, recipe = recipe.model.detector, _recipe_of(latest_run(recipe))
         if recorded(named) == recipe.model.detector:  # a recipe of the user's own names its detector again
             recipe.model.detector = named
     # A run which is resumed keeps its sizes; what differs from them is refused.
-    given = _options(arguments)
     if not resume and "--model.min-size" in given:
         recipe.data.train_min_sizes = ()  # unless they are given, too
+    if not resume and given.get("--training.weights") and not recipe.training.weights:
+        recipe.optimizer.lr *= FINE_TUNING_RATE
+        recipe.optimizer.warmup_steps = round(FINE_TUNING_WARMUP * recipe.optimizer.warmup_steps)
     epochs = given.get("--training.epochs", "")
     if not resume and epochs.isdecimal() and int(epochs) > 0:  # others are refused later
         recipe.optimizer.milestones = moved_milestones(recipe, int(epochs))

@@ -1,11 +1,9 @@
-"""COCO-style data sets: where their files are, and images with their objects."""
+"""COCO-style data sets: images with their objects."""
 
-import json
-import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +16,10 @@ from .coco_checks import MIN_IMAGE_SIDE
 from .coco_columns import Category, CocoFile
 from .coco_file import read_coco_file
 from .faults import VALIDATION
-from .images import ImageFolder, find_folder, read_image, require_folder, to_rgb, upright
-from .json_source import JsonSource
+from .images import ImageFolder, read_image, require_folder, to_rgb, upright
 from .lvis import repeat_factors
 from .segmentations import decode_mask
+from .splits import Part, part_of
 
 COCO_CATEGORIES = [
     Category(id, name)
@@ -31,66 +29,10 @@ COCO_CATEGORIES = [
 """The 80 classes of COCO in the order of their labels, for models whose weights come without names."""
 
 
-def find_split(
-    root: Path,
-    split: Literal["train", "val"],
-    annotations: Path | None = None,
-    images: Path | None = None,
-    *,
-    style: Literal["coco", "lvis"] = "coco",
-) -> tuple[Path, Path]:
-    """Finds a split under a folder that is laid out as COCO or in one of the usual simpler ways.
-
-    Args:
-        root: holds `annotations/instances_<split>2017.json` or `annotations/instances_<split>.json`, and the images in
-            `<split>2017/`, `images/<split>2017/`, `images/<split>/`, `<split>/` or `images/`. For LVIS it holds
-            `annotations/lvis_v1_<split>.json`, and the images in `train2017/` and `val2017/`.
-        split: `train` or `val`.
-        annotations: the annotation file, where it is another one.
-        images: the images folder, likewise.
-        style: which of these layouts.
-
-    Returns:
-        The images folder, the first of these, or the root itself, that holds the first image of the annotation file, and that file.
-
-    Raises:
-        FileNotFoundError: one of the two is missing; the message names what was looked for.
-    """
-    names = [f"instances_{split}2017.json", f"instances_{split}.json"] if style == "coco" else [f"lvis_v1_{split}.json"]
-    files = [root / "annotations" / name for name in names]
-    annotations = annotations or next((file for file in files if file.is_file()), None)
-    if annotations is None:
-        raise FileNotFoundError(
-            f"There is no {' or '.join(map(str, files))}; name the file with --data.{split}-annotations."
-        )
-    source = JsonSource.open(annotations, "annotation file")
-    if images is not None:
-        return images, annotations
-    # Searched for and not parsed, which is the data set's business.
-    key = "coco_url" if style == "lvis" else "file_name"
-    match = re.search(rb'"%s"\s*:\s*("(?:[^"\\]|\\.)*")' % key.encode(), source.content)
-    if match is None:
-        raise ValueError(f'{annotations} names no image (no "{key}").')
-    try:
-        file_name = json.loads(match[1])
-    except ValueError:
-        source.parse()  # for its clear error
-        raise
-    folders = [root / name for name in (f"{split}2017", f"images/{split}2017", f"images/{split}", split, "images", "")]
-    if style == "lvis":
-        file_name, folders = "/".join(file_name.split("/")[-2:]), [root, root / "images"]
-    images = find_folder(folders, file_name)
-    if images is None:
-        raise FileNotFoundError(
-            f"The image {file_name} of {annotations} is in none of {', '.join(map(str, folders))}; "
-            f"name the folder with --data.{split}-images."
-        )
-    return images, annotations
-
-
 def require_known(file: CocoFile, categories: Sequence[Category]) -> None:
-    """Raise ValueError unless a model of some categories knows all of those of a file, by id and name."""
-    unknown = [category for category in file.categories if category not in categories]
+    """Raise ValueError unless a model of some categories knows all of those of a file but for placeholders, by id and name."""
+    expected = {*categories, *file.placeholders()}
+    unknown = [category for category in file.categories if category not in expected]
     if unknown:
         example = unknown[0]
         known = next((c for c in categories if example.id == c.id or example.name == c.name), categories[0])
@@ -111,12 +53,13 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
     Args:
         images: the folder that the file names of the annotations are relative to.
         annotations: the JSON file.
+        part: which part of a file that is for training and validation, divided by image; None: all of it.
         training: whether the rules of training apply.
         masks: whether targets hold masks. Objects whose mask has no pixel are then left out of training.
         keep_empty_images: whether training uses images without objects.
         keep_crowds: take annotations marked as crowd for single objects.
         categories: the classes of a trained model, by which the objects are labelled then; they are matched by id and
-            name. By default the classes of the file.
+            name. By default the classes of the file but for placeholders, see `CocoFile.placeholders`.
         transform: called with (image, target); `ranksort.data.transforms`.
         min_box_size: the least width and height of a box in training, in pixels.
 
@@ -136,6 +79,7 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
         self,
         images: Path,
         annotations: Path,
+        part: Part | None = None,
         *,
         training: bool,
         masks: bool = False,
@@ -152,10 +96,14 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
             file.require("masks" if masks else "boxes", without=empty)
         else:
             file.require("mask_evaluation" if masks else "evaluation", also=VALIDATION)
-        self.annotations_path = annotations
+        self.annotations_path, self.part = annotations, part
+        groups = [group for group in file.placeholders() if group not in (categories or ())]
+        file = file.without_categories(groups)
         self.categories = tuple(file.categories if categories is None else categories)
         self.masks, self.training, self.transform = masks, training, transform
         require_known(file, self.categories)
+        if part is not None:
+            file = part_of(file, part)
         self.file = None if training else file
         objects = file.annotations
         is_object = ~objects.crowd
@@ -163,6 +111,7 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
         self.dropped: dict[str, int] = {}
         if training:
             is_object, is_used = self._training_rules(file, keep_empty_images, min_box_size)
+            self.dropped |= {f"class {g.name!r}, which has no object and is the group of the others": 1 for g in groups}
             if not is_used.any():
                 raise ValueError(f"{annotations} leaves no image to train on (left out: {self.dropped}).")
 
@@ -220,6 +169,14 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
     def __str__(self) -> str:
         reasons = ", ".join(f"{count} {what}" for what, count in self.dropped.items() if count)
         return f"{counted(len(self), 'image')} of {counted(len(self.categories), 'class')}, left out: {reasons or 'nothing'}"
+
+    @property
+    def origin(self) -> str:
+        """Where the images are from, in words."""
+        if self.part is None:
+            return str(self.annotations_path)
+        share = "four fifths" if self.part == "train" else "one fifth"
+        return f"{share} of {self.annotations_path}, which is divided by image in the same way each time"
 
     def __len__(self) -> int:
         return len(self.image_ids)

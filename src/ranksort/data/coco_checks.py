@@ -1,6 +1,7 @@
 """What can be wrong with an annotation file that is well-formed: all images, objects and classes at the same time."""
 
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,13 +29,19 @@ def check(file: CocoFile, pixels: bool | None, keep_crowds: bool) -> None:
     _check_categories(file)
 
 
+def _add(file: CocoFile, kind: str, rows: "Sequence[int] | np.ndarray", describe: Callable[[int], str]) -> None:
+    """Note a kind of fault of some rows, whose descriptions are made when they are read."""
+    file.add(kind, Lines(rows, describe))
+
+
 def _check_images(file: CocoFile) -> None:
     images = file.images
     sides = np.minimum(images.widths, images.heights)
-    small = np.flatnonzero((sides > 0) & (sides < MIN_IMAGE_SIDE))
-    file.add(
+    _add(
+        file,
         "small image",
-        Lines(small, lambda n: f"image {images.ids[n]} has a side under {MIN_IMAGE_SIDE} px ({images.size(n)})"),
+        np.flatnonzero((sides > 0) & (sides < MIN_IMAGE_SIDE)),
+        lambda n: f"image {images.ids[n]} has a side under {MIN_IMAGE_SIDE} px ({images.size(n)})",
     )
     first: dict[bytes, int] = {}
     again: dict[int, int] = {}
@@ -42,14 +49,13 @@ def _check_images(file: CocoFile) -> None:
         for n, name in enumerate(names, start):
             if name and first.setdefault(name, n) != n:
                 again[n] = first[name]
-    file.add(
+    _add(
+        file,
         "same file in two images",
-        Lines(
-            list(again),
-            lambda n: (
-                f"image {images.ids[n]} is the file of image {images.ids[again[n]]}, too ({images.file_name(n)}): "
-                "what is annotated in one of them counts as background in the other"
-            ),
+        list(again),
+        lambda n: (
+            f"image {images.ids[n]} is the file of image {images.ids[again[n]]}, too ({images.file_name(n)}): "
+            "what is annotated in one of them counts as background in the other"
         ),
     )
 
@@ -63,25 +69,18 @@ def _check_boxes(file: CocoFile) -> None:
     def size_of_image(n: int) -> str:
         return images.size(int(annotations.image[n]))
 
+    def without_area(n: int) -> str:
+        area = "not given" if np.isnan(annotations.areas[n]) else f"{annotations.areas[n]:g}"
+        return f"{annotations.name(n)} has no area (bbox {annotations.boxes[n].tolist()}, area {area})"
+
     faults = file.box_faults()
-    file.add(
-        "box without area",
-        Lines(
-            np.flatnonzero(faults["box without area"]),
-            lambda n: (
-                f"{annotations.name(n)} has no area (bbox {annotations.boxes[n].tolist()}, area "
-                f"{'not given' if np.isnan(annotations.areas[n]) else f'{annotations.areas[n]:g}'})"
-            ),
-        ),
-    )
-    file.add(
-        "box outside the image",
-        Lines(
-            np.flatnonzero(faults["box outside the image"]),
-            lambda n: described(n, f"lies outside its {size_of_image(n)} image"),
-        ),
-    )
-    file.add("small box", Lines(np.flatnonzero(faults["small box"]), lambda n: described(n, "is smaller than 1 px")))
+    descriptions: dict[str, Callable[[int], str]] = {
+        "box without area": without_area,
+        "box outside the image": lambda n: described(n, f"lies outside its {size_of_image(n)} image"),
+        "small box": lambda n: described(n, "is smaller than 1 px"),
+    }
+    for kind, is_faulty in faults.items():
+        _add(file, kind, np.flatnonzero(is_faulty), descriptions[kind])
 
     x, y, width, height = annotations.boxes.T
     columns, rows = images.widths[annotations.image], images.heights[annotations.image]
@@ -93,38 +92,32 @@ def _check_boxes(file: CocoFile) -> None:
         line = f"{reaches_out.sum()} of {len(x)} boxes reach out of their images, and would fit as corners: are they "
         file.add("boxes reach out of their images", [f"{line}[x1, y1, x2, y2]? COCO's are [x, y, width, height]"])
         return
-    is_new = reaches_out & ~np.logical_or.reduce(list(faults.values()))
-    file.add(
+    _add(
+        file,
         "box partly outside the image",
-        Lines(
-            np.flatnonzero(is_new),
-            lambda n: described(n, f"reaches out of its {size_of_image(n)} image and is clipped"),
-        ),
+        np.flatnonzero(reaches_out & ~np.logical_or.reduce(list(faults.values()))),
+        lambda n: described(n, f"reaches out of its {size_of_image(n)} image and is clipped"),
     )
 
 
 def _check_areas(file: CocoFile) -> None:
     annotations = file.annotations
-    missing = np.isnan(annotations.areas)
-    file.add(
+    _add(
+        file,
         "wrong area",
-        Lines(
-            np.flatnonzero(np.isfinite(annotations.areas) & ~annotations.has_area()),
-            lambda n: (
-                f"{annotations.name(n)} has the area {annotations.areas[n]:g}, which can be none: evaluation takes "
-                "that of its box or mask"
-            ),
+        np.flatnonzero(np.isfinite(annotations.areas) & ~annotations.has_area()),
+        lambda n: (
+            f"{annotations.name(n)} has the area {annotations.areas[n]:g}, which can be none: evaluation takes "
+            "that of its box or mask"
         ),
     )
-    if missing.sum() > 20:
-        lines: Lines | list[str] = [
-            f'{missing.sum()} of {len(missing)} annotations have no "area": that of the box or mask is taken'
-        ]
-    else:
-        lines = Lines(
-            np.flatnonzero(missing), lambda n: f'{annotations.name(n)} has no "area": that of its box or mask is taken'
-        )
-    file.add("no area given", lines)
+    missing = np.flatnonzero(np.isnan(annotations.areas))
+    if len(missing) > 20:
+        line = f'{len(missing)} of {len(annotations)} annotations have no "area": that of the box or mask is taken'
+        file.add("no area given", [line])
+        return
+    taken = "that of its box or mask is taken"
+    _add(file, "no area given", missing, lambda n: f'{annotations.name(n)} has no "area": {taken}')
 
 
 def _check_segmentations(file: CocoFile, pixels: bool | None) -> None:
@@ -139,47 +132,42 @@ def _check_segmentations(file: CocoFile, pixels: bool | None) -> None:
     if missing.any() and (missing | crowd).all():
         file.add("no segmentation", ["no object has a segmentation, which masks need"])
     else:
-        file.add(
+        _add(
+            file,
             "no segmentation",
-            Lines(
-                np.flatnonzero(missing),
-                lambda n: f"{annotations.name(n)} has a box only and no segmentation, which masks need",
-            ),
+            np.flatnonzero(missing),
+            lambda n: f"{annotations.name(n)} has a box only and no segmentation, which masks need",
         )
-    bad = [n for n in checked.problems if not crowd[n]]
-    file.add("bad segmentation", Lines(bad, lambda n: f"{annotations.name(n)} {checked.problems[n]}"))
+
+    def problem(n: int) -> str:
+        return f"{annotations.name(n)} {checked.problems.get(n, 'has no segmentation')}"
+
     bad_crowds = [n for n in [*checked.problems, *np.flatnonzero(checked.missing).tolist()] if crowd[n]]
-    file.add(
-        "bad segmentation of a crowd",
-        Lines(bad_crowds, lambda n: f"{annotations.name(n)} {checked.problems.get(n, 'has no segmentation')}"),
-    )
-    file.add(
+    _add(file, "bad segmentation", [n for n in checked.problems if not crowd[n]], problem)
+    _add(file, "bad segmentation of a crowd", bad_crowds, problem)
+    _add(
+        file,
         "mask without a pixel",
-        Lines(
-            np.flatnonzero(checked.is_empty & ~crowd),
-            lambda n: f"{annotations.name(n)} has a segmentation that covers no pixel of its image",
-        ),
+        np.flatnonzero(checked.is_empty & ~crowd),
+        lambda n: f"{annotations.name(n)} has a segmentation that covers no pixel of its image",
     )
     annotations.is_empty = checked.is_empty
 
 
 def _check_repeats(file: CocoFile) -> None:
     annotations = file.annotations
-    again = _repeated(annotations.ids)
-    file.add(
+    _add(
+        file,
         "duplicate annotation id",
-        Lines(
-            again,
-            lambda n: f"{annotations.name(n)} has the same id as an earlier one: some tools keep only one of them",
-        ),
+        _repeated(annotations.ids),
+        lambda n: f"{annotations.name(n)} has the same id as an earlier one: some tools keep only one of them",
     )
     first = _equal_annotations(annotations)
-    file.add(
+    _add(
+        file,
         "same annotation twice",
-        Lines(
-            sorted(first),
-            lambda n: f"{annotations.name(n)} has the image, category and shape of {annotations.name(first[n])}",
-        ),
+        sorted(first),
+        lambda n: f"{annotations.name(n)} has the image, category and shape of {annotations.name(first[n])}",
     )
 
 
@@ -246,8 +234,18 @@ def _check_categories(file: CocoFile) -> None:
     for c, category in enumerate(file.categories):
         by_name[category.name.strip().casefold()].append(c)
     objects = np.bincount(file.annotations.category, minlength=len(file.categories))
-    placeholders = []
+    placeholders, groups = [], file.placeholders()
+    file.add(
+        "group as a category",
+        [
+            f"category {category.id} ({category.name}) has no object and is the supercategory of others, as Roboflow writes it: "
+            "it is no class of the model"
+            for category in groups
+        ],
+    )
     for c, category in enumerate(file.categories):
+        if category in groups:
+            continue
         others = [file.categories[o] for o in by_name[category.name.strip().casefold()] if o != c]
         is_group = category.name in file.supercategories[:c] + file.supercategories[c + 1 :]
         if objects[c] == 0 and objects.any() and (others or is_group):

@@ -1,5 +1,6 @@
 """A COCO or LVIS annotation file as columns, which `coco_file.read_coco_file` fills."""
 
+import dataclasses
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -148,6 +149,31 @@ class CocoFile:
         outside = single & ~empty & (right | below) & (columns > 0) & (rows > 0)
         small = single & ~empty & ~outside & ((width < min_size) | (height < min_size))
         return {"box without area": empty, "box outside the image": outside, "small box": small}
+
+    def placeholders(self) -> list[Category]:
+        """Categories that stand for a group of the others: without objects, of the supercategory "none", and that of others.
+
+        Roboflow writes one in front of the classes.
+        """
+        objects = np.bincount(self.annotations.category, minlength=len(self.categories))
+        return [
+            category
+            for category, group, count in zip(self.categories, self.supercategories, objects.tolist(), strict=True)
+            if count == 0 and group == "none" and category.name in self.supercategories and category.name != group
+        ]
+
+    def without_categories(self, removed: Collection[Category]) -> "CocoFile":
+        """Return the same without some categories, which no annotation has."""
+        kept = [n for n, category in enumerate(self.categories) if category not in removed]
+        place = np.full(len(self.categories), -1)
+        place[kept] = np.arange(len(kept))
+        return dataclasses.replace(
+            self,
+            categories=[self.categories[n] for n in kept],
+            frequencies=[self.frequencies[n] for n in kept],
+            supercategories=[self.supercategories[n] for n in kept],
+            annotations=dataclasses.replace(self.annotations, category=place[self.annotations.category]),
+        )
 
     def trainable(self, min_size: float = 1.0) -> np.ndarray:
         """bool [A]: the single objects whose boxes training keeps; see `box_faults`."""

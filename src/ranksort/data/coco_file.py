@@ -6,7 +6,7 @@ all that is wrong with it (`coco_checks.py`). What makes a file unfit for one us
 
 import operator
 from collections.abc import Callable, Mapping
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from reprlib import repr as shown
 from typing import Any
@@ -18,7 +18,7 @@ from .coco_checks import check
 from .coco_columns import Annotations, Category, CocoFile, Federated, Images, join_annotations
 from .coco_rows import MAX_COORDINATE, MAX_SIDE, AnnotationRow, CategoryRow, ImageRow, MaskedAnnotationRow, Repair
 from .ids import Id, IdIndex, canonical, sort_key
-from .json_source import JsonSource, decode_rows, in_memory
+from .json_source import JsonSource, decode_rows, in_memory, no_garbage_collection
 from .lvis import file_name
 from .segmentations import Packed
 
@@ -49,7 +49,7 @@ def read_coco_file(
     """
     opened = JsonSource.open(source, what)
     file = CocoFile(f"The {opened.name}")
-    with in_memory(source, what, "use fewer images"):
+    with in_memory(source, what, "use fewer images"), no_garbage_collection():
         sections = _sections(file, opened)
         if not file.faults:
             try:
@@ -141,41 +141,45 @@ class _Reader:
     def images(self, section: Any) -> None:
         rows, repair = self.rows(section, "image", ImageRow)
         names: list[bytes] = []
-        sides: dict[str, list[int]] = {"width": [], "height": []}
         for number, id, row in rows:
             name = file_name(row)
             if not name:
                 line = f'image {id} needs a string as "file_name", {repair.shown(number, "file_name")}'
                 self.problem("bad file name", line)
             names.append((name or "").encode("utf-8", "surrogatepass"))
-            for key, column in sides.items():
-                value = getattr(row, key)
-                good = value is not None and value > 0 and value < MAX_SIDE and float(value).is_integer()
-                if not good:
-                    given = repair.shown(number, key) if value is None else f"not {shown(value)}"
-                    line = f'image {id} needs a positive integer under a million as "{key}", {given}'
-                    self.problem("bad image size", line)
-                column.append(int(value) if good else 0)
-        self.file.images = Images(
-            [id for _, id, _ in rows],
-            Packed.of(names),
-            np.array(sides["width"], dtype=np.int64),
-            np.array(sides["height"], dtype=np.int64),
-            self.federated(rows),
-        )
+        widths, heights = (self.sides(rows, key, repair) for key in ("width", "height"))
+        ids = [id for _, id, _ in rows]
+        self.file.images = Images(ids, Packed.of(names), widths, heights, self.federated(rows))
+
+    def sides(self, rows: list[tuple[int, Id, Any]], key: str, repair: Repair) -> np.ndarray:
+        """Widths or heights of images, int64, 0 for those that are malformed."""
+        values = [getattr(row, key) for *_, row in rows]
+        column = np.array(values, dtype=np.float64)  # None becomes NaN
+        good = (column > 0) & (column < MAX_SIDE) & (column == np.floor(column))
+        for n in np.flatnonzero(~good).tolist():
+            number, id, _ = rows[n]
+            given = repair.shown(number, key) if values[n] is None else f"not {shown(values[n])}"
+            self.problem("bad image size", f'image {id} needs a positive integer under a million as "{key}", {given}')
+        return np.where(good, column, 0).astype(np.int64)
 
     def federated(self, rows: list[tuple[int, Id, Any]]) -> list[Federated] | None:
         """LVIS' lists of classes, as positions; None where no image has them."""
         if all(row.neg_category_ids is None and row.not_exhaustive_category_ids is None for *_, row in rows):
             return None
         index = IdIndex([category.id for category in self.file.categories])
-        result = []
-        for _, id, row in rows:
-            places = [index.find(ids or []) for ids in (row.neg_category_ids, row.not_exhaustive_category_ids)]
-            if any((place < 0).any() for place in places):
+
+        def places(lists: list[list[Any]]) -> list[list[int]]:
+            found = iter(index.find(list(chain.from_iterable(lists))).tolist())
+            return [list(islice(found, len(ids))) for ids in lists]
+
+        absent = places([row.neg_category_ids or [] for *_, row in rows])
+        incomplete = places([row.not_exhaustive_category_ids or [] for *_, row in rows])
+        for (_, id, _), *lists in zip(rows, absent, incomplete, strict=True):
+            if any(-1 in known for known in lists):
+                for known in lists:
+                    known[:] = [place for place in known if place >= 0]
                 self.problem("bad list of categories", f"image {id} lists a category that the file does not have")
-            result.append(Federated(*(place[place >= 0].tolist() for place in places)))
-        return result
+        return list(map(Federated, absent, incomplete))
 
     def annotations(self, section: Any) -> None:
         kind = MaskedAnnotationRow if self.segmentations else AnnotationRow

@@ -71,6 +71,7 @@ CONSEQUENCES: dict[str, Consequences] = {
     "same file in two images": _everywhere("kept"),
     "same name in two categories": _everywhere("kept"),
     "category without objects": _everywhere("kept"),
+    "group as a category": _DROPPED,
     "mostly crowd": _everywhere("kept"),
     "found under another name": _everywhere("kept"),
     "turned by EXIF": _everywhere("kept"),

@@ -7,9 +7,12 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from .segmentations import Packed
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+"""By which image files are told from others, in lower case."""
 
 
 class ImageFolder:
@@ -118,6 +121,23 @@ def read_image(path: Path) -> Image.Image:
         raise FileNotFoundError(f"The image {path} does not exist.") from None
     except Exception as error:  # a damaged file makes Pillow raise nearly anything
         raise ValueError(f"The image {path} cannot be read ({error}); replace it or take it out.") from error
+
+
+def stated_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Read the width and height of an image file: turned as its EXIF orientation says, see `upright`, and as it is stored.
+
+    Pixels are not decoded.
+
+    Raises:
+        ValueError: it is no image.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    except Exception as error:  # a damaged file makes Pillow raise nearly anything
+        raise ValueError(f"The image {path} cannot be read ({error}).") from error
+    return ((height, width) if is_turned else (width, height)), (width, height)
 
 
 def upright(image: Image.Image, width: int, height: int, path: Path) -> Image.Image:

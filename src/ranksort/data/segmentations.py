@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -33,13 +33,12 @@ class Packed(Sequence[bytes]):
     ends: np.ndarray
 
     @staticmethod
-    def of(pieces: Iterable[Any]) -> "Packed":
-        """Pack pieces that are bytes or buffers."""
-        texts = list(
-            map(bytes, pieces)
-        )  # not views, which Python's garbage collection would look through again and again
-        ends = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)))
-        return Packed([b"".join(texts)], np.zeros(1, dtype=np.int64), ends)
+    def of(pieces: Sequence[Any]) -> "Packed":
+        """Pack pieces that are bytes or buffers, or strings of ASCII."""
+        ends = np.cumsum(np.fromiter(map(len, pieces), np.int64, len(pieces)))
+        are_strings = len(pieces) > 0 and isinstance(pieces[0], str)
+        block = "".join(pieces).encode("ascii") if are_strings else b"".join(pieces)
+        return Packed([block], np.zeros(1, dtype=np.int64), ends)
 
     @staticmethod
     def joined(parts: Sequence["Packed"]) -> "Packed":
@@ -69,9 +68,17 @@ class Packed(Sequence[bytes]):
         block = np.searchsorted(self.starts, start, side="right") - 1
         return self.blocks[block][start - self.starts[block] : end - self.starts[block]]
 
+    def take(self, rows: np.ndarray) -> list[bytes]:
+        """Those at some positions, int64 [M], faster than one by one."""
+        ends = self.ends[rows]
+        starts = np.where(rows > 0, self.ends[rows - 1], 0)
+        block = np.searchsorted(self.starts, starts, side="right") - 1
+        places = (column.tolist() for column in (block, starts - self.starts[block], ends - self.starts[block]))
+        return [self.blocks[b][start:end] for b, start, end in zip(*places, strict=True)]
+
     def select(self, rows: np.ndarray) -> "Packed":
-        """Return those at some positions, int64 [M]."""
-        return Packed.of([self[n] for n in rows.tolist()])
+        """Those at some positions, int64 [M]."""
+        return Packed.of(self.take(rows))
 
     def slices(self) -> Iterator[tuple[int, list[bytes]]]:
         """Go through all pieces by block: the position of the first, and the pieces."""
@@ -113,23 +120,24 @@ def check_segmentations(
     too_large = heights * widths > _MAX_PIXELS
     problems: dict[int, str] = {}
     for first, texts in packed.slices():
-        of_kind = _by_kind(texts)
-        missing[first + of_kind["none"]] = True
-        problems |= {first + i: "is neither polygons nor an RLE" for i in of_kind["other"].tolist()}
-        polygons = [texts[i] for i in of_kind["polygons"]]
+        starts = np.array([text[0] if text else ord("n") for text in texts], dtype=np.uint8)  # as of null
+        missing[first:][: len(texts)] = starts == ord("n")
+        for i in np.flatnonzero(~np.isin(starts, list(b"n[{"))).tolist():
+            problems[first + i] = "is neither polygons nor an RLE"
+        places = np.flatnonzero(starts == ord("[")).tolist()
+        polygons = [texts[i] for i in places]
         for i in range(len(polygons)) if pixels else _unusual_polygons(polygons):
-            n, decoded = first + int(of_kind["polygons"][i]), _decode(polygons[i])
+            n, decoded = first + places[i], _decode(polygons[i])
             problem = _polygon_problem(decoded)
             if problem == "":
                 missing[n] = True
             elif problem:
                 problems[n] = problem
-            elif (
-                pixels and heights[n] > 0 and widths[n] > 0 and not too_large[n]
-            ):  # pycocotools never ends where one is 0
-                is_empty[n] = _polygon_rle(decoded, int(heights[n]), int(widths[n]))[1] == 0
-        rows = first + of_kind["rle"]
-        areas, found = _rle_areas([texts[i] for i in of_kind["rle"]], heights[rows], widths[rows])
+            elif pixels and min(heights[n], widths[n]) > 0 and not too_large[n]:  # at 0 pycocotools never ends
+                is_empty[n] = coco_mask.area(_encode_polygons(decoded, int(heights[n]), int(widths[n]))) == 0
+        places = np.flatnonzero(starts == ord("{")).tolist()
+        rows = first + np.array(places, dtype=np.int64)
+        areas, found = _rle_areas([texts[i] for i in places], heights[rows], widths[rows])
         problems |= {int(rows[i]): problem for i, problem in found.items()}
         is_empty[rows] = areas == 0
     for n in np.flatnonzero(too_large & ~missing).tolist():
@@ -137,33 +145,24 @@ def check_segmentations(
     return CheckedSegmentations(missing, problems, is_empty)
 
 
-def encode_segmentations(
-    packed: Packed, heights: np.ndarray, widths: np.ndarray
-) -> tuple[list[str | bytes | None], np.ndarray]:
-    """Take segmentations to COCO's compressed run lengths.
+def encode_segmentations(packed: Packed, heights: np.ndarray, widths: np.ndarray) -> tuple[Packed, np.ndarray]:
+    """Take segmentations, in which `check_segmentations` finds no problem, to COCO's compressed run lengths.
 
-    Args: as of `check_segmentations`.
+    Args:
+        packed: N segmentations as JSON.
+        heights, widths: [N] of their images, in pixels.
 
     Returns:
-        N run lengths, None where a segmentation is no good, and int64 [N] how many pixels each has, -1 for those.
+        N compressed run lengths, and int64 [N] how many pixels each has.
     """
-    counts: list[str | bytes | None] = [None] * len(packed)
-    areas = np.full(len(packed), -1, dtype=np.int64)
+    parts, areas = [Packed.of([])], [np.empty(0, dtype=np.int64)]
     for first, texts in packed.slices():
-        of_kind = _by_kind(texts)
-        for n in (first + of_kind["polygons"]).tolist():
-            polygons = _decode(texts[n - first])
-            if rle := polygon_rle(polygons, int(heights[n]), int(widths[n])):
-                counts[n], areas[n] = rle
-        rows = first + of_kind["rle"]
-        of_rle = [texts[i] for i in of_kind["rle"]]
-        areas[rows], problems = _rle_areas(of_rle, heights[rows], widths[rows])
-        for i, (n, text) in enumerate(zip(rows.tolist(), of_rle, strict=True)):
-            if i not in problems:
-                runs = _decode(text)["counts"]
-                size = [int(heights[n]), int(widths[n])]
-                counts[n] = runs if isinstance(runs, str) else _compressed({"size": size, "counts": runs})["counts"]
-    return counts, areas
+        height, width = (sides[first : first + len(texts)] for sides in (heights, widths))
+        rles = map(_encode, texts, height.tolist(), width.tolist())
+        counts = [runs if isinstance(runs, str) else runs.decode() for runs in (rle["counts"] for rle in rles)]
+        parts.append(Packed.of(counts))
+        areas.append(rle_areas(counts, height * width))
+    return Packed.joined(parts), np.concatenate(areas)
 
 
 def decode_mask(segmentation: bytes, height: int, width: int) -> np.ndarray:
@@ -172,13 +171,20 @@ def decode_mask(segmentation: bytes, height: int, width: int) -> np.ndarray:
     Returns:
         uint8 [height, width], 1 inside the object; the same as pycocotools' `annToMask`.
     """
+    return coco_mask.decode(_encode(segmentation, height, width))
+
+
+def _encode(segmentation: bytes, height: int, width: int) -> dict[str, Any]:
+    """A good segmentation as a compressed RLE."""
     decoded = _decode(segmentation)
-    counts = _polygon_rle(decoded, height, width)[0] if isinstance(decoded, list) else decoded["counts"]
-    rle = {"size": [height, width], "counts": counts}
-    return coco_mask.decode(_compressed(rle) if isinstance(counts, list) else rle)
+    if isinstance(decoded, list):
+        return _encode_polygons(decoded, height, width)
+    rle = {"size": [height, width], "counts": decoded["counts"]}
+    return compress(rle) if isinstance(rle["counts"], list) else rle
 
 
-def _compressed(rle: dict[str, Any]) -> dict[str, Any]:
+def compress(rle: dict[str, Any]) -> dict[str, Any]:
+    """An RLE whose counts are a list as one whose counts are bytes."""
     return coco_mask.frPyObjects(rle, *rle["size"])
 
 
@@ -189,21 +195,26 @@ def _decode(text: bytes) -> Any:
         return json.loads(text)  # takes NaN and numbers of any size
 
 
-def _by_kind(texts: list[bytes]) -> dict[str, np.ndarray]:
-    """Where there are polygons, run-length encodings, nothing and other things."""
-    kinds = np.array([text[0] if text else ord("n") for text in texts], dtype=np.uint8)
-    signs = {"polygons": kinds == ord("["), "rle": kinds == ord("{"), "none": kinds == ord("n")}
-    signs["other"] = ~np.logical_or.reduce(list(signs.values()))
-    return {name: np.flatnonzero(column) for name, column in signs.items()}
+def _unusual_polygons(texts: list[bytes]) -> list[int]:
+    """Which of some lists have to be looked into, to say whether they are good polygons.
 
-
-def _unusual_polygons(texts: list[bytes]) -> Iterable[int]:
-    """Which of some lists have to be looked into, to say whether they are good polygons: those of odd brackets and commas."""
-    shapes = b";".join(texts).translate(None, _NUMBERS).split(b";")
+    Those of odd brackets and commas, and those with coordinates beyond MAX_COORDINATE, which have seven digits before the point.
+    """
+    joined = b";".join(texts)
+    shapes = joined.translate(None, _NUMBERS).split(b";")
     if len(shapes) != len(texts):  # a string among them
-        return range(len(texts))
-    unusual = {shape for shape in set(shapes) if not _POLYGONS.fullmatch(shape)}
-    return [i for i, shape in enumerate(shapes) if shape in unusual] if unusual else []
+        return list(range(len(texts)))
+    usual = {shape: _POLYGONS.fullmatch(shape) is not None for shape in set(shapes)}
+    unusual = set() if all(usual.values()) else {i for i, shape in enumerate(shapes) if not usual[shape]}
+    signs = np.frombuffer(joined, np.uint8)
+    is_digit = signs - np.uint8(ord("0")) < 10  # what is below wraps around
+    seven = is_digit[1:]
+    for step in (1, 2, 3):
+        seven = seven[:-step] & seven[step:]
+    long = np.flatnonzero(seven)
+    long = long[~is_digit[long] & (signs[long] != ord("."))]  # the sign before the seven
+    ends = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)) + 1)
+    return sorted(unusual.union(np.searchsorted(ends, long, side="right").tolist()))
 
 
 def _polygon_problem(polygons: list[Any]) -> str | None:
@@ -223,17 +234,15 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and -MAX_COORDINATE < value < MAX_COORDINATE
 
 
-def polygon_rle(polygons: list[Any], height: int, width: int) -> tuple[bytes, int] | None:
-    """Polygons as compressed run lengths, and how many pixels they have; None where they are no good."""
-    return None if _polygon_problem(polygons) is not None else _polygon_rle(polygons, height, width)
+def encode_polygons(polygons: list[Any], height: int, width: int) -> dict[str, Any] | None:
+    """Polygons as a compressed RLE; None where they are no good."""
+    return None if _polygon_problem(polygons) is not None else _encode_polygons(polygons, height, width)
 
 
-def _polygon_rle(polygons: list[list[float]], height: int, width: int) -> tuple[bytes, int]:
-    """Good polygons as compressed run lengths, and how many pixels they have."""
+def _encode_polygons(polygons: list[list[float]], height: int, width: int) -> dict[str, Any]:
     # A polygon of one or two points has no area, and pycocotools would read one of two points as a box.
     drawn = [p for p in polygons if len(p) >= 6]
-    rle = coco_mask.merge(coco_mask.frPyObjects(drawn, height, width))
-    return rle["counts"], int(coco_mask.area(rle))
+    return coco_mask.merge(coco_mask.frPyObjects(drawn, height, width))
 
 
 def _rle_areas(texts: list[bytes], heights: np.ndarray, widths: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
@@ -269,8 +278,7 @@ def rle_areas(counts: Sequence[Any], pixels: np.ndarray) -> np.ndarray:
     areas = np.full(len(counts), -1)
     for start in range(0, len(counts), 1000):  # as many as fit into the processor's cache
         chunk = slice(start, start + 1000)
-        texts = [runs if type(runs) is str and runs and runs.isascii() else "~" for runs in counts[chunk]]
-        areas[chunk] = _compressed_areas(texts, pixels[chunk])
+        areas[chunk] = _compressed_areas(counts[chunk], pixels[chunk])
     for n in np.flatnonzero(areas < 0).tolist():
         runs = counts[n]
         if type(runs) is list and all(type(run) is int and run >= 0 for run in runs) and sum(runs) == pixels[n]:
@@ -278,62 +286,49 @@ def rle_areas(counts: Sequence[Any], pixels: np.ndarray) -> np.ndarray:
     return areas
 
 
-def _compressed_areas(counts: list[str], pixels: np.ndarray) -> np.ndarray:
-    """`rle_areas` of ASCII strings, all of them at the same time."""
-    # A zero after each string makes its number of runs even where it was odd, and is left out elsewhere.
-    digits = np.frombuffer(("0".join(counts) + "0").encode(), np.uint8) - np.uint8(48)  # wraps around below
-    zeros = np.cumsum(np.fromiter(map(len, counts), np.int64, len(counts)) + 1) - 1
-    begins = np.append(0, zeros[:-1] + 1)
-    bad = (np.maximum.reduceat(digits, begins) > 63) | (digits[zeros - 1] > 31)
-    digits[zeros - 1] &= 31
-    is_end = digits < 32
-    num_runs = np.add.reduceat(is_end.view(np.uint8), begins, dtype=np.int64) - 1
-    values = _run_values(digits, is_end, zeros, bad)
-    is_odd = num_runs % 2 == 1
-    is_end[zeros] = is_odd
-    pairs = values[is_end].reshape(-1, 2)  # of background and object
-    num_pairs = (num_runs + 1) // 2
-    starts = np.cumsum(num_pairs) - num_pairs
-    first = pairs[starts, 0]
-    pairs[starts, 0] = 0  # no other run is given as a difference to the first one
-    background, areas = _sums_of_runs(pairs, starts, is_odd, bad)
-    bad |= (first < 0) | (first + background + areas != pixels)
+_END, _LAST = ord("0"), ord("O")  # what ends a run; from "P" on more digits follow
+_SIGNED = bytes((c - _END ^ 16) - 16 & 255 for c in range(_LAST + 1)).ljust(256, b"\0")
+_FOLLOWED = bytes(range(_LAST + 1, 256))
+
+
+def _compressed_areas(counts: Sequence[Any], pixels: np.ndarray) -> np.ndarray:
+    """`rle_areas` of strings, all of them at the same time; -1 for anything else."""
+    try:
+        text = "00".join([*counts, ""])  # two runs more to each mask
+    except TypeError:
+        return _compressed_areas([runs if isinstance(runs, str) else "" for runs in counts], pixels)
+    if not text.isascii():
+        return _compressed_areas([runs if runs.isascii() else "" for runs in counts], pixels)
+    code = text.encode()
+    digits = np.frombuffer(code, np.uint8)
+    lengths = np.fromiter(map(len, counts), np.int64, len(counts))
+    stops = np.cumsum(lengths + 2) - 2
+    bad = (lengths == 0) | (digits[stops - 1] > _LAST)
+    if digits.min() < _END or digits.max() >= _END + 64:
+        bad |= np.maximum.reduceat(digits - np.uint8(_END), stops - lengths) > 63  # what is below wraps around
+    # Runs by their last digit alone, to which the others are added.
+    values = np.frombuffer(code.translate(_SIGNED, _FOLLOWED), np.int8).astype(np.int64)
+    followed = np.flatnonzero(digits > _LAST)
+    ends = stops - np.searchsorted(followed, stops) + 2  # of the masks among the runs
+    low = digits[followed] - np.uint8(_LAST + 1)
+    run = followed - np.arange(len(followed))
+    for _ in range(5):
+        values[run] = 32 * values[run] + low  # of a run's digits here the last one is taken
+        earlier = np.flatnonzero(run[1:] == run[:-1])
+        run, low = run[earlier], low[earlier]
+    bad[np.searchsorted(ends, run, side="right")] = True
+    begins = np.append(0, ends[:-1])
+    first = values[begins]
+    values[begins] = 0  # no other run is given as a difference to the first one
+    # Background and object runs of a mask are those at even and odd places, or the other way round.
+    sums = []
+    for parity in (0, 1):
+        runs = values[parity::2].cumsum()
+        starts = (begins + 1 - parity) // 2
+        lasts = np.append(starts[1:], len(runs)) - 1  # one of the two runs more
+        before = np.append(0, runs[lasts[:-1]])
+        bad |= np.minimum.reduceat(runs, starts) < before
+        sums.append(np.add.reduceat(runs, starts) - runs[lasts] - (lasts - starts) * before)
+    areas = np.where(begins % 2, sums[0], sums[1])
+    bad |= (first < 0) | (first + sums[0] + sums[1] != pixels)
     return np.where(bad, -1, areas)
-
-
-def _run_values(digits: np.ndarray, is_end: np.ndarray, zeros: np.ndarray, bad: np.ndarray) -> np.ndarray:
-    """int32: at the last digit of each run what it says; marks in `bad` the strings with runs of too many digits."""
-    low = digits & 31
-    signed = (low ^ 16).view(np.int8) - np.int8(16)  # the highest digit has the sign
-    follows = ~is_end[:-1]  # a digit of the same run
-    values = signed.astype(np.int32)
-    two = signed[1:].astype(np.int16)
-    values[1:] += follows * (two * np.int16(31) + low[:-1])  # 32 times the second digit instead of once
-    ends = np.flatnonzero(is_end[2:] & follows[1:] & follows[:-1]) + 2  # of runs of three digits or more
-    for position in range(2, 6):
-        values[ends] = values[ends] * 32 + low[ends - position]
-        ends = ends[~is_end[ends - position - 1]]
-    bad[np.searchsorted(zeros, ends)] = True
-    return values
-
-
-def _sums_of_runs(
-    pairs: np.ndarray, starts: np.ndarray, is_odd: np.ndarray, bad: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of the background and the object runs of N masks, int64 [N] each.
-
-    Args:
-        pairs: int32 [P, 2] differences between the runs, of background and object, less than 2^30.
-        starts: [N] the first pairs of the masks.
-        is_odd: [N] whether the last object run does not exist.
-        bad: [N], marked where a run is negative.
-    """
-    num_pairs = np.diff(starts, append=len(pairs))
-    lasts = starts + num_pairs - 1
-    # Both runs in one number, the object's in its upper half: as long as none is negative, neither disturbs the other.
-    runs = np.cumsum((pairs[:, 1].astype(np.int64) << 32) + pairs[:, 0])
-    runs -= np.repeat(np.append(0, runs[lasts[:-1]]), num_pairs)
-    background, objects = runs.astype("<i8", copy=False).view("<i4").reshape(-1, 2).T
-    bad |= np.minimum.reduceat(np.minimum(background, objects), starts) < 0
-    objects[lasts[is_odd]] = 0
-    return np.add.reduceat(background, starts, dtype=np.int64), np.add.reduceat(objects, starts, dtype=np.int64)

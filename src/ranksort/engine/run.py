@@ -1,6 +1,7 @@
 """What a run does, from its settings to its report."""
 
 import contextlib
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from ..evaluation import Report
 from ..evaluation.metrics import percent
 from ..evaluation.page import save_reports
 from ..evaluation.results import write_results
+from ..fine_tuning import read_weights
 from ..interrupt import Interrupt
 from ..launch import check_processes, slurm_job
-from ..recipes import Recipe
+from ..recipes import Recipe, create_model
 from ..recipes.build import build_dataset, build_untrained, describe, summarize, with_pixel_statistics
 from ..visualize import worst_and_best_images
 from ..words import counted
@@ -54,7 +56,10 @@ def _train(recipe: Recipe, run: Path, resume: bool, interrupt: Interrupt) -> Rep
     last = run / "checkpoints" / "last.ckpt"
     previous = read_checkpoint(last) if resume else None
     recipe.check()
-    recipe.model = with_pixel_statistics(recipe.model)  # of a run that is recorded
+    weights = read_weights(recipe.training.weights, recipe) if recipe.training.weights and not resume else None
+    trained = previous.recipe.model if previous else weights.trained_backbone if weights else None
+    recipe.model = with_pixel_statistics(recipe.model, trained)  # of a run that is recorded
+    recipe.check()  # what came from the weights, too
     recipe.training.devices = recipe.training.devices or max(torch.cuda.device_count(), 1)
     check_processes(recipe.training)
     if previous is not None:
@@ -67,8 +72,12 @@ def _train(recipe: Recipe, run: Path, resume: bool, interrupt: Interrupt) -> Rep
         )
     val_set = build_dataset(recipe, "val", train_set.categories)
     pl.seed_everything(recipe.training.seed, verbose=False)
-    model = build_untrained(recipe, train_set, pretrained=not resume)
-    if previous is not None:
+    if previous is None:
+        model, taken = build_untrained(recipe, train_set, weights)
+    else:
+        settled = {f: getattr(previous.recipe.model, f) for f in ("num_classes", "frozen_stages", "train_batch_norm")}
+        recipe.model = dataclasses.replace(recipe.model, **settled)
+        model, taken = create_model(recipe), None
         load_weights(model, previous.state_dict, str(last))  # for its clear error: Lightning loads them again
     module = DetectorModule(recipe, model, train_set, val_set)
     trainer = build_trainer(module, run, resume, interrupt)
@@ -80,14 +89,14 @@ def _train(recipe: Recipe, run: Path, resume: bool, interrupt: Interrupt) -> Rep
         (run / "recipe.json").write_text(json.dumps(recipe.as_dict(), indent=2) + "\n", encoding="utf-8")
         if slurm_job():
             (run / "slurm_job").write_text(slurm_job(), encoding="utf-8")  # by which the job finds it when queued again
-        print(f"run folder: {run}\n{describe(recipe, train_set)}")
+        if taken:
+            taken.save(run / "weights.json")
+        print(f"run folder: {run}\n{describe(recipe, train_set, val_set, taken)}")
     with contextlib.suppress(Enough):
         trainer.fit(module, ckpt_path=last if resume else None, weights_only=True)
     run = trainer.strategy.broadcast(run)  # the other processes may have begun in another second
     # The best weights once more, now with pictures.
     best, last = run / "checkpoints" / "best.ckpt", run / "checkpoints" / "last.ckpt"
-    if epoch := module.progress["best_epoch"]:
-        trainer.print(f"best: {recipe.training.best} {percent(module.progress['best'])} after epoch {epoch}")
     trainer.validate(module, ckpt_path=best if best.is_file() else last, verbose=False, weights_only=True)
     return _write_report(trainer, module, run / "report", run)
 
@@ -99,6 +108,13 @@ def test(checkpoint: Checkpoint, out: Path) -> Report | None:
         ValueError, FileNotFoundError: where data or checkpoint cannot be used.
     """
     val_set = build_dataset(checkpoint.recipe, "val", checkpoint.categories)
+    print(f"evaluation on {len(val_set)} images: {val_set.origin}")
+    if val_set.part is not None and checkpoint.fingerprint:
+        train_set = build_dataset(checkpoint.recipe, "train", checkpoint.categories)
+        if checkpoint.fingerprint != fingerprint(train_set):
+            print(
+                "the model was not trained on just the other images of that file: what it was trained on may be among these"
+            )
     module = DetectorModule(checkpoint.recipe, checkpoint.build(), None, val_set)
     trainer = build_trainer(module)
     with plain_interrupts():
@@ -122,6 +138,14 @@ def _write_report(trainer: pl.Trainer, module: DetectorModule, folder: Path, run
         assert data.file is not None
         write_results(folder, module.evaluator.detections(module.iou_types[-1]), data.file)
     text = "\n\n".join(map(str, module.reports.values()))
-    title = f"best epoch ({module.progress['epoch']}), evaluated again\n" if run else ""
+    title = f"{_best(module)}, evaluated again\n" if run else ""
     trainer.print(f"\n{title}{text}\n\nreport: {folder / 'index.html'}")
     return module.report if module.reports else None
+
+
+def _best(module: DetectorModule) -> str:
+    """Which weights of a run are reported on."""
+    progress, name = module.progress, module.recipe.training.best
+    if epoch := progress["best_epoch"]:
+        return f"best: {name} {percent(progress['best'])} after epoch {epoch}"
+    return "no epoch has been evaluated: the last weights"

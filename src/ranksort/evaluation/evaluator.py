@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from ..data.coco_columns import Category, CocoFile
 from ..data.ids import Id
+from ..data.segmentations import Packed
 from .coco import evaluate
 from .inputs import Detections, read_ground_truth
 from .report import Report
@@ -70,7 +70,7 @@ class Evaluator:
             if "runs" in self._parts:
                 masks = found["masks"][torch.from_numpy(kept).to(found["masks"].device)]
                 rles = encode_masks(masks)
-                columns["mask_area"] = np.asarray(coco_mask.area(rles), dtype=np.int32).reshape(-1)
+                columns["mask_area"] = masks.flatten(1).sum(1).cpu().numpy().astype(np.int32)
                 columns["runs"] = np.frombuffer("".join(rle["counts"] for rle in rles).encode("ascii"), np.uint8)
                 columns["run_bytes"] = np.array([len(rle["counts"]) for rle in rles], dtype=np.int32)
             for name, column in columns.items():
@@ -98,8 +98,8 @@ class Evaluator:
         boxes = columns["box"].astype(np.float64)
         areas, mask_areas, masks = boxes[:, 2] * boxes[:, 3], None, None
         if iou_type == "segm":
-            data, ends = columns["runs"].tobytes(), np.cumsum(columns["run_bytes"], dtype=np.int64).tolist()
-            masks = [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+            ends = np.cumsum(columns["run_bytes"], dtype=np.int64)
+            masks = Packed([columns["runs"].tobytes()], np.zeros(1, dtype=np.int64), ends)
             mask_areas = columns["mask_area"].astype(np.int64)
             areas = mask_areas.astype(np.float64)  # else small and large masks would be told apart by their boxes
         return Detections(columns["image"], columns["category"], areas, boxes, mask_areas, masks, columns["score"])

@@ -10,18 +10,16 @@ from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
-from pycocotools import mask as mask_utils
 
 from ..data.coco_columns import MAX_AREA, CocoFile, Federated
 from ..data.coco_file import read_coco_file
 from ..data.coco_rows import MAX_COORDINATE, Repair
 from ..data.ids import Id, IdIndex, canonical, sort_key
-from ..data.json_source import JsonSource, decode_rows, in_memory
-from ..data.segmentations import encode_segmentations, polygon_rle, rle_areas
+from ..data.json_source import JsonSource, decode_rows, in_memory, no_garbage_collection
+from ..data.segmentations import Packed, compress, encode_polygons, encode_segmentations, rle_areas
 
 Box = tuple[float, float, float, float]  # x, y, width, height in pixels
 Pixels = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
-_CHUNK = 1 << 19  # bytes of detections that are decoded at a time
 _SHOWN = 5  # positions in a complaint
 
 
@@ -50,7 +48,7 @@ class Instances:
     areas: np.ndarray  # (N,) pixels
     boxes: np.ndarray | None  # (N, 4) x, y, width, height in pixels; like the masks, always in the order of the file
     mask_areas: np.ndarray | None  # (N,) pixels
-    masks: list[Any] | None  # compressed runs, str or bytes, of masks as large as the image
+    masks: Packed | None  # compressed runs of masks as large as the image
 
 
 @dataclass
@@ -96,7 +94,7 @@ def read_ground_truth(source: "str | Path | dict[str, Any] | CocoFile", iou_type
     file = (
         source
         if isinstance(source, CocoFile)
-        else read_coco_file(source, segmentations=with_masks, what="ground truth")
+        else read_coco_file(source, segmentations=with_masks, pixels=False, what="ground truth")
     )
     if with_masks and any(fault.kind == "no segmentation" for fault in file.faults):
         raise ValueError(f"{file.source} has objects without masks: compare boxes, by --iou-type bbox.")
@@ -173,7 +171,7 @@ def read_detections(source: str | Path | list[dict[str, Any]], ground_truth: Gro
         FileNotFoundError: `source` is no file.
         ValueError: one sentence about what is wrong and where.
     """
-    with in_memory(source, "detections", "keep fewer per image, for example the 100 best"):
+    with in_memory(source, "detections", "keep fewer per image, for example the 100 best"), no_garbage_collection():
         return _Reader(ground_truth, iou_type == "segm").read(source)
 
 
@@ -203,7 +201,7 @@ class _Reader:
         parts: list[Detections] = []
         first = 0
         try:
-            for rows in decode_rows(content, kind, convert, chunk=_CHUNK, release=opened.release):
+            for rows in decode_rows(content, kind, convert, release=opened.release):
                 if first == 0 and self.with_masks and rows:
                     self.with_boxes = rows[0].bbox is not None or (1, "bbox") in self.repair.found
                 parts.append(self.columns(rows, first))
@@ -270,34 +268,35 @@ class _Reader:
             self.note(negative.any(axis=1), places, "have a bbox of negative width or height")
         return boxes
 
-    def masks(self, rows: Sequence[Any], image: np.ndarray, places: np.ndarray) -> tuple[list[Any], np.ndarray]:
+    def masks(self, rows: Sequence[Any], image: np.ndarray, places: np.ndarray) -> tuple[Packed, np.ndarray]:
         """`segmentation` of all rows as compressed runs, and their areas; `image` (N,) holds the positions of their images."""
-        segmentations = [row.segmentation for row in rows]
-        masks: list[Any] = [mask.counts if type(mask) is _Rle else None for mask in segmentations]
-        others = [n for n, counts in enumerate(masks) if type(counts) is not str]
-        pairs = zip(segmentations, map(self.sizes.__getitem__, image.tolist()), strict=True)
-        wrong = np.array([type(mask) is _Rle and mask.size != size for mask, size in pairs], dtype=bool)
-        self.note(wrong, places, "have a mask of another size than their image's height and width")
+        rles = [row.segmentation for row in rows]
+        for n in _others(rles, _Rle):
+            rles[n] = self.rle(rles[n], self.sizes[image[n]], places[n : n + 1])
+        counts: list[Any] = list(map(operator.attrgetter("counts"), rles))
+        sizes = list(map(operator.attrgetter("size"), rles))
+        expected = list(map(self.sizes.__getitem__, image.tolist()))
+        wrong = np.zeros(len(rles), dtype=bool)
+        if sizes != expected:  # where, takes longer
+            wrong[:] = list(map(operator.ne, sizes, expected))
+            self.note(wrong, places, "have a mask of another size than their image's height and width")
         # pycocotools never returns from some RLE whose runs do not fill the image.
-        areas = rle_areas(masks, self.pixels[image])
-        broken = areas < 0
-        for n in others:
-            mask, size = segmentations[n], self.sizes[image[n]]
-            if mask is None or (isinstance(mask, list) and not any(mask)):
-                self.note([True], places[n : n + 1], "segmentation")
-                broken[n] = False
-            elif type(mask) is _Rle:
-                if areas[n] >= 0:
-                    masks[n] = mask_utils.frPyObjects({"size": size, "counts": mask.counts}, *size)["counts"]
-            else:
-                rle = polygon_rle(mask, *size)
-                broken[n] = False
-                if rle is None:
-                    self.note([True], places[n : n + 1], "have a polygon that is not at least three points x, y")
-                else:
-                    masks[n], areas[n] = rle
-        self.note(broken & ~wrong, places, "have a broken RLE, whose runs do not fill their image")
-        return masks, areas
+        areas = rle_areas(counts, self.pixels[image])
+        self.note((areas < 0) & ~wrong, places, "have a broken RLE, whose runs do not fill their image")
+        for n in _others(counts, str):
+            rle = {"size": rles[n].size, "counts": counts[n]}
+            counts[n] = compress(rle)["counts"].decode() if areas[n] >= 0 else ""
+        return Packed.of(counts), areas
+
+    def rle(self, mask: Any, size: tuple[int, int], place: np.ndarray) -> "_Rle":
+        """An RLE instead of polygons, or of nothing."""
+        if mask is None or not any(mask):
+            self.note([True], place, "segmentation")
+        elif rle := encode_polygons(mask, *size):
+            return _Rle(size, rle["counts"].decode())
+        else:
+            self.note([True], place, "have a polygon that is not at least three points x, y")
+        return _Rle(size, [size[0] * size[1]])
 
     def note(self, wrong: Any, first: "int | np.ndarray", problem: str) -> None:
         """Remember the rows that are marked `wrong`; `first` is the position of the first one, or those of all."""
@@ -340,6 +339,11 @@ def _floats(values: list[Any], count: int) -> np.ndarray:
         return np.array(values, dtype=np.float64)
 
 
+def _others(values: list[Any], kind: type[Any]) -> list[int]:
+    """The places of the values that are not of a type, which usually are none."""
+    return [n for n, value in enumerate(values) if type(value) is not kind] if set(map(type, values)) - {kind} else []
+
+
 def _segmentation(value: Any) -> Any:
     """A decoded segmentation as a row has it; None where it is neither an RLE nor polygons."""
     try:
@@ -351,4 +355,4 @@ def _segmentation(value: Any) -> Any:
 def _join(parts: list[Any]) -> Any:
     if isinstance(parts[0], np.ndarray):
         return np.concatenate(parts)
-    return list(itertools.chain.from_iterable(parts)) if isinstance(parts[0], list) else parts[0]
+    return Packed.joined(parts) if isinstance(parts[0], Packed) else parts[0]

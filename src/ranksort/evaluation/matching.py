@@ -2,17 +2,19 @@
 
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools import mask as mask_utils
 
+from ..data.json_source import no_garbage_collection
 from .inputs import Detections, GroundTruth, Instances
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 AREA_RANGES = {"": (0.0, 1e10), "s": (0.0, 32.0**2), "m": (32.0**2, 96.0**2), "l": (96.0**2, 1e10)}  # pixels, COCO's
 DEFAULT_LIMITS = {"coco": 100, "lvis": 300}  # detections: of a class in an image, and of an image
 BLOCK = 100_000  # how many overlaps are computed at a time, about
+_IMAGES_AT_ONCE = 4  # of which masks are compared in one call
 
 
 class Candidates(NamedTuple):
@@ -174,6 +176,7 @@ def _overlapping_pairs(ground_truth: GroundTruth, candidates: Candidates) -> Mat
     return Matching(*map(np.concatenate, zip(*chosen, strict=True)))
 
 
+@no_garbage_collection()
 def _mask_iou(ground_truth: GroundTruth, candidates: Candidates, d: np.ndarray, o: np.ndarray) -> np.ndarray:
     """(P,) IoU of pairs of masks, sorted by image and detection, or 0 if it does not suffice; with a crowd as of boxes."""
     detections = candidates.detections
@@ -186,27 +189,34 @@ def _mask_iou(ground_truth: GroundTruth, candidates: Candidates, d: np.ndarray, 
     possible = np.flatnonzero(np.minimum(area, other_area) >= IOU_THRESHOLDS[0] * least_union)
     iou = np.zeros(len(d))
     d, o = d[possible], o[possible]
-    # Pairs of an image follow each other; those of a class do, too, but a call for each class would take longer.
-    pair_starts, _ = _runs(ground_truth.image[o])
     is_new = np.diff(d, prepend=-1) != 0
-    found, row = candidates.place[d[is_new]], np.cumsum(is_new) - 1
+    found, row = d[is_new], np.cumsum(is_new) - 1
     by_image = ground_truth.image[o].astype(np.int64) * len(ground_truth.image) + o
     objects, column = np.unique(by_image, return_inverse=True)
     objects %= len(ground_truth.image)
-    row_bounds = [*row[pair_starts].tolist(), len(found)]
-    column_bounds = [*_runs(ground_truth.image[objects])[0].tolist(), len(objects)]
-    found_masks = [detections.masks[n] for n in found.tolist()]
-    object_masks = [ground_truth.masks[n] for n in objects.tolist()]
-    images = [ground_truth.images[i] for i in ground_truth.image[o[pair_starts]].tolist()]
-    bounds = zip(*map(pairwise, ([*pair_starts.tolist(), len(o)], row_bounds, column_bounds)), strict=True)
-    for image, ((start, stop), rows, columns) in zip(images, bounds, strict=True):
-        size = image.height, image.width
-        rles = (
-            [{"size": size, "counts": counts} for counts in masks[slice(*of_image)]]
-            for masks, of_image in ((found_masks, rows), (object_masks, columns))
-        )
-        matrix = mask_utils.iou(*rles, ground_truth.crowd[objects[slice(*columns)]])
-        iou[possible[start:stop]] = matrix[row[start:stop] - rows[0], column[start:stop] - columns[0]]
+    # A call for each class of each image would take longer than a few pairs too many. Of these pycocotools leaves out
+    # most: it compares masks of the same size only, and uses the width for nothing else.
+    image_number = np.cumsum(np.diff(ground_truth.image[o], prepend=-1) != 0) - 1
+    number_of_row, number_of_column = image_number[is_new], np.empty(len(objects), dtype=np.int64)
+    number_of_column[column] = image_number
+    sides = np.array([(image.height, image.width) for image in ground_truth.images])
+
+    def rles(masks: list[bytes], instances: Instances, rows: np.ndarray, number: np.ndarray) -> list[dict[str, Any]]:
+        height, width = sides[instances.image[rows]].T
+        width = width + number % _IMAGES_AT_ONCE * len(ground_truth.categories) + instances.category[rows]
+        sizes = zip(height.tolist(), width.tolist(), strict=True)
+        return [{"size": size, "counts": counts} for size, counts in zip(sizes, masks, strict=True)]
+
+    rows = rles(detections.masks.take(candidates.place[found]), detections, found, number_of_row)
+    columns = rles(ground_truth.masks.take(objects), ground_truth, objects, number_of_column)
+    crowd = ground_truth.crowd[objects]
+    parts = [
+        [*_runs(number // _IMAGES_AT_ONCE)[0].tolist(), len(number)]
+        for number in (image_number, number_of_row, number_of_column)
+    ]
+    for (start, stop), (top, bottom), (left, right) in zip(*map(pairwise, parts), strict=True):
+        matrix = mask_utils.iou(rows[top:bottom], columns[left:right], crowd[left:right])
+        iou[possible[start:stop]] = matrix[row[start:stop] - top, column[start:stop] - left]
     return iou
 
 

@@ -45,6 +45,9 @@ class Detector(nn.Module):
     channel_step: ClassVar[int] = 32  # what `channels` has to be a multiple of; the norms have 32 groups
     settings: ClassVar[tuple[str, ...]] = ("channels", "prior")
     """which of the model settings of a recipe its constructor takes by these names, besides those above"""
+    class_layers: ClassVar[dict[str, int]] = {"class_logits": 1}
+    """layers with outputs for each class, by the end of their names -> how many for each; they are ordered by anchor, if there are several
+    at a cell, then class. When training starts from weights, this is how the classes which both models have keep what they have learnt"""
     score_threshold: float = 0.05  # the published one
     nms_threshold: float = 0.6
 
@@ -134,6 +137,11 @@ class Detector(nn.Module):
     def to_original(self, detections: list[dict[str, Tensor]], batch: ImageBatch) -> list[dict[str, Tensor]]:
         """Takes what `detect` found to the original images."""
         return self.transform.to_original(detections, batch)
+
+    def outputs_per_class(self, name: str) -> int:
+        """How many outputs for each class the layer of a parameter has, by `class_layers`; 0: the layer has none."""
+        layer = f".{name.rpartition('.')[0]}"
+        return next((n for end, n in self.class_layers.items() if layer.endswith(f".{end}")), 0)
 
     def suppress(self, boxes: Tensor, scores: Tensor) -> dict[str, Tensor]:
         """`non_maximum_suppression` with this detector's thresholds."""

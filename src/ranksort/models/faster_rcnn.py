@@ -9,7 +9,7 @@ Nothing is sampled: all anchors are ranked with one another, and so are the logi
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -34,6 +34,7 @@ class FasterRCNN(Detector):
 
     backbone_levels = 4
     settings = ("channels", "upsampling", "proposals", "prior")
+    class_layers: ClassVar = {"class_logits": 1, "box_head.box_deltas": 4}
     score_threshold, nms_threshold = 0.4, 0.5
 
     def __init__(

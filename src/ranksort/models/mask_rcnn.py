@@ -10,7 +10,7 @@ is.
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ class MaskRCNN(Detector):
     has_masks = True
     backbone_levels = 4
     settings = ("channels", "upsampling", "proposals", "prior")
+    class_layers: ClassVar = {"class_logits": 1, "box_head.box_deltas": 4, "mask_head.logits": 1}
     score_threshold, nms_threshold = 0.4, 0.5
 
     def __init__(

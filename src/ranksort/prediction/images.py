@@ -13,9 +13,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ..data.images import read_image, to_rgb
+from ..data.images import IMAGE_SUFFIXES, read_image, to_rgb
 
-IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 VIDEOS = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"}
 RESULTS = "results_bbox.json"  # a folder with a file of this name holds results of an earlier call
 _READERS = 4  # threads
@@ -70,7 +69,9 @@ def _of_folder(top: Path, out: Path | None, others: Counter[str]) -> Iterator[Pa
         others["folder(s) that are hidden, or links"] += len(folders) - len(seen)
         folders[:] = seen
         for file in (folder / file for file in sorted(files)):
-            if file.suffix.lower() in IMAGES | VIDEOS and not file.name.startswith("."):  # macOS leaves ._name.jpg
+            if file.suffix.lower() in IMAGE_SUFFIXES | VIDEOS and not file.name.startswith(
+                "."
+            ):  # macOS leaves ._name.jpg
                 yield file
             else:
                 others["file(s) that are hidden, or no images by their names"] += 1

@@ -6,14 +6,15 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
 from .. import __version__
-from ..data.coco import CocoDataset, find_split
+from ..data.coco import CocoDataset
 from ..data.coco_columns import Category
+from ..data.layouts import find_split
 from ..data.samplers import AspectRatioBatchSampler
 from ..data.transforms import ssd_transforms, training_transforms
 from ..losses.criteria import build_criterion
@@ -26,6 +27,9 @@ from .detectors import get_detector
 from .find import get_recipe
 from .recipe import ModelSettings, OptimizerSettings, Recipe
 
+if TYPE_CHECKING:
+    from ..fine_tuning import Taken, Weights
+
 _WARMUP_START = 0.001
 _OF_EVERY_DETECTOR = ("score_threshold", "nms_threshold", "detections_per_image")  # settings
 
@@ -36,6 +40,7 @@ def create_model(
     num_classes: int | None = None,
     pretrained_backbone: bool = False,
     weights: str | Path | None = None,
+    class_names: Sequence[str] | None = None,
     losses: Criterion | None = None,
     **model_overrides: Any,
 ) -> Detector:
@@ -46,7 +51,10 @@ def create_model(
         num_classes: C, labels are 0..C-1; None: as the recipe says, 80 for COCO.
         pretrained_backbone: start from ImageNet weights. To train from random ones, pass `frozen_stages=-1` and
             `train_batch_norm=True`, too: else the first stages stay random.
-        weights: a checkpoint or safetensors file of this package, whose model must be of the same kind.
+        weights: a run folder, .ckpt, .safetensors or published .pth to start from. All that fits is taken, see `ranksort.fine_tuning`, and
+            if that is not all, a table is printed. Weights which have the backbone replace those of ImageNet.
+        class_names: of the labels, C of them. With these, what the weights know of a class goes to the class of that name; without, it is
+            taken only where the weights have as many classes.
         losses: what supervises the detector, such as a function of one's own, see `ranksort.losses.detection.Criterion`; None: the
             recipe's `model.loss`.
         model_overrides: fields of the recipe's model group: `backbone="resnet18"`, `min_size=480`, `score_threshold=.3`, ...
@@ -54,8 +62,12 @@ def create_model(
             be a class, a subclass of `ranksort.models.Detector`.
 
     Raises:
-        ValueError: where a name is unknown, the loss is not for such a detector, or the weights do not fit.
+        ValueError: where a name is unknown, the loss is not for such a detector, the weights cannot be read, or hardly anything of them
+            fits.
+        FileNotFoundError: where there are no such weights.
     """
+    from ..fine_tuning import read_weights, start_from
+
     recipe = copy.deepcopy(get_recipe(recipe) if isinstance(recipe, str) else recipe)
     fields = [field.name for field in dataclasses.fields(recipe.model)]
     for name, value in model_overrides.items():
@@ -64,9 +76,23 @@ def create_model(
         setattr(recipe.model, name, value)
     if "min_size" in model_overrides:
         recipe.data.train_min_sizes = ()
-    if num_classes is not None:
-        recipe.model.num_classes = num_classes
+    if num_classes is not None or class_names is not None:
+        recipe.model.num_classes = num_classes if num_classes is not None else len(class_names or ())
+    if class_names is not None and len(class_names) != recipe.model.num_classes:
+        raise ValueError(f"num_classes is {recipe.model.num_classes}, but there are {len(class_names)} class_names")
     recipe.check()
+    if weights is None:
+        return _build(recipe, pretrained_backbone, losses)
+    start = read_weights(weights, recipe)
+    recipe.model = with_pixel_statistics(recipe.model, start.trained_backbone)
+    model = _build(recipe, pretrained_backbone and not start.has_backbone, losses)
+    taken = start_from(start, model, recipe, class_names)
+    if taken.new_tensors or taken.new_classes or taken.notes:
+        print(taken)
+    return model
+
+
+def _build(recipe: Recipe, pretrained_backbone: bool, losses: Criterion | None = None) -> Detector:
     settings = with_pixel_statistics(recipe.model)
     detector = get_detector(settings.detector)
     backbone = build_backbone(
@@ -87,21 +113,20 @@ def create_model(
     )
     losses = losses or build_criterion(settings.loss)
     options = {name: getattr(settings, name) for name in (*detector.settings, *_OF_EVERY_DETECTOR)}
-    model = detector(backbone, transform, settings.num_classes, losses=losses, **options)
-    if weights is not None:
-        from ..checkpoints import load_weights, read_checkpoint
-
-        load_weights(model, read_checkpoint(weights).state_dict, str(weights))
-    return model
+    return detector(backbone, transform, settings.num_classes, losses=losses, **options)
 
 
-def with_pixel_statistics(settings: ModelSettings) -> ModelSettings:
-    """Return the settings with the backbone's own mean and deviation of pixels where they have none.
+def with_pixel_statistics(settings: ModelSettings, trained: ModelSettings | None = None) -> ModelSettings:
+    """Return the settings with a mean and deviation of pixels where they have none.
+
+    They are those which the backbone's weights were trained with: `trained` has them, else they are ImageNet's.
 
     Raises:
         ValueError: where timm knows no such backbone.
     """
     mean, std = pixel_statistics(settings.backbone)
+    if trained is not None:
+        mean, std = trained.pixel_mean or mean, trained.pixel_std or std
     return dataclasses.replace(settings, pixel_mean=settings.pixel_mean or mean, pixel_std=settings.pixel_std or std)
 
 
@@ -120,15 +145,15 @@ def build_dataset(
     if not data.root and not all(named):
         raise ValueError(f"there is no data: name a folder by --data.root, or --data.{split}-images and -annotations")
     paths = (Path(path) if path else None for path in named)
-    images, annotations = find_split(Path(data.root), split, *paths, style=recipe.evaluation.style)
+    divide = not data.train_annotations and not data.val_annotations
+    files = find_split(Path(data.root), split, *paths, style=recipe.evaluation.style, divide=divide)
     if data.augmentation == "ssd":
         transform = ssd_transforms(model.min_size, with_pixel_statistics(model).pixel_mean, data.flip)
     else:
         fill = with_pixel_statistics(model).pixel_mean if data.augmentation == "jitter" else None
         transform = training_transforms(data.train_min_sizes or (model.min_size,), model.max_size, data.flip, fill)
     return CocoDataset(
-        images,
-        annotations,
+        *files,
         training=split == "train",
         masks=model.has_masks,
         keep_empty_images=data.keep_empty_images,
@@ -139,18 +164,26 @@ def build_dataset(
     )
 
 
-def build_untrained(recipe: Recipe, train_set: CocoDataset, pretrained: bool) -> Detector:
-    """The model to train; its classes and what of the backbone is trained become those of the recipe.
+def build_untrained(
+    recipe: Recipe, train_set: CocoDataset, weights: "Weights | None" = None
+) -> "tuple[Detector, Taken | None]":
+    """The model to train, and what it took of the `weights` it starts from.
 
-    `pretrained` is False where weights are to be loaded anyway.
+    Its classes become those of the recipe, and what of the backbone is trained: all, if it starts from random weights.
     """
+    from ..fine_tuning import start_from
+
     settings = recipe.model
     settings.num_classes = len(train_set.categories)
-    if not settings.pretrained_backbone:
+    has_backbone = weights is not None and weights.has_backbone
+    if not settings.pretrained_backbone and not has_backbone:
         settings.frozen_stages, settings.train_batch_norm = -1, True
     world_size = max(recipe.training.devices, 1) * recipe.training.nodes
     losses = build_criterion(settings.loss, len(build_sampler(recipe, train_set, 0, world_size)))
-    return create_model(recipe, losses=losses, pretrained_backbone=settings.pretrained_backbone and pretrained)
+    model = create_model(recipe, losses=losses, pretrained_backbone=settings.pretrained_backbone and not has_backbone)
+    if weights is None:
+        return model, None
+    return model, start_from(weights, model, recipe, [category.name for category in train_set.categories])
 
 
 def build_sampler(recipe: Recipe, train_set: CocoDataset, rank: int, world_size: int) -> AspectRatioBatchSampler:
@@ -195,9 +228,11 @@ def learning_rate(recipe: Recipe) -> float:
     return recipe.optimizer.lr * recipe.training.batch_size / recipe.optimizer.lr_batch_size
 
 
-def describe(recipe: Recipe, train_set: CocoDataset) -> str:
-    """What is going to be trained, in a few lines to print."""
-    random = "\nthe backbone starts from random weights: all of it is trained, and its batch norms as well"
+def describe(recipe: Recipe, train_set: CocoDataset, val_set: CocoDataset, taken: "Taken | None" = None) -> str:
+    """What is going to be trained, in a few lines to print; `taken` of the weights that it starts from."""
+    start = f"\n{taken}" if taken else ""
+    if not recipe.model.pretrained_backbone and not (taken and taken.parts["backbone"][0]):
+        start += "\nthe backbone starts from random weights: all of it is trained, and its batch norms as well"
     size, drawn = recipe.model.min_size, recipe.data.train_min_sizes or (recipe.model.min_size,)
     outside = f"\nno image is trained on at the {size} px of evaluation: set --model.min-size or --data.train-min-sizes"
     training, repeated = recipe.training, recipe.data.repeat_threshold > 0
@@ -205,11 +240,12 @@ def describe(recipe: Recipe, train_set: CocoDataset) -> str:
     steps = -(-batches // training.accumulate)
     return (
         f"training on {train_set}\n"
+        f"evaluation on {len(val_set)} images: {val_set.origin}\n"
         f"images: {_image_sizes(recipe)}{'' if min(drawn) <= size <= max(drawn) else outside}\n"
         f"an epoch: {counted(steps, 'step')} of {counted(training.batch_size, 'image')}"
         f"{', images of rare classes more than once' if repeated else ''}\n"
         f"{_describe_rate(recipe, steps)}"
-        f"{'' if recipe.model.pretrained_backbone else random}"
+        f"{start}"
     )
 
 
@@ -251,10 +287,13 @@ def _image_sizes(recipe: Recipe) -> str:
 def summarize(recipe: Recipe, val_set: CocoDataset) -> dict[str, str]:
     """The settings which matter most, and what was evaluated when on which versions, to be shown with the numbers."""
     model, training, optimizer = recipe.model, recipe.training, recipe.optimizer
+    start = "" if model.pretrained_backbone else " from random weights"
+    if training.weights:
+        start = f" from {training.weights}"
     schedule = f"falling after epochs {', '.join(map(str, optimizer.milestones))}"
     return {
         "recipe": recipe.name,
-        "detector": f"{model.detector}, {model.backbone}{'' if model.pretrained_backbone else ' from random weights'}",
+        "detector": f"{model.detector}, {model.backbone}{start}",
         "loss": model.loss,
         "image size": _image_sizes(recipe),
         "epochs": str(training.epochs),
@@ -262,7 +301,7 @@ def summarize(recipe: Recipe, val_set: CocoDataset) -> dict[str, str]:
         + (schedule if optimizer.schedule == "step" else optimizer.schedule),
         "seed": str(training.seed),
         "trained on": recipe.data.train_annotations or recipe.data.root,
-        "evaluated on": f"{val_set.annotations_path}, {len(val_set)} images",
+        "evaluated on": f"{val_set.origin}, {len(val_set)} images",
         "detections": f"score at least {model.score_threshold:g}, at most {model.detections_per_image} an image",
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "versions": f"ranksort {__version__}, torch {torch.__version__}",

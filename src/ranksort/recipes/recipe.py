@@ -24,7 +24,9 @@ from .detectors import DetectorName, as_named, get_detector, recorded
 class DataSettings:
     """Where the images are, and how they are prepared for training."""
 
-    root: str = ""  # folder laid out as COCO, or with annotations/instances_{train,val}.json and images/
+    root: str = ""
+    """folder of images and COCO annotations in the layout of COCO, Roboflow or a single file, which is divided by image into training and
+    validation"""
     train_annotations: str = ""  # annotation file to train on, where it is not found below the root
     train_images: str = ""  # folder of the images to train on
     val_annotations: str = ""  # annotation file to evaluate on
@@ -107,6 +109,9 @@ class OptimizerSettings:
 class TrainingSettings:
     """How long, on what, and where the results go."""
 
+    weights: str = ""
+    """what to start from: a run folder, .ckpt, .safetensors or published .pth. All that fits is taken, classes by name; by default the
+    learning rate is lower then, and the warm-up shorter"""
     epochs: int = 12
     batch_size: int = 16  # images for each step of the optimiser, over all devices and accumulated batches
     accumulate: int = 1  # batches whose gradients are added up for a step
@@ -211,7 +216,7 @@ class Recipe:
         for group, settings in previous.as_dict().items():
             for key, before in settings.items() if isinstance(settings, dict) else []:
                 now = self.as_dict()[group][key]
-                if key == "detector":  # a file of one's own may have moved; whether its weights fit is seen later
+                if key in ("detector", "weights"):  # files may have moved; whether weights fit a detector is seen later
                     before, now = PurePath(before).name, PurePath(now).name
                 if now != before and key not in free:
                     raise ValueError(

@@ -1,0 +1,197 @@
+"""Does ranking help? The same detector trained by each loss, all else being equal; benchmarks/losses.md has protocol and results.
+
+    python benchmarks/compare_losses.py nutrigo bccd --epochs 12 --min-size 320      # folders in COCO format
+    python benchmarks/compare_losses.py nutrigo --device cuda --recipe ranksort_atss_r50_fpn_1x_coco --min-size 800
+    python benchmarks/compare_losses.py --table
+
+A cell is one run: a data set, a loss, a learning rate and a seed. The first seed tries all learning rates; the others take the one of the
+highest AP. What is finished is a line of the results file and not run again; what was interrupted goes on where it was.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+LOSSES = ("rank_sort", "average_lrp", "average_precision", "focal", "quality_focal", "varifocal")
+SMALL = {"facade": "ranksort_mask_rcnn_lite0_small"}  # of the sets with masks; the others: ranksort_atss_lite0_small
+SETTINGS = ("data", "recipe", "epochs", "min_size")  # what the losses of a table have in common
+METRICS = ("AP", "AP_rare", "oLRP")
+TIMED_STEPS = 20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "data_root", type=Path, nargs="*", help="annotations/instances_{train,val[,test]}.json, images/"
+    )
+    parser.add_argument("--recipe", help="default: a lite0 recipe, of masks for facade")
+    parser.add_argument("--losses", nargs="+", choices=LOSSES, default=LOSSES)
+    parser.add_argument(
+        "--rates", type=float, nargs="+", default=[0.3, 1.0, 3.0], help="times the recipe's learning rate"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--min-size", type=int, default=320)
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--results", type=Path, default=Path("runs/compare_losses/results.jsonl"))
+    parser.add_argument("--table", action="store_true", help="print the results and run nothing")
+    options = parser.parse_args()
+    if options.table:
+        print(table(read(options.results)))
+        return
+    if options.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported: the engine takes the GPU where it sees one
+    elif options.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            parser.error("there is no GPU that torch can use")
+    for root in options.data_root:
+        for loss in options.losses:
+            compare(root, loss, options)
+
+
+def compare(root: Path, loss: str, options: argparse.Namespace) -> None:
+    """Run the cells of a data set and a loss which are not in the results yet."""
+    recipe = options.recipe or SMALL.get(root.name, "ranksort_atss_lite0_small")
+    common = {"data": root.name, "recipe": recipe, "epochs": options.epochs, "min_size": options.min_size, "loss": loss}
+    first, *others = options.seeds
+    tried = [run(root, common | {"rate": rate, "seed": first}, options) for rate in options.rates]
+    best = max(tried, key=lambda cell: cell["val"]["AP"])["rate"]
+    for seed in others:
+        run(root, common | {"rate": best, "seed": seed}, options)
+
+
+def run(root: Path, cell: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """The result of a cell: from the file, or by training."""
+    for done in read(options.results):
+        if cell.items() <= done.items():
+            return done
+    from ranksort import engine
+    from ranksort.checkpoints import read_checkpoint
+    from ranksort.recipes import get_recipe
+
+    recipe, epochs = get_recipe(cell["recipe"]), cell["epochs"]
+    recipe.name = "compare_losses"
+    recipe.data.root, recipe.data.workers, recipe.data.train_min_sizes = str(root.resolve()), options.workers, ()
+    recipe.model.max_size = cell["min_size"] * recipe.model.max_size // recipe.model.min_size
+    recipe.model.min_size, recipe.model.loss = cell["min_size"], cell["loss"]
+    recipe.optimizer.lr *= cell["rate"]
+    recipe.optimizer.milestones = tuple(epochs * m // recipe.training.epochs for m in recipe.optimizer.milestones)
+    recipe.training.epochs = recipe.training.validate_every = epochs  # the last epoch counts, none is picked
+    recipe.training.seed, recipe.evaluation.pictures = cell["seed"], 0
+    folder = options.results.parent / "-".join(str(value) for value in cell.values())
+    report = engine.train(recipe, folder, resume=(folder / "checkpoints" / "last.ckpt").is_file())
+    rare = rarest_third(root)
+    result = cell | {"lr": recipe.optimizer.lr, "val": numbers(report, rare)}
+    test = root / "annotations" / "instances_test.json"
+    if test.is_file():
+        checkpoint = read_checkpoint(folder)
+        checkpoint.recipe.data.val_annotations = str(test)
+        result["test"] = numbers(engine.test(checkpoint, folder / "test"), rare)
+    result |= time_steps(folder) | {"date": time.strftime("%Y-%m-%d %H:%M"), "commit": commit()}
+    with options.results.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(result) + "\n")
+    return result
+
+
+def rarest_third(root: Path) -> set[int]:
+    """The ids of the third of the classes that has the fewest objects to train on; of equally many, those of lower ids."""
+    content = json.loads((root / "annotations" / "instances_train.json").read_text(encoding="utf-8"))
+    count = Counter(a["category_id"] for a in content["annotations"] if not a.get("iscrowd"))
+    ids = sorted((category["id"] for category in content["categories"]), key=lambda id: (count[id], id))
+    return set(ids[: round(len(ids) / 3)])
+
+
+def numbers(report: Any, rare: set[int]) -> dict[str, float | None]:
+    """In %; of masks where the detector has them. AP_rare is the mean over those rare classes that the images have objects of."""
+    of_rare = [row["AP"] for row in report.per_class if row["category_id"] in rare]
+    summary = report.as_dict()
+    found = {"AP": summary["AP"], "AP_rare": statistics.mean(of_rare) if of_rare else None, "oLRP": summary["oLRP"]}
+    return {name: None if value is None else round(100 * value, 2) for name, value in found.items()}
+
+
+def time_steps(folder: Path) -> dict[str, Any]:
+    """Losses and gradients of some batches: the median time, on a CPU that of its cores together, which other jobs change little."""
+    import torch
+
+    from ranksort.checkpoints import read_checkpoint
+    from ranksort.data.batch import data_loader
+    from ranksort.recipes.build import build_dataset, build_sampler
+
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda" if cuda else "cpu")
+    checkpoint = read_checkpoint(folder)
+    model = checkpoint.build(device).to(memory_format=torch.channels_last).train()
+    train_set = build_dataset(checkpoint.recipe, "train")
+    times: list[float] = []
+    clock = time.perf_counter if cuda else time.process_time
+    for images, targets in data_loader(train_set, batch_sampler=build_sampler(checkpoint.recipe, train_set, 0, 1)):
+        images = [image.to(device) for image in images]
+        targets = [{k: v.to(device) if torch.is_tensor(v) else v for k, v in t.items()} for t in targets]
+        start = clock()
+        sum(model(images, targets).values()).backward()
+        if cuda:
+            torch.cuda.synchronize()
+        times.append(clock() - start)
+        if len(times) == TIMED_STEPS:
+            break
+    name = torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} threads, {platform.machine()}"
+    return {"seconds_per_step": round(statistics.median(times), 4), "device": name, "torch": torch.__version__}
+
+
+def commit() -> str:
+    found = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
+    )
+    return found.stdout.strip()
+
+
+def read(results: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()] if results.is_file() else []
+
+
+def table(cells: list[dict[str, Any]]) -> str:
+    """Mean ± standard deviation over the seeds at the chosen learning rate; on test images where the data set has them."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for cell in cells:
+        groups[tuple(cell[key] for key in SETTINGS)].append(cell)
+    lines = []
+    for (data, recipe, epochs, min_size), group in groups.items():
+        split = "test" if "test" in group[0] else "val"
+        lines += [f"**{data}**, `{recipe}`, {epochs} epochs, {min_size} px, {split}, {group[0]['device']}", ""]
+        lines += [
+            "| loss | AP | AP of the rarest third | oLRP | s a step | seeds | val AP by learning rate, one seed |"
+        ]
+        lines += ["|---|---|---|---|---|---|---|"]
+        for loss in dict.fromkeys(cell["loss"] for cell in group):
+            lines.append(f"| {loss} | {' | '.join(row([c for c in group if c['loss'] == loss], split))} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def row(cells: list[dict[str, Any]], split: str) -> list[str]:
+    tried = [cell for cell in cells if cell["seed"] == cells[0]["seed"]]
+    best = max(tried, key=lambda cell: cell["val"]["AP"])["rate"]
+    chosen = [cell for cell in cells if cell["rate"] == best]
+    values = ([cell[split][name] for cell in chosen if cell[split][name] is not None] for name in METRICS)
+    by_rate = ", ".join(f"{c['lr']:g}: {c['val']['AP']:.1f}" for c in sorted(tried, key=lambda c: c["lr"]))
+    seconds = statistics.median(cell["seconds_per_step"] for cell in chosen)
+    return [*map(mean_and_spread, values), f"{seconds:.3f}", str(len(chosen)), by_rate]
+
+
+def mean_and_spread(values: list[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}" if values else "-"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""`calibrate`, `apply-calibration` and `merge`: for the results of any detector."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from .arguments import JsonPath
+
+
+def calibrate(
+    ground_truth: JsonPath,
+    detections: JsonPath,
+    /,
+    out: Path = Path("calibration.json"),
+    target: Literal["iou", "precision"] = "iou",
+    method: Literal["isotonic", "linear"] = "isotonic",
+    iou_type: Literal["bbox", "segm"] = "bbox",
+    style: Literal["coco", "lvis"] = "coco",
+    max_detections: int | None = None,
+) -> None:
+    """Learn what the scores of a detector are worth from validation data, and show how far off they are.
+
+    What is shown is judged on other images than it is fitted to: each half of the images is calibrated by the other half. What is
+    written is fitted to all of them.
+
+    Args:
+        ground_truth: COCO or LVIS annotations.
+        detections: COCO results of any model.
+        out: the file to write, for apply-calibration.
+        target: what a score is to be: the expected IoU, or the probability that the IoU is .5 or more.
+        method: rising steps or a line.
+        iou_type: compare boxes or masks.
+        style: whose rules.
+        max_detections: as of evaluate.
+    """
+    from ..evaluation.calibration import fit_calibrator
+    from ..evaluation.calibration_file import save_calibrator
+    from ..evaluation.calibration_summary import summarize
+    from ..evaluation.inputs import read_detections, read_ground_truth
+    from ..evaluation.overlaps import assess
+
+    _keep(out, [ground_truth, detections])
+    truth = read_ground_truth(ground_truth, iou_type, style)
+    found = read_detections(detections, truth, iou_type)
+    samples = assess(truth, found, style, max_detections)
+    calibrator = fit_calibrator(samples, truth.categories, target=target, method=method)
+    summary = summarize(truth, found, samples, calibrator, style, max_detections)
+    about = {
+        "ground_truth": str(ground_truth),
+        "detections": str(detections),
+        "iou_type": iou_type,
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "errors": summary.as_dict(),
+    }
+    save_calibrator(calibrator, out, about)
+    print(f"{summary}\n\ncalibration: {out}")
+
+
+def apply_calibration(
+    calibration: JsonPath, detections: JsonPath, /, out: Annotated[Path, arg(metavar="JSON")] = Path("calibrated.json")
+) -> None:
+    """Give the detections of a model calibrated scores.
+
+    Args:
+        calibration: what calibrate wrote for the same model.
+        detections: COCO results.
+        out: the results to write.
+    """
+    from ..evaluation.calibration_file import calibrate_rows, load_calibrator
+    from ..evaluation.result_rows import read_rows, write_rows
+
+    _keep(out, [calibration, detections])
+    calibrator = load_calibrator(calibration)
+    rows, num_unknown = calibrate_rows(calibrator, read_rows(detections))
+    write_rows(rows, out)
+    if num_unknown:
+        print(
+            f"{num_unknown} detections are of categories which the calibration does not know: they got that of all classes"
+        )
+    print(f"{len(rows)} calibrated detections: {out}")
+
+
+def merge(
+    detections: Annotated[list[Path], Positional, arg(metavar="JSON")],
+    /,
+    out: Annotated[Path, arg(metavar="JSON")] = Path("merged.json"),
+    detections_per_image: int = 100,
+) -> None:
+    """Merge the detections of several models, by soft NMS and score voting: calibrate each of them first.
+
+    Args:
+        detections: COCO results of two or more models on the same images.
+        out: the results to write.
+        detections_per_image: how many are kept at most.
+    """
+    from ..evaluation.merging import merge_rows
+    from ..evaluation.result_rows import read_rows, write_rows
+
+    if len(detections) < 2:
+        raise ValueError("name the results of two or more models to merge.")
+    if detections_per_image < 1:
+        raise ValueError(f"--detections-per-image must be 1 or more; got {detections_per_image}.")
+    _keep(out, detections)
+    parts = {str(path): read_rows(path) for path in detections}
+    rows = merge_rows(parts, detections_per_image)
+    write_rows(rows, out)
+    print(f"{len(rows)} of {sum(map(len, parts.values()))} detections: {out}")
+
+
+def _keep(out: Path, inputs: Sequence[Path]) -> None:
+    """Refuse to write over what is read."""
+    for path in inputs:
+        if out.resolve() == path.resolve():
+            raise ValueError(f"--out {out} is read, too: name another file to write.")

@@ -1,0 +1,226 @@
+"""What an importer has read, and how it becomes COCO JSON."""
+
+import math
+import os
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+from rich.console import Console
+from rich.progress import track
+
+from ..coco_columns import Category
+
+_SHOWN = 5  # lines of a kind in a report
+
+
+class UnknownClass(ValueError):
+    """The classes do not fit the annotations, so that no object's can be relied on."""
+
+
+class ImportedObject(NamedTuple):
+    """An object: key of its class, box [x, y, width, height] and, where there is one, polygon [x1, y1, x2, y2, ...] in pixels."""
+
+    label: int | str
+    box: tuple[float, float, float, float]
+    polygon: list[float] | None = None
+    crowd: bool = False
+
+
+@dataclass
+class ImportedImage:
+    """An image, its size in pixels and its objects; `remarks` are (kind, line) as of `ImportedDataset`."""
+
+    path: Path
+    width: int
+    height: int
+    objects: list[ImportedObject] = field(default_factory=list)
+    remarks: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass
+class ImportedDataset:
+    """What an importer has read.
+
+    Attributes:
+        source: what it was read from, to print.
+        categories: the classes, by number or name.
+        splits: the images of `train`, `val` and `test`.
+        remarks: by kind, a line for each case, of what was left out, or read in a way worth saying.
+    """
+
+    source: str
+    categories: dict[int | str, Category] = field(default_factory=dict)
+    splits: dict[str, list[ImportedImage]] = field(default_factory=dict)
+    remarks: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def remark(self, kind: str, lines: Iterable[str]) -> None:
+        """Note cases of a kind; no lines, no remark."""
+        if lines := list(lines):
+            self.remarks[kind] += lines
+
+    def read(self, tasks: Sequence[tuple[str, Path]], read: Callable[[Path], ImportedImage]) -> None:
+        """Read images by `read` from what stands for them, with their splits. It raises ValueError where one has to be left out.
+
+        Raises:
+            UnknownClass: raised by `read`.
+        """
+
+        def attempt(task: tuple[str, Path]) -> ImportedImage | ValueError:
+            try:
+                return read(task[1])
+            except UnknownClass:
+                raise
+            except ValueError as error:
+                return error
+
+        with ThreadPoolExecutor() as pool:
+            try:
+                console = Console(stderr=True)
+                results = track(pool.map(attempt, tasks), "reading", len(tasks), console=console, transient=True)
+                for (split, _), result in zip(tasks, results, strict=True):
+                    if isinstance(result, ValueError):
+                        self.remark("images left out, since they or their annotations cannot be read", [str(result)])
+                        continue
+                    self.splits.setdefault(split, []).append(result)
+                    for kind, line in result.remarks:
+                        self.remark(kind, [line])
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def __str__(self) -> str:
+        """What there is in each split, and the remarks."""
+        splits = [split for split in ("train", "val", "test") if split in self.splits]
+        counts = {s: Counter(o.label for image in self.splits[s] for o in image.objects) for s in splits}
+        rows: list[tuple[Any, ...]] = [
+            ("images", *(len(self.splits[split]) for split in splits)),
+            ("without objects", *(sum(not image.objects for image in self.splits[split]) for split in splits)),
+            ("objects", *(sum(counts[split].values()) for split in splits)),
+            *((c.name, *(counts[split][label] for split in splits)) for label, c in self.categories.items()),
+        ]
+        width = max(len(row[0]) for row in rows)
+        lines = [self.source, " ".join([" " * width, *(f"{split:>8}" for split in splits)])]
+        lines += [" ".join([f"{name:{width}}", *(f"{count:>8}" for count in numbers)]) for name, *numbers in rows]
+        for kind, cases in self.remarks.items():
+            lines += [f"{kind} ({len(cases)})", *(f"  {line}" for line in cases[:_SHOWN])]
+            lines += [f"  and {len(cases) - _SHOWN} more"] if len(cases) > _SHOWN else []
+        return "\n".join(lines)
+
+
+def walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Go through a folder in depth, in order, along links too: each folder once, and the names of its files, without hidden ones."""
+    seen = set()
+    for where, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [] if (real := os.path.realpath(where)) in seen else sorted(f for f in folders if f[0] != ".")
+        if real not in seen:
+            seen.add(real)
+            yield Path(where), sorted(name for name in names if name[0] != ".")
+
+
+def new_object(
+    label: int | str, box: Sequence[float], polygon: list[float] | None = None, crowd: bool = False
+) -> ImportedObject | None:
+    """Return an object with the corners `box` [x1, y1, x2, y2], or None where it has no area."""
+    x1, y1, x2, y2 = box
+    is_flat = x2 <= x1 or y2 <= y1 or (polygon is not None and _rounded(_area(polygon)) == 0)
+    return None if is_flat else ImportedObject(label, (x1, y1, x2 - x1, y2 - y1), polygon, crowd)
+
+
+def write(dataset: ImportedDataset, out: Path, copy_images: bool) -> None:
+    """Write a data set to a new folder, which is there when all of it is.
+
+    Raises:
+        ValueError: there is nothing to write, or the images cannot be linked.
+    """
+    images = [image for split in dataset.splits.values() for image in split]
+    if not any(image.objects for image in images):
+        reasons = [f"{kind} ({len(lines)}), such as: {lines[0]}" for kind, lines in dataset.remarks.items()]
+        raise ValueError(f"There is nothing to use in {dataset.source}: {'; '.join(reasons) or 'it has no image'}")
+    folder = _common_folder([image.path for image in images])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.{os.getpid()}")
+    (partial / "annotations").mkdir(parents=True)
+    try:
+        for split, entries in dataset.splits.items():
+            content = msgspec.json.encode(_coco(dataset.categories, entries, folder))
+            (partial / "annotations" / f"instances_{split}.json").write_bytes(content)
+        if copy_images:
+            _copy({image.path for image in images}, folder, partial / "images")
+        else:
+            _link(folder, partial / "images", out)
+        if out.is_dir():
+            out.rmdir()
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _common_folder(images: Sequence[Path]) -> Path:
+    """The folder that all images are in or below."""
+    try:
+        return Path(os.path.commonpath({os.path.abspath(image.parent) for image in images}))
+    except ValueError:  # Windows
+        raise ValueError("The images are on different drives: put them into one folder.") from None
+
+
+def _coco(categories: dict[int | str, Category], images: Sequence[ImportedImage], folder: Path) -> dict[str, Any]:
+    annotations: list[dict[str, Any]] = []
+    for number, image in enumerate(images, 1):
+        for entry in image.objects:
+            box = [_rounded(value) for value in entry.box]
+            polygon = entry.polygon and [_rounded(value) for value in entry.polygon]
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": categories[entry.label].id,
+                    "bbox": box,
+                    "area": _rounded(_area(polygon) if polygon else box[2] * box[3]),
+                    "segmentation": [polygon] if polygon else [],
+                    "iscrowd": int(entry.crowd),
+                }
+            )
+    return {
+        "images": [
+            {
+                "id": number,
+                "file_name": Path(os.path.relpath(image.path, folder)).as_posix(),
+                "width": image.width,
+                "height": image.height,
+            }
+            for number, image in enumerate(images, 1)
+        ],
+        "categories": [{"id": category.id, "name": category.name} for category in categories.values()],
+        "annotations": annotations,
+    }
+
+
+def _rounded(pixels: float) -> float:
+    return round(pixels, 4)
+
+
+def _area(polygon: Sequence[float]) -> float:
+    """The area within a polygon [x1, y1, x2, y2, ...], by the shoelace formula."""
+    x, y = polygon[::2], polygon[1::2]
+    return abs(math.fsum(x[n - 1] * y[n] - x[n] * y[n - 1] for n in range(len(x)))) / 2
+
+
+def _copy(images: set[Path], folder: Path, out: Path) -> None:
+    for image in track(sorted(images), "copying", console=Console(stderr=True), transient=True):
+        copy = out / os.path.relpath(image, folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(image, copy)
+
+
+def _link(folder: Path, link: Path, out: Path) -> None:
+    """Make a link to the folder of the images, relative, so that both can be moved together; it will be in `out`."""
+    target = os.path.relpath(folder.resolve(), out.parent.resolve() / out.name)
+    try:
+        link.symlink_to(target, target_is_directory=True)
+    except (OSError, NotImplementedError) as error:
+        raise ValueError(f"No link to {folder} can be made in {out.parent} ({error}): add --copy-images.") from None

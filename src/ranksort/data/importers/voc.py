@@ -1,0 +1,205 @@
+"""PASCAL VOC's format: an XML file for each image, with the corners of each object's box in pixels.
+
+Which image an XML file belongs to: the one of its own name, before the `filename` in it, which often was not changed along. Splits are
+those of `ImageSets/Main`, else those that folders are named by (`train/`, `valid/`); else all is for training.
+"""
+
+import math
+import os
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from xml.etree.ElementTree import Element, TreeBuilder
+from xml.parsers import expat
+
+from ..coco_columns import Category
+from ..images import IMAGE_SUFFIXES, stated_sizes
+from ..splits import split_of
+from .dataset import ImportedDataset, ImportedImage, new_object, walk
+
+_LISTS = ("train.txt", "val.txt", "trainval.txt", "test.txt")
+_UNLISTED = "annotation files that no list of ImageSets/Main names, left out"
+_DIFFICULT = "objects marked as difficult, written as crowd regions: --data.crowd keep takes them for objects"
+_POLYGONS = "objects whose polygons were left out: their boxes are taken"
+
+
+@dataclass
+class _Files:
+    """The files of a folder, in depth."""
+
+    folder: Path
+    annotations: list[Path] = field(default_factory=list)
+    lists: list[Path] = field(default_factory=list)  # of ImageSets/Main
+    images: dict[str, list[Path]] = field(default_factory=lambda: defaultdict(list))  # by name without suffix
+
+
+def find(folder: Path) -> Path | None:
+    """Return the first XML file of a folder in this format."""
+    files = (where / name for where, names in walk(folder) for name in names if name.lower().endswith(".xml"))
+    return next(filter(_is_annotation, files), None)
+
+
+def read(folder: Path) -> ImportedDataset:
+    """Read a folder which `find` knows."""
+    files = _Files(folder)
+    for where, names in walk(folder):
+        paths = [where / name for name in names]
+        files.annotations += [path for path in paths if path.suffix.lower() == ".xml"]
+        if where.parts[-2:] == ("ImageSets", "Main"):
+            files.lists += [path for path in paths if path.name in _LISTS]
+        for path in paths:
+            if path.suffix.lower() in IMAGE_SUFFIXES and not path.parent.name.startswith("Segmentation"):  # VOC's masks
+                files.images[path.stem].append(path)
+    dataset = ImportedDataset(f"VOC data set {folder}")
+    tasks = _listed(files, dataset) or _by_folder(files, dataset)
+    dataset.read(tasks, lambda file: _read_image(file, files))
+    images = [image for split in dataset.splits.values() for image in split]
+    names = sorted({str(entry.label) for image in images for entry in image.objects})
+    dataset.categories = {name: Category(number, name) for number, name in enumerate(names, 1)}
+    used, annotated = {image.path for image in images}, {file.stem for file in files.annotations}
+    alone = [
+        path for stem, paths in files.images.items() if stem not in annotated for path in paths if path not in used
+    ]
+    dataset.remark("images without an annotation file, left out", map(str, alone))
+    return dataset
+
+
+def _is_annotation(file: Path) -> bool:
+    try:
+        return _parse(file).tag == "annotation"
+    except ValueError:
+        return False
+
+
+def _listed(files: _Files, dataset: ImportedDataset) -> list[tuple[str, Path]]:
+    """The annotation files that the lists of ImageSets/Main name, by split. Those of `trainval.txt` count where there is no `train.txt`."""
+    tasks: dict[tuple[str, Path], None] = {}
+    missing = []
+    for folder in dict.fromkeys(file.parent for file in files.lists):
+        ids = {file.stem: _ids(file) for file in files.lists if file.parent == folder}
+        both = ids.pop("trainval", [])
+        if not ids.get("train"):
+            ids["train"] = [id for id in both if id not in set(ids.get("val", []))]
+        for split in ("train", "val", "test"):
+            for id in ids.get(split, []):
+                file = folder.parent.parent / "Annotations" / f"{id}.xml"
+                if file.is_file():
+                    tasks[split, file] = None
+                else:
+                    missing.append(f"{id} of {folder / split}.txt")
+    if tasks:
+        dataset.remark("entries of ImageSets/Main without an annotation file, left out", missing)
+        listed = {file for _, file in tasks}
+        dataset.remark(_UNLISTED, (str(file) for file in files.annotations if file not in listed))
+    return list(tasks)
+
+
+def _ids(file: Path) -> list[str]:
+    """The names in a list, of which some tools quote those with spaces."""
+    return [line.strip().strip('"') for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+
+
+def _by_folder(files: _Files, dataset: ImportedDataset) -> list[tuple[str, Path]]:
+    """All annotation files, by the split that their folders are named by."""
+    tasks = [(split_of(file.parent.relative_to(files.folder)), file) for file in files.annotations]
+    if not any(split for split, _ in tasks):
+        return [("train", file) for _, file in tasks]
+    dataset.remark(
+        "annotation files outside the folders of the splits, left out",
+        (str(file) for split, file in tasks if not split),
+    )
+    return [(split, file) for split, file in tasks if split]
+
+
+def _parse(file: Path) -> Element:
+    """Parse an XML file that declares no document type: entities, which can grow without bounds or name other files, need one."""
+    builder, parser = TreeBuilder(), expat.ParserCreate()
+
+    def refuse(*_: object) -> None:
+        raise ValueError(f"{file} declares a document type (<!DOCTYPE), which annotations do not need: take it out")
+
+    parser.StartDoctypeDeclHandler = refuse
+    parser.StartElementHandler = builder.start
+    parser.EndElementHandler = builder.end
+    parser.CharacterDataHandler = builder.data
+    try:
+        parser.Parse(file.read_bytes(), True)
+    except expat.ExpatError as error:
+        raise ValueError(f"{file} is no complete XML: {error}") from None
+    return builder.close()
+
+
+def _read_image(file: Path, files: _Files) -> ImportedImage:
+    root = _parse(file)
+    if root.tag != "annotation":
+        raise ValueError(f"{file} is no annotation but <{root.tag}>")
+    path = _image_of(file, Path(_text(root, "filename").replace("\\", "/")), files)
+    width, height = _size(root, path, file)
+    image = ImportedImage(path, width, height)
+    offset = _offset(root)
+    for number, entry in enumerate(root.iterfind("object"), 1):
+        name = _text(entry, "name")
+        where = f"{file}, object {number} ({name})"
+        if not name:
+            raise ValueError(f"{file}, object {number}: it has no name")
+        corners = [_number(_text(entry, f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax")]
+        if not all(map(math.isfinite, corners)):
+            raise ValueError(f"{where}: it has no <bndbox> with the numbers xmin, ymin, xmax and ymax")
+        crowd = _text(entry, "difficult") == "1"
+        x1, y1, x2, y2 = corners
+        if (found := new_object(name, (x1 - offset, y1 - offset, x2, y2), crowd=crowd)) is None:
+            image.remarks.append(("objects without area, left out", where))
+            continue
+        image.objects.append(found)
+        image.remarks += [(_DIFFICULT, where)] * crowd + [(_POLYGONS, where)] * (entry.find("polygon") is not None)
+    return image
+
+
+def _text(element: Element, path: str) -> str:
+    return (element.findtext(path) or "").strip()
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _offset(root: Element) -> int:
+    """What to take from xmin and ymin for the edges of pixels, counted from 0.
+
+    VOC's own files count pixels from 1, and `xmax` is the last one. So does Roboflow's reader, supervision. All other files are taken as
+    they are: labelImg, CVAT, datumaro and FiftyOne write edges.
+    """
+    source = f"{_text(root, 'source/database')} {_text(root, 'source/annotation')}".lower()
+    return int(any(name in source for name in ("pascal voc", "the voc20", "roboflow")))
+
+
+def _image_of(file: Path, named: Path, files: _Files) -> Path:
+    """The image of an annotation file, the nearest one where several have its name."""
+    candidates = files.images.get(file.stem) or files.images.get(Path(file.stem).stem) or files.images.get(named.stem)
+    if not candidates:
+        raise ValueError(f"{file}: there is no image {file.stem}.*{f' and no {named}' if named.name else ''}")
+    candidates = [path for path in candidates if path.name == named.name] or candidates
+
+    def nearness(path: Path) -> tuple[int, bool]:
+        return len(Path(os.path.commonpath((path, file))).parts), path.parent.name in ("JPEGImages", "images")
+
+    nearest = [path for path in candidates if nearness(path) == max(map(nearness, candidates))]
+    if len(nearest) > 1:
+        raise ValueError(f"{file}: its image could be {' or '.join(map(str, nearest))}")
+    return nearest[0]
+
+
+def _size(root: Element, image: Path, file: Path) -> tuple[int, int]:
+    """The image's size, upright or as it is stored: that which the annotations state, the former where they state none."""
+    sizes = stated_sizes(image)
+    width, height = (_number(_text(root, f"size/{key}")) for key in ("width", "height"))
+    if not (width > 0 and height > 0):
+        return sizes[0]
+    if (width, height) not in sizes:
+        raise ValueError(
+            f"{file}: it is for an image of {width:g}x{height:g}, but {image} has {sizes[0][0]}x{sizes[0][1]} pixels"
+        )
+    return int(width), int(height)

@@ -1,0 +1,265 @@
+"""YOLO's format: a text file for each image, with a line for each object, in fractions of the image's width and height.
+
+    class  x_center y_center width height        a box
+    class  x1 y1 x2 y2 x3 y3 ...                 a polygon
+
+Classes and splits are in a YAML file (Ultralytics, Roboflow), in `obj.data` and `obj.names` (Darknet, CVAT), or the classes alone in
+`classes.txt` (labelImg, Label Studio). Images and labels are found as Ultralytics finds them: the label file of
+`images/train/a.jpg` is `labels/train/a.txt`, that of an image outside any `images` folder lies beside it.
+"""
+
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..coco_columns import Category
+from ..images import IMAGE_SUFFIXES, stated_sizes
+from ..splits import split_of
+from .dataset import ImportedDataset, ImportedImage, ImportedObject, UnknownClass, new_object, walk
+
+_YAML = (".yaml", ".yml")
+_CLASS_LISTS = ("classes.txt", "obj.names", "labels/classes.txt", "data/classes.txt")
+_TOLERANCE = 0.01  # how far beyond 0..1 a coordinate may be, as in Ultralytics
+
+
+@dataclass
+class _Layout:
+    """The file with the classes, these, the images of each split, and how many numbers of keypoints follow a box."""
+
+    source: Path
+    names: list[str]
+    splits: dict[str, list[Path]] = field(default_factory=dict)
+    keypoints: int = 0
+
+
+def find(folder: Path) -> Path | None:
+    """Return the file that names the classes of a folder in this format; `folder` may also be its YAML file."""
+    if folder.is_file():
+        return folder if folder.suffix in _YAML and _has_classes(folder) else None
+    files = [file for suffix in _YAML for file in folder.glob(f"*{suffix}") if _has_classes(file)]
+    files.sort(key=lambda file: (file.stem not in ("data", "dataset"), file.name))
+    files += sorted(file for file in folder.glob("*.data") if {"names", "train"} <= _darknet(file).keys())
+    if any((folder / "obj_train_data").glob("*")) or any(folder.glob("labels")) or any(folder.glob("*/labels")):
+        files += [folder / name for name in _CLASS_LISTS if (folder / name).is_file()]
+    return files[0] if files else None
+
+
+def read(folder: Path) -> ImportedDataset:
+    """Read a folder which `find` knows.
+
+    Raises:
+        ValueError: classes or images are not found, or the YAML file is malformed.
+    """
+    file = find(folder)
+    assert file is not None
+    readers = dict.fromkeys(_YAML, _from_yaml) | {".data": _from_darknet}
+    layout = readers[file.suffix](file) if file.suffix in readers else _by_folder(_Layout(file, _lines(file)), folder)
+    dataset = ImportedDataset(
+        f"YOLO data set {file}", {number: Category(number, name) for number, name in enumerate(layout.names)}
+    )
+    tasks = [(split, image) for split, images in layout.splits.items() for image in images]
+    labels = {_label_file(image) for _, image in tasks}
+    if labels == {None}:
+        first = tasks[0][1]
+        raise ValueError(
+            f"None of the {len(tasks)} images of {file} has a label file: that of {first} would be "
+            f"{' or '.join(map(str, _label_files(first)))}."
+        )
+    dataset.read(tasks, lambda image: _read_image(image, layout))
+    folders = sorted({label.parent for label in labels if label})
+    alone = (label for folder in folders for label in sorted(folder.glob("*.txt")) if label not in labels)
+    dataset.remark("label files without an image, left out", map(str, filter(_is_label_file, alone)))
+    return dataset
+
+
+def _has_classes(file: Path) -> bool:
+    return not {"names", "nc"}.isdisjoint(_load_yaml(file))
+
+
+def _load_yaml(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _from_yaml(file: Path) -> _Layout:
+    content = _load_yaml(file)
+    layout = _Layout(file, _names(content, file))
+    shape = content.get("kpt_shape")
+    if isinstance(shape, list) and all(isinstance(number, int) for number in shape):
+        layout.keypoints = math.prod(shape)
+    stated = content.get("path")
+    roots = [file.parent, *([Path(os.path.normpath(file.parent / str(stated))), Path(str(stated))] if stated else [])]
+    for split in ("train", "val", "test"):
+        entries = content.get(split) or []
+        images: dict[Path, None] = {}
+        for entry in entries if isinstance(entries, list) else [entries]:
+            images.update(dict.fromkeys(_images_of(_existing(str(entry), roots[::-1], f"{split} of {file}"), roots)))
+        if images:
+            layout.splits[split] = list(images)
+    return layout if layout.splits else _by_folder(layout, file.parent)
+
+
+def _names(content: dict[str, Any], file: Path) -> list[str]:
+    """The classes, of a list or a dictionary by number; by Ultralytics' default names where there is a number of classes alone."""
+    names = content.get("names")
+    if names is None and isinstance(content.get("nc"), int):
+        names = [f"class_{number}" for number in range(content["nc"])]
+    if isinstance(names, dict) and sorted(map(str, names)) == sorted(map(str, range(len(names)))):
+        names = [name for _, name in sorted(names.items(), key=lambda item: int(item[0]))]
+    if not isinstance(names, list) or not names:
+        raise ValueError(f"The names of {file} must be a list of the classes, or numbered from 0 on without gaps.")
+    return [str(name) for name in names]
+
+
+def _existing(path: str, roots: list[Path], what: str) -> Path:
+    """A path below one of some folders, or without its first folders: Roboflow writes `../train/images`, others those of their disk."""
+    parts = Path(path.replace("\\", "/")).parts
+    for start in range(len(parts)):
+        for root in roots:
+            candidate = Path(os.path.normpath(root.joinpath(*parts[start:])))
+            if candidate.exists():
+                return candidate
+    raise ValueError(f"There is no {path}, which is {what}; it was looked for in {' and '.join(map(str, roots))}.")
+
+
+def _images_of(path: Path, roots: list[Path]) -> list[Path]:
+    """The images of a folder, in depth, or those that a text file lists."""
+    if path.is_dir():
+        return _images_in(path)
+    if path.suffix != ".txt":
+        return [path]
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    return [_existing(line.strip(), [path.parent, *roots], f"listed in {path}") for line in lines if line.strip()]
+
+
+def _images_in(folder: Path) -> list[Path]:
+    return [
+        where / name for where, names in walk(folder) for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES
+    ]
+
+
+def _darknet(file: Path) -> dict[str, str]:
+    lines = (line.partition("=") for line in file.read_text(encoding="utf-8-sig", errors="replace").splitlines())
+    return {key.strip(): value.strip() for key, sign, value in lines if sign}
+
+
+def _from_darknet(file: Path) -> _Layout:
+    content, roots = _darknet(file), [file.parent, file.parent.parent]
+    layout = _Layout(file, _lines(_existing(content["names"], roots, f"names of {file}")))
+    for key, split in (("train", "train"), ("valid", "val"), ("val", "val"), ("test", "test")):
+        if key in content:
+            layout.splits[split] = _images_of(_existing(content[key], roots, f"{key} of {file}"), roots)
+    return layout
+
+
+def _by_folder(layout: _Layout, folder: Path) -> _Layout:
+    """Take all images in a folder, by the split that their folders are named by; without such names for training."""
+    images = _images_in(folder)
+    for image in images:
+        layout.splits.setdefault(split_of(image.parent.relative_to(folder)), []).append(image)
+    if "train" not in layout.splits:
+        layout.splits = {"train": images}
+    layout.splits.pop("", None)
+    return layout
+
+
+def _lines(file: Path) -> list[str]:
+    names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    if not names:
+        raise ValueError(f"{file} names no class.")
+    return names
+
+
+def _label_files(image: Path) -> list[Path]:
+    """Where the label file of an image may be."""
+    beside, parts = image.with_suffix(".txt"), image.parts
+    places = [n for n, part in enumerate(parts[:-1]) if part == "images"]
+    if not places:
+        return [beside]
+    return [Path(*parts[: places[-1]], "labels", *parts[places[-1] + 1 :]).with_suffix(".txt"), beside]
+
+
+def _label_file(image: Path) -> Path | None:
+    return next((file for file in _label_files(image) if file.is_file()), None)
+
+
+def _is_label_file(file: Path) -> bool:
+    """Whether a text file begins as one of labels, unlike lists of classes or images."""
+    words = file.read_text(encoding="utf-8-sig", errors="replace").split(maxsplit=5)[:5]
+    try:
+        return len([float(word) for word in words]) == 5
+    except ValueError:
+        return False
+
+
+def _read_image(path: Path, layout: _Layout) -> ImportedImage:
+    (width, height), _ = stated_sizes(path)
+    image, labels = ImportedImage(path, width, height), _label_file(path)
+    if labels is None:
+        image.remarks.append(("images without a label file, taken as images without objects", str(path)))
+        return image
+    try:
+        lines = labels.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{labels} is no text file") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{labels}, line {number}"
+        try:
+            label, values = _numbers(line.split(), layout)
+        except ValueError as error:
+            raise type(error)(f"{where}: {error}") from None
+        if layout.keypoints and len(values) == 4 + layout.keypoints:
+            values = values[:4]
+            image.remarks.append(("objects whose keypoints were left out: their boxes are taken", where))
+        found = _object(label, values, width, height)
+        if found is None:
+            image.remarks.append(("objects without area, left out", f"{where}: {line.strip()[:80]}"))
+        else:
+            image.objects.append(found)
+    return image
+
+
+def _numbers(words: list[str], layout: _Layout) -> tuple[int, list[float]]:
+    """The class and the other numbers of a line, checked."""
+    try:
+        first, *values = map(float, words)
+    except ValueError:
+        raise ValueError(f"{' '.join(words)[:80]!r} are not all numbers") from None
+    if not all(map(math.isfinite, (first, *values))):
+        raise ValueError("there is a number which is not finite")
+    if not first.is_integer() or not 0 <= first < len(layout.names):
+        raise UnknownClass(
+            f"the class is {words[0]}, but the {len(layout.names)} classes of {layout.source} are 0 to {len(layout.names) - 1}; correct "
+            "these names (where the classes are counted from 1, put one more in front)"
+        )
+    if not (len(values) == 4 or (len(values) >= 6 and len(values) % 2 == 0)) and len(values) != 4 + layout.keypoints:
+        hint = " (is the last one a score, as of detections?)" if len(values) == 5 else ""
+        hint = " (keypoints need kpt_shape in the YAML file)" if len(values) > 6 else hint
+        raise ValueError(
+            f"there are {len(words)} numbers, where a class and a box are 5, and a class and a polygon 7 or a larger odd number{hint}"
+        )
+    coordinates = values[: 4 if len(values) == 4 + layout.keypoints else None]
+    outside = [value for value in coordinates if not -_TOLERANCE <= value <= 1 + _TOLERANCE]
+    if outside:
+        raise ValueError(
+            f"the coordinate {outside[0]:g} is not within 0..1: they are to be fractions of the image's width and height"
+        )
+    return int(first), values
+
+
+def _object(label: int, values: list[float], width: int, height: int) -> ImportedObject | None:
+    if len(values) == 4:
+        x, y, w, h = values[0] * width, values[1] * height, values[2] * width, values[3] * height
+        return new_object(label, (x - w / 2, y - h / 2, x + w / 2, y + h / 2))
+    xs, ys = [x * width for x in values[::2]], [y * height for y in values[1::2]]
+    polygon = [value for point in zip(xs, ys, strict=True) for value in point]
+    return new_object(label, (min(xs), min(ys), max(xs), max(ys)), polygon)

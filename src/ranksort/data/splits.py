@@ -1,0 +1,82 @@
+"""Training and validation: which of the two a file is for by its name, and the division of one file between them."""
+
+import dataclasses
+import hashlib
+import re
+from pathlib import PurePath
+from typing import Literal
+
+import numpy as np
+
+from .coco_columns import CocoFile
+
+Part = Literal["train", "val"]
+_WORDS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+_HELD_OUT = 0.2  # share of the images
+_VERSION = re.compile(r"\.rf\.\w+(?=\.\w+$)")  # of an image of Roboflow, which writes several augmented ones of a photo
+
+
+def split_of(path: PurePath) -> str:
+    """`train`, `val` or `test`, as a word of the path says (`valid/a.xml`, `instances_train2017.json`); "" if none or several do."""
+    found = {_WORDS[word] for word in re.findall("[a-z]+", str(path).lower()) if word in _WORDS}
+    return found.pop() if len(found) == 1 else ""
+
+
+def part_of(file: CocoFile, part: Part) -> CocoFile:
+    """One part of an annotation file that holds both, with the images and annotations of that part alone.
+
+    A fifth of the images is for validation: those whose names have the smallest hashes, so that it is the same ones each time, taken
+    class by class, the rarest first, so that a class which two images show is in both parts where that is possible. Augmented
+    versions of a photo, as Roboflow writes them, and entries of the same file stay together.
+
+    Raises:
+        ValueError: it has too few images.
+    """
+    held_out = _held_out(file)
+    if held_out.all() or not held_out.any():
+        raise ValueError(
+            f"{file.source} has too few images to divide them into training and validation: name a file for each."
+        )
+    kept = held_out if part == "val" else ~held_out
+    places, images, annotations = np.flatnonzero(kept), file.images, file.annotations
+    number = np.cumsum(kept) - 1
+    annotations = annotations.select(kept[annotations.image])
+    return dataclasses.replace(
+        file,
+        images=dataclasses.replace(
+            images,
+            ids=[images.ids[n] for n in places.tolist()],
+            file_names=images.file_names.select(places),
+            widths=images.widths[places],
+            heights=images.heights[places],
+            federated=images.federated and [images.federated[n] for n in places.tolist()],
+        ),
+        annotations=dataclasses.replace(annotations, image=number[annotations.image]),
+    )
+
+
+def _held_out(file: CocoFile) -> np.ndarray:
+    """Which images are for validation, bool [I]."""
+    names = [file.images.file_name(n).replace("\\", "/") for n in range(len(file.images))]
+    photos, photo = np.unique([_hash(_VERSION.sub("", name)) for name in names], return_inverse=True)
+    shown = np.unique(np.stack((file.annotations.category, photo[file.annotations.image])), axis=1)
+    groups = [shown[1, shown[0] == category] for category in np.unique(shown[0])]
+    groups = [*sorted(groups, key=len), np.arange(len(photos))]  # by class; at last the photos without objects
+    held_out, is_decided = np.zeros(len(photos), dtype=bool), np.zeros(len(photos), dtype=bool)
+    for group in groups:
+        wanted = max(round(_HELD_OUT * len(group)), int(len(group) > 1)) - int(held_out[group].sum())
+        held_out[group[~is_decided[group]][: max(wanted, 0)]] = True
+        is_decided[group] = True
+    return held_out[photo]
+
+
+def _hash(name: str) -> str:
+    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,0 +1,131 @@
+"""Mixture of calibrated detectors (MoCaE, Oksuz et al., TMLR 2024): soft NMS and score voting over the detections of all."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from ..data.ids import canonical
+from .result_rows import Row, read_boxes
+
+_SOFT_NMS_SIGMA = 0.5  # Bodla et al., ICCV 2017
+_LEAST_SCORE = 1e-3  # what soft NMS takes below it is dropped; likewise
+_VOTING_SIGMA = 0.025  # as PAA's score voting
+_VOTING_IOU = 0.01
+_BLOCK = 1 << 21  # pairs of boxes at a time
+
+
+def merge_rows(parts: Mapping[str, Sequence[Row]], detections_per_image: int = 100) -> list[Row]:
+    """Merge what several detectors found on the same images.
+
+    In each image and class the best detection is kept, the scores of the others fall by exp(-IoU² / .5), and so on. Its box moves
+    to the mean of the boxes around it, weighted by score times exp(-(1 - IoU)² / .025); where it has a mask, both stay as they are.
+
+    Args:
+        parts: the rows of each detector, as `read_rows` gives them, by the name that messages call them; with a "bbox" each, and
+            with comparable scores.
+        detections_per_image: how many are kept at most.
+
+    Returns:
+        The rows by image, in the order of their first appearance, and falling score. The rows given stay as they are.
+
+    Raises:
+        ValueError: a row has no box, or the detectors have no image in common.
+    """
+    boxes = np.concatenate([read_boxes(rows, name) for name, rows in parts.items()])
+    _require_common_images(parts)
+    rows = [row for part in parts.values() for row in part]
+    scores = np.array([row["score"] for row in rows], dtype=np.float64)
+    image, category = (_numbered([canonical(row[key]) for row in rows]) for key in ("image_id", "category_id"))
+    merged, merged_scores = boxes.copy(), np.zeros(len(rows))
+    for members in _groups(image, category):
+        iou = _pairwise_iou(boxes[members])
+        real = members >= 0
+        group_scores = np.where(real, scores[members], 0.0)
+        merged_scores[members[real]] = soft_nms(group_scores, iou)[real]
+        merged[members[real]] = _vote(boxes[members], group_scores, iou)[real]
+    order = np.lexsort((-merged_scores, image))
+    order = order[merged_scores[order] > _LEAST_SCORE]
+    rank = np.arange(len(order)) - np.searchsorted(image[order], image[order])
+    kept = order[rank < detections_per_image].tolist()
+    moved = merged[kept]
+    moved[:, 2:] -= moved[:, :2]
+    return [
+        _moved(rows[n], score, box)
+        for n, score, box in zip(kept, merged_scores[kept].tolist(), moved.tolist(), strict=True)
+    ]
+
+
+def soft_nms(scores: np.ndarray, iou: np.ndarray, sigma: float = _SOFT_NMS_SIGMA) -> np.ndarray:
+    """Soft NMS with Gaussian decay (Bodla et al., ICCV 2017), in G groups of n boxes at a time.
+
+    Args:
+        scores: (G, n), 0 for what is none.
+        iou: (G, n, n).
+        sigma: scores fall by exp(-IoU² / sigma).
+
+    Returns:
+        (G, n) the score with which each box is picked.
+    """
+    decay = np.exp(-(iou**2) / sigma)
+    left, picked = scores.copy(), np.zeros_like(scores)
+    groups = np.arange(len(scores))
+    for _ in range(scores.shape[1]):
+        best = left.argmax(axis=1)
+        picked[groups, best] = left[groups, best].clip(0)
+        left *= decay[groups, best]
+        left[groups, best] = -np.inf  # and stays so
+    return picked
+
+
+def _vote(boxes: np.ndarray, scores: np.ndarray, iou: np.ndarray) -> np.ndarray:
+    """Boxes (G, n, 4), moved by score voting (Kim and Lee, ECCV 2020) within each group."""
+    weights = np.where(iou > _VOTING_IOU, scores[:, None] * np.exp(-((1 - iou) ** 2) / _VOTING_SIGMA), 0.0)
+    total = weights.sum(axis=2, keepdims=True)
+    return np.where(total > 0, weights @ boxes / np.where(total > 0, total, 1), boxes)
+
+
+def _groups(image: np.ndarray, category: np.ndarray) -> Iterator[np.ndarray]:
+    """Positions (G, n) of the rows of G images and classes at a time, of about the same number; shorter ones end in -1."""
+    order = np.lexsort((category, image))
+    is_new = [np.diff(numbers[order], prepend=-1) != 0 for numbers in (image, category)]
+    starts = np.flatnonzero(is_new[0] | is_new[1])
+    counts = np.diff(starts, append=len(order))
+    by_count = np.argsort(counts, kind="stable")
+    starts, counts = starts[by_count], counts[by_count]
+    block = np.cumsum(counts**2) // _BLOCK
+    for begin, end in pairwise([*np.flatnonzero(np.diff(block, prepend=-1)).tolist(), len(block)]):
+        column = np.arange(counts[end - 1])
+        places = starts[begin:end, None] + column
+        yield np.where(column < counts[begin:end, None], order[np.minimum(places, len(order) - 1)], -1)
+
+
+def _pairwise_iou(boxes: np.ndarray) -> np.ndarray:
+    """(G, n, n) IoU of boxes (G, n, 4), xyxy, of each group."""
+    low, high = boxes[..., :2], boxes[..., 2:]
+    sides = np.minimum(high[:, :, None], high[:, None]) - np.maximum(low[:, :, None], low[:, None])
+    intersection = sides.clip(0).prod(axis=-1)
+    area = (high - low).prod(axis=-1)
+    union = area[:, :, None] + area[:, None] - intersection
+    return intersection / np.where(intersection > 0, union, 1)
+
+
+def _require_common_images(parts: Mapping[str, Sequence[Row]]) -> None:
+    """Refuse results that have no image in common with the others: nothing could be merged."""
+    ids = {name: {canonical(row["image_id"]) for row in rows} for name, rows in parts.items() if rows}
+    for name, own in ids.items():
+        others = [other for key, other in ids.items() if key != name]
+        if others and own.isdisjoint(set().union(*others)):
+            raise ValueError(
+                f"The detections {name} have no image_id in common with the others: they are of other images."
+            )
+
+
+def _numbered(ids: list[object]) -> np.ndarray:
+    """int64 (N,): equal numbers for equal ids, in the order of their first appearance."""
+    numbers: dict[object, int] = {}
+    return np.array([numbers.setdefault(id, len(numbers)) for id in ids], dtype=np.int64)
+
+
+def _moved(row: Row, score: float, box: list[float]) -> Row:
+    return {**row, "score": score, **({} if row.get("segmentation") else {"bbox": box})}

@@ -1,0 +1,130 @@
+"""What each detection is worth: how far it overlaps the object it is matched to, however little that is."""
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from pycocotools import mask as mask_utils
+
+from .inputs import Detections, GroundTruth
+from .matching import DEFAULT_LIMITS, Candidates, take_part
+
+TAU = 0.5  # IoU of a true positive, and from which a crowd excuses a detection
+
+
+class Samples(NamedTuple):
+    """The N detections that take part, by class, falling score, image and place in the results, and what they are worth."""
+
+    place: np.ndarray  # (N,) in the results
+    image: np.ndarray  # (N,) position of the image among the sorted ids
+    category: np.ndarray  # (N,) likewise
+    score: np.ndarray  # (N,)
+    iou: np.ndarray  # (N,) with the matched object, 0 without one; NaN for a detection that does not count
+    correct: np.ndarray  # (N,) 1 for a true positive at IoU TAU, 0 for a false one; NaN likewise
+    num_objects: np.ndarray  # (C,) objects to be found
+
+    def select(self, rows: np.ndarray) -> "Samples":
+        """Those detections which are marked, bool (N,)."""
+        return self._replace(**{name: getattr(self, name)[rows] for name in self._fields[:-1]})
+
+
+def assess(
+    ground_truth: GroundTruth, detections: Detections, style: str = "coco", max_detections: int | None = None
+) -> Samples:
+    """Match the detections by COCO's greedy rule twice: at any IoU above 0, for `iou`, and at TAU, for `correct`.
+
+    Detections do not count that are matched to a crowd only, or unmatched where LVIS tolerates them. A crowd takes a
+    detection from TAU on in both cases; else whatever touches it would not count.
+
+    Args:
+        ground_truth: the objects.
+        detections: read for this ground truth.
+        style: "coco" or "lvis": which detections take part.
+        max_detections: how many of a class in an image (coco, default 100) or of an image (lvis, default 300).
+    """
+    limit = max_detections or DEFAULT_LIMITS[style]
+    candidates = take_part(ground_truth, detections, federated=style == "lvis", limit=limit)
+    pairs = _overlapping_pairs(ground_truth, candidates)
+    found = candidates.detections
+    return Samples(
+        candidates.place,
+        found.image,
+        found.category,
+        found.scores,
+        _match(ground_truth, candidates, pairs, np.nextafter(0, 1)),
+        np.ceil(_match(ground_truth, candidates, pairs, TAU)),
+        np.bincount(ground_truth.category[~ground_truth.crowd], minlength=len(ground_truth.categories)),
+    )
+
+
+class _Pairs(NamedTuple):
+    """P pairs of a detection and an object that overlap, of the same image and class."""
+
+    detection: np.ndarray  # (P,) positions in Candidates
+    object: np.ndarray  # (P,) positions in GroundTruth
+    iou: np.ndarray  # (P,) with a crowd, the share of the detection inside
+
+
+def _overlapping_pairs(ground_truth: GroundTruth, candidates: Candidates) -> _Pairs:
+    """The pairs, by rank of the detection in its image and class, then by detection, the best object last."""
+    with_masks = ground_truth.masks is not None
+    num_images = len(ground_truth.images)
+    of_objects, of_found = (
+        np.argsort(image, kind="stable") for image in (ground_truth.image, candidates.detections.image)
+    )
+    object_bounds, found_bounds = (
+        np.searchsorted(image[order], np.arange(num_images + 1)).tolist()
+        for image, order in ((ground_truth.image, of_objects), (candidates.detections.image, of_found))
+    )
+    parts: list[tuple[np.ndarray, ...]] = [(np.empty(0, dtype=np.int64),) * 2 + (np.empty(0),)]
+    for n, (objects, found) in enumerate(zip(pairwise(object_bounds), pairwise(found_bounds), strict=True)):
+        o, d = of_objects[slice(*objects)], of_found[slice(*found)]
+        if not len(o) or not len(d):
+            continue
+        shapes = [
+            _masks(instances, rows, ground_truth.images[n][1:]) if with_masks else _boxes(instances, rows)
+            for instances, rows in ((candidates.detections, candidates.place[d]), (ground_truth, o))
+        ]
+        iou = mask_utils.iou(*shapes, ground_truth.crowd[o].astype(np.uint8))  # (D, O)
+        same = candidates.detections.category[d][:, None] == ground_truth.category[o]
+        row, column = np.nonzero(same & (iou > 0))
+        parts.append((d[row], o[column], iou[row, column]))
+    pairs = _Pairs(*map(np.concatenate, zip(*parts, strict=True)))
+    # Objects to be found are preferred to crowds, then the higher IoU, then the later object, as pycocotools does it.
+    keys = (
+        pairs.object,
+        pairs.iou,
+        ~ground_truth.crowd[pairs.object],
+        pairs.detection,
+        candidates.rank[pairs.detection],
+    )
+    order = np.lexsort(keys)
+    return _Pairs(*(column[order] for column in pairs))
+
+
+def _boxes(instances: GroundTruth | Detections, rows: np.ndarray) -> np.ndarray:
+    assert instances.boxes is not None
+    return instances.boxes[rows]
+
+
+def _masks(instances: GroundTruth | Detections, rows: np.ndarray, size: tuple[int, int]) -> list[dict[str, object]]:
+    assert instances.masks is not None
+    return [{"size": size, "counts": instances.masks[n]} for n in rows.tolist()]
+
+
+def _match(ground_truth: GroundTruth, candidates: Candidates, pairs: _Pairs, threshold: float) -> np.ndarray:
+    """(N,) IoU of each detection with the object which it takes, 0 if it takes none; NaN where it does not count."""
+    crowd = ground_truth.crowd
+    close = np.flatnonzero(pairs.iou >= np.where(crowd[pairs.object], TAU, threshold))
+    detection, object_, iou = (column[close] for column in pairs)
+    worth = np.where(candidates.tolerated, np.nan, 0.0)
+    taken = np.zeros(len(crowd), dtype=bool)
+    # Detections of equal rank are of different images or classes and do not compete for an object.
+    steps = np.flatnonzero(np.diff(candidates.rank[detection], prepend=-1))
+    for start, end in pairwise([*steps.tolist(), len(detection)]):
+        free = start + np.flatnonzero(~taken[object_[start:end]])
+        best = free[np.diff(detection[free], append=-1) != 0]  # the last free pair of each detection
+        is_crowd = crowd[object_[best]]
+        taken[object_[best]] = ~is_crowd
+        worth[detection[best]] = np.where(is_crowd, np.nan, iou[best])
+    return worth

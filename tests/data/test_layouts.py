@@ -1,0 +1,271 @@
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ranksort import engine
+from ranksort.checkpoints import read_checkpoint
+from ranksort.data.check import check_data
+from ranksort.data.coco import CocoDataset, require_known
+from ranksort.data.coco_columns import Category
+from ranksort.data.coco_file import read_coco_file
+from ranksort.data.fingerprint import fingerprint
+from ranksort.data.layouts import Split, find_split
+from ranksort.data.splits import part_of, split_of
+from ranksort.recipes import Recipe
+from ranksort.recipes.build import build_dataset
+
+CLASSES = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+
+
+def content(names: list[str], classes: list[list[int]] | None = None, **sections: Any) -> dict[str, Any]:
+    """An annotation file: by image the category ids of its objects; by default one cat and one dog."""
+    classes = classes or [[1, 2]] * len(names)
+    objects = [(image, category) for image, of_image in enumerate(classes) for category in of_image]
+    return {
+        "images": [{"id": n, "file_name": name, "width": 64, "height": 48} for n, name in enumerate(names)],
+        "categories": CLASSES,
+        "annotations": [
+            {
+                "id": n,
+                "image_id": image,
+                "category_id": category,
+                "bbox": [4 + n % 9, 5, 20, 20],
+                "area": 400,
+                "iscrowd": 0,
+            }
+            for n, (image, category) in enumerate(objects)
+        ],
+    } | sections
+
+
+def write(root: Path, file: str, folder: str, names: list[str], **sections: Any) -> Path:
+    """An annotation file, and its images in a folder."""
+    for name in names:
+        path = root / folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 48), "grey").save(path)
+    (root / file).parent.mkdir(parents=True, exist_ok=True)
+    (root / file).write_text(json.dumps(content(names, **sections)))
+    return root / file
+
+
+def names_of(dataset: CocoDataset) -> list[str]:
+    return [dataset.file_name(n) for n in range(len(dataset))]
+
+
+@pytest.mark.parametrize("folder", ["train2017", "images/train2017", "images/train", "train", "images"])
+@pytest.mark.parametrize("file", ["instances_train2017.json", "instances_train.json"])
+def test_layout_of_coco(tmp_path: Path, folder: str, file: str) -> None:
+    (tmp_path / "annotations").mkdir()
+    annotations = tmp_path / "annotations" / file
+    annotations.write_text(json.dumps({"images": [{"file_name": 'sub/ä "1".jpg'}]}))
+    (tmp_path / "train2017").mkdir()  # empty: not chosen unless the image is in it
+    with pytest.raises(FileNotFoundError, match=r"is in none of .*train2017.*--data\.train-images"):
+        find_split(tmp_path, "train")
+    assert find_split(tmp_path, "train", images=tmp_path, divide=False) == (tmp_path, annotations, None)
+    (tmp_path / folder / "sub").mkdir(parents=True)
+    (tmp_path / folder / "sub" / 'ä "1".jpg').touch()
+    assert find_split(tmp_path, "train") == (tmp_path / folder, annotations, "train")
+    assert find_split(tmp_path, "val") == (tmp_path / folder, annotations, "val")
+    with pytest.raises(
+        FileNotFoundError, match=r"no annotations for val in .*instances_val2017.*--data\.val-annotations"
+    ):
+        find_split(tmp_path, "val", divide=False)
+
+
+def test_a_file_that_is_no_json(tmp_path: Path) -> None:
+    (tmp_path / "annotations").mkdir()
+    file = tmp_path / "annotations" / "instances_val.json"
+    file.write_text('{"images": [{"id": 1, "file_name": "images\\quay.jpg"}]}')
+    with pytest.raises(ValueError, match=f"The annotation file {re.escape(str(file))} is not complete JSON"):
+        find_split(tmp_path, "val")
+
+
+def test_layout_of_roboflow(tmp_path: Path) -> None:
+    for folder in ("train", "valid", "test"):
+        write(tmp_path, f"{folder}/_annotations.coco.json", folder, ["a.jpg", "b.jpg"])
+    assert find_split(tmp_path, "train") == (tmp_path / "train", tmp_path / "train/_annotations.coco.json", None)
+    assert find_split(tmp_path, "val") == (tmp_path / "valid", tmp_path / "valid/_annotations.coco.json", None)
+    shutil.rmtree(tmp_path / "valid")  # the test split of an export of two
+    assert find_split(tmp_path, "val") == (tmp_path / "test", tmp_path / "test/_annotations.coco.json", None)
+    assert find_split(tmp_path, "train").part is None
+    shutil.rmtree(tmp_path / "test")
+    assert find_split(tmp_path, "val") == (tmp_path / "train", tmp_path / "train/_annotations.coco.json", "val")
+    assert find_split(tmp_path, "train").part == "train"
+
+
+@pytest.mark.parametrize(
+    ("file", "folder", "name", "images"),
+    [
+        ("annotations.json", "images", "a.jpg", "images"),
+        ("coco.json", "", "a.jpg", ""),
+        ("result.json", "images", "images/a.jpg", ""),  # Label Studio
+        ("annotations/instances_default.json", "images", "a.jpg", "images"),  # CVAT
+        ("annotations/instances_default.json", "images/default", "a.jpg", "images/default"),
+        ("labels.json", "data", "a.jpg", "data"),  # FiftyOne
+        ("export/labels.json", "export/data", "a.jpg", "export/data"),
+        ("annotations.json", "images", "C:\\export\\a.jpg", "images"),
+    ],
+)
+def test_layouts_of_a_single_file(tmp_path: Path, file: str, folder: str, name: str, images: str) -> None:
+    written = write(tmp_path, file, folder, ["a.jpg"])
+    written.write_text(written.read_text().replace('"a.jpg"', json.dumps(name)))
+    (tmp_path / "notes.json").write_text('{"classes": []}')
+    for split in ("train", "val"):
+        assert find_split(tmp_path, split) == (tmp_path / images, written, split)
+
+
+@pytest.mark.parametrize("files", [("train.json", "val.json"), ("data/training.json", "data/validation.json")])
+def test_other_names_of_the_splits(tmp_path: Path, files: tuple[str, str]) -> None:
+    for file in files:
+        write(tmp_path, file, "images", ["a.jpg"])
+    assert find_split(tmp_path, "train") == (tmp_path / "images", tmp_path / files[0], None)
+    assert find_split(tmp_path, "val") == (tmp_path / "images", tmp_path / files[1], None)
+
+
+def test_words_of_a_path() -> None:
+    assert split_of(Path("instances_train2017.json")) == "train"
+    assert split_of(Path("Valid/_annotations.coco.json")) == "val"
+    assert split_of(Path("testing/labels.json")) == "test"
+    assert split_of(Path("trains/contest.json")) == split_of(Path("train/val.json")) == ""
+
+
+def test_layouts_that_are_unclear(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere does not exist: .*--data\.root"):
+        find_split(tmp_path / "nowhere", "train")
+    with pytest.raises(
+        FileNotFoundError, match=r"There are no annotations for train in .*train/_annotations\.coco\.json"
+    ):
+        find_split(tmp_path, "train")
+    write(tmp_path, "one.json", "images", ["a.jpg"])
+    write(tmp_path, "two.json", "images", ["a.jpg"])
+    with pytest.raises(
+        ValueError, match=r"could be .*one\.json or .*two\.json: name one with --data\.train-annotations"
+    ):
+        find_split(tmp_path, "train")
+    (tmp_path / "two.json").rename(tmp_path / "val.json")
+    with pytest.raises(FileNotFoundError, match=r"no annotations for train .*there are .*val\.json.*one\.json"):
+        find_split(tmp_path, "train")
+    assert find_split(tmp_path, "val").annotations == tmp_path / "val.json"
+
+
+def test_a_file_is_divided_by_image(tmp_path: Path) -> None:
+    names = [f"{n:02}.jpg" for n in range(20)]
+    classes = [[1], [2], [1, 1], []] * 5
+    write(tmp_path, "annotations.json", "images", names, classes=classes)
+    split = find_split(tmp_path, "val")
+    val = CocoDataset(*split, training=False)
+    train = CocoDataset(
+        *find_split(tmp_path, "train"), training=True, keep_empty_images=True, categories=val.categories
+    )
+    assert sorted(names_of(train) + names_of(val)) == names
+    assert len(val) == 4
+    assert val.file is not None
+    assert val.file.images.ids == val.image_ids
+    assert "one fifth of" in val.origin
+    assert "four fifths of" in train.origin
+    for dataset in (train, val):
+        for n in range(len(dataset)):
+            number = names.index(dataset.file_name(n))
+            assert (dataset[n][1]["labels"] + 1).tolist() == classes[number]
+    # The order of the file and what crowds are taken for make no difference.
+    changed = content(names, classes)
+    changed["images"].reverse()
+    changed["annotations"][0]["iscrowd"] = 1
+    (tmp_path / "annotations.json").write_text(json.dumps(changed))
+    assert sorted(names_of(CocoDataset(*split, training=False))) == sorted(names_of(val))
+
+
+def test_a_rare_class_is_in_both_parts(tmp_path: Path) -> None:
+    classes = [[1]] * 98 + [[1, 2]] * 2
+    path = tmp_path / "a.json"
+    for seed in range(5):
+        path.write_text(json.dumps(content([f"{seed}-{n}.jpg" for n in range(100)], classes)))
+        file = read_coco_file(path, segmentations=False)
+        train, val = part_of(file, "train"), part_of(file, "val")
+        assert (len(train.images), len(val.images)) == (80, 20)
+        assert np.bincount(train.annotations.category).tolist() == [80, 1]
+        assert np.bincount(val.annotations.category).tolist() == [20, 1]
+
+
+def test_versions_of_a_photo_stay_together(tmp_path: Path) -> None:
+    names = [f"{photo}_jpg.rf.{version}{photo}f0.jpg" for photo in range(20) for version in "abc"]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(content(names + names[:3])))  # three entries are of the same files
+    val = part_of(read_coco_file(path, segmentations=False), "val")
+    photos = [val.images.file_name(n).split("_")[0] for n in range(len(val.images))]
+    assert len(set(photos)) == 4
+    assert all(photos.count(photo) == (6 if photo == "0" else 3) for photo in photos)
+
+
+def test_too_few_images_to_divide(tmp_path: Path) -> None:
+    write(tmp_path, "annotations.json", "images", ["a.jpg"])
+    with pytest.raises(ValueError, match="too few images to divide them into training and validation"):
+        CocoDataset(*find_split(tmp_path, "train"), training=True)
+
+
+def test_recipe_divides_a_file_unless_one_is_named(tmp_path: Path, tiny_recipe: Recipe) -> None:
+    file = write(tmp_path, "annotations.json", "images", [f"{n}.jpg" for n in range(10)])
+    tiny_recipe.data.root = str(tmp_path)
+    train, val = build_dataset(tiny_recipe, "train"), build_dataset(tiny_recipe, "val")
+    assert (len(train), len(val)) == (8, 2)
+    assert fingerprint(train) == fingerprint(build_dataset(Recipe.from_dict(tiny_recipe.as_dict()), "train"))
+    tiny_recipe.data.train_annotations = str(file)
+    assert len(build_dataset(tiny_recipe, "train")) == 10
+    with pytest.raises(FileNotFoundError, match=r"--data\.val-annotations"):
+        build_dataset(tiny_recipe, "val")
+
+
+def test_placeholder_of_roboflow_is_no_class(tmp_path: Path) -> None:
+    categories = [{"id": 0, "name": "pets", "supercategory": "none"}] + [c | {"supercategory": "pets"} for c in CLASSES]
+    for folder in ("train", "valid"):
+        file = write(tmp_path, f"{folder}/_annotations.coco.json", folder, ["a.jpg"], categories=categories)
+    train = CocoDataset(*find_split(tmp_path, "train"), training=True)
+    assert [category.id for category in train.categories] == [1, 2]
+    assert train[0][1]["labels"].tolist() == [0, 1]
+    assert "1 class 'pets', which has no object and is the group of the others" in str(train)
+    val = CocoDataset(*find_split(tmp_path, "val"), training=False, categories=train.categories)
+    assert val.file is not None
+    assert [category.id for category in val.file.categories] == [1, 2]
+    assert val[0][1]["labels"].tolist() == [0, 1]
+    assert "category 0 (pets) has no object and is the supercategory of others" in str(check_data(file.parent, file))
+    require_known(read_coco_file(file, segmentations=False), train.categories)
+    # A model that was trained with it keeps it, and one with objects is a class.
+    older = (Category(0, "pets"), *train.categories)
+    assert CocoDataset(*find_split(tmp_path, "val"), training=False, categories=older)[0][1]["labels"].tolist() == [
+        1,
+        2,
+    ]
+    file.write_text(file.read_text().replace('"category_id": 2', '"category_id": 0'))
+    with pytest.raises(ValueError, match=r"1 classes that the model does not know, such as 'pets' with id 0"):
+        CocoDataset(*find_split(tmp_path, "val"), training=False, categories=train.categories)
+
+
+def test_split_unpacks_into_a_data_set(tiny_data: Path) -> None:
+    assert isinstance(find_split(tiny_data, "train"), Split)
+    assert len(CocoDataset(*find_split(tiny_data, "train"), training=True)) == 10
+
+
+def test_a_run_and_its_test_evaluate_the_same_images(
+    tmp_path: Path, tiny_recipe: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"{n}.jpg" for n in range(10)]
+    file = write(tmp_path, "annotations.json", "images", names)
+    tiny_recipe.data.root, tiny_recipe.training.epochs = str(tmp_path), 1
+    trained = engine.train(tiny_recipe, tmp_path / "run")
+    assert f"evaluation on 2 images: one fifth of {file}" in capsys.readouterr().out
+    checkpoint = read_checkpoint(tmp_path / "run")
+    tested = engine.test(checkpoint, tmp_path / "report")
+    assert trained is not None
+    assert tested is not None
+    assert tested.as_dict() == pytest.approx(trained.as_dict(), nan_ok=True)
+    assert "may be among these" not in capsys.readouterr().out
+    write(tmp_path, "annotations.json", "images", [*names, "more.jpg"])
+    engine.test(checkpoint, tmp_path / "report2")
+    assert "what it was trained on may be among these" in capsys.readouterr().out

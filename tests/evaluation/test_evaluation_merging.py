@@ -1,0 +1,113 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ranksort.evaluation.merging import merge_rows, soft_nms
+
+
+def row(box, score, image=1, category=1, **more):
+    return {"image_id": image, "category_id": category, "bbox": list(map(float, box)), "score": score, **more}
+
+
+def iou_of(a, b):
+    width, height = (max(0, min(a[n] + a[n + 2], b[n] + b[n + 2]) - max(a[n], b[n])) for n in (0, 1))
+    overlap = width * height
+    return overlap / (a[2] * a[3] + b[2] * b[3] - overlap) if overlap else 0.0
+
+
+def plain_merge(rows):
+    """One image and class: {position: (score, box)} by loops over the definition."""
+    left, result = dict(enumerate(r["score"] for r in rows)), {}
+    while left:
+        best = max(left, key=left.get)
+        score = left.pop(best)
+        left = {n: s * math.exp(-(iou_of(rows[n]["bbox"], rows[best]["bbox"]) ** 2) / 0.5) for n, s in left.items()}
+        near = [(iou_of(r["bbox"], rows[best]["bbox"]), r) for r in rows]
+        weights = [(r["score"] * math.exp(-((1 - iou) ** 2) / 0.025), r) for iou, r in near if iou > 0.01]
+        x, y, right, below = (
+            sum(w * corner(r["bbox"]) for w, r in weights) / sum(w for w, _ in weights)
+            for corner in (lambda b: b[0], lambda b: b[1], lambda b: b[0] + b[2], lambda b: b[1] + b[3])
+        )
+        result[best] = (score, [x, y, right - x, below - y])
+    return result
+
+
+sizes = st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(20, 60), st.integers(20, 60))
+
+
+@given(st.lists(sizes, min_size=2, max_size=12, unique=True), st.randoms(use_true_random=False))
+@settings(max_examples=60, deadline=None)
+def test_equals_plain_loops(boxes, random):
+    rows = [row(box, 0.01 + 0.99 * random.random(), n=n) for n, box in enumerate(boxes)]
+    far = [row(box, 0.5, image=2) for box in boxes[:2]]  # a group of another size
+    merged = merge_rows({"a": rows[:1] + far[:1], "b": rows[1:] + far[1:]})
+    expected = plain_merge(rows)
+    got = [r for r in merged if r["image_id"] == 1]
+    assert {r["n"] for r in got} == {n for n, (score, _) in expected.items() if score > 1e-3}
+    for r in got:
+        score, box = expected[r["n"]]
+        assert r["score"] == pytest.approx(score, abs=1e-9)
+        assert r["bbox"] == pytest.approx(box, abs=1e-6)
+    assert [r["score"] for r in got] == sorted((r["score"] for r in got), reverse=True)
+
+
+def test_the_box_moves_between_those_of_two_detectors():
+    a, b = row([0, 0, 100, 100], 0.6), row([10, 0, 100, 100], 0.6)
+    (best, other) = merge_rows({"a": [a], "b": [b]})
+    assert 0 < best["bbox"][0] < 5
+    assert best["score"] == 0.6
+    assert other["score"] < 0.2
+    assert a["bbox"][0] == 0  # what is given stays
+
+
+def test_images_and_classes_are_merged_apart():
+    box = [0, 0, 10, 10]
+    parts = {"a": [row(box, 0.9), row(box, 0.8, category=2)], "b": [row(box, 0.7, image=1.0), row(box, 0.6, image="x")]}
+    merged = merge_rows(parts)
+    assert [(r["image_id"], r["category_id"]) for r in merged] == [(1, 1), (1, 2), (1.0, 1), ("x", 1)]
+    assert [r["score"] for r in merged] == pytest.approx([0.9, 0.8, 0.7 * math.exp(-2), 0.6])
+
+
+def test_masks_stay_with_their_boxes_and_other_fields_with_both():
+    mask = {"size": [20, 20], "counts": "abc"}
+    parts = {"a": [row([0, 0, 10, 10], 0.9, segmentation=mask, model="a")], "b": [row([1, 0, 10, 10], 0.8)]}
+    best, other = merge_rows(parts)
+    assert (best["bbox"], best["segmentation"], best["model"]) == ([0, 0, 10, 10], mask, "a")
+    assert other["bbox"][0] != 1
+
+
+def test_the_best_of_an_image_are_kept():
+    parts = {name: [row([50 * n, 0, 9, 9], 0.1 * (n + 1), i) for n in range(9) for i in (1, 2)] for name in "ab"}
+    merged = merge_rows(parts, detections_per_image=3)
+    assert [r["image_id"] for r in merged] == [1, 1, 1, 2, 2, 2]
+    assert [r["score"] for r in merged[:3]] == pytest.approx([0.9, 0.8, 0.7])
+
+
+def test_groups_of_any_size_are_independent():
+    random = np.random.default_rng(0)
+    scores, iou = random.random((5, 6)), random.random((5, 6, 6))
+    alone = np.concatenate([soft_nms(scores[g : g + 1], iou[g : g + 1]) for g in range(5)])
+    assert (soft_nms(scores, iou) == alone).all()
+    padded = soft_nms(np.pad(scores, ((0, 0), (0, 2))), np.pad(iou, ((0, 0), (0, 2), (0, 2))))
+    assert padded[:, :6] == pytest.approx(alone)
+
+
+def test_many_equal_boxes_leave_the_best():
+    picked = soft_nms(np.linspace(0.1, 0.9, 900)[None], np.ones((1, 900, 900)))[0]
+    assert picked[-1] == 0.9
+    assert picked[:-1].max() == pytest.approx(0.9 * math.exp(-2), rel=0.01)
+
+
+def test_what_cannot_be_merged():
+    box = [0, 0, 10, 10]
+    with pytest.raises(ValueError, match=r"b.json have no image_id in common"):
+        merge_rows({"a.json": [row(box, 0.5)], "b.json": [row(box, 0.5, image=2)], "c.json": [row(box, 0.5)]})
+    mask = {key: value for key, value in row(box, 0.5, segmentation={}).items() if key != "bbox"}
+    with pytest.raises(ValueError, match=r"1 of 2 rows of the b.json have no 'bbox'.* \(position 1\)"):
+        merge_rows({"a.json": [row(box, 0.5)], "b.json": [row(box, 0.5), mask]})
+    with pytest.raises(ValueError, match="x, y, width and height"):
+        merge_rows({"a.json": [row([0, 0, -1, 5], 0.5)], "b.json": []})
+    assert merge_rows({"a.json": [], "b.json": []}) == []
