@@ -82,7 +82,7 @@ def test_run_folder(tiny_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureF
     assert (tmp_path / "tested" / "report.json").is_file()
     model = load_model(run)
     assert not model.training
-    assert model.class_names == tuple(c.name for c in build_dataset(tiny_recipe, "val").categories)
+    assert list(model.class_names) == [category.name for category in build_dataset(tiny_recipe, "val").categories]
 
 
 def test_a_threshold_above_the_scores_is_named(

@@ -128,7 +128,9 @@ def start_from(weights: Weights, model: Detector, recipe: Recipe, class_names: S
     Raises:
         ValueError: where hardly anything fits, or the weights are not finite.
     """
-    checkpoint, own = weights.checkpoint, model.state_dict()
+    checkpoint = weights.checkpoint
+    # What a loss remembers is of the run that it has trained.
+    own = {name: tensor for name, tensor in model.state_dict().items() if "criterion" not in _part(name)}
     old_names = [category.name for category in checkpoint.categories]
     old_count, new_count = len(old_names) or checkpoint.recipe.model.num_classes, model.num_classes
     same = {i: i for i in range(old_count)}

@@ -411,7 +411,7 @@ def test_coco128_and_bccd_have_no_fault(shared_data: Path) -> None:
     assert check.faults == []
     assert (check.images, check.annotations, check.crowds, check.images_without_objects) == (128, 939, 10, 2)
     assert check.sizes == {"small": 414, "medium": 290, "large": 225}
-    assert check.untrained["images without an object to train on"] == [250, 508]
+    assert check.untrained["image", " without an object to train on"] == [250, 508]
     assert sum(c.objects > 0 for c in check.classes) == 71
     assert {c.name: c.objects for c in check.classes}["person"] == 254
     check = check_data(*find_split(shared_data / "bccd", "train")[:2])

@@ -1,5 +1,7 @@
 """Other losses in place of RS Loss, in every detector: one's own, and those to compare with."""
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,11 +10,13 @@ from samples import batch, losses_and_gradients, positives, sample, two_images
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from ranksort.checkpoints import save_model
+from ranksort.data.coco_columns import Category
 from ranksort.losses.criteria import CRITERIA, AverageLRP
 from ranksort.losses.detection import DetectionLosses, quality_targets, rank_sort_detection_losses
 from ranksort.losses.localization import giou_loss, paired_iou
 from ranksort.models import Detector
-from ranksort.recipes import create_model
+from ranksort.recipes import create_model, get_recipe
 
 CALLS = {  # recipe -> classifiers, each supervised by a call
     "atss_r50_fpn_1x_coco": 1,
@@ -181,6 +185,22 @@ def test_a_loss_of_box_errors_is_refused_without_boxes() -> None:
             ValueError, match=f"{name} learns masks without boxes, and this loss is made of errors of boxes"
         ):
             _model(recipe, None, loss="average_lrp")
+
+
+def test_the_state_of_a_loss_is_not_taken_for_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small: dict[str, Any] = {"backbone": "resnet18", "channels": 64, "head_convs": 1, "pretrained_backbone": False}
+    recipe = get_recipe("ranksort_atss_r50_fpn_1x_coco")
+    recipe.model = dataclasses.replace(recipe.model, **small, loss="average_lrp")
+    trained = create_model(recipe, num_classes=2, losses=AverageLRP(period=1))
+    trained(*batch(sample(96, 128, [[10, 10, 60, 50, 0]])))
+    save_model(tmp_path / "trained.safetensors", trained, recipe, [Category(1, "a"), Category(2, "b")])
+    for loss in ("average_lrp", "focal"):
+        recipe.model.loss = loss
+        model = create_model(recipe, num_classes=2, weights=tmp_path / "trained.safetensors")
+        assert "criterion" not in capsys.readouterr().out
+        same = [torch.equal(p, q) for p, q in zip(model.parameters(), trained.parameters(), strict=True)]
+        assert all(same)
+        assert model.state_dict().get("criterion.loss.localization_weight", 50) == 50
 
 
 def test_every_classifier_balances_alrp_loss_by_itself() -> None:

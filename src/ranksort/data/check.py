@@ -40,7 +40,8 @@ class DataCheck:
     images_without_objects: int  # without any annotation but crowds
     sizes: dict[str, int]  # objects small, medium and large by COCO's limits, 32^2 and 96^2 square pixels
     classes: list[ClassCount]  # in the order of the labels
-    untrained: dict[str, list[Id]]  # ids of what is no fault, but not trained on either
+    untrained: dict[tuple[str, str], list[Id]]
+    """ids of what is no fault, but not trained on either, by its noun and what is to be said of it"""
     has_masks: bool  # whether any object has a segmentation
     file: CocoFile
 
@@ -84,10 +85,10 @@ class DataCheck:
             *(f"{c.name:{name_width}} {c.id:>7} {c.objects:>8} {c.images:>8}" for c in self.classes),
             "",
         ]
-        for what, ids in self.untrained.items():
+        for (noun, more_of_it), ids in self.untrained.items():
             shown = ", ".join(map(str, ids[:faults_per_kind]))
             more = ", ..." if len(ids) > len(ids[:faults_per_kind]) else ""
-            lines += [f"training leaves out {len(ids)} {what}: {shown}{more}"] if ids else []
+            lines += [f"training leaves out {counted(len(ids), noun)}{more_of_it}: {shown}{more}"] if ids else []
         for fault in self.faults:
             shown_lines = fault.lines[:faults_per_kind]
             lines.append(f"{fault.kind} ({len(fault.lines)}; {_in_words(fault)})")
@@ -164,8 +165,8 @@ def check_data(images: Path, annotations: Path, *, keep_crowds: bool = False) ->
             for c, *counts in zip(file.categories, of_class.tolist(), images_of_class.tolist(), strict=True)
         ],
         untrained={
-            "crowd regions, by annotation": [objects.ids[n] for n in np.flatnonzero(~single).tolist()],
-            "images without an object to train on": [file.images.ids[n] for n in untrained.tolist()],
+            ("crowd region", ", by annotation"): [objects.ids[n] for n in np.flatnonzero(~single).tolist()],
+            ("image", " without an object to train on"): [file.images.ids[n] for n in untrained.tolist()],
         },
         has_masks=objects.segmentations is not None and any(map(_is_given, objects.segmentations)),
         file=file,

@@ -18,7 +18,14 @@ from ..fine_tuning import read_weights
 from ..interrupt import Interrupt
 from ..launch import check_processes, slurm_job
 from ..recipes import Recipe, create_model
-from ..recipes.build import build_dataset, build_untrained, describe, summarize, with_pixel_statistics
+from ..recipes.build import (
+    build_dataset,
+    build_losses,
+    build_untrained,
+    describe,
+    summarize,
+    with_pixel_statistics,
+)
 from ..visualize import worst_and_best_images
 from ..words import counted
 from .module import DetectorModule
@@ -77,7 +84,7 @@ def _train(recipe: Recipe, run: Path, resume: bool, interrupt: Interrupt) -> Rep
     else:
         settled = {f: getattr(previous.recipe.model, f) for f in ("num_classes", "frozen_stages", "train_batch_norm")}
         recipe.model = dataclasses.replace(recipe.model, **settled)
-        model, taken = create_model(recipe), None
+        model, taken = create_model(recipe, losses=build_losses(recipe, train_set)), None
         load_weights(model, previous.state_dict, str(last))  # for its clear error: Lightning loads them again
     module = DetectorModule(recipe, model, train_set, val_set)
     trainer = build_trainer(module, run, resume, interrupt)

@@ -178,12 +178,17 @@ def build_untrained(
     has_backbone = weights is not None and weights.has_backbone
     if not settings.pretrained_backbone and not has_backbone:
         settings.frozen_stages, settings.train_batch_norm = -1, True
-    world_size = max(recipe.training.devices, 1) * recipe.training.nodes
-    losses = build_criterion(settings.loss, len(build_sampler(recipe, train_set, 0, world_size)))
+    losses = build_losses(recipe, train_set)
     model = create_model(recipe, losses=losses, pretrained_backbone=settings.pretrained_backbone and not has_backbone)
     if weights is None:
         return model, None
     return model, start_from(weights, model, recipe, [category.name for category in train_set.categories])
+
+
+def build_losses(recipe: Recipe, train_set: CocoDataset) -> Criterion:
+    """What supervises a run; for what looks back on an epoch, one of these images."""
+    world_size = max(recipe.training.devices, 1) * recipe.training.nodes
+    return build_criterion(recipe.model.loss, len(build_sampler(recipe, train_set, 0, world_size)))
 
 
 def build_sampler(recipe: Recipe, train_set: CocoDataset, rank: int, world_size: int) -> AspectRatioBatchSampler:
