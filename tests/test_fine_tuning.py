@@ -82,6 +82,7 @@ def test_classes_keep_what_they_have_learnt(detector: str, tmp_path: Path, capsy
     assert capsys.readouterr().out == ""
 
     new = create_model(recipe, class_names=["cow", "bird", "DOG"], weights=path, prior=1e-6)
+    assert new.class_names == ("cow", "bird", "DOG")
     assert "2 of 3 by name; bird, Dog as DOG; new: cow; dropped: cat" in capsys.readouterr().out
     image = [torch.rand(3, 96, 128)]
     with torch.no_grad():
@@ -156,6 +157,15 @@ def test_deformable_convolutions_are_added_to_a_backbone(atss: Path) -> None:
     old = read_checkpoint(atss).state_dict
     assert all(torch.equal(state[name], x) for name, x in old.items())
     assert not any(bool(x.any()) for name, x in state.items() if "conv_offset" in name)
+
+
+def test_what_a_loss_keeps_of_a_training_is_not_taken(tmp_path: Path) -> None:
+    recipe = _recipe(loss="average_lrp")
+    old = _trained(recipe, NAMES)
+    old.criterion.loss.localization_weight.fill_(7)
+    path = _save(tmp_path / "old.safetensors", recipe, model=old)
+    assert create_model(recipe, class_names=NAMES, weights=path).criterion.loss.localization_weight == 50
+    create_model(_recipe(), class_names=NAMES, weights=path)
 
 
 def test_hardly_anything_fits(atss: Path) -> None:

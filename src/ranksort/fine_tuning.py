@@ -128,9 +128,7 @@ def start_from(weights: Weights, model: Detector, recipe: Recipe, class_names: S
     Raises:
         ValueError: where hardly anything fits, or the weights are not finite.
     """
-    checkpoint = weights.checkpoint
-    # What a loss remembers is of the run that it has trained.
-    own = {name: tensor for name, tensor in model.state_dict().items() if "criterion" not in _part(name)}
+    checkpoint, own = weights.checkpoint, _tensors(model)
     old_names = [category.name for category in checkpoint.categories]
     old_count, new_count = len(old_names) or checkpoint.recipe.model.num_classes, model.num_classes
     same = {i: i for i in range(old_count)}
@@ -175,7 +173,7 @@ def _copies(
     `pairs` are the labels of the model and those of the weights, of which there are `old_count`, of the classes which both have.
     """
     copies, unfitting = {}, set()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in _tensors(model).items():
         given = weights.checkpoint.state_dict.get(name)
         if given is None or (_part(name) == "backbone" and not weights.has_backbone):
             continue
@@ -219,6 +217,11 @@ def match_names(new: Sequence[str], old: Sequence[str]) -> dict[int, int]:
             if i not in pairs and places.get(form(name)):
                 pairs[i] = places[form(name)].pop(0)
     return dict(sorted(pairs.items()))
+
+
+def _tensors(model: Detector) -> dict[str, Tensor]:
+    """Those of a model's state, but for what its loss keeps of the training so far."""
+    return {name: tensor for name, tensor in model.state_dict().items() if "criterion" not in _part(name)}
 
 
 def _part(name: str) -> str:

@@ -81,14 +81,16 @@ def create_model(
     if class_names is not None and len(class_names) != recipe.model.num_classes:
         raise ValueError(f"num_classes is {recipe.model.num_classes}, but there are {len(class_names)} class_names")
     recipe.check()
-    if weights is None:
-        return _build(recipe, pretrained_backbone, losses)
-    start = read_weights(weights, recipe)
-    recipe.model = with_pixel_statistics(recipe.model, start.trained_backbone)
-    model = _build(recipe, pretrained_backbone and not start.has_backbone, losses)
-    taken = start_from(start, model, recipe, class_names)
-    if taken.new_tensors or taken.new_classes or taken.notes:
-        print(taken)
+    start = read_weights(weights, recipe) if weights is not None else None
+    if start is not None:
+        recipe.model = with_pixel_statistics(recipe.model, start.trained_backbone)
+    model = _build(recipe, pretrained_backbone and not (start and start.has_backbone), losses)
+    if class_names is not None:
+        model.class_names = tuple(class_names)
+    if start is not None:
+        taken = start_from(start, model, recipe, class_names)
+        if taken.new_tensors or taken.new_classes or taken.notes:
+            print(taken)
     return model
 
 
