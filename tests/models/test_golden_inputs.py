@@ -39,7 +39,7 @@ def _learns(recipe: str, given: GoldenInput, **overrides: Any) -> None:
     torch.manual_seed(0)
     small = {"backbone": "resnet18", "channels": 64, "head_convs": 1, "proposals": 300}
     model = create_model(recipe, **(small | overrides))
-    losses, quality = model.train().losses(given.batch, given.targets)
+    losses, quality, *_ = model.train().losses(given.batch, given.targets)
     assert all(bool(loss.isfinite()) and 0 < loss < 20 for loss in losses.values()), losses
     sum(losses.values()).backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters() if p.requires_grad)
