@@ -1,4 +1,5 @@
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -99,6 +100,17 @@ def test_many_equal_boxes_leave_the_best():
     picked = soft_nms(np.linspace(0.1, 0.9, 900)[None], np.ones((1, 900, 900)))[0]
     assert picked[-1] == 0.9
     assert picked[:-1].max() == pytest.approx(0.9 * math.exp(-2), rel=0.01)
+
+
+def test_one_crowded_image_among_many_takes_no_more_memory_than_it_needs():
+    crowded = [row([n, 0, 10, 10], (n + 1) / 300) for n in range(300)]
+    others = [row([0, 0, 10, 10], 0.5, image) for image in range(2, 3000)]
+    tracemalloc.start()
+    merged = merge_rows({"a": crowded + others, "b": others})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert {r["image_id"] for r in merged} == {*range(1, 3000)}
+    assert peak < 30e6
 
 
 def test_what_cannot_be_merged():

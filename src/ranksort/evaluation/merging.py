@@ -86,15 +86,20 @@ def _vote(boxes: np.ndarray, scores: np.ndarray, iou: np.ndarray) -> np.ndarray:
 
 
 def _groups(image: np.ndarray, category: np.ndarray) -> Iterator[np.ndarray]:
-    """Positions (G, n) of the rows of G images and classes at a time, of about the same number; shorter ones end in -1."""
+    """Positions (G, n) of the rows of G images and classes at a time, of about the same number; shorter ones end in -1.
+
+    The numbers differ by less than a factor of two: else one crowded image would make all others as large.
+    """
     order = np.lexsort((category, image))
     is_new = [np.diff(numbers[order], prepend=-1) != 0 for numbers in (image, category)]
     starts = np.flatnonzero(is_new[0] | is_new[1])
     counts = np.diff(starts, append=len(order))
     by_count = np.argsort(counts, kind="stable")
     starts, counts = starts[by_count], counts[by_count]
-    block = np.cumsum(counts**2) // _BLOCK
-    for begin, end in pairwise([*np.flatnonzero(np.diff(block, prepend=-1)).tolist(), len(block)]):
+    width = np.frexp(counts)[1]  # digits of a count in binary
+    block = np.cumsum(4.0**width) // _BLOCK
+    begins = np.flatnonzero((np.diff(block, prepend=-1) != 0) | (np.diff(width, prepend=0) != 0))
+    for begin, end in pairwise([*begins.tolist(), len(block)]):
         column = np.arange(counts[end - 1])
         places = starts[begin:end, None] + column
         yield np.where(column < counts[begin:end, None], order[np.minimum(places, len(order) - 1)], -1)
