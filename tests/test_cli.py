@@ -239,10 +239,10 @@ def test_predict_with_the_thresholds_of_the_report(
     everything = predict(0)
     scores = {name: sorted(s for _, n, s in everything if n == name) for name in ("cat", "dog", "cow", "elk")}
     cat, dog = scores["cat"][len(scores["cat"]) // 2], scores["dog"][-1]
-    rows = [(3, cat), (5, dog), (9, None), (77, 1.0)]  # the last class is none of the model's
+    rows = [(3, "cat", cat), (5, "dog", dog), (9, "cow", None), (77, "elk", 1.0)]  # the last one is none of the model's
     report = tmp_path / "report" / "thresholds.json"
     report.parent.mkdir()
-    thresholds = [{"category_id": c, "threshold": t} for c, t in rows]
+    thresholds = [{"category_id": c, "class": name, "threshold": t} for c, name, t in rows]
     report.write_text(json.dumps({"default": (cat + dog) / 2, "thresholds": thresholds}))
     least = {"cat": cat, "dog": dog, "cow": (cat + dog) / 2, "elk": (cat + dog) / 2}
     expected = [row for row in everything if row[2] >= least[row[1]]]

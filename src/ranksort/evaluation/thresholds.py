@@ -27,13 +27,14 @@ def read_thresholds(checkpoint: Path, categories: Sequence[Category]) -> list[fl
 
     Args:
         checkpoint: a run folder, or a checkpoint in one.
-        categories: of the model.
+        categories: of the model; those of the report are found by id and name.
 
     Raises:
         FileNotFoundError: the run has no report.
         ValueError: it cannot be read, or has no threshold of any of the classes.
     """
-    folders = [folder / "report" for folder in (checkpoint, *checkpoint.absolute().parents[:2])]
+    runs = [checkpoint] if checkpoint.is_dir() else checkpoint.absolute().parents[:2]
+    folders = [run / "report" for run in runs]
     files = [file for f in folders for file in (f / "masks/thresholds.json", f / "thresholds.json") if file.is_file()]
     if not files:
         raise FileNotFoundError(
@@ -43,8 +44,8 @@ def read_thresholds(checkpoint: Path, categories: Sequence[Category]) -> list[fl
     try:
         content = json.loads(files[0].read_bytes())
         default = content["default"]
-        known = {row["category_id"]: row["threshold"] for row in content["thresholds"]}
-        of_classes = [known.get(category.id) for category in categories]
+        known = {(row["category_id"], row["class"]): row["threshold"] for row in content["thresholds"]}
+        of_classes = [known.get((category.id, category.name)) for category in categories]
         if any(threshold is not None for threshold in of_classes):
             return [float(default if threshold is None else threshold) for threshold in of_classes]
     except (ValueError, TypeError, KeyError, RecursionError):
