@@ -65,13 +65,14 @@ class JsonList(GrowingFile):
 
     def extend(self, items: Iterable[Any]) -> None:
         """Add items, which are on the disk when this returns."""
-        lines = ",\n".join(map(_line, items))
+        lines = ",\n".join(map(to_json, items))
         if lines:
             self.append(self._separator + lines, f"\n]{self._after}\n")
             self._separator = ",\n"
 
 
-def _line(item: Any) -> str:
+def to_json(item: Any) -> str:
+    """JSON in one line."""
     try:
         return msgspec.json.encode(item).decode()  # ten times faster than json
     except UnicodeEncodeError:  # the name of a file may be no Unicode

@@ -1,5 +1,7 @@
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +207,13 @@ def test_yaml_files_of_yolo(yolo: Path, tmp_path: Path, yaml: str, images: int) 
         assert [category.name for category in dataset.categories.values()] == ["cat", "dog"]
 
 
+def test_names_of_yolo_are_as_they_are_written(yolo: Path, tmp_path: Path) -> None:
+    """To YAML some of these are booleans and numbers."""
+    text(yolo / "data.yaml", "train: images/train\nnames: [on, no, 007, 1.0]\n")
+    dataset = import_data(yolo, tmp_path / "out")
+    assert [category.name for category in dataset.categories.values()] == ["on", "no", "007", "1.0"]
+
+
 def test_class_lists_of_yolo(tmp_path: Path) -> None:
     """labelImg and Label Studio: `classes.txt`; Darknet, CVAT and datumaro: `obj.data`, with labels beside the images."""
     for name in ("a", "b"):
@@ -281,6 +290,25 @@ def test_remarks_on_yolo(yolo: Path, tmp_path: Path) -> None:
     assert found["train/b.jpg"] == approximate(DETECTIONS[1:])
 
 
+def test_images_outside_the_splits_of_yolo(yolo: Path, tmp_path: Path) -> None:
+    (yolo / "data.yaml").unlink()
+    text(yolo / "classes.txt", "cat\ndog\n")
+    extra = picture(yolo / "images/extra.jpg")
+    dataset = import_data(yolo, tmp_path / "out")
+    assert {split: len(images) for split, images in dataset.splits.items()} == {"train": 2, "val": 1}
+    assert cases(dataset, "outside the folders of the splits") == [str(extra)]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="names of files are Unicode there")
+def test_names_of_files_that_are_no_unicode(yolo: Path, tmp_path: Path) -> None:
+    (yolo / "images/train/a.jpg").rename(yolo / os.fsdecode(b"images/train/\xff.jpg"))
+    (yolo / "labels/train/a.txt").rename(yolo / os.fsdecode(b"labels/train/\xff.txt"))
+    import_data(yolo, tmp_path / "out")
+    assert objects(tmp_path / "out")[os.fsdecode(b"train/\xff.jpg")] == approximate(DETECTIONS)
+    split = find_split(tmp_path / "out", "train")
+    assert len([*CocoDataset(*split, training=True)]) == 2
+
+
 def test_keypoints_of_yolo(yolo: Path, tmp_path: Path) -> None:
     text(yolo / "data.yaml", "train: images/train\nnames: [cat, dog]\nkpt_shape: [2, 2]\n")
     yolo_label(yolo / "labels/train/a.txt", f"{YOLO_LINES[1]} 0.5 0.5 400 0.1")
@@ -295,6 +323,7 @@ def test_keypoints_of_yolo(yolo: Path, tmp_path: Path) -> None:
         ("names: [cat, dog]\ntrain: nowhere", "There is no nowhere, which is train of"),
         ("names: {0: cat, 2: dog}\ntrain: images/train", "numbered from 0 on without gaps"),
         ("names: cat\ntrain: images/train", "must be a list of the classes"),
+        ("names: [cat, [dog]]\ntrain: images/train", "must be a list of the classes"),
     ],
 )
 def test_malformed_yaml_files_of_yolo(yolo: Path, tmp_path: Path, change: str, reason: str) -> None:

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
 from rich.console import Console
 from rich.progress import track
 
+from ...json_list import to_json
 from ..coco_columns import Category
 
 _SHOWN = 5  # lines of a kind in a report
@@ -147,8 +147,8 @@ def write(dataset: ImportedDataset, out: Path, copy_images: bool) -> None:
     (partial / "annotations").mkdir(parents=True)
     try:
         for split, entries in dataset.splits.items():
-            content = msgspec.json.encode(_coco(dataset.categories, entries, folder))
-            (partial / "annotations" / f"instances_{split}.json").write_bytes(content)
+            content = to_json(_coco(dataset.categories, entries, folder))
+            (partial / "annotations" / f"instances_{split}.json").write_text(content, encoding="utf-8")
         if copy_images:
             _copy({image.path for image in images}, folder, partial / "images")
         else:

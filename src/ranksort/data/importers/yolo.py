@@ -28,11 +28,12 @@ _TOLERANCE = 0.01  # how far beyond 0..1 a coordinate may be, as in Ultralytics
 
 @dataclass
 class _Layout:
-    """The file with the classes, these, the images of each split, and how many numbers of keypoints follow a box."""
+    """The file with the classes, these, the images of each split and of none, and how many numbers of keypoints follow a box."""
 
     source: Path
     names: list[str]
     splits: dict[str, list[Path]] = field(default_factory=dict)
+    outside: list[Path] = field(default_factory=list)
     keypoints: int = 0
 
 
@@ -70,6 +71,7 @@ def read(folder: Path) -> ImportedDataset:
             f"{' or '.join(map(str, _label_files(first)))}."
         )
     dataset.read(tasks, lambda image: _read_image(image, layout))
+    dataset.remark("images outside the folders of the splits, left out", map(str, layout.outside))
     folders = sorted({label.parent for label in labels if label})
     alone = (label for folder in folders for label in sorted(folder.glob("*.txt")) if label not in labels)
     dataset.remark("label files without an image, left out", map(str, filter(_is_label_file, alone)))
@@ -80,9 +82,9 @@ def _has_classes(file: Path) -> bool:
     return not {"names", "nc"}.isdisjoint(_load_yaml(file))
 
 
-def _load_yaml(file: Path) -> dict[str, Any]:
+def _load_yaml(file: Path, loader: type[Any] = yaml.SafeLoader) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+        content = yaml.load(file.read_text(encoding="utf-8-sig"), Loader=loader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -90,7 +92,7 @@ def _load_yaml(file: Path) -> dict[str, Any]:
 
 def _from_yaml(file: Path) -> _Layout:
     content = _load_yaml(file)
-    layout = _Layout(file, _names(content, file))
+    layout = _Layout(file, _names(file))
     shape = content.get("kpt_shape")
     if isinstance(shape, list) and all(isinstance(number, int) for number in shape):
         layout.keypoints = math.prod(shape)
@@ -106,16 +108,19 @@ def _from_yaml(file: Path) -> _Layout:
     return layout if layout.splits else _by_folder(layout, file.parent)
 
 
-def _names(content: dict[str, Any], file: Path) -> list[str]:
+def _names(file: Path) -> list[str]:
     """The classes, of a list or a dictionary by number; by Ultralytics' default names where there is a number of classes alone."""
-    names = content.get("names")
-    if names is None and isinstance(content.get("nc"), int):
-        names = [f"class_{number}" for number in range(content["nc"])]
-    if isinstance(names, dict) and sorted(map(str, names)) == sorted(map(str, range(len(names)))):
-        names = [name for _, name in sorted(names.items(), key=lambda item: int(item[0]))]
-    if not isinstance(names, list) or not names:
+    content = _load_yaml(
+        file, yaml.BaseLoader
+    )  # names as they are written: to YAML on, off, yes and no are true and false
+    names, count = content.get("names"), content.get("nc")
+    if not names and isinstance(count, str) and count.isdecimal():
+        names = [f"class_{number}" for number in range(int(count))]
+    if isinstance(names, dict) and names.keys() == set(map(str, range(len(names)))):
+        names = [names[str(number)] for number in range(len(names))]
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise ValueError(f"The names of {file} must be a list of the classes, or numbered from 0 on without gaps.")
-    return [str(name) for name in names]
+    return names
 
 
 def _existing(path: str, roots: list[Path], what: str) -> Path:
@@ -166,7 +171,7 @@ def _by_folder(layout: _Layout, folder: Path) -> _Layout:
         layout.splits.setdefault(split_of(image.parent.relative_to(folder)), []).append(image)
     if "train" not in layout.splits:
         layout.splits = {"train": images}
-    layout.splits.pop("", None)
+    layout.outside = layout.splits.pop("", [])
     return layout
 
 
