@@ -114,7 +114,7 @@ def match(
         matchings = []
         for threshold in IOU_THRESHOLDS:
             close = close.select(close.iou >= min(threshold, 1 - 1e-10))
-            matchings.append(_match_greedily(close, candidates.rank[close.detection], ground_truth.crowd))
+            matchings.append(match_greedily(close, candidates.rank[close.detection], ground_truth.crowd))
         yield Setting(num_objects, ignored, can_be_wrong, matchings)
 
 
@@ -129,7 +129,7 @@ def _best_last(pairs: Matching) -> np.ndarray:
     return order
 
 
-def _match_greedily(pairs: Matching, rank: np.ndarray, crowd: np.ndarray) -> Matching:
+def match_greedily(pairs: Matching, rank: np.ndarray, crowd: np.ndarray) -> Matching:
     """By falling score, each detection takes the best object that is still free; crowds are always free.
 
     Detections of equal rank belong to different images or classes and cannot compete for an object, so that the loop

@@ -7,9 +7,8 @@ import numpy as np
 from pycocotools import mask as mask_utils
 
 from .inputs import Detections, GroundTruth
-from .matching import DEFAULT_LIMITS, Candidates, take_part
-
-TAU = 0.5  # IoU of a true positive, and from which a crowd excuses a detection
+from .lrp import TAU
+from .matching import DEFAULT_LIMITS, Candidates, Matching, match_greedily, take_part
 
 
 class Samples(NamedTuple):
@@ -57,16 +56,11 @@ def assess(
     )
 
 
-class _Pairs(NamedTuple):
-    """P pairs of a detection and an object that overlap, of the same image and class."""
+def _overlapping_pairs(ground_truth: GroundTruth, candidates: Candidates) -> Matching:
+    """Pairs of the same image and class that overlap, by rank of the detection there, then by detection, the best object last.
 
-    detection: np.ndarray  # (P,) positions in Candidates
-    object: np.ndarray  # (P,) positions in GroundTruth
-    iou: np.ndarray  # (P,) with a crowd, the share of the detection inside
-
-
-def _overlapping_pairs(ground_truth: GroundTruth, candidates: Candidates) -> _Pairs:
-    """The pairs, by rank of the detection in its image and class, then by detection, the best object last."""
+    Their IoU is, with a crowd, the share of the detection inside.
+    """
     with_masks = ground_truth.masks is not None
     num_images = len(ground_truth.images)
     of_objects, of_found = (
@@ -89,7 +83,7 @@ def _overlapping_pairs(ground_truth: GroundTruth, candidates: Candidates) -> _Pa
         same = candidates.detections.category[d][:, None] == ground_truth.category[o]
         row, column = np.nonzero(same & (iou > 0))
         parts.append((d[row], o[column], iou[row, column]))
-    pairs = _Pairs(*map(np.concatenate, zip(*parts, strict=True)))
+    pairs = Matching(*map(np.concatenate, zip(*parts, strict=True)))
     # Objects to be found are preferred to crowds, then the higher IoU, then the later object, as pycocotools does it.
     keys = (
         pairs.object,
@@ -98,8 +92,7 @@ def _overlapping_pairs(ground_truth: GroundTruth, candidates: Candidates) -> _Pa
         pairs.detection,
         candidates.rank[pairs.detection],
     )
-    order = np.lexsort(keys)
-    return _Pairs(*(column[order] for column in pairs))
+    return pairs.select(np.lexsort(keys))
 
 
 def _boxes(instances: GroundTruth | Detections, rows: np.ndarray) -> np.ndarray:
@@ -112,19 +105,11 @@ def _masks(instances: GroundTruth | Detections, rows: np.ndarray, size: tuple[in
     return [{"size": size, "counts": instances.masks[n]} for n in rows.tolist()]
 
 
-def _match(ground_truth: GroundTruth, candidates: Candidates, pairs: _Pairs, threshold: float) -> np.ndarray:
+def _match(ground_truth: GroundTruth, candidates: Candidates, pairs: Matching, threshold: float) -> np.ndarray:
     """(N,) IoU of each detection with the object which it takes, 0 if it takes none; NaN where it does not count."""
     crowd = ground_truth.crowd
-    close = np.flatnonzero(pairs.iou >= np.where(crowd[pairs.object], TAU, threshold))
-    detection, object_, iou = (column[close] for column in pairs)
+    close = pairs.select(pairs.iou >= np.where(crowd[pairs.object], TAU, threshold))
+    matched = match_greedily(close, candidates.rank[close.detection], crowd)
     worth = np.where(candidates.tolerated, np.nan, 0.0)
-    taken = np.zeros(len(crowd), dtype=bool)
-    # Detections of equal rank are of different images or classes and do not compete for an object.
-    steps = np.flatnonzero(np.diff(candidates.rank[detection], prepend=-1))
-    for start, end in pairwise([*steps.tolist(), len(detection)]):
-        free = start + np.flatnonzero(~taken[object_[start:end]])
-        best = free[np.diff(detection[free], append=-1) != 0]  # the last free pair of each detection
-        is_crowd = crowd[object_[best]]
-        taken[object_[best]] = ~is_crowd
-        worth[detection[best]] = np.where(is_crowd, np.nan, iou[best])
+    worth[matched.detection] = np.where(crowd[matched.object], np.nan, matched.iou)
     return worth
