@@ -145,7 +145,7 @@ def _write_report(trainer: pl.Trainer, module: DetectorModule, folder: Path, run
         assert data.file is not None
         write_results(folder, module.evaluator.detections(module.iou_types[-1]), data.file)
     text = "\n\n".join(map(str, module.reports.values()))
-    title = f"{_best(module)}, evaluated again\n" if run else ""
+    title = f"{_best(module)}\n" if run else ""
     trainer.print(f"\n{title}{text}\n\nreport: {folder / 'index.html'}")
     return module.report if module.reports else None
 
@@ -154,5 +154,5 @@ def _best(module: DetectorModule) -> str:
     """Which weights of a run are reported on."""
     progress, name = module.progress, module.recipe.training.best
     if epoch := progress["best_epoch"]:
-        return f"best: {name} {percent(progress['best'])} after epoch {epoch}"
-    return "no epoch has been evaluated: the last weights"
+        return f"best: {name} {percent(progress['best'])} after epoch {epoch}, evaluated again"
+    return "no epoch has been evaluated before: these are the last weights"
