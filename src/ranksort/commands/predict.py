@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from ..words import counted
 from .arguments import CheckpointPath
 
 if TYPE_CHECKING:
@@ -68,8 +69,8 @@ def predict(
     folder = PredictionFolder(out, predictor, trained.categories, pictures=pictures, every=every)
     folder.predict(files, image_ids)
     counts = ", ".join(f"{count} {name}" for name, count in folder.detections.most_common(10))
-    number = f"{folder.images} image{'s' * (folder.images != 1)}"
-    print(f"{number}, {folder.detections.total()} detections{f' ({counts})' if counts else ''}: {out}")
+    numbers = f"{counted(folder.images, 'image')}, {counted(folder.detections.total(), 'detection')}"
+    print(f"{numbers}{f' ({counts})' if counts else ''}: {out}")
     if folder.failures:
         raise ValueError(
             f"{len(folder.failures)} of {len(files)} images could not be read or processed: {'; '.join(folder.failures[:5])}"

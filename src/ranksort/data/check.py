@@ -104,7 +104,7 @@ class DataCheck:
 
 def _counted(faults: list[Fault]) -> str:
     count = sum(len(fault.lines) for fault in faults)
-    return f"{count} fault{'s' * (count != 1)} ({', '.join(dict.fromkeys(fault.kind for fault in faults))})"
+    return f"{counted(count, 'fault')} ({', '.join(dict.fromkeys(fault.kind for fault in faults))})"
 
 
 _FROM = {"refused": "for", "left out": "of", "kept": "in"}

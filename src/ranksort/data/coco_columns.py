@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..words import counted
 from .faults import USES, Fault, Use
 from .ids import Id
 from .segmentations import Packed
@@ -129,7 +130,7 @@ class CocoFile:
         first = [line for fault in refusals for line in fault.lines[:3]][:3]
         more = sum(len(fault.lines) for fault in refusals) - len(first)
         if first:
-            rest = f"; and {more} more faults, which `ranksort check-data` lists" if more else ""
+            rest = f"; and {counted(more, 'more fault')}, which `ranksort check-data` lists" if more else ""
             raise ValueError(f"{self.source} cannot be used for {USES[use]}: {'; '.join(first)}{rest}.")
 
     def box_faults(self, min_size: float = 1.0) -> dict[str, np.ndarray]:

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..data.images import IMAGE_SUFFIXES, read_image, to_rgb
+from ..words import counted
 
 VIDEOS = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"}
 RESULTS = "results_bbox.json"  # a folder with a file of this name holds results of an earlier call
@@ -38,7 +39,7 @@ def find_images(names: Iterable[str | Path], out: Path | None = None) -> tuple[l
         ValueError: a .txt file or a pattern names nothing.
     """
     files: list[Path] = []
-    others: Counter[str] = Counter()
+    others: Counter[tuple[str, str]] = Counter()
     for path in map(Path, names):
         if path.is_dir():
             files += _of_folder(path, out, others)
@@ -51,10 +52,10 @@ def find_images(names: Iterable[str | Path], out: Path | None = None) -> tuple[l
             files += map(Path, matches)
         else:
             files.append(path)
-    return files, ", ".join(f"{count} {what}" for what, count in others.items() if count)
+    return files, ", ".join(counted(count, noun) + rest for (noun, rest), count in others.items() if count)
 
 
-def _of_folder(top: Path, out: Path | None, others: Counter[str]) -> Iterator[Path]:
+def _of_folder(top: Path, out: Path | None, others: Counter[tuple[str, str]]) -> Iterator[Path]:
     """The image and video files of a folder; `others` counts the rest."""
     for name, folders, files in os.walk(top):
         folder = Path(name)
@@ -63,18 +64,17 @@ def _of_folder(top: Path, out: Path | None, others: Counter[str]) -> Iterator[Pa
             continue
         if RESULTS in files:
             folders.clear()
-            others["folder(s) of results"] += 1
+            others["folder", " of results"] += 1
             continue
         seen = [f for f in sorted(folders) if not f.startswith(".") and not (folder / f).is_symlink()]
-        others["folder(s) that are hidden, or links"] += len(folders) - len(seen)
+        others["folder", " (hidden, or links)"] += len(folders) - len(seen)
         folders[:] = seen
         for file in (folder / file for file in sorted(files)):
-            if file.suffix.lower() in IMAGE_SUFFIXES | VIDEOS and not file.name.startswith(
-                "."
-            ):  # macOS leaves ._name.jpg
+            is_hidden = file.name.startswith(".")  # macOS leaves ._name.jpg
+            if file.suffix.lower() in IMAGE_SUFFIXES | VIDEOS and not is_hidden:
                 yield file
             else:
-                others["file(s) that are hidden, or no images by their names"] += 1
+                others["file", " (hidden, or no images by their names)"] += 1
 
 
 def _of_list(file: Path) -> list[Path]:

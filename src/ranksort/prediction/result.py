@@ -11,6 +11,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
+from ..evaluation.results import decode_masks
 from ..visualize import draw_detections
 from .images import load_image
 
@@ -47,11 +48,7 @@ class Prediction:
     @property
     def masks(self) -> np.ndarray | None:
         """The masks, bool [D, H, W], decoded at each access; None where the model predicts none."""
-        if self.rles is None:
-            return None
-        if not self.rles:
-            return np.zeros((0, *self.size), dtype=bool)
-        return coco_mask.decode(self.rles).transpose(2, 0, 1).astype(bool)
+        return None if self.rles is None else decode_masks(self.rles, *self.size).numpy()
 
     def select(self, kept: np.ndarray) -> "Prediction":
         """Some of the detections: bool [D], or their positions in the order wanted."""

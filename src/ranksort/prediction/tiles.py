@@ -67,12 +67,10 @@ def join(parts: Sequence[Prediction], tiles: Tiles, whole: Prediction) -> Predic
         whole: of the image as a whole, of which only what is larger than a tile counts: the model has seen a small image of it.
     """
     kept = [_without_clipped(part, tiles, tile) for tile, part in enumerate(parts)]
-    areas = tiles.boxes
-    if whole is not None:
-        sides, (height, width) = whole.boxes[:, 2:] - whole.boxes[:, :2], whole.size
-        large = whole.select((sides > (tiles.boxes[:, 2:] - tiles.boxes[:, :2]).max()).any(1))
-        kept.append((large, np.zeros(len(large), dtype=bool)))
-        areas = np.concatenate([areas, [[0, 0, width, height]]])
+    sides, (height, width) = whole.boxes[:, 2:] - whole.boxes[:, :2], whole.size
+    large = whole.select((sides > (tiles.boxes[:, 2:] - tiles.boxes[:, :2]).max()).any(1))
+    kept.append((large, np.zeros(len(large), dtype=bool)))
+    areas = np.concatenate([tiles.boxes, [[0, 0, width, height]]])
     tile_of = np.repeat(np.arange(len(kept)), [len(part) for part, _ in kept])
     everything = _concatenated([part for part, _ in kept])
     is_cut = np.concatenate([cut for _, cut in kept])
