@@ -114,9 +114,9 @@ def test_load_weights_names_what_differs(model: nn.Module) -> None:
         load_weights(model, wrong, "the file")
     sentence = str(raised.value)
     assert "of the file" in sentence
-    assert "lacks 1 tensors (head.scales.4)" in sentence
-    assert "has in addition 1 tensors (head.scales.7)" in sentence
-    assert "has in other shapes 1 tensors (head.box_deltas.bias (3,) for (12,))" in sentence
+    assert "lacks 1 tensor (head.scales.4)" in sentence
+    assert "has in addition 1 tensor (head.scales.7)" in sentence
+    assert "has in other shapes 1 tensor (head.box_deltas.bias (3,) for (12,))" in sentence
     assert "\n" not in sentence
     _assert_same(model.state_dict(), before)
 
@@ -263,7 +263,7 @@ def test_conversion_of_something_else(tmp_path: Path, model: nn.Module) -> None:
     path = tmp_path / "published.pth"
     torch.save({"state_dict": published}, path)
     sentence = (
-        r"published\.pth do not fit this model: it lacks 1 tensors \(fpn\.laterals\.0\.weight\) and has in addition 1"
+        r"published\.pth do not fit this model: it lacks 1 tensor \(fpn\.laterals\.0\.weight\) and has in addition 1"
     )
     with pytest.raises(ValueError, match=sentence):
         convert_checkpoint(path, recipe)

@@ -24,6 +24,7 @@ from .evaluation.thresholds import read_thresholds
 from .models import Detector
 from .recipes import Recipe, create_model, get_recipe, list_recipes
 from .recipes.build import with_pixel_statistics
+from .words import counted, listed
 
 
 @dataclass
@@ -146,11 +147,7 @@ def _check_fit(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) 
         "has in addition": [k for k in state_dict if k not in own],
         "has in other shapes": [f"{k} {given} for {needed}" for k, given, needed in shapes if given != needed],
     }
-    found = [
-        f"{what} {len(keys)} tensors ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-        for what, keys in problems.items()
-        if keys
-    ]
+    found = [f"{what} {counted(len(keys), 'tensor')} ({listed(keys, 3)})" for what, keys in problems.items() if keys]
     if found:
         raise ValueError(f"the weights of {source} do not fit this model: it {' and '.join(found)}")
 

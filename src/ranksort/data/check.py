@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from ..words import counted
+from ..words import counted, listed
 from .coco_columns import CocoFile
 from .coco_file import read_coco_file
 from .faults import USES, VALIDATION, Fault, Use
@@ -86,9 +86,8 @@ class DataCheck:
             "",
         ]
         for (noun, more_of_it), ids in self.untrained.items():
-            shown = ", ".join(map(str, ids[:faults_per_kind]))
-            more = ", ..." if len(ids) > len(ids[:faults_per_kind]) else ""
-            lines += [f"training leaves out {counted(len(ids), noun)}{more_of_it}: {shown}{more}"] if ids else []
+            shown = listed(ids, faults_per_kind)
+            lines += [f"training leaves out {counted(len(ids), noun)}{more_of_it}: {shown}"] if ids else []
         for fault in self.faults:
             shown_lines = fault.lines[:faults_per_kind]
             lines.append(f"{fault.kind} ({len(fault.lines)}; {_in_words(fault)})")

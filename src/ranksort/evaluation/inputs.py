@@ -17,10 +17,10 @@ from ..data.coco_rows import MAX_COORDINATE, Repair
 from ..data.ids import Id, IdIndex, canonical, sort_key
 from ..data.json_source import JsonSource, decode_rows, in_memory, no_garbage_collection
 from ..data.segmentations import Packed, compress, encode_polygons, encode_segmentations, rle_areas
+from ..words import listed
 
 Box = tuple[float, float, float, float]  # x, y, width, height in pixels
 Pixels = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
-_SHOWN = 5  # positions in a complaint
 
 
 class ImageInfo(NamedTuple):
@@ -323,12 +323,10 @@ class _Reader:
                     problem += ": boxes are compared by --iou-type bbox"
             elif problem == "unknown":
                 ids = list(dict.fromkeys(self.unknown))
-                names = ", ".join(map(reprlib.repr, ids[:_SHOWN])) + (", ..." if len(ids) > _SHOWN else "")
-                problem = f"have an unknown image_id: {names}"
+                problem = f"have an unknown image_id: {listed(ids, shown=reprlib.repr)}"
             elif problem == "have a score outside 0..1" and 2 < self.highest <= 100:
                 problem += " and look like percent: divide them by 100"
-            shown = ", ".join(map(str, positions[:_SHOWN])) + (", ..." if len(positions) > _SHOWN else "")
-            raise ValueError(f"{len(positions)} of {count} detections {problem} (position {shown}).")
+            raise ValueError(f"{len(positions)} of {count} detections {problem} (position {listed(positions)}).")
 
 
 def _floats(values: list[Any], count: int) -> np.ndarray:

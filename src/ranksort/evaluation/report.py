@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..words import listed
 from .inputs import CategoryInfo
 from .lrp import TAU, Matches
 from .metrics import Metric, percent
@@ -116,8 +117,7 @@ class Report:
         """What else one has to know of the detections to judge the numbers, in sentences."""
         said = []
         if self.left_out:
-            ids = ", ".join(map(reprlib.repr, list(self.left_out)[:5])) + (", ..." if len(self.left_out) > 5 else "")
-            count = sum(self.left_out.values())
+            ids, count = listed(list(self.left_out), shown=reprlib.repr), sum(self.left_out.values())
             said += [f"{count} detections of categories that the ground truth does not have are left out: {ids}."]
         score_cut = find_score_cut(self.lowest_score, self.matches)
         if score_cut:

@@ -11,6 +11,7 @@ import numpy as np
 from ..data.coco_rows import MAX_COORDINATE, is_number
 from ..data.ids import canonical
 from ..data.json_source import JsonSource, in_memory
+from ..words import listed
 
 Row = dict[str, Any]
 
@@ -66,8 +67,7 @@ def require(rows: Sequence[Any], name: str, problem: str, is_good: Callable[...,
     """Raise ValueError that says how many of the rows have a problem, and the places of the first few, if there are such."""
     wrong = [n for n, row in enumerate(rows) if not is_good(row)]
     if wrong:
-        shown = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
-        raise ValueError(f"{len(wrong)} of {len(rows)} rows of the {name} {problem} (position {shown}).")
+        raise ValueError(f"{len(wrong)} of {len(rows)} rows of the {name} {problem} (position {listed(wrong)}).")
 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:

@@ -40,16 +40,27 @@ def to_coco_results(
     for found, image_id in zip(detections, image_ids, strict=True):
         boxes = found["boxes"].float().cpu().clone()
         boxes[:, 2:] -= boxes[:, :2]
-        columns = found["labels"].tolist(), boxes.tolist(), found["scores"].tolist()
-        of_image = [
-            {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
-            for label, box, score in zip(*columns, strict=True)
-        ]
-        if "masks" in found:
-            for result, rle in zip(of_image, encode_masks(found["masks"]), strict=True):
-                result["segmentation"] = rle
-        results += of_image
+        categories = [category_ids[label] for label in found["labels"].tolist()]
+        rles = encode_masks(found["masks"]) if "masks" in found else None
+        results += result_rows(image_id, categories, boxes.tolist(), found["scores"].tolist(), rles)
     return results
+
+
+def result_rows(
+    image_id: Id,
+    category_ids: Sequence[Id],
+    boxes: Sequence[list[float]],
+    scores: Sequence[float],
+    rles: Sequence[dict[str, Any]] | None = None,
+) -> list[dict[str, Any]]:
+    """COCO results of the D detections in an image, from their columns; boxes as [x, y, width, height] in pixels."""
+    rows: list[dict[str, Any]] = [
+        {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
+        for category_id, box, score in zip(category_ids, boxes, scores, strict=True)
+    ]
+    for row, rle in zip(rows, rles or (), strict=rles is not None):
+        row["segmentation"] = rle
+    return rows
 
 
 def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
@@ -142,15 +153,11 @@ def write_results(folder: Path, found: Detections, file: CocoFile) -> None:
     with ResultsWriter(folder, file.categories, masks=found.masks is not None) as writer:
         for n, (start, end) in zip(in_order, itertools.pairwise(bounds), strict=True):
             places, size = by_image[start:end], (int(images.heights[n]), int(images.widths[n]))
-            columns = (found.category[places], found.boxes[places], found.scores[places])
-            rows = [
-                {"image_id": images.ids[n], "category_id": file.categories[c].id, "bbox": box, "score": score}
-                for c, box, score in zip(*(column.tolist() for column in columns), strict=True)
-            ]
-            if found.masks is not None:
-                for row, place in zip(rows, places.tolist(), strict=True):
-                    row["segmentation"] = {"size": size, "counts": found.masks[place].decode("ascii")}
-            writer.add(rows, images.ids[n], images.file_name(n), *size)
+            categories = [file.categories[c].id for c in found.category[places].tolist()]
+            masks = None if found.masks is None else found.masks.take(places)
+            rles = None if masks is None else [{"size": size, "counts": runs.decode("ascii")} for runs in masks]
+            columns = (categories, found.boxes[places].tolist(), found.scores[places].tolist(), rles)
+            writer.add(result_rows(images.ids[n], *columns), images.ids[n], images.file_name(n), *size)
 
 
 def _csv(rows: Iterable[Iterable[Any]]) -> str:

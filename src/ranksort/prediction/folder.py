@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from PIL import Image
 from rich.console import Console
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..data.coco_columns import Category
 from ..data.ids import Id
-from ..evaluation.results import ResultsWriter
+from ..evaluation.results import ResultsWriter, result_rows
 from .images import RESULTS, VIDEOS
 from .predictor import Predictor
 from .result import Prediction
@@ -128,13 +128,8 @@ class PredictionFolder:
         """Write the results of an image or a frame."""
         boxes = found.boxes.copy()
         boxes[:, 2:] -= boxes[:, :2]
-        columns = zip(found.labels.tolist(), boxes.tolist(), found.scores.tolist(), strict=True)
-        rows: list[dict[str, Any]] = [
-            {"image_id": image_id, "category_id": self._categories[label].id, "bbox": box, "score": score}
-            for label, box, score in columns
-        ]
-        for row, rle in zip(rows, found.rles or (), strict=found.rles is not None):
-            row["segmentation"] = rle
+        categories = [self._categories[label].id for label in found.labels.tolist()]
+        rows = result_rows(image_id, categories, boxes.tolist(), found.scores.tolist(), found.rles)
         self._results.add(rows, image_id, name, *found.size)
         self.images += 1
         self.detections.update(found.names)
