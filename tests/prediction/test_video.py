@@ -54,3 +54,20 @@ def test_damaged_videos(clip: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.mp4").write_bytes(clip.read_bytes()[:300])
     with pytest.raises(ValueError, match=r"The video .*cut\.mp4 cannot be read \("):
         Video(tmp_path / "cut.mp4")
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_frames_before_a_damaged_one_are_kept(clip: Path, colours: Colours, tmp_path: Path, batch_size: int) -> None:
+    with av.open(str(clip)) as container:
+        damaged = [*container.demux(video=0)][4]
+    content = bytearray(clip.read_bytes())
+    content[damaged.pos : damaged.pos + damaged.size] = bytes(damaged.size)
+    clip.write_bytes(content)
+    folder = PredictionFolder(
+        tmp_path / "out", Predictor(colours, batch_size=batch_size), [Category(n, str(n)) for n in range(3)]
+    )
+    folder.predict([clip])
+    assert folder.images == 4
+    assert folder.failures == [f"The video {clip} cannot be read (Invalid data found when processing input)."]
+    with av.open(str(tmp_path / "out" / "00000_clip.mp4")) as container:
+        assert len([*container.decode(video=0)]) == 4

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..data.coco_columns import Category
 from ..data.ids import Id
-from ..evaluation.results import ResultsWriter, result_rows
+from ..evaluation.results import ResultsWriter, to_rows
 from .images import RESULTS, VIDEOS
 from .predictor import Predictor
 from .result import Prediction
@@ -129,7 +129,7 @@ class PredictionFolder:
         boxes = found.boxes.copy()
         boxes[:, 2:] -= boxes[:, :2]
         categories = [self._categories[label].id for label in found.labels.tolist()]
-        rows = result_rows(image_id, categories, boxes.tolist(), found.scores.tolist(), found.rles)
+        rows = to_rows(image_id, categories, boxes.tolist(), found.scores.tolist(), found.rles)
         self._results.add(rows, image_id, name, *found.size)
         self.images += 1
         self.detections.update(found.names)

@@ -39,7 +39,7 @@ class Video:
         time_base: unit of timestamps in seconds.
 
     Raises:
-        ValueError: PyAV is not installed, or the file is missing, no video, or damaged; by every method.
+        ValueError: PyAV is not installed, or the file is missing, or no video.
     """
 
     def __init__(self, path: Path) -> None:
@@ -56,16 +56,23 @@ class Video:
         self.rate = Fraction(self._stream.average_rate or 25)
         self.time_base = Fraction(self._stream.time_base or Fraction(1, 1000))
 
-    def frames(self, every: int = 1) -> Iterator[tuple[Frame, Tensor]]:
-        """Every so manieth frame from the first on, uint8 RGB [3, H, W], turned as players turn it."""
+    def frames(self, every: int = 1) -> Iterator[tuple[Frame, Tensor | Exception]]:
+        """Every so manieth frame from the first on, uint8 RGB [3, H, W], turned as players turn it.
+
+        Where the file is damaged, the last one is an exception: raised, it would take with it the frames that wait to be looked at.
+        """
         decoded = self._container.decode(self._stream)
         number = -1
         while True:
-            with self._sentences():
-                frame = next(decoded, None)
+            number += 1
+            try:
+                with self._sentences():
+                    frame = next(decoded, None)
+            except ValueError as error:
+                yield Frame(self.path, number, None, None), error
+                return
             if frame is None:
                 return
-            number += 1
             if number % every == 0:
                 pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
                 image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
