@@ -102,7 +102,7 @@ def test_what_is_wrong_is_said_in_a_sentence(files, tmp_path, capsys):
 
 BAD_ROWS = {
     "must be a JSON list": {},
-    "1 of 2 rows of the detections": [{"image_id": 1, "category_id": 1, "score": 0.5}, 3],
+    "1 of 2 rows of the list of detections": [{"image_id": 1, "category_id": 1, "score": 0.5}, 3],
     "have no 'image_id'": [{"category_id": 1, "score": 0.5}],
     "have no 'category_id'": [{"image_id": 1, "category_id": True, "score": 0.5}],
     "have no 'score'": [{"image_id": 1, "category_id": 1, "score": "0.5"}],

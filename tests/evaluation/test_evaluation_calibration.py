@@ -193,6 +193,7 @@ def test_a_file_holds_all_of_it(tmp_path):
         (lambda text: text[:99], "not complete JSON"),
         (lambda text: text.replace('"version": 1', '"version": 2'), "version 2"),
         (lambda text: text.replace('"iou"', '"size"'), "damaged"),
+        (lambda text: text.replace('"detections": ', '"detections": 1' + 30 * "0"), "damaged"),
         (lambda text: text.replace('"scores": [0.0', '"scores": [0.5'), "damaged"),
         (lambda text: text.replace('"values": [', '"values": [0.5, '), "damaged"),
     ],

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -19,7 +19,7 @@ FORMAT, VERSION = "ranksort calibration", 1
 class _ClassEntry(msgspec.Struct):
     id: int | str
     name: str
-    detections: int
+    detections: Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
     scores: list[float] | None = None  # absent where the class is calibrated by `all_classes`
     values: list[float] | None = None
 

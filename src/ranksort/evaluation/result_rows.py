@@ -28,7 +28,7 @@ def read_rows(source: str | Path | list[Row]) -> list[Row]:
             score in 0..1.
     """
     with in_memory(source, "detections", "split the file by images"):
-        opened = JsonSource.open(source, "detections")
+        opened = JsonSource.open(source, "list of detections")
         try:
             rows = msgspec.json.decode(opened.content)
         except (msgspec.DecodeError, RecursionError):

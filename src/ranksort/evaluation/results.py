@@ -42,11 +42,11 @@ def to_coco_results(
         boxes[:, 2:] -= boxes[:, :2]
         categories = [category_ids[label] for label in found["labels"].tolist()]
         rles = encode_masks(found["masks"]) if "masks" in found else None
-        results += result_rows(image_id, categories, boxes.tolist(), found["scores"].tolist(), rles)
+        results += to_rows(image_id, categories, boxes.tolist(), found["scores"].tolist(), rles)
     return results
 
 
-def result_rows(
+def to_rows(
     image_id: Id,
     category_ids: Sequence[Id],
     boxes: Sequence[list[float]],
@@ -157,7 +157,7 @@ def write_results(folder: Path, found: Detections, file: CocoFile) -> None:
             masks = None if found.masks is None else found.masks.take(places)
             rles = None if masks is None else [{"size": size, "counts": runs.decode("ascii")} for runs in masks]
             columns = (categories, found.boxes[places].tolist(), found.scores[places].tolist(), rles)
-            writer.add(result_rows(images.ids[n], *columns), images.ids[n], images.file_name(n), *size)
+            writer.add(to_rows(images.ids[n], *columns), images.ids[n], images.file_name(n), *size)
 
 
 def _csv(rows: Iterable[Iterable[Any]]) -> str:
