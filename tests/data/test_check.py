@@ -123,6 +123,16 @@ def test_every_fault_of_an_annotation(
             assert len(read_ground_truth(files[1], iou_type, "coco").image) == 4
 
 
+def test_equal_annotations_with_another_between_them(content: dict[str, Any], write: Write) -> None:
+    """The other one has their box, and another polygon."""
+    one = content["annotations"][1]
+    other = {**one, "id": 98, "segmentation": [[6, 1, 14, 1, 14, 7]]}
+    content["annotations"] += [other, {**one, "id": 99}, {**one, "id": 100}]
+    faults = check_data(*write(content)).faults
+    assert [fault.kind for fault in faults] == ["same annotation twice"]
+    assert [line.rpartition(" of ")[2] for line in faults[0].lines] == [f"annotation {one['id']}"] * 2
+
+
 def test_faults_of_images_and_categories(content: dict[str, Any], write: Write) -> None:
     images = write(content)[0]
     (images / "truncated.jpg").write_bytes((images / "wide.jpg").read_bytes()[:700])

@@ -195,13 +195,14 @@ def _equal_annotations(annotations: Annotations) -> dict[int, int]:
         key ^= key >> np.uint64(29)
     if (np.diff(np.sort(key)) > 0).all():
         return {}
-    order = np.argsort(key, kind="stable")
-    candidates = np.flatnonzero(key[order][1:] == key[order][:-1])
-    before, after = order[candidates], order[candidates + 1]
-    same = np.logical_and.reduce([column[before] == column[after] for column in columns])
-    pairs = zip(after[same].tolist(), before[same].tolist(), strict=True)
-    texts = annotations.segmentations
-    return {n: first for n, first in pairs if texts is None or texts[n] == texts[first]}
+    _, place, counts = np.unique(key, return_inverse=True, return_counts=True)
+    first: dict[tuple[Any, ...], int] = {}
+    again: dict[int, int] = {}
+    for n in np.flatnonzero(counts[place] > 1).tolist():
+        content = (*(column[n] for column in columns), annotations.segmentations and annotations.segmentations[n])
+        if first.setdefault(content, n) != n:
+            again[n] = first[content]
+    return again
 
 
 def _check_crowds(file: CocoFile) -> None:
