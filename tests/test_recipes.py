@@ -289,6 +289,18 @@ def test_numbers_out_of_range(option: str, value: float) -> None:
         create_model(ATSS_R50, **TINY, **{option: value})
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("data.augmentation", "jiter"), ("optimizer.schedule", "cosin"), ("training.best", "ap"), ("model.loss", "rs")],
+)
+def test_words_that_are_not_possible(option: str, value: str) -> None:
+    recipe = Recipe("own")
+    group, name = option.split(".")
+    setattr(getattr(recipe, group), name, value)
+    with pytest.raises(ValueError, match=rf"--{option} must be .* or .*, got {value}"):
+        recipe.check()
+
+
 def test_upsampling_of_a_detector_which_has_none_to_choose() -> None:
     with pytest.raises(ValueError, match=r"--model\.upsampling carafe is for the R-CNNs, not for atss"):
         create_model(ATSS_R50, upsampling="carafe")

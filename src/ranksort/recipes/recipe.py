@@ -15,7 +15,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .detectors import DetectorName, as_named, get_detector, recorded
 
@@ -155,8 +155,17 @@ class Recipe:
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
 
     def check(self) -> None:
-        """Raises ValueError, naming the option, where a number is out of its range, or the detector is not found or has no such option."""
+        """Raises ValueError, naming the option, where a number is out of its range, a word is none of those that are possible, or the
+        detector is not found or has no such option.
+        """
         training, model, optimizer, data = self.training, self.model, self.optimizer, self.data
+        for group in ("data", "model", "optimizer", "training", "evaluation"):
+            settings = getattr(self, group)
+            for name, kind in get_type_hints(type(settings)).items():
+                value = getattr(settings, name)
+                if get_origin(kind) is Literal and value not in get_args(kind):
+                    option = f"{group}.{name.replace('_', '-')}"
+                    raise ValueError(f"--{option} must be {' or '.join(get_args(kind))}, got {value}")
         for option, value, least in (
             ("training.epochs", training.epochs, 1),
             ("training.batch-size", training.batch_size, 1),
