@@ -252,7 +252,7 @@ def test_predict_with_the_thresholds_of_the_report(
     assert {name for _, name, _ in expected} == set(least)
     assert len(expected) < len(everything)
 
-    report.write_text('{"default": 0.5, "thresholds": [{"category_id": 77, "threshold": 0.5}]}')
+    report.write_text('{"default": 0.5, "thresholds": [{"category_id": 77, "class": "elk", "threshold": 0.5}]}')
     assert "no threshold of any class" in fails(*arguments("lrp"))
     report.write_text("{}")
     assert "damaged" in fails(*arguments("lrp"))
