@@ -41,6 +41,8 @@ def small() -> Recipe:
     recipe.model.backbone, recipe.model.pretrained_backbone = "resnet18", False
     recipe.model.channels, recipe.model.head_convs, recipe.model.min_size = 64, 1, 96
     recipe.training.batch_size, recipe.training.epochs, recipe.data.workers = 2, 1, 1
+    if os.environ.get("SIGNAL_AT_FORK"):  # of the first worker
+        os.register_at_fork(after_in_parent=lambda: calls or os.kill(os.getpid(), signal.SIGTERM))
     return recipe
 """
 
@@ -84,6 +86,12 @@ def test_sigterm_to_a_run_and_its_worker(tiny_data: Path, tmp_path: Path) -> Non
     assert resumed.returncode == 0, resumed.stderr
     a, b = last(whole)["state_dict"], last(parts)["state_dict"]
     assert all(torch.equal(tensor, b[name]) for name, tensor in a.items())  # type: ignore[attr-defined, index]
+
+
+def test_sigterm_while_workers_are_forked(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python swallows what is raised within the hooks of a fork."""
+    monkeypatch.setenv("SIGNAL_AT_FORK", "1")
+    assert_stopped(train(tmp_path, tiny_data), tmp_path, 1)
 
 
 def test_sigterm_to_one_of_two_processes(tiny_data: Path, tmp_path: Path) -> None:

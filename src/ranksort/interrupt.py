@@ -132,6 +132,7 @@ class Interrupt(contextlib.AbstractContextManager["Interrupt"]):
         ):
             return
         elif self.stop or not self.waits:
+            self.stop = self.stop or number  # what is raised may be swallowed
             stop_at_once(number, frame)
         else:
             self.stop, self._stop_time = number, time.monotonic()

@@ -53,8 +53,11 @@ class Checkpoints(pl.Callback):
         self.module, self.folder, self.interrupt, self.stopping = module, folder, interrupt, module.stopping
         self.saved_at = time.monotonic()
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        # Before the loader forks its workers: Python swallows what a handler raises while it forks.
+        self.interrupt.waits = stage == "fit"
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.interrupt.waits = True
         if not trainer.is_global_zero:
             self.interrupt.notice = ""
         elif self.module.progress["epoch"] or self.module.progress["batches"]:
