@@ -72,6 +72,14 @@ def test_images_and_classes_are_merged_apart():
     assert [r["score"] for r in merged] == pytest.approx([0.9, 0.8, 0.7 * math.exp(-2), 0.6])
 
 
+@pytest.mark.parametrize("spelling", [str, float])
+def test_ids_are_the_same_in_any_spelling(spelling):
+    box = [0, 0, 10, 10]
+    merged = merge_rows({"a": [row(box, 0.9)], "b": [row(box, 0.8, spelling(1), spelling(1))]})
+    alike = merge_rows({"a": [row(box, 0.9)], "b": [row(box, 0.8)]})
+    assert [r["score"] for r in merged] == [r["score"] for r in alike]
+
+
 def test_masks_stay_with_their_boxes_and_other_fields_with_both():
     mask = {"size": [20, 20], "counts": "abc"}
     parts = {"a": [row([0, 0, 10, 10], 0.9, segmentation=mask, model="a")], "b": [row([1, 0, 10, 10], 0.8)]}

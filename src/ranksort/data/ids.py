@@ -17,6 +17,12 @@ def canonical(value: Any) -> Id | None:
     return int(value) if isinstance(value, float) and value.is_integer() else None
 
 
+def spelled(value: Id) -> Id:
+    """Return the integer that a string of digits spells, and any other id as it is."""
+    digits = isinstance(value, str) and value.isascii() and value.removeprefix("-").isdigit()
+    return int(value) if digits else value
+
+
 def sort_key(value: Id) -> tuple[bool, Id]:
     """Order ids: numbers first, then strings."""
     return isinstance(value, str), value
@@ -68,6 +74,4 @@ class IdIndex:
             return -1
         if id in self._place:
             return self._place[id]
-        if isinstance(id, str):
-            return self._place.get(int(id), -1) if id.isascii() and id.removeprefix("-").isdigit() else -1
-        return self._place.get(str(id), -1)
+        return self._place.get(spelled(id) if isinstance(id, str) else str(id), -1)

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
-from ..data.ids import canonical
+from ..data.ids import Id, canonical, spelled
 from .result_rows import Row, read_boxes
 
 _SOFT_NMS_SIGMA = 0.5  # Bodla et al., ICCV 2017
@@ -36,7 +37,7 @@ def merge_rows(parts: Mapping[str, Sequence[Row]], detections_per_image: int = 1
     _require_common_images(parts)
     rows = [row for part in parts.values() for row in part]
     scores = np.array([row["score"] for row in rows], dtype=np.float64)
-    image, category = (_numbered([canonical(row[key]) for row in rows]) for key in ("image_id", "category_id"))
+    image, category = (_numbered([_id(row[key]) for row in rows]) for key in ("image_id", "category_id"))
     merged, merged_scores = boxes.copy(), np.zeros(len(rows))
     for members in _groups(image, category):
         iou = _pairwise_iou(boxes[members])
@@ -117,7 +118,7 @@ def _pairwise_iou(boxes: np.ndarray) -> np.ndarray:
 
 def _require_common_images(parts: Mapping[str, Sequence[Row]]) -> None:
     """Refuse results that have no image in common with the others: nothing could be merged."""
-    ids = {name: {canonical(row["image_id"]) for row in rows} for name, rows in parts.items() if rows}
+    ids = {name: {_id(row["image_id"]) for row in rows} for name, rows in parts.items() if rows}
     for name, own in ids.items():
         others = [other for key, other in ids.items() if key != name]
         if others and own.isdisjoint(set().union(*others)):
@@ -126,9 +127,16 @@ def _require_common_images(parts: Mapping[str, Sequence[Row]]) -> None:
             )
 
 
-def _numbered(ids: list[object]) -> np.ndarray:
+def _id(value: Any) -> Id:
+    """The id that a checked row has: files of different tools may spell an integer as a string."""
+    id = canonical(value)
+    assert id is not None
+    return spelled(id)
+
+
+def _numbered(ids: list[Id]) -> np.ndarray:
     """int64 (N,): equal numbers for equal ids, in the order of their first appearance."""
-    numbers: dict[object, int] = {}
+    numbers: dict[Id, int] = {}
     return np.array([numbers.setdefault(id, len(numbers)) for id in ids], dtype=np.int64)
 
 
