@@ -173,3 +173,33 @@ def test_names_which_the_console_cannot_show(model: Path, tmp_path: Path, encodi
     assert done.returncode == 2
     assert b"?.png cannot be read" in done.stderr
     assert detected(tmp_path / "ö") == ["犬.png"]
+
+
+def test_earlier_results_are_not_mixed_with_new_ones(
+    model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where they lie beside the images, which may be the folder of the results."""
+    cli.main(arguments(model, images, out=images))
+    before = {file: file.read_bytes() for file in images.iterdir()}
+    assert len(detected(images)) == 5
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(arguments(model, images / "0.png", out=images))
+    assert "holds the results of an earlier prediction: name another folder by --out" in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in images.iterdir()} == before
+
+
+def test_images_that_the_annotations_do_not_have_are_passed_over(
+    model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = {"width": 40, "height": 30}
+    listed = [{"id": 10 + n, "file_name": f"{n}.png", **sizes} for n in (3, 1)]
+    categories = [{"id": 1, "name": "Bär"}, {"id": 2, "name": "犬"}]
+    (tmp_path / "val.json").write_text(json.dumps({"images": listed, "annotations": [], "categories": categories}))
+    cli.main([*arguments(model, images, out=tmp_path / "out"), "--annotations", str(tmp_path / "val.json")])
+    assert "passed over: 3 images that" in capsys.readouterr().out
+    written = json.loads((tmp_path / "out" / "images.json").read_text())["images"]
+    assert [(image["id"], Path(image["file_name"]).name) for image in written] == [(11, "1.png"), (13, "3.png")]
+    only = arguments(model, images / "0.png", out=tmp_path / "none")
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*only, "--annotations", str(tmp_path / "val.json")])
+    assert "there is nothing but 1 image that" in capsys.readouterr().err

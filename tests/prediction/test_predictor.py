@@ -96,6 +96,12 @@ def test_thresholds(colours: Colours) -> None:
             scores(wrong)
 
 
+@pytest.mark.parametrize("value", [255.0, -0.1, float("nan")])
+def test_floats_outside_their_range_are_no_image(colours: Colours, value: float) -> None:
+    with pytest.raises(ValueError, match=r"within 0\.\.1: divide one of 0\.\.255 by 255"):
+        colours.predict(torch.full((3, 20, 20), value))
+
+
 def test_batches_are_of_similar_shapes_and_results_in_order(colours: Colours, files: list[Path]) -> None:
     alone = [colours.predict(file) for file in files]
     colours.batches.clear()

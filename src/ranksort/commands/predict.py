@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from ..words import counted
+from ..words import counted, listed
 from .arguments import CheckpointPath
 
 if TYPE_CHECKING:
@@ -48,8 +48,12 @@ def predict(
     from ..data.image_ids import read_image_ids
     from ..prediction import Predictor
     from ..prediction.folder import PredictionFolder
-    from ..prediction.images import find_images
+    from ..prediction.images import RESULTS, find_images
 
+    if (out / RESULTS).exists():
+        raise ValueError(
+            f"{out} holds the results of an earlier prediction: name another folder by --out, or delete it"
+        )
     files, passed_over = find_images(images, out)
     if passed_over:
         print(f"passed over: {passed_over}")
@@ -64,7 +68,16 @@ def predict(
     if score_threshold in (None, "lrp"):
         model.lrp_thresholds = _lrp_thresholds(checkpoint, trained.categories, is_needed=score_threshold == "lrp")
     predictor = Predictor(model, score_threshold, batch_size=batch_size, tile=tile, overlap=overlap)
-    image_ids = read_image_ids(annotations, files, trained.categories) if annotations else None
+    image_ids = None
+    if annotations:
+        found = zip(files, read_image_ids(annotations, files, trained.categories), strict=True)
+        known = {file: id for file, id in found if id is not None}
+        if unknown := [str(file) for file in files if file not in known]:
+            message = f"{counted(len(unknown), 'image')} that {annotations} does not have: {listed(unknown)}"
+            if not known:
+                raise ValueError(f"there is nothing but {message}")
+            print(f"passed over: {message}")
+        files, image_ids = list(known), known.values()
     print(f"detections {predictor.threshold_text()}")
     folder = PredictionFolder(out, predictor, trained.categories, pictures=pictures, every=every)
     folder.predict(files, image_ids)

@@ -10,12 +10,12 @@ from .coco_file import read_coco_file
 from .ids import Id
 
 
-def read_image_ids(annotations: Path, images: Sequence[Path], categories: Sequence[Category]) -> list[Id]:
+def read_image_ids(annotations: Path, images: Sequence[Path], categories: Sequence[Category]) -> list[Id | None]:
     """The ids of image files in an annotation file, all of whose classes are among the categories of a model.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be used, has other classes, or one of the images is not in it, see `find_image_ids`.
+        ValueError: it cannot be used, has other classes, or it cannot be told which of its images one is, see `find_image_ids`.
     """
     file = read_coco_file(annotations, segmentations=False)
     file.require("evaluation", without=["nothing to evaluate"])
@@ -23,30 +23,34 @@ def read_image_ids(annotations: Path, images: Sequence[Path], categories: Sequen
     return find_image_ids(images, file)
 
 
-def find_image_ids(images: Sequence[Path], file: CocoFile) -> list[Id]:
+def find_image_ids(images: Sequence[Path], file: CocoFile) -> list[Id | None]:
     r"""Find image files in an annotation file by their names.
 
     The name which the file has for an image is the end of its path; or, `\` counting as `/`, the two share the last part at least and
-    the file has it once.
+    the file has it once. None where the file has no image of that name.
 
     Raises:
-        ValueError: an image is not in the file, may be several of its images, or is the same one as another image.
+        ValueError: an image may be several of the file's, or is the same one as another image.
     """
     names = [str(PurePosixPath(file.images.file_name(n).replace("\\", "/"))) for n in range(len(file.images))]
     counts, base_counts = Counter(names), Counter(name.rpartition("/")[2] for name in names)
     ids: dict[str, Id] = dict(zip(names, file.images.ids, strict=True))
     ids_by_base = {name.rpartition("/")[2]: id for name, id in ids.items()}
     found: dict[Id, Path] = {}
+    result: list[Id | None] = []
     for path in images:
         parts = path.absolute().parts
         ends = ("/".join(parts[start:]) for start in range(1, len(parts)))
         name = next((end for end in ends if end in ids), None)
-        is_unique = base_counts[path.name] == 1 if name is None else counts[name] == 1
-        if not is_unique:
-            several = "names several images so" if base_counts[path.name] else "has no image of that name"
-            raise ValueError(f"{file.source} cannot tell which of its images {path} is: it {several}.")
+        known = base_counts[path.name] if name is None else counts[name]
+        if known > 1:
+            raise ValueError(f"{file.source} cannot tell which of its images {path} is: it names several images so.")
+        if known == 0:
+            result.append(None)
+            continue
         id = ids_by_base[path.name] if name is None else ids[name]
         if id in found:
             raise ValueError(f"{found[id]} and {path} are the same image in {file.source}: take one of them.")
         found[id] = path
-    return list(found)
+        result.append(id)
+    return result

@@ -98,7 +98,7 @@ def _train(recipe: Recipe, run: Path, resume: bool, interrupt: Interrupt) -> Rep
             (run / "slurm_job").write_text(slurm_job(), encoding="utf-8")  # by which the job finds it when queued again
         if taken:
             taken.save(run / "weights.json")
-        print(f"run folder: {run}\n{describe(recipe, train_set, val_set, taken)}")
+        print(f"run folder: {run}\n{describe(recipe, train_set, val_set, taken, resume)}")
     with contextlib.suppress(Enough):
         trainer.fit(module, ckpt_path=last if resume else None, weights_only=True)
     run = trainer.strategy.broadcast(run)  # the other processes may have begun in another second

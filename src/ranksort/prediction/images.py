@@ -59,7 +59,7 @@ def _of_folder(top: Path, out: Path | None, others: Counter[tuple[str, str]]) ->
     """The image and video files of a folder; `others` counts the rest."""
     for name, folders, files in os.walk(top):
         folder = Path(name)
-        if out is not None and folder.resolve() == out.resolve():
+        if out is not None and folder != top and folder.resolve() == out.resolve():
             folders.clear()
             continue
         if RESULTS in files:
@@ -110,6 +110,8 @@ def load_image(source: Any) -> Tensor:
     if source.ndim != 3 or source.shape[0] != 3 or 0 in source.shape:
         raise ValueError(f"a tensor must be RGB of shape [3, H, W], got {tuple(source.shape)}")
     if source.is_floating_point():
+        if not ((source >= 0) & (source <= 1)).all():
+            raise ValueError("a tensor of floats must be within 0..1: divide one of 0..255 by 255")
         source = source.clamp(0, 1).mul(255).round().to(torch.uint8)
     if source.dtype != torch.uint8:
         raise ValueError(f"a tensor must be uint8 or float in 0..1, got {source.dtype}")

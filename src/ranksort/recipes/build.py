@@ -235,10 +235,16 @@ def learning_rate(recipe: Recipe) -> float:
     return recipe.optimizer.lr * recipe.training.batch_size / recipe.optimizer.lr_batch_size
 
 
-def describe(recipe: Recipe, train_set: CocoDataset, val_set: CocoDataset, taken: "Taken | None" = None) -> str:
+def describe(
+    recipe: Recipe,
+    train_set: CocoDataset,
+    val_set: CocoDataset,
+    taken: "Taken | None" = None,
+    is_resumed: bool = False,
+) -> str:
     """What is going to be trained, in a few lines to print; `taken` of the weights that it starts from."""
     start = f"\n{taken}" if taken else ""
-    if not recipe.model.pretrained_backbone and not (taken and taken.parts["backbone"][0]):
+    if not is_resumed and not recipe.model.pretrained_backbone and not (taken and taken.parts["backbone"][0]):
         start += "\nthe backbone starts from random weights: all of it is trained, and its batch norms as well"
     size, drawn = recipe.model.min_size, recipe.data.train_min_sizes or (recipe.model.min_size,)
     outside = f"\nno image is trained on at the {size} px of evaluation: set --model.min-size or --data.train-min-sizes"
