@@ -56,3 +56,13 @@ def test_a_limit_on_detections_is_no_threshold() -> None:
     truth, rows = detector(0)
     high = [row for row in rows if row["score"] >= 0.06]
     assert evaluate_detections(truth, high, max_detections=1).notes() == []
+
+
+def test_a_limit_of_the_detector_is_no_threshold() -> None:
+    """The best three detections of each image, as `detections_per_image` keeps them: low scores would not help."""
+    truth, rows = detector(0)
+    best = sorted(rows, key=lambda row: -row["score"])
+    kept = [row for n, row in enumerate(best) if sum(r["image_id"] == row["image_id"] for r in best[:n]) < 3]
+    shifted = [{**row, "score": 0.2 + 0.8 * row["score"]} for row in kept]
+    assert evaluate_detections(truth, shifted).notes() == []
+    assert evaluate_detections(truth, shifted[:1]).notes() == []

@@ -24,7 +24,8 @@ def find_score_cut(lowest: float, matches: Matches) -> ScoreCut | None:
     """Tell whether a score threshold seems to have cut AP off.
 
     Where a detector's scores go down as far as they may, hardly any of the detections with the lowest scores are right, however high these
-    scores are. Where they end at a threshold above `USUAL`, and a tenth of the last ones is right, the next ones would be too. At
+    scores are; and where most of these are in images with as many detections as any has, the detector's limit ends them, such as 100 an
+    image. Where they end at a threshold above `USUAL`, and a tenth of the last ones is right, the next ones would be too. At
     most they reach recall 1 at the precision of all that is there; for a class of which nothing is there, at that of all classes.
 
     Args:
@@ -41,6 +42,9 @@ def find_score_cut(lowest: float, matches: Matches) -> ScoreCut | None:
     if scores.min() > lowest + _ROUNDED:  # the limit on detections ends them, not a threshold
         return None
     is_low = scores <= np.quantile(scores, _LOWEST)
+    in_image = np.bincount(matches.image[counts])
+    if (in_image[matches.image[counts][is_low]] == in_image.max()).mean() > 0.5:  # likewise: a limit of the detector
+        return None
     right = float(is_tp[counts][is_low].mean())
     size = 1 + int(max(matches.category.max(), matches.object_category.max()))
     objects = np.bincount(matches.object_category, minlength=size)
