@@ -474,3 +474,37 @@ def test_bccd_by_way_of_yolo_and_voc(shared_data: Path, tmp_path: Path) -> None:
         import_data(tmp_path / kind, tmp_path / f"{kind}_out")
         found = objects(tmp_path / f"{kind}_out")
         assert {name: approximate(entries) for name, entries in found.items()} == expected
+
+
+def test_roboflow_lists_a_test_split_that_it_did_not_export(yolo: Path, tmp_path: Path) -> None:
+    (yolo / "data.yaml").write_text("train: images/train\nval: images/val\ntest: ../test/images\nnames: [cat, dog]\n")
+    report = str(import_data(yolo, tmp_path / "out"))
+    assert "../test/images, which is test of" in report
+    assert sorted(file.name for file in (tmp_path / "out/annotations").iterdir()) == [
+        "instances_train.json",
+        "instances_val.json",
+    ]
+
+
+def test_images_of_two_splits_are_named(yolo: Path, tmp_path: Path) -> None:
+    (yolo / "data.yaml").write_text("train: images\nval: images/val\nnames: [cat, dog]\n")
+    assert "for training and for evaluation at once" in str(import_data(yolo, tmp_path / "out"))
+
+
+def test_labels_beside_the_images(tmp_path: Path) -> None:
+    """As labelImg saves them: images, labels and classes.txt in one folder."""
+    folder = tmp_path / "labelimg"
+    text(folder / "classes.txt", "cat\ndog\n")
+    for name in "ab":
+        picture(folder / f"{name}.jpg")
+        yolo_label(folder / f"{name}.txt", *YOLO_LINES)
+    import_data(folder, tmp_path / "out")
+    content = json.loads((tmp_path / "out/annotations/instances_train.json").read_text())
+    assert (len(content["images"]), len(content["annotations"])) == (2, 4)
+
+
+@pytest.mark.parametrize("wrong", ["names:\n\t- cat", "names: [cat, , dog]"])
+def test_yaml_files_with_an_error_of_syntax(yolo: Path, tmp_path: Path, wrong: str) -> None:
+    (yolo / "data.yaml").write_text(f"train: images/train\nval: images/val\n{wrong}\n")
+    with pytest.raises(ValueError, match=r"data\.yaml, line [34]: this is no YAML"):
+        import_data(yolo, tmp_path / "out")

@@ -21,31 +21,41 @@ from ..images import IMAGE_SUFFIXES, stated_sizes
 from ..splits import split_of
 from .dataset import ImportedDataset, ImportedImage, ImportedObject, UnknownClass, new_object, walk
 
-_YAML = (".yaml", ".yml")
+_YAML, _YAML_STEMS = (".yaml", ".yml"), ("data", "dataset")
 _CLASS_LISTS = ("classes.txt", "obj.names", "labels/classes.txt", "data/classes.txt")
 _TOLERANCE = 0.01  # how far beyond 0..1 a coordinate may be, as in Ultralytics
 
 
 @dataclass
 class _Layout:
-    """The file with the classes, these, the images of each split and of none, and how many numbers of keypoints follow a box."""
+    """The file with the classes, these, the images of each split and of none, what is listed but not there, and how many numbers of
+    keypoints follow a box."""
 
     source: Path
     names: list[str]
     splits: dict[str, list[Path]] = field(default_factory=dict)
     outside: list[Path] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
     keypoints: int = 0
 
 
 def find(folder: Path) -> Path | None:
-    """Return the file that names the classes of a folder in this format; `folder` may also be its YAML file."""
+    """Return the file that names the classes of a folder in this format; `folder` may also be its YAML file.
+
+    Raises:
+        ValueError: there is a YAML file of a data set, and it is none by its syntax.
+    """
     if folder.is_file():
         return folder if folder.suffix in _YAML and _has_classes(folder) else None
     files = [file for suffix in _YAML for file in folder.glob(f"*{suffix}") if _has_classes(file)]
-    files.sort(key=lambda file: (file.stem not in ("data", "dataset"), file.name))
+    files.sort(key=lambda file: (file.stem not in _YAML_STEMS, file.name))
     files += sorted(file for file in folder.glob("*.data") if {"names", "train"} <= _darknet(file).keys())
-    if any((folder / "obj_train_data").glob("*")) or any(folder.glob("labels")) or any(folder.glob("*/labels")):
-        files += [folder / name for name in _CLASS_LISTS if (folder / name).is_file()]
+    lists = [folder / name for name in _CLASS_LISTS if (folder / name).is_file()]
+    if lists and _has_labels(folder):
+        files += lists
+    if not files:
+        for file in (folder / f"{stem}{suffix}" for stem in _YAML_STEMS for suffix in _YAML):
+            _check_syntax(file)
     return files[0] if files else None
 
 
@@ -72,10 +82,37 @@ def read(folder: Path) -> ImportedDataset:
         )
     dataset.read(tasks, lambda image: _read_image(image, layout))
     dataset.remark("images outside the folders of the splits, left out", map(str, layout.outside))
+    dataset.remark("listed but not there, left out", layout.missing)
+    trained = set(layout.splits.get("train", []))
+    shared = (
+        image for split, images in layout.splits.items() if split != "train" for image in images if image in trained
+    )
+    dataset.remark(
+        "images for training and for evaluation at once, whose AP says nothing about other images", map(str, shared)
+    )
     folders = sorted({label.parent for label in labels if label})
     alone = (label for folder in folders for label in sorted(folder.glob("*.txt")) if label not in labels)
     dataset.remark("label files without an image, left out", map(str, filter(_is_label_file, alone)))
     return dataset
+
+
+def _has_labels(folder: Path) -> bool:
+    """Whether there are folders of label files, or images with theirs beside them, as of labelImg."""
+    if any((folder / "obj_train_data").glob("*")) or any(folder.glob("labels")) or any(folder.glob("*/labels")):
+        return True
+    images = (file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    return any(image.with_suffix(".txt").is_file() for image in images)
+
+
+def _check_syntax(file: Path) -> None:
+    """Raise ValueError where a YAML file that is there cannot be parsed."""
+    try:
+        yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ValueError(f"{file}{line}: this is no YAML ({error.problem}).") from None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return
 
 
 def _has_classes(file: Path) -> bool:
@@ -102,7 +139,14 @@ def _from_yaml(file: Path) -> _Layout:
         entries = content.get(split) or []
         images: dict[Path, None] = {}
         for entry in entries if isinstance(entries, list) else [entries]:
-            images.update(dict.fromkeys(_images_of(_existing(str(entry), roots[::-1], f"{split} of {file}"), roots)))
+            try:
+                path = _existing(str(entry), roots[::-1], f"{split} of {file}")
+            except ValueError:
+                if split != "test":  # which Roboflow lists, whether it is exported or not
+                    raise
+                layout.missing.append(f"{entry}, which is test of {file}")
+            else:
+                images.update(dict.fromkeys(_images_of(path, roots)))
         if images:
             layout.splits[split] = list(images)
     return layout if layout.splits else _by_folder(layout, file.parent)
@@ -127,6 +171,8 @@ def _existing(path: str, roots: list[Path], what: str) -> Path:
     """A path below one of some folders, or without its first folders: Roboflow writes `../train/images`, others those of their disk."""
     parts = Path(path.replace("\\", "/")).parts
     for start in range(len(parts)):
+        if start and parts[start:] == ("images",):
+            break  # of all splits
         for root in roots:
             candidate = Path(os.path.normpath(root.joinpath(*parts[start:])))
             if candidate.exists():
