@@ -207,9 +207,11 @@ def test_predict(run: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.Capt
         assert 0 <= d["score"] <= 1
 
     (images / "broken.jpg").write_bytes(b"\xff\xd8 no more")
+    out = tmp_path / "other"
     message = fails("predict", run, images, "--out", out)
     assert "1 of 2 images could not be read" in message
     assert "broken.jpg" in message
+    out = tmp_path / "none"
     assert "--device nonsense" in fails("predict", run, first, "--out", out, "--device", "nonsense")
     for number in ("7", "nan"):
         assert "within 0..1" in fails("predict", run, first, "--out", out, "--score-threshold", number)
@@ -228,12 +230,13 @@ def test_predict_with_the_thresholds_of_the_report(
     images = sorted((tiny_data / "images").iterdir())[:3]
 
     def arguments(threshold: object) -> list[str]:
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
         chosen = [] if threshold is None else ["--score-threshold", str(threshold)]
-        return ["predict", str(model), *map(str, images), "--out", str(tmp_path), *chosen]
+        return ["predict", str(model), *map(str, images), "--out", str(tmp_path / "out"), *chosen]
 
     def predict(threshold: object) -> list[tuple[str, str, float]]:
         cli.main(arguments(threshold))
-        found = csv.DictReader((tmp_path / "results.csv").open())
+        found = csv.DictReader((tmp_path / "out" / "results.csv").open())
         return [(d["file_name"], d["class"], float(d["score"])) for d in found]
 
     everything = predict(0)

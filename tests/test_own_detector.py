@@ -92,12 +92,13 @@ def test_train(run: Path, name: str) -> None:
 
 def test_predict(run: Path, name: str, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = sorted((tiny_data / "images").iterdir())[0]
-    arguments = ["predict", str(run), str(image), "--out", str(tmp_path), "--score-threshold", "0.001"]
+    arguments = ["predict", str(run), str(image), "--score-threshold", "0.001"]
     for option in ("--model.detector", "--detector"):
-        cli.main([*arguments, option, name])
-        found = json.loads((tmp_path / "results_bbox.json").read_text())
+        out = tmp_path / option
+        cli.main([*arguments, option, name, f"--out={out}"])
+        found = json.loads((out / "results_bbox.json").read_text())
         assert len(found) > 0
-    assert f"name it by --model.detector {name}" in fails(capsys, *arguments)
+    assert f"name it by --model.detector {name}" in fails(capsys, *arguments, f"--out={tmp_path / 'none'}")
 
 
 def test_evaluate(run: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

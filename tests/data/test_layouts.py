@@ -252,13 +252,22 @@ def test_split_unpacks_into_a_data_set(tiny_data: Path) -> None:
     assert len(CocoDataset(*find_split(tiny_data, "train"), training=True)) == 10
 
 
+def test_a_file_is_no_root(tmp_path: Path) -> None:
+    file = write(tmp_path, "annotations.json", "images", ["a.jpg", "b.jpg"])
+    with pytest.raises(FileNotFoundError, match=r"annotations\.json is a file: name its folder with --data\.root"):
+        find_split(file, "train")
+
+
 def test_a_run_and_its_test_evaluate_the_same_images(
-    tmp_path: Path, tiny_recipe: Recipe, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, tiny_recipe: Recipe, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """From wherever they are run."""
     names = [f"{n}.jpg" for n in range(10)]
     file = write(tmp_path, "annotations.json", "images", names)
-    tiny_recipe.data.root, tiny_recipe.training.epochs = str(tmp_path), 1
+    tiny_recipe.data.root, tiny_recipe.training.epochs = ".", 1
+    monkeypatch.chdir(tmp_path)
     trained = engine.train(tiny_recipe, tmp_path / "run")
+    monkeypatch.chdir("/")
     assert f"evaluation on 2 images: one fifth of {file}" in capsys.readouterr().out
     checkpoint = read_checkpoint(tmp_path / "run")
     tested = engine.test(checkpoint, tmp_path / "report")

@@ -60,6 +60,10 @@ def find_split(
 
 def _find_annotations(root: Path, split: Part, style: str, divide: bool) -> tuple[Path, bool]:
     """The annotation file of a split, and whether it is to be divided."""
+    if root.is_file():
+        raise FileNotFoundError(
+            f"{root} is a file: name its folder with --data.root, or it with --data.{split}-annotations."
+        )
     if not root.is_dir():
         raise FileNotFoundError(f"The folder {root} does not exist: name that of the data with --data.root.")
     names = ("instances_{}2017.json", "instances_{}.json") if style == "coco" else ("lvis_v1_{}.json",)

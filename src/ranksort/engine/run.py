@@ -63,6 +63,7 @@ def _train(recipe: Recipe, run: Path, resume: bool, interrupt: Interrupt) -> Rep
     last = run / "checkpoints" / "last.ckpt"
     previous = read_checkpoint(last) if resume else None
     recipe.check()
+    recipe.data = recipe.data.absolute()
     weights = read_weights(recipe.training.weights, recipe) if recipe.training.weights and not resume else None
     trained = previous.recipe.model if previous else weights.trained_backbone if weights else None
     recipe.model = with_pixel_statistics(recipe.model, trained)  # of a run that is recorded

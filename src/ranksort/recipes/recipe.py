@@ -13,7 +13,8 @@ What stands beside or below a setting is its help on the command line.
 
 import dataclasses
 import json
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -45,6 +46,11 @@ class DataSettings:
     repeat_threshold: float = 0.0
     """images with a class which is in less than this share of them are repeated within an epoch, as for LVIS; 0: none"""
     workers: int = 4  # processes which load images, for each device; 0: load in the main process
+
+    def absolute(self) -> "DataSettings":
+        """The same with paths that mean the same from every working directory."""
+        paths = ("root", "train_annotations", "train_images", "val_annotations", "val_images")
+        return replace(self, **{name: os.path.abspath(path) for name in paths if (path := getattr(self, name))})
 
 
 @dataclass
