@@ -31,6 +31,8 @@ def build_trainer(
     module: DetectorModule, run: Path | None = None, resume: bool = False, interrupt: Interrupt | None = None
 ) -> pl.Trainer:
     """Lightning's trainer; without a run folder and `interrupt`, one which only evaluates."""
+    for message in _MISLEADING:
+        warnings.filterwarnings("ignore", message)
     recipe, training = module.recipe, module.recipe.training
     steps = len(module.train_set) // training.batch_size if module.train_set else 0
     callbacks: list[pl.Callback] = [_ProgressBar() if sys.stdout.isatty() else LogLines(module.stopping)]
@@ -42,8 +44,6 @@ def build_trainer(
             Checkpoints(module, run / "checkpoints", interrupt)
         )  # last, for the others have state to be saved
         loggers = [_csv_logger(run, resume), TensorBoardLogger(run, name="", version="tensorboard")]
-    for message in _MISLEADING:
-        warnings.filterwarnings("ignore", message)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     trainer = pl.Trainer(
         default_root_dir=run,  # not the working directory: from there Lightning would resume what another job of SLURM has left
