@@ -133,13 +133,14 @@ class ALRPLoss(nn.Module):
     def _count(self, losses: Tensor) -> None:
         self.loss_sums += losses
         self.iterations += 1
-        if self.iterations == self.period:
-            localization = self.loss_sums[1]
-            if localization > 0:
-                # A new tensor, since a backward pass may still need the old one.
-                self.localization_weight = self.loss_sums.sum() / localization
-            self.loss_sums.zero_()
-            self.iterations.zero_()
+        is_over = self.iterations == self.period  # selected by and not branched on, which would wait for the device
+        localization = self.loss_sums[1]
+        # A new tensor, since a backward pass may still need the old one.
+        self.localization_weight = torch.where(
+            is_over & (localization > 0), self.loss_sums.sum() / localization, self.localization_weight
+        )
+        self.loss_sums.masked_fill_(is_over, 0)
+        self.iterations.masked_fill_(is_over, 0)
 
     def extra_repr(self) -> str:
         return f"delta={self.delta}, period={self.period}"
