@@ -19,9 +19,7 @@ from ranksort.losses.detection import DetectionLosses, localization, quality_tar
 
 
 def my_loss(logits, positive, labels, boxes, object_boxes, *, ignored=None, quality=None) -> DetectionLosses:
-    quality, box = localization(
-        boxes, object_boxes, quality
-    )  # IoU and GIoU loss of the positives, [P]; without boxes None
+    quality, box = localization(boxes, object_boxes, quality)  # IoU and GIoU loss of the positives, [P], or None
     targets = quality_targets(logits, positive, labels, quality, ignored)  # [A, C], -1 where ignored
     entropy = binary_cross_entropy_with_logits(
         logits.float(), targets.clamp(min=0), weight=targets >= 0, reduction="sum"

@@ -32,9 +32,8 @@ class Checkpoint:
     """A trained model on disk."""
 
     recipe: Recipe  # with which it was trained
-    categories: list[
-        Category
-    ]  # its classes, in the order of their labels; none: as many as the recipe says, of unknown names
+    categories: list[Category]
+    """its classes, in the order of their labels; none: as many as the recipe says, of unknown names"""
     state_dict: dict[str, Tensor]
     fingerprint: str = ""  # of the images and objects it was trained on; unknown for models that are not a run's
 

@@ -14,7 +14,7 @@ class GrowingFile:
     Whatever ends the process, the file holds all pieces added before; where a piece cannot be written, it stays as it was.
 
     Args:
-        path: of the file, which is written anew.
+        path: of the file, which replaces one that is there.
         opening, closing: what it begins and ends with.
 
     Raises:

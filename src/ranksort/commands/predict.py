@@ -39,7 +39,7 @@ def predict(
         batch_size: images or tiles at once; by default 1 on a CPU, else 8, and fewer where they do not fit into memory.
         tile: look at squares of this many pixels of the image one by one, for objects that are small in large images.
         overlap: of neighbouring tiles, as a share of their side.
-        every: look at every so manieth frame of videos.
+        every: look at every n-th frame of videos.
         annotations: COCO file whose image ids the results get, by the names of the files.
         pictures: draw the detections.
         detector: file.py:Class, where the checkpoint was trained with a detector of your own; its file is run.

@@ -89,12 +89,11 @@ class ScaleJitter(nn.Module):
         new = dict(target)
         if "masks" in target:
             masks = F.crop(target["masks"], top, left, *size)
-            kept &= masks.flatten(1).sum(1) > 0
-            is_cut = (masks.flatten(1).sum(1) < target["masks"].flatten(1).sum(1)) & kept
-            parts = masks_to_boxes(masks[is_cut]) + boxes.new_tensor(
-                [0, 0, 1, 1]
-            )  # of pixels, from their first to the last
-            old = boxes[is_cut]
+            visible = masks.flatten(1).sum(1)
+            kept &= visible > 0
+            is_cut = (visible < target["masks"].flatten(1).sum(1)) & kept
+            ends = boxes.new_tensor([0, 0, 1, 1])  # `masks_to_boxes` gives the last pixel, boxes end behind it
+            parts, old = masks_to_boxes(masks[is_cut]) + ends, boxes[is_cut]
             boxes[is_cut] = torch.cat(
                 (torch.maximum(old[:, :2], parts[:, :2]), torch.minimum(old[:, 2:], parts[:, 2:])), 1
             )

@@ -40,9 +40,8 @@ def build_trainer(
     if run is not None and interrupt is not None:
         if training.ema_decay:
             callbacks.append(EMAWeightAveraging(decay=training.ema_decay))
-        callbacks.append(
-            Checkpoints(module, run / "checkpoints", interrupt)
-        )  # last, for the others have state to be saved
+        # Last, for the others have state to be saved.
+        callbacks.append(Checkpoints(module, run / "checkpoints", interrupt))
         loggers = [_csv_logger(run, resume), TensorBoardLogger(run, name="", version="tensorboard")]
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     trainer = pl.Trainer(

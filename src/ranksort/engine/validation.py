@@ -76,10 +76,9 @@ class ValidationLosses:
         """
         parts = [({name: float(total) for name, total in self.sums.items()}, self.images)]
         if dist.is_available() and dist.is_initialized():
+            # As objects: a process may have no image with an object, and so no names of losses.
             gathered: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(
-                gathered, parts[0]
-            )  # a process may have no image with an object, and no names of losses
+            dist.all_gather_object(gathered, parts[0])
             parts = gathered
         sums: Counter[str] = Counter()
         for part, _ in parts:

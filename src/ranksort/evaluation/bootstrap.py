@@ -14,7 +14,7 @@ import numpy as np
 from .inputs import Detections, GroundTruth
 from .lrp import TAU
 from .matching import AREA_RANGES, DEFAULT_LIMITS, Candidates, Matching, Setting, match, take_part
-from .precision import RECALLS, _needed
+from .precision import RECALLS, needed_true_positives
 
 _BLOCK = 250  # resamples at a time
 
@@ -172,7 +172,7 @@ def _average_precision(true: np.ndarray, found: np.ndarray, passed: np.ndarray) 
 
 def _passed_recalls(num_objects: np.ndarray) -> np.ndarray:
     """(B, n) how many of RECALLS are reached by 0, 1, 2, ..., n - 1 true positives, of so many objects in B resamples, float32."""
-    needed = _needed(num_objects.astype(np.int64))
+    needed = needed_true_positives(num_objects.astype(np.int64))
     width = int(needed.max()) + 1
     places = needed + width * np.arange(len(needed))[:, None]
     return (

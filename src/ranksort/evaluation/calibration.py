@@ -16,9 +16,8 @@ from .overlaps import Samples
 
 BINS = 25
 MIN_DETECTIONS = 20  # of a class, for a calibrator of its own
-TIE_BREAK = (
-    1e-3  # the share of the raw score in a calibrated one: no two scores become equal, so that their order and AP stay
-)
+TIE_BREAK = 1e-3
+"""the share of the raw score in a calibrated one: no two scores become equal, so that their order and AP stay"""
 
 Target = Literal["iou", "precision"]
 Method = Literal["isotonic", "linear"]

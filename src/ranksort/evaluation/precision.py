@@ -23,7 +23,7 @@ def evaluate_precision(candidates: Candidates, setting: Setting, limits: list[in
     all_categories = candidates.detections.category
     class_starts = np.searchsorted(all_categories, np.arange(num_classes, dtype=all_categories.dtype))
     possible = np.append(0, np.cumsum(setting.can_be_wrong))
-    needed = _needed(setting.num_objects)
+    needed = needed_true_positives(setting.num_objects)
     precision = np.zeros((len(setting.matchings), num_classes, len(RECALLS)))
     recall = np.zeros((len(setting.matchings), num_classes, len(limits)))
     for t, matching in enumerate(setting.matchings):
@@ -42,7 +42,7 @@ def evaluate_precision(candidates: Candidates, setting: Setting, limits: list[in
     return precision, recall
 
 
-def _needed(num_objects: np.ndarray) -> np.ndarray:
+def needed_true_positives(num_objects: np.ndarray) -> np.ndarray:
     """(C, 101): how many true positives, one at least, reach each of RECALLS where a class has `num_objects`, (C,)."""
     total = np.maximum(num_objects, 1)[:, None]
     needed = np.ceil(RECALLS * total)  # which may be off by one where the product is rounded

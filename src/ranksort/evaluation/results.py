@@ -118,9 +118,8 @@ class ResultsWriter:
             height, width: of the image in pixels; 0 where they are not known.
         """
         for shape, growing in self._lists.items():
-            hidden = self._lists.keys() - {
-                shape
-            }  # with a box, the size of a mask would be that of the box to COCO's evaluation
+            # With a box, the size of a mask would be that of the box to COCO's evaluation.
+            hidden = self._lists.keys() - {shape}
             growing.extend({key: value for key, value in row.items() if key not in hidden} for row in results)
         if results:
             numbers = np.array([[row["score"], *row["bbox"]] for row in results], np.float32).astype(str).tolist()

@@ -79,7 +79,7 @@ class AverageLRP(nn.Module):
     The localisation error of a positive is its GIoU loss: a half of it, which is in 0..1, divided by 1 - τ for τ = 1/2, as published.
 
     Args:
-        period: batches after which the weight of the localisation part is set anew, see `ALRPLoss`: an epoch.
+        period: batches after which the weight of the localisation part is set again, see `ALRPLoss`: an epoch.
     """
 
     needs_boxes = True

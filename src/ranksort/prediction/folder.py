@@ -43,7 +43,7 @@ class PredictionFolder:
         predictor: what finds something.
         categories: of its model, in the order of the labels.
         pictures: whether to draw any.
-        every: look at every so manieth frame of videos.
+        every: look at every n-th frame of videos.
 
     Attributes:
         images: how many images and frames have results.

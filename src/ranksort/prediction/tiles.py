@@ -168,9 +168,8 @@ def _placed(rle: dict[str, Any], box: Sequence[int], size: tuple[int, int]) -> d
     end = np.nonzero(edges < 0)[1]
     offset = (column.astype(np.int64) + x) * size[0] + y
     bounds = np.stack([offset + begin, offset + end], 1).reshape(-1)
-    joined = bounds[1:-1].reshape(
-        -1, 2
-    )  # a run down to the lower edge of the image, and one from the upper edge of the next column
+    # A run down to the lower edge of the image, and one from the upper edge of the next column, are one.
+    joined = bounds[1:-1].reshape(-1, 2)
     is_one = np.repeat(joined[:, 0] == joined[:, 1], 2)
     bounds = np.concatenate([bounds[:1], bounds[1:-1][~is_one], bounds[-1:]])
     counts = np.diff(bounds, prepend=0, append=size[0] * size[1])

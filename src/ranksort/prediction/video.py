@@ -57,7 +57,7 @@ class Video:
         self.time_base = Fraction(self._stream.time_base or Fraction(1, 1000))
 
     def frames(self, every: int = 1) -> Iterator[tuple[Frame, Tensor | Exception]]:
-        """Every so manieth frame from the first on, uint8 RGB [3, H, W], turned as players turn it.
+        """Every n-th frame from the first on, uint8 RGB [3, H, W], turned as players turn it.
 
         Where the file is damaged, the last one is an exception: raised, it would take with it the frames that wait to be looked at.
         """

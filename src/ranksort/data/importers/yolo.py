@@ -156,7 +156,7 @@ def _names(file: Path) -> list[str]:
     """The classes, of a list or a dictionary by number; by Ultralytics' default names where there is a number of classes alone."""
     content = _load_yaml(
         file, yaml.BaseLoader
-    )  # names as they are written: to YAML on, off, yes and no are true and false
+    )  # as they are written: YAML takes on, off, yes and no for true and false
     names, count = content.get("names"), content.get("nc")
     if not names and isinstance(count, str) and count.isdecimal():
         names = [f"class_{number}" for number in range(int(count))]
