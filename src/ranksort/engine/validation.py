@@ -66,7 +66,7 @@ class ValidationLosses:
         sides = boxes[:, 2:] - boxes[:, :2]
         kept = ((sides > 0) & (sides >= self.min_box_size)).all(dim=1)
         if "masks" in target:
-            kept &= target["masks"].flatten(1).any(dim=1)
+            kept &= target["masks"].flatten(1).any(dim=1).bool()  # of uint8 it is uint8
         return {"boxes": boxes[kept], **{key: target[key][kept] for key in ("labels", "masks") if key in target}}
 
     def compute(self) -> dict[str, float]:
