@@ -229,7 +229,7 @@ def test_placeholder_of_roboflow_is_no_class(tmp_path: Path) -> None:
     train = CocoDataset(*find_split(tmp_path, "train"), training=True)
     assert [category.id for category in train.categories] == [1, 2]
     assert train[0][1]["labels"].tolist() == [0, 1]
-    assert "1 class 'pets', which has no object and is the group of the others" in str(train)
+    assert "1 class 'pets', which has no object and only names the group of the others" in str(train)
     val = CocoDataset(*find_split(tmp_path, "val"), training=False, categories=train.categories)
     assert val.file is not None
     assert [category.id for category in val.file.categories] == [1, 2]

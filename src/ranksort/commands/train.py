@@ -52,7 +52,7 @@ def quickstart(
         f"  detect            ranksort predict {run} {root / 'images'} --out {out / 'predictions'}\n"
         "  check your data   ranksort check-data IMAGES ANNOTATIONS.json\n"
         f"  train on them     ranksort train {recipe} --data.root DIR\n"
-        "where DIR holds annotations/instances_{train,val}.json in COCO format and images/."
+        "where DIR is a COCO data set, or a COCO export of Roboflow, CVAT, Label Studio, ...; for YOLO and VOC: ranksort import-data."
     )
 
 

@@ -111,7 +111,9 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
         self.dropped: dict[str, int] = {}
         if training:
             is_object, is_used = self._training_rules(file, keep_empty_images, min_box_size)
-            self.dropped |= {f"class {g.name!r}, which has no object and is the group of the others": 1 for g in groups}
+            self.dropped |= {
+                f"class {g.name!r}, which has no object and only names the group of the others": 1 for g in groups
+            }
             if not is_used.any():
                 raise ValueError(f"{annotations} leaves no image to train on (left out: {self.dropped}).")
 

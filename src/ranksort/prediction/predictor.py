@@ -120,7 +120,7 @@ class Predictor:
         low, high = float(self.thresholds.min()), float(self.thresholds.max())
         if not self.is_lrp:
             return f"from score {low:g} on"
-        return f"from the score on at which their class reaches its oLRP in the run's report: {low:.3f} to {high:.3f}"
+        return f"above the best threshold of their class in the run's report (where it reaches its oLRP): {low:.3f} to {high:.3f}"
 
     def files(self, sources: Sequence[Any]) -> Iterator[tuple[Any, Prediction | Exception]]:
         """Go through images, which are read ahead in threads: each with what is found in it, or why nothing can be said of it."""

@@ -303,7 +303,7 @@ def summarize(recipe: Recipe, val_set: CocoDataset) -> dict[str, str]:
     start = "" if model.pretrained_backbone else " from random weights"
     if training.weights:
         start = f" from {training.weights}"
-    schedule = f"falling after epochs {', '.join(map(str, optimizer.milestones))}"
+    schedule = f"falling after {_epochs(optimizer.milestones)}" if optimizer.milestones else "constant"
     return {
         "recipe": recipe.name,
         "detector": f"{model.detector}, {model.backbone}{start}",
