@@ -348,6 +348,13 @@ def test_polygons_in_an_image_that_lacks_a_side(side: str, content: dict[str, An
     assert ("bad image size", "image 1") in _faults(content, write)
 
 
+@pytest.mark.parametrize("size", [10**400, -(10**400), 10**25])
+def test_sides_that_no_number_of_64_bits_can_hold(size: int, content: dict[str, Any], write: Write) -> None:
+    content["images"][0]["height"] = size
+    faults = _faults(content, write)
+    assert [fault for fault in faults if fault[0] == "bad image size"] == [("bad image size", "image 1")]
+
+
 json_values = st.recursive(
     st.none()
     | st.booleans()

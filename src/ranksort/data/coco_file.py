@@ -16,7 +16,16 @@ import numpy as np
 
 from .coco_checks import check
 from .coco_columns import Annotations, Category, CocoFile, Federated, Images, join_annotations
-from .coco_rows import MAX_COORDINATE, MAX_SIDE, AnnotationRow, CategoryRow, ImageRow, MaskedAnnotationRow, Repair
+from .coco_rows import (
+    MAX_COORDINATE,
+    MAX_SIDE,
+    AnnotationRow,
+    CategoryRow,
+    ImageRow,
+    MaskedAnnotationRow,
+    Repair,
+    is_number,
+)
 from .ids import Id, IdIndex, canonical, sort_key
 from .json_source import JsonSource, decode_rows, in_memory, no_garbage_collection
 from .lvis import file_name
@@ -154,7 +163,10 @@ class _Reader:
     def sides(self, rows: list[tuple[int, Id, Any]], key: str, repair: Repair) -> np.ndarray:
         """Widths or heights of images, int64, 0 for those that are malformed."""
         values = [getattr(row, key) for *_, row in rows]
-        column = np.array(values, dtype=np.float64)  # None becomes NaN
+        try:
+            column = np.array(values, dtype=np.float64)  # None becomes NaN
+        except OverflowError:  # JSON has integers that no float can hold
+            column = np.array([value if is_number(value, MAX_SIDE) else np.nan for value in values])
         good = (column > 0) & (column < MAX_SIDE) & (column == np.floor(column))
         for n in np.flatnonzero(~good).tolist():
             number, id, _ = rows[n]
