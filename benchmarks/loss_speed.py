@@ -187,11 +187,9 @@ def compare(shapes: list[str], kinds: list[str], runs: int, device: torch.device
             memory = peak_bytes(ranksort, logits, targets) / len(logits)
             ratios = [f"{x:13.2f}" for x in (rs / fl, rs / st)] + [f"{x:13.1f}" for x in (rs / lm, lp / rs)]
             ratios.append(f"{bucket[0] / rs:13.1f}" if bucket else f"{'-':>13}")
+            ratios.append(f"{memory:13.1f}")
             ratios += [f"{launches(ranksort, logits, targets):13}"] if device.type == "cuda" else []
-            print(
-                f"{shape:8}{kind:10}{1000 * rs:13.{2 if rs < 0.01 else 1}f}" + "".join(ratios) + f"{memory:13.1f}",
-                flush=True,
-            )
+            print(f"{shape:8}{kind:10}{1000 * rs:13.{2 if rs < 0.01 else 1}f}" + "".join(ratios), flush=True)
 
 
 def growth(kinds: list[str], runs: int, device: torch.device) -> None:

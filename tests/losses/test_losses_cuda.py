@@ -1,5 +1,6 @@
 """The losses on a GPU: the recorded values, half precision, and how often the host waits for the device."""
 
+import sys
 import warnings
 from collections.abc import Callable
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ranksort.losses import average_lrp_loss, average_precision_loss, rank_sort_loss
 
+kernels = pytest.importorskip("ranksort.losses.kernels", reason="Triton is not installed")
 pytestmark = [
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU that torch can use"),
@@ -61,7 +63,7 @@ def test_a_large_batch_is_as_on_the_cpu(kind: str):
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         found = []
         for device in ("cuda", "cpu"):
-            leaf = logits.to(device, dtype).requires_grad_()
+            leaf = logits.to(device, dtype, copy=True).requires_grad_()
             ranking, sorting = rank_sort_loss(leaf, targets.to(device))
             (ranking + sorting).backward()
             found.append((ranking.item(), sorting.item(), leaf.grad.cpu()))
@@ -96,6 +98,26 @@ def test_the_host_waits_three_times_at_most(kind: str):
     logits, targets = atss_batch(kind)
     leaf = logits.requires_grad_()
     assert 1 <= waits(lambda: sum(rank_sort_loss(leaf, targets)).backward()) <= 3
+
+
+def test_the_kernels_are_used():
+    """Without a word they would be left out where Triton cannot compile."""
+    assert kernels.work_on(torch.device("cuda", torch.cuda.current_device()))
+
+
+def test_the_plain_path_gives_the_same(monkeypatch: pytest.MonkeyPatch):
+    """It is taken for unusual input, and where there is no Triton."""
+    for kind in ("untrained", "trained"):
+        logits, targets = atss_batch(kind)
+        found = []
+        for of in (lambda x: kernels, lambda x: None):
+            monkeypatch.setattr(sys.modules["ranksort.losses.rank_sort"], "_kernels_for", of)
+            leaf = logits.clone().requires_grad_()
+            losses = rank_sort_loss(leaf, targets)
+            sum(losses).backward()
+            found.append((*(loss.item() for loss in losses), leaf.grad.cpu()))
+        assert found[0][:2] == pytest.approx(found[1][:2], rel=1e-6)
+        assert_gradient_close(found[0][2], found[1][2], 1e-5)
 
 
 def test_memory_of_a_large_batch():

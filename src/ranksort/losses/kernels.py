@@ -45,6 +45,14 @@ def _double(high, low):
 
 
 @triton.jit
+def _cast(x, dtype: tl.constexpr):
+    """Between half precision and float64 by way of float32."""
+    if x.dtype == dtype:
+        return x
+    return x.to(tl.float32).to(dtype)
+
+
+@triton.jit
 def _interval(x, edges, number, highest, BLOCK: tl.constexpr):
     """How many of the edges are at or below x, by binary search; `highest` is the greatest power of 2 up to their number."""
     found = tl.zeros([BLOCK], tl.int32)
@@ -62,8 +70,8 @@ def _count(logits, targets, edges, totals, unusual, size, number, highest, copie
     program = tl.program_id(0)
     place = program.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = place < size
-    x = tl.load(logits + place, mask=inside, other=0.0).to(tl.float64)
-    target = tl.load(targets + place, mask=inside, other=-1.0).to(tl.float64)
+    x = _cast(tl.load(logits + place, mask=inside, other=0.0), tl.float64)
+    target = _cast(tl.load(targets + place, mask=inside, other=-1.0), tl.float64)
     usual = (tl.abs(x) < 1e100) & (tl.abs(target) < 1e100) & (target <= 1)  # false for NaN
     if tl.max((inside & (usual == 0)).to(tl.int32), 0) > 0:
         tl.store(unusual, 1)
@@ -189,7 +197,7 @@ def _lines(
 def _update(logits, targets, edges, lines, grads, update, size, number, highest, BLOCK: tl.constexpr):
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = place < size
-    x = tl.load(logits + place, mask=inside, other=0.0).to(tl.float64)
+    x = _cast(tl.load(logits + place, mask=inside, other=0.0), tl.float64)
     target = tl.load(targets + place, mask=inside, other=-1.0)
     k = _interval(x, edges, number, highest, BLOCK) - 1
     handed = inside & (target == 0) & (k >= 0)
@@ -197,7 +205,7 @@ def _update(logits, targets, edges, lines, grads, update, size, number, highest,
     value = tl.load(lines + k, mask=handed, other=0.0)
     slope = tl.load(lines + number + k, mask=handed, other=0.0)
     to_negative = tl.where(handed, value + slope * (x - edge), 0.0) * tl.load(grads)
-    tl.store(update + place, to_negative.to(update.dtype.element_ty), mask=inside)
+    tl.store(update + place, _cast(to_negative, update.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["positives"])
@@ -207,7 +215,7 @@ def _update_positives(to_positive, places, order, grads, update, positives, BLOC
     place = tl.load(places + tl.load(order + i, mask=own, other=0), mask=own, other=0)
     ranking = tl.load(to_positive + i, mask=own, other=0.0) * tl.load(grads)
     sorting = tl.load(to_positive + positives + i, mask=own, other=0.0) * tl.load(grads + 1)
-    tl.store(update + place, (ranking + sorting).to(update.dtype.element_ty), mask=own)
+    tl.store(update + place, _cast(ranking + sorting, update.dtype.element_ty), mask=own)
 
 
 class _RankSort(torch.autograd.Function):
@@ -236,9 +244,7 @@ class _RankSort(torch.autograd.Function):
             s, y, edges, totals, unusual, len(s), number, highest, copies, BLOCK=_BLOCK
         )
         pairs = {"ROWS": _ROWS, "COLUMNS": _COLUMNS}
-        _errors[rows](
-            p, quality, begins, ends, edges, totals.sum(0), errors, positives, *scales, HARD=hard, **pairs
-        )
+        _errors[rows](p, quality, begins, ends, edges, totals.sum(0), errors, positives, *scales, HARD=hard, **pairs)
         _hand_on[rows](p, quality, errors, to_positive, positives, *scales, HARD=hard, **pairs)
         _lines[(triton.cdiv(number, _ROWS),)](begins, ends, edges, errors, lines, positives, *scales, **pairs)
         ctx.save_for_backward(logits, targets)
@@ -288,6 +294,7 @@ def work_on(device: torch.device) -> bool:
     except Exception as error:  # compilers fail in many ways
         reason = str(error).strip().splitlines()[:1]
         warnings.warn(
-            f"RS Loss takes its slower way on {device}, since Triton cannot compile for it ({''.join(reason)})", stacklevel=3
+            f"RS Loss takes its slower way on {device}, since Triton cannot compile for it ({''.join(reason)})",
+            stacklevel=3,
         )
         return False
