@@ -62,8 +62,10 @@ def main() -> None:
         if not torch.cuda.is_available():
             parser.error("there is no GPU that torch can use")
     groups = list(product(options.data_root, options.losses))
+    processes = get_context("forkserver")
+    processes.set_forkserver_preload(["ranksort.engine"])  # imported once for all of them
     with (
-        ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as cells,
+        ProcessPoolExecutor(options.jobs, mp_context=processes) as cells,
         ThreadPoolExecutor(max(len(groups), 1)) as waiting,
     ):
         list(waiting.map(lambda group: compare(*group, options, cells), groups))
@@ -113,7 +115,10 @@ def run(root: Path, options: argparse.Namespace, cell: dict[str, Any]) -> dict[s
         checkpoint = read_checkpoint(folder)
         checkpoint.recipe.data.val_annotations = str(test)
         result["test"] = numbers(engine.test(checkpoint, folder / "test"), rare)
-    result |= time_steps(folder) | {"date": time.strftime("%Y-%m-%d %H:%M"), "commit": commit()}
+    result |= time_steps(folder, alone=options.jobs == 1) | {
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "commit": commit(),
+    }
     with options.results.open("a", encoding="utf-8") as file:
         file.write(json.dumps(result) + "\n")
     return result
@@ -135,8 +140,10 @@ def numbers(report: Any, rare: set[int]) -> dict[str, float | None]:
     return {name: None if value is None else round(100 * value, 2) for name, value in found.items()}
 
 
-def time_steps(folder: Path) -> dict[str, Any]:
-    """Losses and gradients of some batches: the median time, on a CPU that of its cores together, which other jobs change little."""
+def time_steps(folder: Path, alone: bool) -> dict[str, Any]:
+    """Losses and gradients of some batches: the median time, on a CPU that of its cores together, which other jobs change little; on a GPU
+    that others share, none.
+    """
     import torch
 
     from ranksort.checkpoints import read_checkpoint
@@ -144,6 +151,10 @@ def time_steps(folder: Path) -> dict[str, Any]:
     from ranksort.recipes.build import build_dataset, build_sampler
 
     cuda = torch.cuda.is_available()
+    name = torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} threads, {platform.machine()}"
+    about = {"seconds_per_step": None, "device": name, "torch": torch.__version__}
+    if cuda and not alone:
+        return about
     device = torch.device("cuda" if cuda else "cpu")
     checkpoint = read_checkpoint(folder)
     model = checkpoint.build(device).to(memory_format=torch.channels_last).train()
@@ -160,8 +171,7 @@ def time_steps(folder: Path) -> dict[str, Any]:
         times.append(clock() - start)
         if len(times) == TIMED_STEPS:
             break
-    name = torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} threads, {platform.machine()}"
-    return {"seconds_per_step": round(statistics.median(times), 4), "device": name, "torch": torch.__version__}
+    return about | {"seconds_per_step": round(statistics.median(times), 4)}
 
 
 def commit() -> str:
@@ -202,8 +212,9 @@ def row(cells: list[dict[str, Any]], split: str) -> list[str]:
     chosen = [cell for cell in cells if cell["rate"] == best]
     values = ([cell[split][name] for cell in chosen if cell[split][name] is not None] for name in METRICS)
     by_rate = ", ".join(f"{c['lr']:g}: {c['val']['AP']:.1f}" for c in sorted(tried, key=lambda c: c["lr"]))
-    seconds = statistics.median(cell["seconds_per_step"] for cell in chosen)
-    return [*map(mean_and_spread, values), f"{seconds:.3f}", str(len(chosen)), by_rate]
+    times = [cell["seconds_per_step"] for cell in chosen if cell["seconds_per_step"]]
+    seconds = f"{statistics.median(times):.3f}" if times else "-"
+    return [*map(mean_and_spread, values), seconds, str(len(chosen)), by_rate]
 
 
 def mean_and_spread(values: list[float]) -> str:
