@@ -1,7 +1,5 @@
 """What the tests of the three ranking losses share."""
 
-import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,18 +21,9 @@ WAYS = {
 
 
 WAYS["accelerator"] = {"on_cpu": lambda x: False}
-WAYS["kernels"] = {}
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # on a CPU, before Triton is imported
-
-
-def kernels():
-    return pytest.importorskip("ranksort.losses.kernels", reason="Triton is not installed")
 
 
 def count_in(way, patch):
-    if way == "kernels":
-        patch.setattr(sys.modules["ranksort.losses.rank_sort"], "_kernels_for", lambda logits: kernels())
     for name, value in WAYS[way].items():
         patch.setattr(counting, name, value)
 

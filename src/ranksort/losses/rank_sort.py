@@ -52,7 +52,8 @@ def rank_sort_loss(
         ValueError: where shapes differ, logits are not floating point, a target is above 1, or a value is not finite that is not ignored.
 
     The host waits for the device at most three times a call, five with a process group; once more where
-    ignored logits are not finite.
+    ignored logits are not finite. On CUDA, with Triton and without a process group, it is `kernels.py` that computes the losses, unless
+    `torch.use_deterministic_algorithms` is set.
     """
     kernels = _kernels_for(logits) if process_group is None else None
     if kernels is not None:
