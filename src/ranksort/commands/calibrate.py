@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -97,7 +97,7 @@ def merge(
         detections_per_image: how many are kept at most.
     """
     from ..evaluation.merging import merge_rows
-    from ..evaluation.result_rows import read_rows, write_rows
+    from ..evaluation.result_rows import CALIBRATED, read_rows, write_rows
 
     if len(detections) < 2:
         raise ValueError("name the results of two or more models to merge.")
@@ -105,9 +105,26 @@ def merge(
         raise ValueError(f"--detections-per-image must be 1 or more; got {detections_per_image}.")
     _keep(out, detections)
     parts = {str(path): read_rows(path) for path in detections}
+    meanings = {row.get(CALIBRATED) for part in parts.values() for row in part}
+    if len(meanings) > 1:
+        of_each = "; ".join(f"{path}: {_meaning(part)}" for path, part in parts.items())
+        print(f"the scores of these detectors do not mean the same, so that the wrong ones may win: {of_each}")
     rows = merge_rows(parts, detections_per_image)
     write_rows(rows, out)
     print(f"{len(rows)} of {sum(map(len, parts.values()))} detections: {out}")
+
+
+def _meaning(rows: Sequence[dict[str, Any]]) -> str:
+    """What the scores of results mean, as far as they say it."""
+    from ..evaluation.result_rows import CALIBRATED
+
+    names = {
+        None: "as the model gives them",
+        "iou": "the expected IoU",
+        "precision": "the probability of IoU .5 or more",
+    }
+    found = {row.get(CALIBRATED) for row in rows}
+    return " and ".join(sorted(names.get(mark, str(mark)) for mark in found)) or "there are none"
 
 
 def _keep(out: Path, inputs: Sequence[Path]) -> None:

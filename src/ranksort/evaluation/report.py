@@ -1,6 +1,7 @@
 """What an evaluation found: numbers, a table, JSON and CSV."""
 
 import csv
+import io
 import json
 import math
 import reprlib
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..whole_file import replace_file
 from ..words import listed
 from .inputs import CategoryInfo
 from .lrp import TAU, Matches
@@ -144,7 +146,6 @@ class Report:
         from .findings import findings
         from .thresholds import save_thresholds
 
-        folder.mkdir(parents=True, exist_ok=True)
         content = {
             "iou_type": self.iou_type,
             "style": self.style,
@@ -159,11 +160,12 @@ class Report:
             "scores": self._score_statistics(),
         }
         lines = (f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in content.items())
-        (folder / "report.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-        with (folder / "per_class.csv").open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            writer = csv.DictWriter(file, fieldnames=list(self.per_class[0]))
-            writer.writeheader()
-            writer.writerows(_without_nan(row) for row in self.per_class)
+        replace_file(folder / "report.json", ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+        table = io.StringIO()
+        writer = csv.DictWriter(table, fieldnames=list(self.per_class[0]))
+        writer.writeheader()
+        writer.writerows(_without_nan(row) for row in self.per_class)
+        replace_file(folder / "per_class.csv", table.getvalue().encode("utf-8", "backslashreplace"))
         save_thresholds(folder, self)
 
     def thresholds(self) -> np.ndarray:
