@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -36,18 +37,23 @@ def calibrate(
         style: whose rules.
         max_detections: as of evaluate.
     """
+    from ..evaluation import evaluate
     from ..evaluation.calibration import fit_calibrator
     from ..evaluation.calibration_file import save_calibrator
     from ..evaluation.calibration_summary import summarize
     from ..evaluation.inputs import read_detections, read_ground_truth
     from ..evaluation.overlaps import assess
+    from ..evaluation.thresholds import thresholds_content
 
     _keep(out, [ground_truth, detections])
     truth = read_ground_truth(ground_truth, iou_type, style)
     found = read_detections(detections, truth, iou_type)
     samples = assess(truth, found, style, max_detections)
     calibrator = fit_calibrator(samples, truth.categories, target=target, method=method)
-    summary = summarize(truth, found, samples, calibrator, style, max_detections)
+    in_use = replace(found, scores=calibrator(found.scores, found.category))
+    reports = [evaluate(truth, scored, style, max_detections) for scored in (found, in_use)]
+    summary = summarize(samples, calibrator, reports[0])
+    summary.metrics = [(report.summary["AP"], report.summary["oLRP"]) for report in reports]
     about = {
         "ground_truth": str(ground_truth),
         "detections": str(detections),
@@ -55,7 +61,7 @@ def calibrate(
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "errors": summary.as_dict(),
     }
-    save_calibrator(calibrator, out, about)
+    save_calibrator(calibrator, out, about, thresholds_content(reports[0]))
     print(f"{summary}\n\ncalibration: {out}")
 
 

@@ -40,8 +40,16 @@ class _Content(msgspec.Struct):
     about: dict[str, Any] = {}
 
 
-def calibrator_content(calibrator: Calibrator, about: dict[str, Any] | None = None) -> dict[str, Any]:
-    """A calibrator as JSON has it; `about` says, as JSON can hold it, how it came about."""
+def calibrator_content(
+    calibrator: Calibrator, about: dict[str, Any] | None = None, thresholds: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """A calibrator as JSON has it.
+
+    Args:
+        calibrator: what scores are worth.
+        about: how it came about, as JSON can hold it.
+        thresholds: see `thresholds.thresholds_content`, of the same scores.
+    """
     of_classes = zip(calibrator.categories, calibrator.num_detections.tolist(), calibrator.curves, strict=True)
     return {
         "format": FORMAT,
@@ -49,6 +57,7 @@ def calibrator_content(calibrator: Calibrator, about: dict[str, Any] | None = No
         "target": calibrator.target,
         "method": calibrator.method,
         "about": about or {},
+        **({} if thresholds is None else {"thresholds": thresholds}),
         "all_classes": _entry(calibrator.all_classes),
         "classes": [
             {"id": category.id, "name": category.name, "detections": number, **(_entry(curve) if curve else {})}
@@ -57,9 +66,14 @@ def calibrator_content(calibrator: Calibrator, about: dict[str, Any] | None = No
     }
 
 
-def save_calibrator(calibrator: Calibrator, path: str | Path, about: dict[str, Any] | None = None) -> None:
+def save_calibrator(
+    calibrator: Calibrator,
+    path: str | Path,
+    about: dict[str, Any] | None = None,
+    thresholds: dict[str, Any] | None = None,
+) -> None:
     """Write what `calibrator_content` returns, a class a line."""
-    content = calibrator_content(calibrator, about)
+    content = calibrator_content(calibrator, about, thresholds)
     classes = ",\n".join(map(json.dumps, content.pop("classes")))
     head = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in content.items()]
     text = "{\n" + ",\n".join([*head, f'"classes": [\n{classes}\n]']) + "\n}\n"

@@ -59,6 +59,7 @@ class Report:
         small_ap: APs without these.
         lowest_score: of all detections, also those beyond the limit; NaN where there are none.
         left_out: ids of categories which the ground truth lacks, and how many detections of each were left out.
+        scores_are: "raw", as the model gives them, or what became of them before, such as "calibrated".
     """
 
     summary: dict[str, float]
@@ -75,6 +76,7 @@ class Report:
     small_ap: float
     lowest_score: float
     left_out: dict[Any, int] = field(default_factory=dict)
+    scores_are: str = "raw"
 
     @property
     def classes_without_objects(self) -> int:
@@ -121,8 +123,10 @@ class Report:
         if self.left_out:
             ids, count = listed(list(self.left_out), shown=reprlib.repr), sum(self.left_out.values())
             said += [f"{count} detections of categories that the ground truth does not have are left out: {ids}."]
+        if self.scores_are != "raw":
+            said += [f"The scores are {self.scores_are}."]
         score_cut = find_score_cut(self.lowest_score, self.matches)
-        if score_cut:
+        if score_cut and "cut off" not in self.scores_are:
             lowest, right, most = score_cut
             said += [
                 f"The lowest score is {lowest:.2f}, but {right:.0%} of the lowest-scoring tenth of the detections are right: "
