@@ -52,10 +52,13 @@ class DetectionLosses(NamedTuple):
         balanced = self_balanced(mean, self.classification) if self.task_weight is None else self.task_weight * mean
         return self._replace(losses=self.losses | {name: balanced})
 
-    def logs(self) -> dict[str, Tensor | float]:
+    def logs(self) -> dict[str, Tensor]:
         """What is worth watching besides the losses: the number of `positives` and their mean `quality`, 0 where there are none."""
         positives = len(self.quality)
-        return {"positives": float(positives), "quality": self.quality.sum() / max(positives, 1)}
+        count = self.quality.new_full(
+            (), positives
+        )  # made where it is needed: a number would have to be brought there, which waits
+        return {"positives": count, "quality": self.quality.sum() / max(positives, 1)}
 
 
 class Criterion(Protocol):
