@@ -32,6 +32,8 @@ def test_command(defaults: Recipe) -> Callable[..., None]:
         from ..engine import test as run_test
 
         trained = read_checkpoint(checkpoint)
+        if trained.note:
+            print(f"warning: {trained.note}: evaluating {trained.path}")
         trained.recipe.data, trained.recipe.model = data, model
         run_test(trained, out or Path("reports") / time.strftime(TIME))
 

@@ -64,6 +64,8 @@ def predict(
     if every < 1:
         raise ValueError(f"--every must be 1 or more, got {every}")
     trained = read_checkpoint(checkpoint)
+    if trained.note:
+        print(f"warning: {trained.note}: detecting with {trained.path}")
     model = trained.build(_device(device), **({"detector": detector} if detector else {}))
     if score_threshold in (None, "lrp"):
         model.lrp_thresholds = _lrp_thresholds(checkpoint, trained.categories, is_needed=score_threshold == "lrp")

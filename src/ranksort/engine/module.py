@@ -15,6 +15,7 @@ from ..evaluation.evaluator import Evaluator
 from ..models import Detector
 from ..recipes import Recipe
 from ..recipes.build import build_optimizer, build_sampler, rate_factor
+from .metrics_file import MetricsFile
 from .stopping import Stopping
 from .validation import ValidationLosses, computed_once
 
@@ -41,6 +42,7 @@ class DetectorModule(pl.LightningModule):
         self.losses = ValidationLosses(recipe.data.min_box_size)
         self.stopping = Stopping(recipe.training)
         self.progress = self.stopping.start()
+        self.is_restored = False  # whether the state of a run that is resumed has been taken from its checkpoint
         self.awaits_evaluation = False  # whether a checkpoint of this moment has still to be evaluated
         self.fingerprint = fingerprint(train_set) if train_set else ""
 
@@ -125,6 +127,7 @@ class DetectorModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.progress["rows"] = sum(len(logger.rows) for logger in self.loggers if isinstance(logger, MetricsFile))
         about = {"progress": dict(self.progress), "fingerprint": self.fingerprint}
         checkpoint["ranksort"] = metadata(self.recipe, self.val_set.categories) | about
         if self.awaits_evaluation:
@@ -134,3 +137,10 @@ class DetectorModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.progress |= checkpoint["ranksort"]["progress"]  # an older version's has no more than its best AP
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        for optimizer in checkpoint["optimizer_states"]:
+            for number, state in optimizer["state"].items():
+                for value in state.values():
+                    fits = not isinstance(value, Tensor) or value.shape in ((), trained[number].shape)
+                    if not fits or not isinstance(value, Tensor | float | int | None):
+                        raise TypeError(f"the state of the optimiser does not fit the parameter {number}")

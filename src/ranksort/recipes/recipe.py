@@ -134,6 +134,8 @@ class TrainingSettings:
     max_minutes: float = 0.0
     """stop after so many minutes, at the end of a step; 0: never. The schedule is not shortened: the report on the best evaluation so far
     follows, which takes the time of one more, and --resume goes on, with as many minutes again"""
+    autosave_minutes: float = 15.0
+    """minutes after which a checkpoint is written within an epoch, besides those at its end; 0: never"""
     seed: int = 0
     output: str = "runs"  # folder for runs; each gets <output>/<recipe>/<time>
 
@@ -181,6 +183,7 @@ class Recipe:
             ("training.validate-every", training.validate_every, 1),
             ("training.patience", training.patience, 0),
             ("training.max-minutes", training.max_minutes, 0),
+            ("training.autosave-minutes", training.autosave_minutes, 0),
             ("optimizer.lr-batch-size", optimizer.lr_batch_size, 1),
             ("optimizer.warmup-steps", optimizer.warmup_steps, 0),
             ("model.min-size", min(model.min_size, *data.train_min_sizes, model.max_size), 1),
@@ -194,6 +197,14 @@ class Recipe:
         ):
             if value < least:
                 raise ValueError(f"--{option} must be {least} or more, got {value}")
+        # Anybody's checkpoint may say anything: so much, and a machine is not brought down by it.
+        for option, value, most in (
+            ("model.min-size", max(model.min_size, *data.train_min_sizes, model.max_size), 20_000),
+            ("model.num-classes", model.num_classes, 1_000_000),
+            ("model.head-convs", model.head_convs, 100),
+        ):
+            if value > most:
+                raise ValueError(f"--{option} must be {most} or less, got {value}")
         for option, share in (
             ("data.flip", data.flip),
             ("data.repeat-threshold", data.repeat_threshold),
@@ -224,7 +235,7 @@ class Recipe:
         `moved_data` allows the training data to be elsewhere, for those who compare what they hold.
         """
         free = ["root", "val_annotations", "val_images", "workers", "epochs", "nodes", "devices", "validate_every"]
-        free += ["patience", "max_minutes"]
+        free += ["patience", "max_minutes", "autosave_minutes"]
         free += ["output", "pictures", "max_detections", "milestones", "schedule"]
         free += ["num_classes", "pretrained_backbone", "frozen_stages", "train_batch_norm"]  # the engine sets these
         free += ["train_annotations", "train_images"] if moved_data else []
