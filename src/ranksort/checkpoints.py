@@ -54,6 +54,7 @@ class Checkpoint:
         model = create_model(self.recipe, num_classes=len(self.categories), **model_overrides)
         load_weights(model, self.state_dict, self._name)
         model.class_names = tuple(category.name for category in self.categories)
+        model.white = self.recipe.data.white
         return model.to(device).eval()
 
     def check_fits(self, **model_overrides: Any) -> None:
@@ -189,7 +190,13 @@ def _read_file(path: Path) -> Checkpoint:
         raise ValueError(
             f"{path} does not hold a model of ranksort; weights published with the paper come in by `ranksort convert`"
         )
+    if spoilt := [name for name, tensor in state_dict.items() if tensor.is_floating_point() and _has_nan(tensor)]:
+        raise ValueError(f"{path} holds numbers that are not finite, in {listed(spoilt, 3)}: its training has diverged")
     return Checkpoint(recipe, categories, state_dict, trained_on, path, progress)
+
+
+def _has_nan(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and tensor.device.type == "cpu" and bool(tensor.isnan().any())
 
 
 def load_model(

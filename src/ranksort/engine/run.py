@@ -75,6 +75,7 @@ def _train(recipe: Recipe, run: Path, resume: bool, interrupt: Interrupt) -> Rep
     recipe.training.devices = recipe.training.devices or max(torch.cuda.device_count(), 1)
     check_processes(recipe.training)
     if previous is not None:
+        recipe.data.white = recipe.data.white or previous.recipe.data.white
         recipe.check_resumes(previous.recipe, moved_data=bool(previous.fingerprint))
         if over := _over(recipe, run, previous):
             _say(over)
@@ -85,6 +86,7 @@ def _train(recipe: Recipe, run: Path, resume: bool, interrupt: Interrupt) -> Rep
             f"{train_set.annotations_path} does not hold the images and objects that {run} was trained on: "
             "name those to resume, or begin a new run"
         )
+    recipe.data.white = train_set.white
     val_set = build_dataset(recipe, "val", train_set.categories)
     pl.seed_everything(recipe.training.seed, verbose=False)
     if previous is None:
@@ -96,6 +98,7 @@ def _train(recipe: Recipe, run: Path, resume: bool, interrupt: Interrupt) -> Rep
         model, taken = create_model(recipe, losses=build_losses(recipe, train_set)), None
         load_weights(model, previous.state_dict, str(previous.path))  # for its clear error: Lightning loads them again
     module = DetectorModule(recipe, model, train_set, val_set)
+    module.run = run
     rows = progress.get("rows") if progress else 0  # an older version's checkpoint does not know
     trainer = build_trainer(module, run, interrupt, rows)
     if len(val_set) < trainer.world_size:

@@ -18,6 +18,7 @@ from ..interrupt import Interrupt, stopped_by
 from ..launch import queue_again
 from ..recipes import Recipe
 from ..recipes.detectors import DETECTORS
+from .guard import Diverged
 from .module import DetectorModule
 from .stopping import Enough
 
@@ -146,8 +147,10 @@ class Checkpoints(pl.Callback):
         """Writes a checkpoint; returns whether that was possible.
 
         Raises:
+            Diverged: on the first process, where the weights are not finite; the others end.
             Unsaved: it cannot be written, on the first process; the others end. Where it is not needed, that is said and tried again.
         """
+        self.module.guard.settle()
         trainer.save_checkpoint(self.folder / name)
         failure = trainer.strategy.broadcast(self.files.failure)
         self.due_at = time.monotonic() + (min(self.interval, _RETRY_SECONDS) if failure else self.interval)
@@ -184,7 +187,9 @@ class Checkpoints(pl.Callback):
             raise enough
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if not trainer.is_global_zero or not isinstance(exception, (KeyboardInterrupt, Stop, Enough, Unsaved)):
+        if not trainer.is_global_zero or not isinstance(
+            exception, (KeyboardInterrupt, Stop, Enough, Unsaved, Diverged)
+        ):
             return
         if isinstance(exception, Enough):
             print(f"\n{exception}")

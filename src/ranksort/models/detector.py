@@ -33,6 +33,7 @@ class Detector(nn.Module):
 
     Attributes:
         class_names: of the labels, which a checkpoint knows; "0", "1", ... for other models.
+        white: the value that is white in its greyscale images of more than 8 bits, where those it was trained on had such; 0: they had not.
         lrp_thresholds: of each label the score at which it reaches its oLRP, where a report of the checkpoint's run says it, or None.
     """
 
@@ -77,6 +78,7 @@ class Detector(nn.Module):
             self.nms_threshold = nms_threshold
         self.detections_per_image = detections_per_image
         self.class_names = tuple(map(str, range(num_classes)))
+        self.white = 0.0
         self.lrp_thresholds: tuple[float, ...] | None = None
 
     def forward(

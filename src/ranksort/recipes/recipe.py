@@ -45,6 +45,8 @@ class DataSettings:
     min_box_size: float = 1.0  # objects with a side below this many pixels are not trained on
     repeat_threshold: float = 0.0
     """images with a class which is in less than this share of them are repeated within an epoch, as for LVIS; 0: none"""
+    white: float = 0.0
+    """the value that is white in greyscale images of more than 8 bits, such as 4095; 0: found from the images to train on, and kept"""
     workers: int = 4  # processes which load images, for each device; 0: load in the main process
 
     def absolute(self) -> "DataSettings":
@@ -136,6 +138,9 @@ class TrainingSettings:
     follows, which takes the time of one more, and --resume goes on, with as many minutes again"""
     autosave_minutes: float = 15.0
     """minutes after which a checkpoint is written within an epoch, besides those at its end; 0: never"""
+    on_nan: Literal["stop", "skip"] = "stop"
+    """what to do where a loss or a gradient is not finite: keep the batch and stop, with the last good checkpoint; or keep it, leave it out
+    and go on, which on GPUs costs a wait for each step"""
     seed: int = 0
     output: str = "runs"  # folder for runs; each gets <output>/<recipe>/<time>
 
@@ -192,6 +197,7 @@ class Recipe:
             ("model.detections-per-image", model.detections_per_image, 1),
             ("model.proposals", model.proposals, 1),
             ("data.workers", data.workers, 0),
+            ("data.white", data.white, 0),
             ("evaluation.max-detections", self.evaluation.max_detections, 0),
             ("evaluation.pictures", self.evaluation.pictures, 0),
         ):
@@ -235,7 +241,7 @@ class Recipe:
         `moved_data` allows the training data to be elsewhere, for those who compare what they hold.
         """
         free = ["root", "val_annotations", "val_images", "workers", "epochs", "nodes", "devices", "validate_every"]
-        free += ["patience", "max_minutes", "autosave_minutes"]
+        free += ["patience", "max_minutes", "autosave_minutes", "on_nan"]
         free += ["output", "pictures", "max_detections", "milestones", "schedule"]
         free += ["num_classes", "pretrained_backbone", "frozen_stages", "train_batch_norm"]  # the engine sets these
         free += ["train_annotations", "train_images"] if moved_data else []
