@@ -126,11 +126,18 @@ def _fit(trainer: pl.Trainer, module: DetectorModule, checkpoint: Path | None) -
     """Trains until it is enough, from a checkpoint on if there is one.
 
     Raises:
+        OSError: something cannot be written.
         ValueError: the checkpoint has other things in place of the state of a training.
     """
     try:
         with contextlib.suppress(Enough):
             trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
+    except OSError as error:  # of a log: it does not say which file
+        if error.errno is None or error.filename is not None:
+            raise
+        assert module.run is not None
+        resume = resume_command(module.run, module.recipe)
+        raise OSError(f"{module.run} cannot be written ({error.strerror}): make room, then {resume}") from None
     except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
         if checkpoint is None or module.is_restored or isinstance(error, torch.OutOfMemoryError):
             raise

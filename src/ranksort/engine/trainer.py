@@ -52,7 +52,10 @@ def build_trainer(
         files = CheckpointFiles()
         plugins.append(files)
         callbacks.append(Checkpoints(module, run / "checkpoints", interrupt, files))
-        loggers = [MetricsFile(run / "metrics.csv", rows), TensorBoardLogger(run, name="", version="tensorboard")]
+        metrics = MetricsFile(run / "metrics.csv", rows)
+        # What TensorBoard has of later steps is logged again.
+        purged = int(float(metrics.rows[-1]["step"])) + 1 if metrics.rows else None
+        loggers = [metrics, TensorBoardLogger(run, name="", version="tensorboard", purge_step=purged)]
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     trainer = pl.Trainer(
         default_root_dir=run,  # not the working directory: from there Lightning would resume what another job of SLURM has left

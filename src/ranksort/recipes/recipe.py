@@ -291,13 +291,15 @@ class Recipe:
             for key, value in settings.items():
                 if key not in known[group]:
                     raise ValueError(f"this version of ranksort has no setting {group}.{key}: update ranksort")
-                if _kind(value) is not _kind(known[group][key]):
+                if not _is_like(value, known[group][key]):
                     raise ValueError(f"the setting {group}.{key} of a recipe cannot be {value!r}")
                 setattr(getattr(recipe, group), key, tuple(value) if isinstance(value, list) else value)
         recipe.model.detector = recorded(str(recipe.model.detector))
         return recipe
 
 
-def _kind(value: Any) -> type:
-    """What a plain value is: all numbers are of one kind."""
-    return float if type(value) is int else type(value)
+def _is_like(value: Any, known: Any) -> bool:
+    """Whether a plain value can take the place of another; lists are of numbers."""
+    if isinstance(value, list):
+        return isinstance(known, list) and all(type(number) in (int, float) for number in value)
+    return type(value) is type(known) or (type(value) is int and type(known) is float)
