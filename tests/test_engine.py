@@ -317,7 +317,8 @@ def test_second_signal_stops_at_once(
         engine.train(tiny_recipe, tmp_path / "run")
     assert not calls
     assert signal.getsignal(signal.SIGINT) == handler
-    assert "before there was a checkpoint" in capsys.readouterr().out
+    assert f"to continue: ranksort train {tmp_path / 'run'} --resume" in capsys.readouterr().out
+    assert raw(tmp_path / "run")["global_step"] == 0
 
 
 def test_sigusr1_saves_and_goes_on(

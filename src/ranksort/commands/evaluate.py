@@ -41,6 +41,8 @@ def test_command(defaults: Recipe) -> Callable[..., None]:
         from ..evaluation.thresholds import Wish, parse_threshold
 
         trained = read_checkpoint(checkpoint)
+        if trained.note:
+            print(f"warning: {trained.note}: evaluating {trained.path}")
         trained.recipe.data, trained.recipe.model = data, model
         asked, thresholds = None if score_threshold is None else parse_threshold(score_threshold), None
         if isinstance(asked, Wish):

@@ -70,6 +70,8 @@ def predict(
     if every < 1:
         raise ValueError(f"--every must be 1 or more, got {every}")
     trained = read_checkpoint(checkpoint)
+    if trained.note:
+        print(f"warning: {trained.note}: detecting with {trained.path}")
     model = trained.build(_device(device), **({"detector": detector} if detector else {}))
     asked = None if score_threshold is None else parse_threshold(score_threshold)
     if not isinstance(asked, float):

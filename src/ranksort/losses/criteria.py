@@ -30,6 +30,7 @@ from .detection import (
     quality_targets,
     rank_sort_detection_losses,
 )
+from .not_finite import NotFinite
 from .processes import all_processes, over_processes
 from .score_based import focal_loss, quality_focal_loss, varifocal_loss
 
@@ -165,7 +166,7 @@ def build_criterion(name: str, batches_per_epoch: int = COCO_EPOCH, *, global_ra
 
 def _check_finite(losses: dict[str, Tensor]) -> None:
     if not bool(torch.stack(list(losses.values())).isfinite().all()):
-        raise ValueError(
+        raise NotFinite(
             f"the losses must be finite, got {', '.join(f'{name} {loss.item():g}' for name, loss in losses.items())}: "
             "look for a diverged model (lower the learning rate, clip gradients) or an overflow in half precision"
         )

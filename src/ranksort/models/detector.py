@@ -37,6 +37,7 @@ class Detector(nn.Module):
         thresholds: which scores of each label reach which precision, recall or LRP error, where validation data of the checkpoint's run say
             it, or None.
         calibration: gives the detections of an image calibrated scores, see `load_model`; None: they are as the model gives them.
+        white: the value that is white in its greyscale images of more than 8 bits, where those it was trained on had such; 0: they had not.
     """
 
     has_boxes: ClassVar[bool] = True  # whether it learns boxes; else what it reports are those around its masks
@@ -80,6 +81,7 @@ class Detector(nn.Module):
             self.nms_threshold = nms_threshold
         self.detections_per_image = detections_per_image
         self.class_names = tuple(map(str, range(num_classes)))
+        self.white = 0.0
         self.thresholds: ModelThresholds | None = None
         self.calibration: ModelCalibration | None = None
 

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
 
 from ..losses.detection import Criterion, rank_sort_detection_losses
 from .anchors import AnchorGenerator, AnchorPredictions
 from .images import ImageBatch, Size
 from .layers import normal_convs, per_anchor
 from .matchers import collect, match_iou
+from .postprocess import nms_by_group
 
 STRIDES = (4, 8, 16, 32, 64)
 _LOSS_WEIGHT = 0.2
@@ -83,6 +83,6 @@ class RPN(nn.Module):
         proposals = []
         for image, size in enumerate(image_sizes):
             boxes, scores, anchor = output.best_regions(image, size, limit=2000 if self.training else 1000)
-            kept = batched_nms(boxes, scores[:, 0], output.level(anchor), self.nms_threshold)[: self.limit]
+            kept = nms_by_group(boxes, scores[:, 0], output.level(anchor), self.nms_threshold)[: self.limit]
             proposals.append(boxes[kept])
         return proposals

@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -128,9 +129,10 @@ class Predictor:
     def files(self, sources: Sequence[Any]) -> Iterator[tuple[Any, Prediction | Exception]]:
         """Go through images, which are read ahead in threads: each with what is found in it, or why nothing can be said of it."""
         ahead = self._window + 2
-        for source, found in self.images(read_ahead(sources, load_image, ahead)):
+        load = partial(load_image, white=self.model.white)
+        for source, found in self.images(read_ahead(sources, load, ahead)):
             path = Path(source) if isinstance(source, str | os.PathLike) else None
-            yield source, found if isinstance(found, Exception) else replace(found, path=path)
+            yield source, found if isinstance(found, Exception) else replace(found, path=path, white=self.model.white)
 
     def images(self, images: Iterable[tuple[T, Tensor | Exception]]) -> Iterator[tuple[T, Prediction | Exception]]:
         """Go through images, uint8 [3, H, W], and exceptions in place of such, which are passed on, in their order.

@@ -28,6 +28,7 @@ class Prediction:
         size: height and width of the image in pixels, upright.
         rles: COCO's compressed RLE of the mask of each detection, None where the model predicts no masks.
         path: of the image file; None where it did not come from a file.
+        white: with which the file is read, see `load_image`.
         image: uint8 RGB [3, H, W]; None where it can be read from `path`, so that the results of many files take little memory.
     """
 
@@ -39,6 +40,7 @@ class Prediction:
     rles: list[dict[str, Any]] | None = None
     path: Path | None = None
     image: Tensor | None = None
+    white: float = 0.0
 
     @property
     def names(self) -> list[str]:
@@ -68,7 +70,7 @@ class Prediction:
         """What `plot` shows as uint8 [3, H, W]."""
         if self.image is None and self.path is None:
             raise ValueError("this prediction has neither an image nor a file to draw on")
-        image = load_image(self.path) if self.image is None else self.image
+        image = load_image(self.path, self.white) if self.image is None else self.image
         masks = None if self.rles is None else (torch.from_numpy(coco_mask.decode(rle)).bool() for rle in self.rles)
         return draw_detections(image, self.boxes, self.labels, self.scores, self.class_names, masks)
 

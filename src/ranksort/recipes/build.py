@@ -163,6 +163,7 @@ def build_dataset(
         categories=categories,
         transform=transform if split == "train" else None,
         min_box_size=data.min_box_size,
+        white=data.white,
     )
 
 
