@@ -30,7 +30,7 @@ def predict(
     """Detect objects in images and videos: pictures with boxes, COCO results and CSV.
 
     Args:
-        checkpoint: a run folder, .ckpt or .safetensors.
+        checkpoint: a run folder, .ckpt or .safetensors; or an .onnx file of `ranksort export`.
         images: image and video files, folders in depth, .txt files with a path a line, and patterns such as "photos/*.jpg".
         out: folder for the results.
         score_threshold: least score of a detection; "lrp": the best one for each class by oLRP, from the run's report. By default
@@ -44,6 +44,18 @@ def predict(
         pictures: draw the detections.
         detector: file.py:Class, where the checkpoint was trained with a detector of your own; its file is run.
     """
+    if checkpoint.suffix.lower() == ".onnx":
+        from ..exported.command import predict_exported
+
+        for name, value in {
+            "tile": tile,
+            "batch-size": batch_size,
+            "annotations": annotations,
+            "device": device,
+        }.items():
+            if value not in (None, "", 1, "cpu"):
+                raise ValueError(f"ONNX models do not take --{name}: predict with the checkpoint, or leave it out")
+        return predict_exported(checkpoint, images, out, score_threshold, pictures=pictures)
     from ..checkpoints import read_checkpoint
     from ..data.image_ids import read_image_ids
     from ..prediction import Predictor
