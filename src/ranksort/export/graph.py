@@ -60,8 +60,8 @@ class OneImage(nn.Module):
 def _exportable(model: Detector, score_threshold: Tensor) -> Iterator[None]:
     own = model.score_threshold
     convs = [module for module in model.modules() if type(module).__name__ == "Conv2dSame"]
-    model.score_threshold = score_threshold
-    model.suppress = partial(
+    model.score_threshold = score_threshold  # type: ignore[assignment]
+    model.suppress = partial(  # type: ignore[method-assign]
         suppress,
         score_threshold=score_threshold,
         nms_threshold=model.nms_threshold,
@@ -78,7 +78,7 @@ def _exportable(model: Detector, score_threshold: Tensor) -> Iterator[None]:
             del conv.forward
 
 
-def _same_conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
+def _same_conv(conv: Any, x: Tensor) -> Tensor:
     """timm's `Conv2dSame` in whole numbers: with its float division, paddings are symbols that grow from layer to layer."""
     pads: list[int] = []
     for n, kernel, stride, dilation in zip(

@@ -38,7 +38,8 @@ def export_onnx(
 ) -> Verification | None:
     """Write a detector as an ONNX file, if ONNX Runtime finds with it what PyTorch finds.
 
-    Its input `image` is uint8 RGB [H, W, 3] of any size; a second one, `score_threshold`, float32 [], is the model's own unless it is given.
+    Its input `image` is uint8 RGB [H, W, 3] of any size; a second one, `score_threshold`, float32 [], is the model's own unless it is
+    given.
     Its outputs are those of the model: `boxes`, float32 xyxy in pixels of the image [D, 4], `scores` [D], `labels`, int64 [D], and `masks`,
     bool [D, H, W]. The metadata have JSON under the key "ranksort", see `docs/export.md`.
 

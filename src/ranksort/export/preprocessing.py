@@ -10,7 +10,10 @@ from ..models.images import ImageTransform
 
 
 def preprocessing_graph(transform: ImageTransform, opset: int) -> onnx.ModelProto:
-    """From `image`, uint8 RGB [H, W, 3], to the inputs of `OneImage` but the threshold, by their names. Sizes are computed in float64, as Python does."""
+    """From `image`, uint8 RGB [H, W, 3], to the inputs of `OneImage` but the threshold, by their names.
+
+    Sizes are computed in float64, as Python does.
+    """
     graph = _Graph()
     shape = graph("Shape", "image")
     original_height, original_width = (graph("Gather", shape, np.array(axis)) for axis in (0, 1))
@@ -33,7 +36,12 @@ def preprocessing_graph(transform: ImageTransform, opset: int) -> onnx.ModelProt
     pixels = graph("Div", pixels, np.array(255, np.float32))
     size = graph("Concat", np.array([1, 3]), *(graph("Unsqueeze", n, np.array([0])) for n in (height, width)), axis=0)
     # As torch does: what lies outside the image does not count.
-    resizing = {"mode": "linear", "antialias": 1, "exclude_outside": 1, "coordinate_transformation_mode": "half_pixel"}
+    resizing: dict[str, Any] = {
+        "mode": "linear",
+        "antialias": 1,
+        "exclude_outside": 1,
+        "coordinate_transformation_mode": "half_pixel",
+    }
     pixels = graph("Resize", pixels, "", "", size, **resizing)
     mean, std = (x.detach().cpu().numpy()[None] for x in (transform.mean, transform.std))
     pixels = graph("Div", graph("Sub", pixels, mean), std)

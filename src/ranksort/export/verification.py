@@ -15,7 +15,7 @@ from ..exported import Found, OnnxDetector
 from ..models import Detector
 
 SIZES = ((480, 640), (500, 333), (97, 64))  # height, width
-_IOU, _MASK_IOU, _SCORE = 0.999, 0.99, 1e-4
+_IOU, _MASK_IOU, _SCORE, _CORNER = 0.999, 0.99, 1e-4, 0.01  # the last in pixels
 _DECISIONS = 0.98  # share of detections that have to be the same: where an IoU is the NMS threshold, rounding decides
 _RUNS = 5
 
@@ -61,7 +61,9 @@ class Verification:
 def verify(
     model: Detector, path: str | Path, images: Sequence[np.ndarray], score_threshold: float | None = None
 ) -> Verification:
-    """Compare an ONNX file with its model, as sets: a counterpart has IoU > .999, the same label and a score that differs by 1e-4 or less.
+    """Compare an ONNX file with its model, as sets.
+
+    A counterpart has IoU > .999 (or corners within .01 px), the same label, a score within 1e-4, and masks with IoU > .99.
 
     Args:
         model: in evaluation mode, on a CPU.
@@ -97,7 +99,7 @@ def _run(model: Detector, image: np.ndarray, threshold: float) -> Found:
     try:
         model.score_threshold = threshold
         with torch.inference_mode():
-            (found,) = model([torch.from_numpy(image.copy()).permute(2, 0, 1)])  # type: ignore[misc]
+            (found,) = model([torch.from_numpy(image.copy()).permute(2, 0, 1)])
     finally:
         model.score_threshold = own
     assert isinstance(found, dict)
@@ -113,17 +115,18 @@ def _unmatched(found: Found, others: Found, most: int) -> tuple[int, list[float]
     if not len(others):
         return number, [], []
     iou = box_iou(torch.from_numpy(found.boxes[decided]), torch.from_numpy(others.boxes)).numpy()
-    # A box without area, which clipping can leave, has no IoU with itself.
-    iou = np.where(np.abs(found.boxes[decided][:, None] - others.boxes).max(-1) < 1e-3, np.maximum(iou, 1), iou)
+    # Boxes without area, which clipping can leave, have no IoU.
+    is_close = (iou > _IOU) | (np.abs(found.boxes[decided][:, None] - others.boxes).max(-1) < _CORNER)
     difference = np.abs(found.scores[decided][:, None] - others.scores)
-    fits = (iou > _IOU) & (difference <= _SCORE) & (found.labels[decided][:, None] == others.labels)
+    fits = is_close & (difference <= _SCORE) & (found.labels[decided][:, None] == others.labels)
     if found.masks is not None and others.masks is not None:
         for i, j in np.argwhere(fits).tolist():
             fits[i, j] = _mask_iou(found.masks[decided][i], others.masks[j]) > _MASK_IOU
     best = np.where(fits, iou, -1).argmax(1) if number else np.zeros(0, int)
     rows = np.arange(number)[fits.any(1)]
     best = best[fits.any(1)]
-    return number - len(rows), iou[rows, best].tolist(), difference[rows, best].tolist()
+    ious = iou[rows, best]
+    return number - len(rows), ious[ious > _IOU].tolist(), difference[rows, best].tolist()
 
 
 def _mask_iou(a: np.ndarray, b: np.ndarray) -> float:

@@ -32,18 +32,17 @@ def losses_in_parts(losses: Callable[..., Tensor], *of_masks: Tensor) -> Tensor:
 
 
 def in_parts(make: Callable[..., Tensor], most: int, *columns: Tensor) -> Tensor:
-    """`make(*columns)`, which has a row for each of theirs, of not more than `most` rows at a time; a graph makes them all at once."""
+    """`make(*columns)`, which has a row for each of theirs, of not more than `most` rows at a time; an exported graph makes all at once."""
     if torch.compiler.is_exporting():
         return make(*columns)
     parts = zip(*(column.split(most) for column in columns), strict=True)
-    result = make(*next(parts))
-    if len(result) == len(columns[0]):
-        return result
-    first, result = result, result.new_empty(len(columns[0]), *result.shape[1:])
-    result[: len(first)] = first
+    first = make(*next(parts))
+    if len(first) == len(columns[0]):
+        return first
+    result = first.new_empty(len(columns[0]), *first.shape[1:])
+    result[:most] = first
     for start, part in enumerate(parts, 1):
-        made = make(*part)
-        result[start * most : start * most + len(made)] = made
+        result[start * most : (start + 1) * most] = make(*part)
     return result
 
 

@@ -1,5 +1,7 @@
 """From class probabilities and boxes to the few detections which are reported."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, box_iou, nms
@@ -80,7 +82,7 @@ def fast_non_maximum_suppression(
     counts = (scores > score_threshold).sum(0)
     present = counts.nonzero().squeeze(1)
     # Those below the threshold are not kept, and drop none which are.
-    most = torch.sym_min(torch.sym_min(top_k, scores.shape[0]), torch.sym_max(1, counts.max().item()))
+    most: Any = torch.sym_min(torch.sym_min(top_k, scores.shape[0]), torch.sym_max(1, counts.max().item()))
     score, region = scores[:, present].T.topk(most, dim=1)  # [classes which are present, K]
     of_class = boxes[region]
     iou_with_better = paired_iou(of_class[:, :, None], of_class[:, None]).triu(diagonal=1).amax(1)
