@@ -1,6 +1,7 @@
 """What an evaluation found: numbers, a table, JSON and CSV."""
 
 import csv
+import io
 import json
 import math
 import reprlib
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..whole_file import replace_file
 from ..words import listed
 from .inputs import CategoryInfo
 from .lrp import TAU, Matches
@@ -57,6 +59,7 @@ class Report:
         small_ap: APs without these.
         lowest_score: of all detections, also those beyond the limit; NaN where there are none.
         left_out: ids of categories which the ground truth lacks, and how many detections of each were left out.
+        scores_are: "raw", as the model gives them, or what became of them before, such as "calibrated".
     """
 
     summary: dict[str, float]
@@ -73,6 +76,7 @@ class Report:
     small_ap: float
     lowest_score: float
     left_out: dict[Any, int] = field(default_factory=dict)
+    scores_are: str = "raw"
 
     @property
     def classes_without_objects(self) -> int:
@@ -119,8 +123,10 @@ class Report:
         if self.left_out:
             ids, count = listed(list(self.left_out), shown=reprlib.repr), sum(self.left_out.values())
             said += [f"{count} detections of categories that the ground truth does not have are left out: {ids}."]
+        if self.scores_are != "raw":
+            said += [f"The scores are {self.scores_are}."]
         score_cut = find_score_cut(self.lowest_score, self.matches)
-        if score_cut:
+        if score_cut and "cut off" not in self.scores_are:
             lowest, right, most = score_cut
             said += [
                 f"The lowest score is {lowest:.2f}, but {right:.0%} of the lowest-scoring tenth of the detections are right: "
@@ -144,7 +150,6 @@ class Report:
         from .findings import findings
         from .thresholds import save_thresholds
 
-        folder.mkdir(parents=True, exist_ok=True)
         content = {
             "iou_type": self.iou_type,
             "style": self.style,
@@ -159,11 +164,12 @@ class Report:
             "scores": self._score_statistics(),
         }
         lines = (f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in content.items())
-        (folder / "report.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-        with (folder / "per_class.csv").open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            writer = csv.DictWriter(file, fieldnames=list(self.per_class[0]))
-            writer.writeheader()
-            writer.writerows(_without_nan(row) for row in self.per_class)
+        replace_file(folder / "report.json", ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+        table = io.StringIO()
+        writer = csv.DictWriter(table, fieldnames=list(self.per_class[0]))
+        writer.writeheader()
+        writer.writerows(_without_nan(row) for row in self.per_class)
+        replace_file(folder / "per_class.csv", table.getvalue().encode("utf-8", "backslashreplace"))
         save_thresholds(folder, self)
 
     def thresholds(self) -> np.ndarray:

@@ -12,6 +12,7 @@ coefficient of its own mask; the authors' code gives a positive that of another 
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,15 @@ from .detector import Detector
 from .fpn import FPN
 from .images import ImageBatch, ImageTransform, Size
 from .layers import ConvNormReLU, normal_convs, per_anchor, set_prior
-from .masks import boxes_around, centres_and_areas, in_parts, losses_in_parts, quarter_masks, resize_masks
+from .masks import (
+    boxes_around,
+    centres_and_areas,
+    in_parts,
+    losses_in_parts,
+    masks_at_once,
+    quarter_masks,
+    resize_masks,
+)
 from .matchers import NEGATIVE, collect
 
 GRIDS = (40, 36, 24, 16, 12)  # cells on each side of the image, one a level
@@ -137,8 +146,9 @@ class SOLOv2(Detector):
         """Takes what `detect` found to the original images, with the boxes around the masks."""
         result = []
         for found, (height, width), size in zip(detections, batch.sizes, batch.original_sizes, strict=True):
-            soft = F.interpolate(found["masks"][:, None], scale_factor=4, mode="bilinear")[:, 0, :height, :width]
-            masks = resize_masks(soft, size)
+            # A part at a time: at stride 1 and in float32, a hundred masks of a photo are 430 MB.
+            most = masks_at_once([4 * side for side in found["masks"].shape[1:]])
+            masks = in_parts(partial(_full_masks, inside=(height, width), size=size), most, found["masks"])
             result.append({"boxes": boxes_around(masks), **found, "masks": masks})
         return result
 
@@ -213,6 +223,12 @@ def with_coordinates(x: Tensor) -> Tensor:
     column = torch.linspace(-1, 1, width, device=x.device, dtype=x.dtype).expand(len(x), 1, height, width)
     row = torch.linspace(-1, 1, height, device=x.device, dtype=x.dtype)[:, None].expand(len(x), 1, height, width)
     return torch.cat([x, column, row], 1)
+
+
+def _full_masks(soft: Tensor, inside: Size, size: Size) -> Tensor:
+    """Masks at stride 4 of a padded image, [D, h, w], of its part `inside` the image, resized to `size`; bool [D, *size]."""
+    height, width = inside
+    return resize_masks(F.interpolate(soft[:, None], scale_factor=4, mode="bilinear")[:, 0, :height, :width], size)
 
 
 def match_cells(boxes: Tensor, masks: Tensor, size: Size, ranges: Sequence[tuple[int, int]]) -> Tensor:
