@@ -1,7 +1,8 @@
 """`export`."""
 
+import contextlib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import arg
 
@@ -25,7 +26,7 @@ def export(
     Args:
         checkpoint: a run folder, .ckpt or .safetensors.
         out: the file to write.
-        calibration: what `ranksort calibrate` wrote for this model, to go along.
+        calibration: what `ranksort calibrate` wrote for this model, to go along; by default what the run's report or the checkpoint has.
         images: to compare ONNX Runtime with PyTorch on, the first three of them; by default drawn ones.
         verify: compare the two, and write no file where they differ.
         overwrite: replace a file which is there.
@@ -34,21 +35,31 @@ def export(
     for package in ("onnx", "onnxscript", *(["onnxruntime"] if verify else [])):
         _require(package)
     from ..checkpoints import load_model, read_checkpoint
-    from ..evaluation.calibration_file import load_calibrator
+    from ..evaluation.model_scores import find_calibration
     from ..export.onnx_file import check_path, export_onnx
     from ..export.verification import drawn_images
     from ..exported.detector import load_image
     from ..prediction.images import find_images
 
     check_path(out, overwrite)
-    categories = read_checkpoint(checkpoint).categories
+    trained = read_checkpoint(checkpoint)
     model = load_model(checkpoint, detector=detector or None)
-    calibrator = None if calibration is None else load_calibrator(calibration)
+    calibrations = []
+    targets: tuple[Literal["iou", "precision"], ...] = ("iou", "precision")
+    for target in targets if calibration is None else targets[:1]:
+        with contextlib.suppress(*([FileNotFoundError] if calibration is None else [])):
+            found = find_calibration(checkpoint, trained.scores, trained.categories, target, calibration)
+            calibrations.append(found)
     pictures = [load_image(file) for file in find_images(images)[0][:3]] or drawn_images()
-    found = export_onnx(
-        model, out, categories, calibration=calibrator, images=pictures if verify else [], overwrite=overwrite
+    comparison = export_onnx(
+        model,
+        out,
+        trained.categories,
+        calibrations=calibrations,
+        images=pictures if verify else [],
+        overwrite=overwrite,
     )
-    print(found or "not compared with PyTorch")
+    print(comparison or "not compared with PyTorch")
     print(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB); next: ranksort predict {out} IMAGE... --out DIR")
 
 

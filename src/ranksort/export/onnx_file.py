@@ -16,7 +16,8 @@ from onnx import compose, helper, numpy_helper
 
 from .. import __version__
 from ..data.coco_columns import Category
-from ..evaluation.calibration import Calibrator
+from ..evaluation.model_scores import ModelCalibration
+from ..evaluation.thresholds import Wish
 from ..models import Detector
 from .graph import INPUTS, export_program
 from .operators import translations
@@ -32,7 +33,7 @@ def export_onnx(
     path: str | Path,
     categories: Sequence[Category] = (),
     *,
-    calibration: Calibrator | None = None,
+    calibrations: Sequence[ModelCalibration] = (),
     images: Sequence[np.ndarray] | None = None,
     overwrite: bool = False,
 ) -> Verification | None:
@@ -47,7 +48,7 @@ def export_onnx(
         model: the detector, on a CPU.
         path: of the file. It is written whole or not at all.
         categories: its classes; none: those of `model.class_names`, with ids from 1 on.
-        calibration: what its scores are worth, to be stated in the metadata.
+        calibrations: what its scores are worth, to be stated in the metadata; at most one of each target.
         images: to compare on, uint8 RGB [H, W, 3] each; None: three drawn ones; empty: no comparison.
         overwrite: replace a file which is there.
 
@@ -56,11 +57,12 @@ def export_onnx(
     """
     path = Path(path)
     check_path(path, overwrite)
-    was_training = model.training
+    was_training, own_calibration = model.training, model.calibration
     model.eval()
+    model.calibration = None  # the graph gives scores as the network does
     try:
         content = _with_preprocessing(_network(model), model)
-        _add_metadata(content, model, categories, calibration)
+        _add_metadata(content, model, categories, calibrations)
         with _whole(path, overwrite) as temporary:
             temporary.write_bytes(content.SerializeToString())
             pictures = drawn_images() if images is None else images
@@ -69,14 +71,15 @@ def export_onnx(
                 raise ValueError(f"{path} is not written: {found}")
     finally:
         model.train(was_training)
+        model.calibration = own_calibration
     return found
 
 
 def _add_metadata(
-    content: onnx.ModelProto, model: Detector, categories: Sequence[Category], calibration: Calibrator | None
+    content: onnx.ModelProto, model: Detector, categories: Sequence[Category], calibrations: Sequence[ModelCalibration]
 ) -> None:
     categories = categories or [Category(n, name) for n, name in enumerate(model.class_names, 1)]
-    helper.set_model_props(content, {"ranksort": json.dumps(describe(model, categories, calibration))})
+    helper.set_model_props(content, {"ranksort": json.dumps(describe(model, categories, calibrations))})
     if content.ByteSize() > _MOST_BYTES:
         raise ValueError(f"the network has {content.ByteSize() / 1e9:.1f} GB of weights, and an ONNX file ends at 2 GB")
     onnx.checker.check_model(content)
@@ -90,7 +93,9 @@ def check_path(path: Path, overwrite: bool) -> None:
         raise ValueError(f"{path} is there already: name another file by --out, or replace it by --overwrite")
 
 
-def describe(model: Detector, categories: Sequence[Category], calibration: Calibrator | None) -> dict[str, Any]:
+def describe(
+    model: Detector, categories: Sequence[Category], calibrations: Sequence[ModelCalibration] = ()
+) -> dict[str, Any]:
     """What the metadata say, as plain values."""
     transform = model.transform
     mean, std = ((255 * x.flatten()).tolist() for x in (transform.mean, transform.std))
@@ -101,7 +106,7 @@ def describe(model: Detector, categories: Sequence[Category], calibration: Calib
         "categories": [{"id": c.id, "name": c.name} for c in categories],
         "masks": model.has_masks,
         "score_threshold": float(model.score_threshold),
-        "lrp_thresholds": None if model.lrp_thresholds is None else list(model.lrp_thresholds),
+        "lrp_thresholds": None if model.thresholds is None else model.thresholds.reach(Wish("lrp")).values,
         "nms_threshold": float(model.nms_threshold),
         "detections_per_image": model.detections_per_image,
         "preprocessing": {
@@ -113,18 +118,16 @@ def describe(model: Detector, categories: Sequence[Category], calibration: Calib
             "mean": mean,
             "std": std,
         },
-        "calibration": None if calibration is None else _curves(calibration, categories),
+        "calibrations": {calibration.target: _curves(calibration, categories) for calibration in calibrations},
     }
 
 
-def _curves(calibration: Calibrator, categories: Sequence[Category]) -> dict[str, Any]:
+def _curves(calibration: ModelCalibration, categories: Sequence[Category]) -> list[dict[str, list[float]]]:
     """Of each label the corners of the line which takes scores to their worth."""
-    known = {category.id: curve for category, curve in zip(calibration.categories, calibration.curves, strict=True)}
-    curves = [known.get(category.id) or calibration.all_classes for category in categories]
-    return {
-        "target": calibration.target,
-        "curves": [{"scores": curve.scores.tolist(), "values": curve.values.tolist()} for curve in curves],
-    }
+    calibrator = calibration.calibrator
+    own = {(c.id, c.name): curve for c, curve in zip(calibrator.categories, calibrator.curves, strict=True)}
+    curves = [own.get((c.id, c.name)) or calibrator.all_classes for c in categories]
+    return [{"scores": curve.scores.tolist(), "values": curve.values.tolist()} for curve in curves]
 
 
 def _network(model: Detector) -> onnx.ModelProto:

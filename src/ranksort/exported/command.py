@@ -17,7 +17,7 @@ def predict_exported(
     out: Path,
     score_threshold: float | str | None = None,
     *,
-    calibrated: bool = False,
+    scores: str = "raw",
     pictures: bool = True,
     threads: int | None = None,
 ) -> None:
@@ -41,10 +41,11 @@ def predict_exported(
         raise ValueError(f"{films[0]} is a video, which ONNX models do not take: predict with the checkpoint")
     detector = OnnxDetector(model, threads)
     thresholds = detector.thresholds(score_threshold)
+    detector.curves(scores)
     low, high = float(thresholds.min()), float(thresholds.max())
     print(f"detections from score {low:.3g}{f' to {high:.3g}, by class,' if high > low else ''} on")
     folder = ResultFolder(out, detector, pictures=pictures)
-    folder.predict(files, score_threshold, calibrated=calibrated)
+    folder.predict(files, score_threshold, scores=scores)
     counts = ", ".join(f"{count} {name}" for name, count in folder.detections.most_common(10))
     numbers = f"{counted(folder.images, 'image')}, {counted(folder.detections.total(), 'detection')}"
     print(f"{numbers}{f' ({counts})' if counts else ''}: {out}")
@@ -61,17 +62,16 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE|FOLDER")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--score-threshold", help='least score of a detection, or "lrp"')
-    parser.add_argument("--scores", choices=["raw", "calibrated"], default="raw")
+    parser.add_argument("--scores", choices=["raw", "calibrated", "precision"], default="raw")
     parser.add_argument("--no-pictures", action="store_true", help="write results alone")
     given = parser.parse_args(arguments)
-    threshold = given.score_threshold
     try:
         predict_exported(
             given.model,
             given.images,
             given.out,
-            threshold if threshold in (None, "lrp") else float(threshold),
-            calibrated=given.scores == "calibrated",
+            given.score_threshold,
+            scores=given.scores,
             pictures=not given.no_pictures,
         )
     except KeyboardInterrupt:

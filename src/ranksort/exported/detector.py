@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ class Found:
 
     Attributes:
         boxes: float32 [D, 4], x1, y1, x2, y2 in pixels of the image.
-        scores: float32 [D], in 0..1.
+        scores: float32 [D], in 0..1; float64 if calibrated.
         labels: int64 [D], positions in `OnnxDetector.class_names`.
         masks: bool [D, H, W], None where the model predicts none.
     """
@@ -30,6 +30,11 @@ class Found:
     scores: np.ndarray
     labels: np.ndarray
     masks: np.ndarray | None = None
+
+    def select(self, kept: np.ndarray) -> "Found":
+        """Some of the detections: bool [D], or their positions in the order wanted."""
+        masks = None if self.masks is None else self.masks[kept]
+        return Found(self.boxes[kept], self.scores[kept], self.labels[kept], masks)
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -91,24 +96,27 @@ class OnnxDetector:
             given["score_threshold"] = np.array(score_threshold, np.float32)
         return Found(**dict(zip(self._outputs, self._session.run(None, given), strict=True)))
 
-    def predict(self, source: Any, score_threshold: float | str | None = None, *, calibrated: bool = False) -> Found:
+    def predict(self, source: Any, score_threshold: float | str | None = None, *, scores: str = "raw") -> Found:
         """What is in a photo.
 
         Args:
             source: a file, a PIL image, or an array, uint8 [H, W, 3] RGB or [H, W] grey.
             score_threshold: least score of a detection; "lrp": of each class that at which it reaches its oLRP in the report of the run.
                 None: "lrp" where the model comes with these, else .3.
-            calibrated: give scores what they are worth by the model's calibration; the threshold is for scores before it.
+            scores: "raw", as the network gives them; "calibrated", the IoU to expect; "precision", the probability that it is .5 or more.
+                A threshold that is a number is for these.
 
         Raises:
             FileNotFoundError, ValueError: the image or a setting cannot be used.
         """
-        thresholds = self.thresholds(score_threshold)
+        thresholds, curves = self.thresholds(score_threshold), self.curves(scores)
         found = self(load_image(source), self._least(score_threshold, thresholds))
-        kept = found.scores >= thresholds[found.labels]
-        masks = None if found.masks is None else found.masks[kept]
-        found = Found(found.boxes[kept], found.scores[kept], found.labels[kept], masks)
-        return self._calibrated(found) if calibrated else found
+        is_number = self._is_number(score_threshold)
+        if not is_number:
+            found = found.select(found.scores >= thresholds[found.labels])
+        if curves is not None:
+            found = _calibrated(found, curves)
+        return found.select(found.scores >= thresholds[found.labels]) if is_number else found
 
     def thresholds(self, score_threshold: float | str | None = None) -> np.ndarray:
         """From which score on detections of each label are reported, float32 [C]; see `predict`."""
@@ -117,28 +125,48 @@ class OnnxDetector:
             raise ValueError("the model was exported without a report, which --score-threshold lrp needs: set a number")
         if score_threshold == "lrp" or (score_threshold is None and known is not None):
             return np.array(known, np.float32)
-        least = DEFAULT_THRESHOLD if score_threshold is None else float(score_threshold)
+        try:
+            least = DEFAULT_THRESHOLD if score_threshold is None else float(score_threshold)
+        except ValueError:
+            least = -1
         if not 0 <= least <= 1:
-            raise ValueError(f'the score threshold must be within 0..1 or "lrp", got {score_threshold}')
+            raise ValueError(
+                f'the score threshold of an ONNX model must be within 0..1 or "lrp", got {score_threshold}'
+            )
         return np.full(len(self.class_names), least, np.float32)
 
     def _least(self, score_threshold: float | str | None, thresholds: np.ndarray) -> float:
         """What the graph has to report; with LRP-optimal thresholds as much as when they were found."""
         own = float(self.about["score_threshold"])
-        is_lrp = score_threshold == "lrp" or (score_threshold is None and self.about["lrp_thresholds"] is not None)
-        return own if is_lrp else min(own, float(thresholds.min(initial=1)))
+        return min(own, float(thresholds.min(initial=1))) if self._is_number(score_threshold) else own
 
-    def _calibrated(self, found: Found) -> Found:
-        calibration = self.about["calibration"]
-        if calibration is None:
-            raise ValueError("the model was exported without a calibration: export it with --calibration FILE")
-        scores = found.scores.astype(np.float64)
-        for label in np.unique(found.labels).tolist():
-            curve = calibration["curves"][label]
-            scores[found.labels == label] = np.interp(scores[found.labels == label], curve["scores"], curve["values"])
-        order = np.argsort(-scores, kind="stable")
-        masks = None if found.masks is None else found.masks[order]
-        return Found(found.boxes[order], scores[order].astype(np.float32), found.labels[order], masks)
+    def _is_number(self, score_threshold: float | str | None) -> bool:
+        return score_threshold != "lrp" and (score_threshold is not None or self.about["lrp_thresholds"] is None)
+
+    def curves(self, scores: str) -> list[dict[str, list[float]]] | None:
+        """The lines which take the scores of each label to what is asked for, by their corners; None for raw ones.
+
+        Raises:
+            ValueError: the model was exported without them, or there is no such thing.
+        """
+        if scores == "raw":
+            return None
+        target = {"calibrated": "iou"}.get(scores, scores)
+        if target not in self.about["calibrations"]:
+            raise ValueError(
+                f"the model was exported without a calibration for scores={scores!r}, so that its scores are raw"
+            )
+        return self.about["calibrations"][target]
+
+
+def _calibrated(found: Found, curves: list[dict[str, list[float]]]) -> Found:
+    scores = found.scores.astype(
+        np.float64
+    )  # in float32, what the calibration tells apart by a thousandth would be equal
+    for label in np.unique(found.labels).tolist():
+        of_label = found.labels == label
+        scores[of_label] = np.interp(scores[of_label], curves[label]["scores"], curves[label]["values"])
+    return replace(found, scores=scores).select(np.argsort(-scores, kind="stable"))
 
 
 def load_image(source: Any) -> np.ndarray:

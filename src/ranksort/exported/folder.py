@@ -39,14 +39,14 @@ class ResultFolder:
         self._rows: list[dict[str, Any]] = []
         self._about: list[dict[str, Any]] = []
 
-    def predict(self, files: Sequence[Path], score_threshold: float | str | None, *, calibrated: bool = False) -> None:
+    def predict(self, files: Sequence[Path], score_threshold: float | str | None, *, scores: str = "raw") -> None:
         """Write the results of some images. Whatever ends it, those of the images before are written."""
         self._out.mkdir(parents=True, exist_ok=True)
         try:
             for number, path in enumerate(files):
                 try:
                     image = load_image(path)
-                    found = self._detector.predict(image, score_threshold, calibrated=calibrated)
+                    found = self._detector.predict(image, score_threshold, scores=scores)
                 except (OSError, ValueError, RuntimeError, MemoryError) as error:
                     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                     self.failures.append(reason if str(path) in reason else f"{path} cannot be processed ({reason}).")
