@@ -33,7 +33,7 @@ def predict(
     """Detect objects in images and videos: pictures with boxes, COCO results and CSV.
 
     Args:
-        checkpoint: a run folder, .ckpt or .safetensors.
+        checkpoint: a run folder, .ckpt or .safetensors; or an .onnx file of `ranksort export`.
         images: image and video files, folders in depth, .txt files with a path a line, and patterns such as "photos/*.jpg".
         out: folder for the results.
         score_threshold: least score of a detection: a number; or of each class that which by the run's report is best by oLRP
@@ -49,6 +49,19 @@ def predict(
         pictures: draw the detections.
         detector: file.py:Class, where the checkpoint was trained with a detector of your own; its file is run.
     """
+    if checkpoint.suffix.lower() == ".onnx":
+        from ..exported.command import predict_exported
+
+        for name, value in {
+            "tile": tile,
+            "batch-size": batch_size,
+            "annotations": annotations,
+            "calibration": calibration,
+            "device": device,
+        }.items():
+            if value not in (None, "", 1, "cpu"):
+                raise ValueError(f"ONNX models do not take --{name}: predict with the checkpoint, or leave it out")
+        return predict_exported(checkpoint, images, out, score_threshold, scores=scores, pictures=pictures)
     from ..checkpoints import read_checkpoint
     from ..data.image_ids import read_image_ids
     from ..evaluation.thresholds import parse_threshold

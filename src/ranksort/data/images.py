@@ -5,11 +5,13 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from .segmentations import Packed
+if TYPE_CHECKING:  # else reading an image would need all that reads annotations
+    from .segmentations import Packed
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 """By which image files are told from others, in lower case."""
@@ -27,7 +29,7 @@ class ImageFolder:
         names: of all images of the annotation file, UTF-8.
     """
 
-    def __init__(self, folder: Path, names: Packed) -> None:
+    def __init__(self, folder: Path, names: "Packed") -> None:
         self.folder, self.names = folder, names
 
     def path(self, n: int) -> Path:

@@ -1,5 +1,7 @@
 """From class probabilities and boxes to the few detections which are reported."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou, nms
@@ -102,7 +104,7 @@ def fast_non_maximum_suppression(
     counts = (scores > score_threshold).sum(0)
     present = counts.nonzero().squeeze(1)
     # Those below the threshold are not kept, and drop none which are.
-    most = min(top_k, len(scores), max(1, int(counts.max())))
+    most: Any = torch.sym_min(torch.sym_min(top_k, scores.shape[0]), torch.sym_max(1, counts.max().item()))
     score, region = scores[:, present].T.topk(most, dim=1)  # [classes which are present, K]
     of_class = boxes[region]
     iou_with_better = paired_iou(of_class[:, :, None], of_class[:, None]).triu(diagonal=1).amax(1)
