@@ -21,10 +21,8 @@ from ranksort.losses.detection import rank_sort_set_losses
 
 
 class RankSortRTDetr(RTDetrForObjectDetection):
-    def loss_function(
-        self, _, targets, device, boxes, config, all_logits, all_boxes, denoising_meta_values=None, **more
-    ):
-        match, noisy = RTDetrHungarianMatcher(config), denoising_meta_values
+    def loss_function(self, _, targets, device, boxes, config, all_logits, all_boxes, **more):
+        match, noisy = RTDetrHungarianMatcher(config), more["denoising_meta_values"]
         layers, denoising = [(more["enc_topk_logits"], more["enc_topk_bboxes"])], []
         for logits, boxes in zip(all_logits.unbind(1), all_boxes.unbind(1), strict=True):
             if noisy:  # the first queries are objects with noise, whose matches are known

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torchvision.ops import box_convert
 
 from ranksort.losses import rank_sort_loss
 from ranksort.losses.detection import (
@@ -219,10 +220,15 @@ def test_matched_queries_are_the_positives():
     positive, classes = torch.tensor([3, 5, 9]), torch.tensor([2, 1, 0])
     wanted = torch.cat([object_boxes[0], object_boxes[1].flip(0)])
     quality = paired_iou(boxes.detach().view(10, 4)[positive], wanted).clamp(min=0.01)
-    expected = rank_sort_detection_losses(
-        logits.view(10, 3), positive, classes, boxes.view(10, 4)[positive], wanted, quality=quality
-    )
-    torch.testing.assert_close(found, expected.losses)
+    predicted = boxes.view(10, 4)[positive]
+    alone = rank_sort_set_losses([(logits, boxes, matches)], labels, object_boxes, l1_weight=0)
+    expected = rank_sort_detection_losses(logits.view(10, 3), positive, classes, predicted, wanted, quality=quality)
+    torch.testing.assert_close(alone, expected.losses)
+    centre_and_size = [box_convert(each, "xyxy", "cxcywh") for each in (predicted, wanted)]
+    box = 2 * giou_loss(predicted, wanted) + 5 * (centre_and_size[0] - centre_and_size[1]).abs().sum(1)  # DETR's
+    both = expected.with_task("box", box)
+    gradients = [torch.autograd.grad(losses["box"], boxes, retain_graph=True) for losses in (found, both.losses)]
+    torch.testing.assert_close(*gradients)
     sum(found.values()).backward()
     assert boxes.grad.view(10, 4).abs().sum(1).nonzero().flatten().tolist() == positive.tolist()
 
