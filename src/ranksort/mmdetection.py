@@ -148,8 +148,9 @@ def _laterals(state_dict: Mapping[str, Tensor], like: str) -> int:
 def _renamed(name: str, rows: list[Row]) -> str:
     for before, after in rows:
         if found := _pattern(before).match(name):
-            numbers = iter(found.groups())
-            return re.sub("#", lambda _, left=numbers: next(left), after) + name[found.end() :]
+            for number in found.groups():
+                after = after.replace("#", number, 1)
+            return after + name[found.end() :]
     return name
 
 
