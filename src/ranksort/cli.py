@@ -14,6 +14,7 @@ from . import __version__
 from .commands.calibrate import apply_calibration, calibrate, merge
 from .commands.data import check_data, import_data
 from .commands.defaults import default_recipe
+from .commands.demo import demo
 from .commands.evaluate import evaluate, report, test_command
 from .commands.predict import predict
 from .commands.train import quickstart, train_command
@@ -61,7 +62,7 @@ def _run_command(arguments: list[str]) -> None:
     trained, tested = train_command(defaults), test_command(defaults)
     functions = (quickstart, recipes, trained, tested, predict, evaluate, report, check_data, import_data, convert)
     of_results = (calibrate, apply_calibration, merge)
-    commands: dict[str, Callable[..., Any]] = {f.__name__.replace("_", "-"): f for f in (*functions, *of_results)}
+    commands: dict[str, Callable[..., Any]] = {f.__name__.replace("_", "-"): f for f in (*functions, *of_results, demo)}
     about = "Detectors trained by Rank & Sort Loss. `ranksort --version` prints the version."
     tyro.extras.subcommand_cli_from_dict(commands, prog="ranksort", description=about, args=arguments)
 
