@@ -345,9 +345,6 @@ def test_check_data(tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_convert(tmp_path: Path) -> None:
-    from ranksort.checkpoints import _RENAMED
-
-    assert _RENAMED
     message = fails(
         "convert", tmp_path / "no.pth", "ranksort_atss_r50_fpn_1x_coco", "--out", tmp_path / "x.safetensors"
     )

@@ -7,7 +7,6 @@ import contextlib
 import copy
 import dataclasses
 import json
-import re
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,7 @@ from .data.coco import COCO_CATEGORIES
 from .data.coco_columns import Category
 from .evaluation.calibration import Target
 from .evaluation.model_scores import find_calibration, find_thresholds
+from .mmdetection import from_mmdetection, to_mmdetection
 from .models import Detector
 from .recipes import Recipe, create_model, get_recipe, list_recipes
 from .recipes.build import with_pixel_statistics
@@ -289,10 +289,10 @@ def _check_fit(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) 
 
 
 def convert_checkpoint(source: str | Path | Mapping[str, Any], recipe: str | Recipe) -> dict[str, Tensor]:
-    """Takes weights published with the paper to our names.
+    """Takes weights published with the paper, or of mmdetection 3, to our names.
 
     Args:
-        source: a published .pth file, or its content or state dict.
+        source: such a .pth file, or its content or state dict.
         recipe: the recipe of that model. For weights with other classes than COCO's, a `Recipe` with that `num_classes`.
 
     Returns:
@@ -308,6 +308,31 @@ def convert_checkpoint(source: str | Path | Mapping[str, Any], recipe: str | Rec
         model = create_model(recipe)
     _check_fit(model, converted, "the published checkpoint" if isinstance(source, Mapping) else str(source))
     return converted
+
+
+def read_foreign(path: str | Path, recipe: Recipe) -> Checkpoint:
+    """Reads weights published with the paper, or of mmdetection 3, as those of a recipe, but for the number of classes.
+
+    Raises:
+        FileNotFoundError, ValueError: as `convert_checkpoint`.
+    """
+    content, recipe = load_checkpoint(Path(path)), copy.deepcopy(recipe)
+    converted = _renamed(content)
+    recipe.model.num_classes = _count_classes(converted, recipe) or recipe.model.num_classes
+    with torch.device("meta"):
+        _check_fit(create_model(recipe), converted, str(path))
+    return Checkpoint(recipe, _published_categories(content, recipe.model.num_classes), converted)
+
+
+def save_mmdetection(path: str | Path, checkpoint: Checkpoint) -> None:
+    """Writes a model of ours as a checkpoint of mmdetection 3, with the names of its classes.
+
+    Raises:
+        ValueError: where mmdetection has no such detector or backbone.
+    """
+    weights = to_mmdetection(checkpoint.state_dict, checkpoint.recipe.model.detector)
+    about = {"dataset_meta": {"classes": tuple(category.name for category in checkpoint.categories)}}
+    save_checkpoint({"meta": about, "state_dict": weights}, Path(path))
 
 
 def read_published(path: str | Path, recipe: Recipe) -> Checkpoint:
@@ -340,7 +365,9 @@ def read_published(path: str | Path, recipe: Recipe) -> Checkpoint:
 def _published_categories(content: Mapping[str, Any], count: int) -> list[Category]:
     """The classes of published weights: those which the file names, or COCO's if they are as many; else none."""
     about = content.get("meta")
-    names = about.get("CLASSES") if isinstance(about, Mapping) else None
+    about = about if isinstance(about, Mapping) else {}
+    of_data = about.get("dataset_meta")  # mmdetection 3
+    names = of_data.get("classes") if isinstance(of_data, Mapping) else about.get("CLASSES")
     if isinstance(names, list | tuple) and len(names) == count and all(isinstance(name, str) for name in names):
         return [Category(i, name) for i, name in enumerate(names, 1)]
     return COCO_CATEGORIES if count == len(COCO_CATEGORIES) else []
@@ -351,8 +378,7 @@ def _renamed(content: Mapping[str, Any]) -> dict[str, Tensor]:
     state_dict = content.get("state_dict", content)
     if not isinstance(state_dict, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state_dict.values()):
         return {}
-    laterals = sum(bool(re.fullmatch(r"neck\.lateral_convs\.\d+\.conv\.bias", str(name))) for name in state_dict)
-    return {_our_name(str(name), laterals): tensor for name, tensor in state_dict.items()}
+    return from_mmdetection({str(name): tensor for name, tensor in state_dict.items()})
 
 
 def _count_classes(state_dict: Mapping[str, Tensor], recipe: Recipe) -> int:
@@ -370,47 +396,3 @@ def _count_classes(state_dict: Mapping[str, Tensor], recipe: Recipe) -> int:
                 return 0
             counts.add(given[0] // tensor.shape[0])
     return max(counts) if len(counts) <= 2 else 0
-
-
-# Parts of published names -> ours.
-_RENAMED = [
-    (r"\.gn\.", r".norm."),
-    (r"^backbone\.", r"backbone.body."),
-    (r"^neck\.lateral_convs\.(\d+)\.conv\.", r"fpn.laterals.\1."),
-    (r"^neck\.upsample_modules\.(\d+)\.channel_compressor\.", r"fpn.upsamplers.\1.compress."),
-    (r"^neck\.upsample_modules\.(\d+)\.content_encoder\.", r"fpn.upsamplers.\1.encode."),
-    (r"^bbox_head\.(?:cls|cate)_convs\.", r"head.class_tower."),
-    (r"^bbox_head\.reg_convs\.", r"head.box_tower."),
-    (r"^bbox_head\.kernel_convs\.", r"head.kernel_tower."),
-    (r"^bbox_head\.(?:atss_cls|conv_cls|solo_cate)\.", r"head.class_logits."),
-    (r"^bbox_head\.(?:atss_reg|conv_reg)\.", r"head.box_deltas."),
-    (r"^bbox_head\.conv_coeff\.", r"head.coefficients."),
-    (r"^bbox_head\.solo_kernel\.", r"head.kernels."),
-    (r"^bbox_head\.scales\.(\d+)\.scale$", r"head.scales.\1"),
-    (r"^bbox_head\.head_convs\.0\.conv\.", r"head.shared.0."),
-    (r"^mask_head\.protonet\.8\.", r"prototypes.7."),  # theirs has a ReLU more after the upsampling
-    (r"^mask_head\.protonet\.10\.", r"prototypes.9."),
-    (r"^mask_head\.protonet\.", r"prototypes."),
-    (r"^mask_feat_head\.convs_all_levels\.(\d+)\.conv(\d+)\.", r"mask_features.levels.\1.\2."),
-    (r"^mask_feat_head\.conv_pred\.0\.", r"mask_features.output."),
-    (r"^rpn_head\.rpn_conv\.", r"rpn.conv."),
-    (r"^rpn_head\.rpn_cls\.", r"rpn.objectness."),
-    (r"^rpn_head\.rpn_reg\.", r"rpn.box_deltas."),
-    (r"^roi_head\.bbox_head\.(\d+\.)?shared_fcs\.", r"box_head.\1layers."),
-    (r"^roi_head\.bbox_head\.(\d+\.)?fc_cls\.", r"box_head.\1class_logits."),
-    (r"^roi_head\.bbox_head\.(\d+\.)?fc_reg\.", r"box_head.\1box_deltas."),
-    (r"^roi_head\.mask_head\.convs\.(\d+)\.conv\.", r"mask_head.convs.\1."),
-    (r"^roi_head\.mask_head\.upsample\.", r"mask_head.upsample."),
-    (r"^roi_head\.mask_head\.conv_logits\.", r"mask_head.logits."),
-]
-
-
-def _our_name(name: str, laterals: int) -> str:
-    """Our name of a published tensor, for a pyramid with that many lateral convolutions."""
-    output = re.match(r"neck\.fpn_convs\.(\d+)\.conv\.(.*)", name)
-    if output:
-        level = int(output[1])
-        return f"fpn.outputs.{level}.{output[2]}" if level < laterals else f"fpn.extras.{level - laterals}.{output[2]}"
-    for pattern, replacement in _RENAMED:
-        name = re.sub(pattern, replacement, name)
-    return name

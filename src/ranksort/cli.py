@@ -18,6 +18,7 @@ from . import __version__
 from .commands.calibrate import apply_calibration, calibrate, merge
 from .commands.data import check_data, import_data
 from .commands.defaults import default_recipe
+from .commands.demo import demo
 from .commands.evaluate import evaluate, report, test_command
 from .commands.export import export
 from .commands.predict import predict
@@ -78,7 +79,7 @@ def _run_command(arguments: list[str]) -> None:
         export,
     )
     of_results = (calibrate, apply_calibration, merge)
-    commands: dict[str, Callable[..., Any]] = {f.__name__.replace("_", "-"): f for f in (*functions, *of_results)}
+    commands: dict[str, Callable[..., Any]] = {f.__name__.replace("_", "-"): f for f in (*functions, *of_results, demo)}
     about = "Detectors trained by Rank & Sort Loss. `ranksort --version` prints the version."
     tyro.extras.subcommand_cli_from_dict(commands, prog="ranksort", description=about, args=arguments)
 
