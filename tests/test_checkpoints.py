@@ -307,7 +307,7 @@ def test_flipped_bits_are_noticed(tmp_path: Path, model: nn.Module, suffix: str)
         flipped = bytearray(good)
         flipped[where] ^= 4
         path.write_bytes(flipped)
-        with pytest.raises(ValueError, match=r"damaged.*checksum"):
+        with pytest.raises(ValueError, match="damaged"):
             read_checkpoint(path)
     path.write_bytes(good)
     _assert_same(read_checkpoint(path).state_dict, model.state_dict())

@@ -95,6 +95,9 @@ class Checkpoints(pl.Callback):
         self.interrupt.waits = stage == "fit"
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.module.run = trainer.strategy.broadcast(
+            self.folder.parent
+        )  # other processes may have begun in another second
         if not trainer.is_global_zero:
             self.interrupt.notice = ""
             return
