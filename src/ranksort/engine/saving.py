@@ -119,6 +119,10 @@ class Checkpoints(pl.Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.interrupt.waits = False
 
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        # By which Lightning numbers rows and chooses the steps that it logs; within an epoch it resumes with another number.
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         is_last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         progress, batches = self.module.progress, self.module.progress["batches"] + 1
@@ -128,6 +132,7 @@ class Checkpoints(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == "fit":  # whatever becomes of the evaluation, the epoch is not lost
+            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step - 1
             self.module.awaits_evaluation = True
             self._save(trainer, "last.ckpt")
             self.module.awaits_evaluation = False
