@@ -181,8 +181,7 @@ def test_three_epochs_are_two_and_one_resumed(tiny_recipe: Recipe, tmp_path: Pat
     tiny_recipe.training.epochs = 3
     engine.train(tiny_recipe, tmp_path / "parts", resume=True)
     assert_same_state(tmp_path / "whole", tmp_path / "parts")
-    for a, b in zip(rows(tmp_path / "whole"), rows(tmp_path / "parts"), strict=True):
-        assert a == {**b, "step": a["step"]}
+    assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
 
 
 def test_the_state_of_a_loss_is_saved_and_resumed(tiny_recipe: Recipe, tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ class Guard:
         self.previous: _Step | None = None
         self.buffers: list[Tensor] = []
         self.in_a_row, self.kept = 0, 0
+        self.used = 0  # batches whose gradients the next step of the optimiser takes
 
     @property
     def _waits(self) -> bool:
@@ -95,7 +96,9 @@ class Guard:
         step.losses, step.reason = losses, reason
         step.finite_loss = self._expect(step, means.isfinite().all())
         self.judge_previous()
-        return not self._waits or self._judge(step)
+        is_used = not self._waits or self._judge(step)
+        self.used += is_used
+        return is_used
 
     def judge_previous(self) -> None:
         """Look at the step before this one, where that is not done.
@@ -108,13 +111,19 @@ class Guard:
             self._judge(previous)
 
     def look_at_gradients(self, parameters: list[nn.Parameter]) -> None:
-        """Before a step of the optimiser; where gradients are not finite there is none. For all processes have the same.
+        """Before a step of the optimiser, which is left out where gradients are not finite, or where no batch is used.
+
+        All processes have the same gradients. With `16-mixed` the scale of the loss is found by those that overflow.
 
         Raises:
             Diverged: as `look_at`.
         """
         step, gradients = self.step, [p.grad for p in parameters if p.grad is not None]
-        if step is None or not gradients:
+        used, self.used = self.used, 0
+        if not used:
+            for parameter in parameters:
+                parameter.grad = None
+        if step is None or not gradients or not used or self.module.recipe.training.precision == "16-mixed":
             return
         step.finite_gradient = self._expect(step, torch.nn.utils.get_total_norm(gradients).isfinite())
         if self._waits and not self._judge(step):

@@ -74,7 +74,7 @@ class DetectorModule(pl.LightningModule):
         torch.manual_seed(seed)
         self.guard.begin(batch, batch_idx, seed)
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         images, targets = batch
         losses: dict[str, Tensor] = {}
         total: Any
@@ -84,7 +84,7 @@ class DetectorModule(pl.LightningModule):
             reason = str(error)
             if not self.logged:
                 raise self.guard.unnamed(reason) from None
-            total = sum(0 * p.sum() for p in self.parameters() if p.requires_grad)  # other processes wait for gradients
+            total = self._no_loss()
             values = [total.new_full((), math.nan)] * len(self.logged)
         except Exception:
             self.guard.judge_previous()  # which may be why
@@ -98,7 +98,7 @@ class DetectorModule(pl.LightningModule):
         means = mean_of_processes(torch.stack([value.detach().float() for value in values]))
         if not self.guard.look_at(losses, means[: self.num_losses], reason):
             self.loss = None
-            return None
+            return self._no_loss()
         size, self.loss = len(images), means[0]
         self.log("train/loss", means[0], prog_bar=True, batch_size=size)
         others = zip(self.logged[1:], means[1:], strict=True)
@@ -110,8 +110,11 @@ class DetectorModule(pl.LightningModule):
         return total
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if self.recipe.training.precision != "16-mixed":  # whose scale of the loss is found by gradients that overflow
-            self.guard.look_at_gradients([p for group in optimizer.param_groups for p in group["params"]])
+        self.guard.look_at_gradients([p for group in optimizer.param_groups for p in group["params"]])
+
+    def _no_loss(self) -> Tensor:
+        """In place of a loss that is not finite: gradients of 0, which the other processes wait for."""
+        return sum((0 * p.sum() for p in self.parameters() if p.requires_grad), torch.zeros((), device=self.device))
 
     def on_validation_epoch_start(self) -> None:
         self.evaluator.reset()

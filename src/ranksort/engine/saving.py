@@ -97,6 +97,9 @@ class Checkpoints(pl.Callback):
         self.interrupt.waits = stage == "fit"
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.module.run = trainer.strategy.broadcast(
+            self.folder.parent
+        )  # other processes may have begun in another second
         if not trainer.is_global_zero:
             self.interrupt.notice = ""
             return
@@ -118,6 +121,10 @@ class Checkpoints(pl.Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.interrupt.waits = False
 
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        # By which Lightning numbers rows and chooses the steps that it logs; within an epoch it resumes with another number.
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         is_last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         progress, batches = self.module.progress, self.module.progress["batches"] + 1
@@ -127,6 +134,7 @@ class Checkpoints(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == "fit":  # whatever becomes of the evaluation, the epoch is not lost
+            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step - 1
             self.module.awaits_evaluation = True
             self._save(trainer, "last.ckpt")
             self.module.awaits_evaluation = False

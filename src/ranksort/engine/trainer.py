@@ -22,7 +22,6 @@ _MISLEADING = (  # warnings of Lightning which are not for our users
     ".*ended before the epoch ended.*",  # we do resume there
     ".*in eval mode at the start of training.*",  # the frozen batch norms
     ".*isinstance.treespec, LeafSpec.*",
-    ".*training_step. returned .None.*",  # a batch that is left out, which is said
     ".*recommended to use .*sync_dist=True.*",  # all processes log the same report
 )
 
