@@ -153,6 +153,8 @@ def load_model(
     Raises:
         FileNotFoundError, ValueError: as `read_checkpoint` and `Checkpoint.build`, and where there is no calibration but one is wanted.
     """
+    if calibrated not in (True, False, "iou", "precision"):
+        raise ValueError(f'calibrated must be True, False, "iou" or "precision", got {calibrated!r}')
     checkpoint, file = read_checkpoint(path), None if calibration is None else Path(calibration)
     model = checkpoint.build(device, **({} if detector is None else {"detector": detector}))
     with contextlib.suppress(FileNotFoundError, ValueError):  # said where they are asked for

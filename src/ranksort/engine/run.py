@@ -112,7 +112,10 @@ def _train(recipe: Recipe, run: Path, resume: bool, interrupt: Interrupt) -> Rep
     trainer.validate(module, ckpt_path=best if best.is_file() else last, verbose=False, weights_only=True)
     report = _write_report(trainer, module, run / "report", run)
     if trainer.is_global_zero and best.is_file():
-        carry_scores(best, read_report(run / "report"))
+        try:
+            carry_scores(best, read_report(run / "report"))
+        except OSError as error:  # the run is complete without
+            print(f"{best} stays without the calibration, which {run / 'report'} has ({error.strerror or error})")
     return report
 
 
