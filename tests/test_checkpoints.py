@@ -126,6 +126,8 @@ def test_checkpoints_carry_calibrations_and_thresholds(tmp_path: Path, model: nn
     assert load_model(plain).thresholds is None
     with pytest.raises(FileNotFoundError, match=rf"{plain} has no calibration.*--calibration FILE"):
         load_model(plain, calibrated=True)
+    with pytest.raises(ValueError, match='calibrated must be True, False, "iou" or "precision", got \'probability\''):
+        load_model(plain, calibrated="probability")  # type: ignore[arg-type]
     (tmp_path / "c.json").write_text(json.dumps(_scores()["iou"]))
     assert load_model(plain, calibration=tmp_path / "c.json").calibration is not None
 

@@ -245,6 +245,8 @@ def load_model(
     Raises:
         FileNotFoundError, ValueError: as `read_checkpoint` and `Checkpoint.build`, and where there is no calibration but one is wanted.
     """
+    if calibrated not in (True, False, "iou", "precision"):
+        raise ValueError(f'calibrated must be True, False, "iou" or "precision", got {calibrated!r}')
     checkpoint, file = read_checkpoint(path), None if calibration is None else Path(calibration)
     if checkpoint.note:
         warnings.warn(f"{checkpoint.note}: loading {checkpoint.path}", stacklevel=2)

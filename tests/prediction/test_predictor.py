@@ -82,9 +82,9 @@ def test_model_stays_in_its_mode(colours: Colours) -> None:
     assert [m.training for m in (colours, colours.backbone[0], colours.backbone[1])] == [True, False, True]
 
 
-def thresholds_of(values: Sequence[float]) -> ModelThresholds:
+def thresholds_of(values: Sequence[float], true_positives: Sequence[int] = (1, 2)) -> ModelThresholds:
     """Those of labels 0, 1, ... for the lowest LRP error, and halves of them for a recall of .5."""
-    points = {"objects": 2, "true_positives": [1, 2], "detections": [1, 4]}
+    points = {"objects": 2, "true_positives": [*true_positives], "detections": [1, 4]}
     rows = [
         {"category_id": n, "class": str(n), "threshold": x, "scores": [x, x / 2], **points}
         for n, x in enumerate(values)
@@ -109,6 +109,11 @@ def test_thresholds(colours: Colours) -> None:
     colours.thresholds = thresholds_of([0.9, 0.2, 0.5])
     assert scores() == scores("lrp") == scores("precision:1") == pytest.approx([0.7, 0.29])
     assert scores("recall:1") == pytest.approx([0.87, 0.7, 0.29])
+    colours.thresholds = thresholds_of([0.9, 0.2, 0.5], true_positives=(1, 1))
+    with pytest.warns(
+        UserWarning, match=r"recall:0\.8 is never reached, by the data of report, for 0 \(at most 0\.500\), 1"
+    ):
+        assert scores("recall:.8") == scores("lrp")
     for wrong in (-0.1, 1.1, float("nan"), "high", "precision:90"):
         with pytest.raises(ValueError, match=r"within 0\.\.1"):
             scores(wrong)

@@ -129,7 +129,10 @@ def _train(recipe: Recipe, run: Path, resume: bool, interrupt: Interrupt) -> Rep
     report = _write_report(trainer, module, run / "report", run)
     best_file = run / "checkpoints" / "best.ckpt"
     if trainer.is_global_zero and best.path == best_file:
-        carry_scores(best_file, read_report(run / "report"))
+        try:
+            carry_scores(best_file, read_report(run / "report"))
+        except OSError as error:  # the run is complete without
+            print(f"{best_file} stays without the calibration, which {run / 'report'} has ({error})")
     return report
 
 

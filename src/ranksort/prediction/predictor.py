@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -58,8 +59,13 @@ def predict(
 
     Raises:
         FileNotFoundError, ValueError: an image or a setting cannot be used.
+
+    Warns:
+        UserWarning: a class does not reach the precision or recall asked for.
     """
     predictor = Predictor(model, score_threshold, batch_size=batch_size, tile=tile, overlap=overlap)
+    for remark in predictor.remarks if score_threshold is not None else ():
+        warnings.warn(remark, stacklevel=3)  # where `model.predict` is called
     several = isinstance(source, list | tuple)
     if isinstance(source, str | os.PathLike):
         files, _ = find_images([Path(source)])
