@@ -9,7 +9,9 @@ The good files are made here. Each case copies those of its kind, spoils one of 
 """
 
 import argparse
+import contextlib
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -89,9 +91,9 @@ def write_good(folder: Path) -> None:
     truth = str(shutil.copy(path, folder / "results" / "truth.json"))
     for name in ("a", "b"):
         (folder / "results" / f"{name}.json").write_text(json.dumps(results))
-    main(
-        ["calibrate", truth, str(folder / "results" / "a.json"), "--out", str(folder / "results" / "calibration.json")]
-    )
+    calibration = str(folder / "results" / "calibration.json")
+    with contextlib.redirect_stdout(io.StringIO()):
+        main(["calibrate", truth, str(folder / "results" / "a.json"), "--out", calibration])
 
     names = [image["file_name"] for image in content["images"]]
     (folder / "yolo" / "images").mkdir(parents=True)
@@ -381,8 +383,8 @@ def run(arguments: list[str], folder: Path) -> tuple[int, str, float, int]:
     return os.waitstatus_to_exitcode(status), text, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024
 
 
-def broken_rules(kind: str, good: Path, folder: Path, seed: str) -> tuple[list[str], list[str], str]:
-    """Runs the case of a seed; which rules it breaks, its command, and what it said."""
+def broken_rules(kind: str, good: Path, folder: Path, seed: str) -> tuple[list[str], list[str], int, str]:
+    """Runs the case of a seed; which rules it breaks, its command, its exit code and what it said."""
     rng = random.Random(seed)
     prepare, needed = KINDS[kind]
     for name in needed:
@@ -413,12 +415,12 @@ def broken_rules(kind: str, good: Path, folder: Path, seed: str) -> tuple[list[s
         rules.append(f"changed {sorted(set(after.items()) ^ set(before.items()))[0][0]}")
     if set(folder.parent.iterdir()) != outside:
         rules.append("wrote outside")
-    return rules, arguments, said
+    return rules, arguments, code, said
 
 
 def fuzz(kinds: list[str], seconds: float, seed: int, most: int, keep: Path, stdout: Any = sys.stdout) -> int:
     """Runs cases of the kinds in turn until the time is over or there were so many; returns how many broke a rule."""
-    failures, cases, start = 0, 0, time.monotonic()
+    failures, cases, refused, start = 0, 0, 0, time.monotonic()
     with tempfile.TemporaryDirectory() as place:
         good = Path(place) / "good"
         good.mkdir()
@@ -428,8 +430,8 @@ def fuzz(kinds: list[str], seconds: float, seed: int, most: int, keep: Path, std
             of_case = f"{kind}-{seed}-{cases // len(kinds)}"
             folder = Path(place) / of_case
             folder.mkdir()
-            rules, arguments, said = broken_rules(kind, good, folder, of_case)
-            cases += 1
+            rules, arguments, code, said = broken_rules(kind, good, folder, of_case)
+            cases, refused = cases + 1, refused + (code == 2)
             if rules:
                 failures += 1
                 shutil.copytree(folder, keep / of_case, dirs_exist_ok=True)
@@ -440,7 +442,7 @@ def fuzz(kinds: list[str], seconds: float, seed: int, most: int, keep: Path, std
                     flush=True,
                 )
             shutil.rmtree(folder)
-    print(f"{cases} cases, {failures} broke a rule", file=stdout, flush=True)
+    print(f"{cases} cases, {refused} refused, {failures} broke a rule", file=stdout, flush=True)
     return failures
 
 
