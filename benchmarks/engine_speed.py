@@ -3,8 +3,8 @@
 python benchmarks/engine_speed.py --rounds 7 --steps 8       # CPU time of a step, the two in turn
 python benchmarks/engine_speed.py --memory 2000              # memory of the engine's process over so many steps
 
-The plain loop is that of examples/plain_training_loop.py: the same detector, data, sampler and optimiser, without logs and checkpoints. A step
-is all that happens between the ends of two batches, loading included, in one process without workers.
+The plain loop is that of examples/plain_training_loop.py: the same detector, data, sampler and optimiser, without logs and
+checkpoints. A step is all that happens between the ends of two batches, loading included, in one process without workers.
 """
 
 import argparse

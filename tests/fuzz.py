@@ -3,7 +3,7 @@
 python tests/fuzz.py --seconds 600 --seed 1          # all kinds in turn; --kinds voc images   some of them
 
 Beside that, no case may take too much time or memory, change any file but those below its own output, write over what is there, or run
-code from a file. What breaks a rule is printed with the seed that makes it again, and kept in a folder; the exit code is 1 then.
+code from a file. What breaks a rule is printed with the seed that makes it again, and kept as an archive in a folder; the exit code is 1 then.
 
 The good files are made here. Each case copies those of its kind, spoils one of them, and runs one command in a forked process.
 """
@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 import traceback
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -300,8 +301,37 @@ def calibrations(folder: Path, rng: random.Random) -> Case:
 
 
 def images(folder: Path, rng: random.Random) -> Case:
-    name = _change(rng.choice(sorted(p for p in folder.iterdir() if p.suffix != ".safetensors")), spoil_bytes, rng)
-    return ["predict", str(folder / "model.safetensors"), str(folder), "--out", str(folder / "out")], name
+    arguments = ["predict", str(folder / "model.safetensors"), str(folder), "--out", str(folder / "out")]
+    if rng.random() < 0.3:
+        return arguments, _strange_file(folder, rng)
+    return arguments, _change(
+        rng.choice(sorted(p for p in folder.iterdir() if p.suffix != ".safetensors")), spoil_bytes, rng
+    )
+
+
+def _strange_file(folder: Path, rng: random.Random) -> str:
+    """Something else than a file under an image's name, or one that states a size which it cannot have."""
+    path = folder / f"strange.{rng.choice(['jpg', 'png', 'tiff'])}"
+    match rng.randrange(6):
+        case 0:
+            os.mkfifo(path)
+        case 1:
+            path.symlink_to(path)
+        case 2:
+            path.mkdir()
+        case 3:
+            path.touch()
+        case 4:
+            path.symlink_to("/dev/zero")
+        case 5:  # a PNG of up to 10^10 pixels in a few bytes
+            side = rng.choice([9000, 20000, 60000, 100000, 2**31 - 1])
+            header = b"IHDR" + side.to_bytes(4, "big") * 2 + b"\x08\x00\x00\x00\x00"
+            data = b"IDAT" + zlib.compress(bytes(10**6))
+            chunks = (
+                (len(c) - 4).to_bytes(4, "big") + c + zlib.crc32(c).to_bytes(4, "big") for c in (header, data, b"IEND")
+            )
+            path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    return path.name
 
 
 def weights(folder: Path, rng: random.Random) -> Case:
@@ -434,8 +464,9 @@ def fuzz(kinds: list[str], seconds: float, seed: int, most: int, keep: Path, std
             cases, refused = cases + 1, refused + (code == 2)
             if rules:
                 failures += 1
-                shutil.copytree(folder, keep / of_case, dirs_exist_ok=True)
-                shown = " ".join(arguments).replace(str(folder), str(keep / of_case))
+                keep.mkdir(parents=True, exist_ok=True)
+                shutil.make_archive(str(keep / of_case), "tar", folder)
+                shown = " ".join(arguments).replace(f"{folder}/", "")
                 print(
                     f"{of_case}: {', '.join(rules)}: ranksort {shown}\n{said.strip()[-1500:]}\n",
                     file=stdout,
@@ -453,7 +484,7 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=10**9, help="cases")
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument(
-        "--keep", type=Path, default=Path("fuzz-failures"), help="folder for the cases that broke a rule"
+        "--keep", type=Path, default=Path("fuzz-failures"), help="folder for archives of the cases that broke a rule"
     )
     options = parser.parse_args()
     import torch

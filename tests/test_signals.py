@@ -100,16 +100,16 @@ def test_sigterm_to_one_of_two_processes(tiny_data: Path, tmp_path: Path) -> Non
 
 
 def test_a_process_that_dies_ends_the_other(tiny_data: Path, tmp_path: Path) -> None:
-    """With a sentence of what happened, at once."""
+    """With a sentence of what happened, whoever notices first."""
     run = train(tmp_path, tiny_data, "--training.devices", "2", signals="2:SIGKILL:1")
     assert run.returncode == 2, run.stderr
-    assert run.stderr.count("ranksort: another process of this run has ended") == 1
+    assert run.stderr.count("ranksort: another process of this run") == 1
     assert "Traceback" not in run.stderr
 
 
 def test_a_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
     """As the processes of a run do whose first one is killed while they wait for it."""
-    script = "import sys, time\nfrom ranksort.engine import peers\npeers._SECONDS = 0.1\npeers.end_with_parent()\n"
+    script = "import sys, time\nfrom ranksort.engine import peers\npeers._SECONDS = 0.1\npeers.end_with_others()\n"
     child = f"{script}print('waiting', flush=True)\ntime.sleep(60)"
     parent = f"{script}import os, subprocess\nsubprocess.Popen([sys.executable, '-c', {child!r}], env=os.environ | {{'LOCAL_RANK': '1'}})"
     process = subprocess.Popen(
