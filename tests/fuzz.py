@@ -3,7 +3,7 @@
 python tests/fuzz.py --seconds 600 --seed 1          # all kinds in turn; --kinds voc images   some of them
 
 Beside that, no case may take too much time or memory, change any file but those below its own output, write over what is there, or run
-code from a file. What breaks a rule is printed with the seed that makes it again, and kept as an archive in a folder; the exit code is 1 then.
+code from a file. What breaks a rule is printed with the seed that makes it again, and kept as an archive; the exit code is 1 then.
 
 The good files are made here. Each case copies those of its kind, spoils one of them, and runs one command in a forked process.
 """
