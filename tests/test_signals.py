@@ -99,6 +99,29 @@ def test_sigterm_to_one_of_two_processes(tiny_data: Path, tmp_path: Path) -> Non
     assert_stopped(train(tmp_path, tiny_data, "--training.devices", "2", signals="1:SIGTERM:1"), tmp_path, 1)
 
 
+def test_a_process_that_dies_ends_the_other(tiny_data: Path, tmp_path: Path) -> None:
+    """With a sentence of what happened, whoever notices first."""
+    run = train(tmp_path, tiny_data, "--training.devices", "2", signals="2:SIGKILL:1")
+    assert run.returncode == 2, run.stderr
+    assert run.stderr.count("ranksort: another process of this run") == 1
+    assert "Traceback" not in run.stderr
+
+
+def test_a_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
+    """As the processes of a run do whose first one is killed while they wait for it."""
+    script = "import sys, time\nfrom ranksort.engine import peers\npeers._SECONDS = 0.1\npeers.end_with_others()\n"
+    child = f"{script}print('waiting', flush=True)\ntime.sleep(60)"
+    parent = f"{script}import os, subprocess\nsubprocess.Popen([sys.executable, '-c', {child!r}], env=os.environ | {{'LOCAL_RANK': '1'}})"
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{parent}\ntime.sleep(60)"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waiting\n"
+    process.kill()
+    _, said = process.communicate(timeout=30)  # ends when the child has closed the pipes, too
+    assert "the process that started this one has ended" in said
+
+
 def test_signals_which_torchrun_passes_on_are_not_second_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("TORCHELASTIC_RUN_ID", "OTHER"):
         monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)

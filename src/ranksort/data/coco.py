@@ -219,7 +219,8 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
         width, height = int(self._widths[index]), int(self._heights[index])
         path = self._folder.path(int(self._used[index]))
         picture = to_rgb(upright(read_image(path), width, height, path), self.white)
-        image = tv_tensors.Image(torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous())
+        # Its channels stay last, as they are read: half the time to resize it, with the same result.
+        image = tv_tensors.Image(torch.from_numpy(np.array(picture)).permute(2, 0, 1))
 
         of_image = slice(self._ends[index - 1] if index else 0, self._ends[index])
         boxes, labels = self._boxes[of_image], self._labels[of_image]

@@ -35,7 +35,7 @@ from ..visualize import worst_and_best_images
 from ..whole_file import replace_file
 from ..words import counted
 from .module import DetectorModule
-from .peers import end_with_parent, lost_peers
+from .peers import end_with_others, lost_peers
 from .saving import plain_interrupts, resume_command
 from .stopping import Enough, Stopping, read_progress
 from .trainer import build_trainer
@@ -63,7 +63,7 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False) -> Report | None:
         KeyboardInterrupt: after Ctrl-C, or SIGTERM or SIGHUP (`ranksort.interrupt.Terminated`), when the batch or evaluation is done and
             `last.ckpt` written; after a second one at once. SIGUSR1 writes `last.ckpt` and goes on.
     """
-    end_with_parent()
+    end_with_others()
     with Interrupt(_NOTICE) as interrupt, plain_interrupts(), lost_peers():
         return _train(recipe, run, resume, interrupt)
 

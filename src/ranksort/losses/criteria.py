@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from .average_lrp import ALRPLoss
 from .average_precision import average_precision_loss
+from .counting import on_cpu
 from .detection import (
     Criterion,
     DetectionLosses,
@@ -165,6 +166,9 @@ def build_criterion(name: str, batches_per_epoch: int = COCO_EPOCH, *, global_ra
 
 
 def _check_finite(losses: dict[str, Tensor]) -> None:
+    """Raises ValueError where a loss is not finite. Not on a GPU, which would be waited for at each call: the loop sees the loss."""
+    if not all(map(on_cpu, losses.values())):
+        return
     if not bool(torch.stack(list(losses.values())).isfinite().all()):
         raise NotFinite(
             f"the losses must be finite, got {', '.join(f'{name} {loss.item():g}' for name, loss in losses.items())}: "
