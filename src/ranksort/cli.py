@@ -6,24 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-try:
-    import tyro
-except ModuleNotFoundError:
-    if sys.argv[1:2] == ["predict"] and any(argument.endswith(".onnx") for argument in sys.argv):
-        from .exported.command import main as predict_alone
-
-        sys.exit(predict_alone(sys.argv[2:]))
-    sys.exit('ranksort: the command line belongs to the toolbox: pip install "ranksort[detection]"')
 from . import __version__
-from .commands.calibrate import apply_calibration, calibrate, merge
-from .commands.data import check_data, import_data
-from .commands.defaults import default_recipe
-from .commands.demo import demo
-from .commands.evaluate import evaluate, report, test_command
-from .commands.export import export
-from .commands.predict import predict
-from .commands.train import quickstart, train_command
-from .commands.weights import convert
 from .interrupt import SAVE, exit_code, handled, ignore, sentence, stop_at_once
 from .recipes.find import recipe_functions
 
@@ -63,6 +46,25 @@ def _run_command(arguments: list[str]) -> None:
     if arguments == ["--version"]:
         print(f"ranksort {__version__}")
         return
+    if arguments[:1] == ["predict"] and any(argument.endswith(".onnx") for argument in arguments):
+        from .exported.command import predict_exported
+
+        predict_exported(arguments[1:])  # with onnxruntime, numpy and Pillow alone
+        return
+    try:
+        import tyro
+    except ModuleNotFoundError:
+        sys.exit('ranksort: the command line belongs to the toolbox: pip install "ranksort[detection]"')
+    from .commands.calibrate import apply_calibration, calibrate, merge
+    from .commands.data import check_data, import_data
+    from .commands.defaults import default_recipe
+    from .commands.demo import demo
+    from .commands.evaluate import evaluate, report, test_command
+    from .commands.export import export
+    from .commands.predict import predict
+    from .commands.train import quickstart, train_command
+    from .commands.weights import convert
+
     defaults = default_recipe(arguments)
     trained, tested = train_command(defaults), test_command(defaults)
     functions = (

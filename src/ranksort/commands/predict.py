@@ -49,19 +49,6 @@ def predict(
         pictures: draw the detections.
         detector: file.py:Class, where the checkpoint was trained with a detector of your own; its file is run.
     """
-    if checkpoint.suffix.lower() == ".onnx":
-        from ..exported.command import predict_exported
-
-        for name, value in {
-            "tile": tile,
-            "batch-size": batch_size,
-            "annotations": annotations,
-            "calibration": calibration,
-            "device": device,
-        }.items():
-            if value not in (None, "", 1, "cpu"):
-                raise ValueError(f"ONNX models do not take --{name}: predict with the checkpoint, or leave it out")
-        return predict_exported(checkpoint, images, out, score_threshold, scores=scores, pictures=pictures)
     from ..checkpoints import read_checkpoint
     from ..data.image_ids import read_image_ids
     from ..evaluation.thresholds import parse_threshold

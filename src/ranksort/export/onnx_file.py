@@ -163,7 +163,10 @@ def _with_preprocessing(network: onnx.ModelProto, model: Detector) -> onnx.Model
 
 
 def _rename_outputs(graph: onnx.GraphProto, names: Sequence[str]) -> None:
-    shapes = {"boxes": ["detections", 4], "masks": ["detections", "image_height", "image_width"]}
+    shapes: dict[str, list[str | int | None]] = {
+        "boxes": ["detections", 4],
+        "masks": ["detections", "image_height", "image_width"],
+    }
     for output, name in zip(graph.output, names, strict=True):
         graph.node.append(helper.make_node("Identity", [output.name], [name]))
         shape = shapes.get(name, ["detections"])

@@ -60,7 +60,9 @@ def suppress(
 
 def translations() -> dict[Any, Callable[..., Any]]:
     """How `torch.onnx.export` says what it has no words for."""
-    from onnxscript import opset20 as op
+    from onnxscript import opset20
+
+    op: Any = opset20
 
     def nms_of_classes(boxes: Any, scores: Any, score_threshold: Any, iou_threshold: float, most: int) -> Any:
         return op.NonMaxSuppression(boxes, scores, most, iou_threshold, score_threshold)

@@ -29,7 +29,8 @@ class ImageBatch:
 
 
 def _round_up(size: Size, divisor: int) -> Size:
-    return -(-size[0] // divisor) * divisor, -(-size[1] // divisor) * divisor
+    # Of positive numbers: in ONNX the division of integers is towards 0.
+    return (size[0] + divisor - 1) // divisor * divisor, (size[1] + divisor - 1) // divisor * divisor
 
 
 def resized_size(height: int, width: int, min_size: int, max_size: int) -> Size:
