@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .data.coco import COCO_CATEGORIES
 from .data.coco_columns import Category
+from .device import usable_device
 from .evaluation.thresholds import read_thresholds
 from .models import Detector
 from .recipes import Recipe, create_model, get_recipe, list_recipes
@@ -41,12 +42,14 @@ class Checkpoint:
         """Returns the model in evaluation mode; see `create_model` for the overrides.
 
         Raises:
-            ValueError: where the weights do not fit, or the detector is from a file of somebody's own, and not among the overrides.
+            ValueError: where the device cannot be used, the weights do not fit, or the detector is from a file of somebody's own, and not
+                among the overrides.
         """
+        place = usable_device(device)
         model = create_model(self.recipe, num_classes=len(self.categories), **model_overrides)
         load_weights(model, self.state_dict, "the checkpoint")
         model.class_names = tuple(category.name for category in self.categories)
-        return model.to(device).eval()
+        return model.to(place).eval()
 
 
 def metadata(recipe: Recipe, categories: Sequence[Category]) -> dict[str, Any]:

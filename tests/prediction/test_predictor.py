@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,8 +63,13 @@ def test_result(colours: Colours, files: list[Path], tmp_path: Path) -> None:
     assert of_file.image is None  # it is read again
     assert of_file.plot().size == (30, 10)
     files[1].unlink()
-    with pytest.raises(FileNotFoundError, match=r"1\.png does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"1\.png is not there any longer"):
         of_file.plot()
+    Image.new("RGB", (9, 9)).save(files[1])
+    with pytest.raises(ValueError, match=r"1\.png has changed"):
+        of_file.plot()
+    with pytest.raises(ValueError, match=r"found\.xyz names no format of images"):
+        found.save(tmp_path / "found.xyz")
 
 
 def test_model_stays_in_its_mode(colours: Colours) -> None:
@@ -91,7 +97,7 @@ def test_thresholds(colours: Colours) -> None:
         scores("lrp")
     colours.lrp_thresholds = (0.9, 0.2, 0.5)
     assert scores() == scores("lrp") == pytest.approx([0.7, 0.29])
-    for wrong in (-0.1, 1.1, float("nan")):
+    for wrong in (-0.1, 1.1, float("nan"), "high"):
         with pytest.raises(ValueError, match=r"within 0\.\.1"):
             scores(wrong)
 
@@ -126,12 +132,14 @@ def test_batches_that_do_not_fit_become_smaller(files: list[Path]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": 0}, "the batch size must be 1 or more, got 0"),
-        ({"tile": 0}, "tiles must have 32 pixels or more, got 0"),
+        ({"batch_size": 0}, "the batch size must be a whole number, 1 or more, got 0"),
+        ({"batch_size": "2"}, "the batch size must be a whole number, 1 or more, got '2'"),
+        ({"tile": 0}, "tiles must have a whole number of pixels, 32 or more, got 0"),
+        ({"tile": 64.5}, "tiles must have a whole number of pixels, 32 or more, got 64.5"),
         ({"tile": 64, "overlap": 1.0}, r"the overlap of tiles must be within 0\.\.0\.9, got 1\.0"),
     ],
 )
-def test_senseless_arguments(colours: Colours, arguments: dict[str, float], message: str) -> None:
+def test_senseless_arguments(colours: Colours, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         colours.predict(picture(9, 9), **arguments)
 

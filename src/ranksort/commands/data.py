@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from .arguments import JsonPath
+from .arguments import JsonPath, check_folder
 
 
 def check_data(
@@ -44,5 +44,6 @@ def import_data(
     """
     from ..data.importers import import_data as run_import
 
+    check_folder(out)
     print(run_import(folder, out, copy_images=copy_images))
     print(f"\nwrote {out}; next: ranksort train RECIPE --data.root {out}")

@@ -9,7 +9,7 @@ from tyro.conf import Positional, arg
 
 from .. import __version__
 from ..recipes.recipe import DataSettings, ModelSettings, Recipe
-from .arguments import TIME, CheckpointPath
+from .arguments import TIME, CheckpointPath, check_file, check_folder
 
 
 def test_command(defaults: Recipe) -> Callable[..., None]:
@@ -31,9 +31,11 @@ def test_command(defaults: Recipe) -> Callable[..., None]:
         from ..checkpoints import read_checkpoint
         from ..engine import test as run_test
 
+        out = out or Path("reports") / time.strftime(TIME)
+        check_folder(out)
         trained = read_checkpoint(checkpoint)
         trained.recipe.data, trained.recipe.model = data, model
-        run_test(trained, out or Path("reports") / time.strftime(TIME))
+        run_test(trained, out)
 
     return test
 
@@ -60,6 +62,8 @@ def evaluate(
     """
     from ..evaluation import evaluate_detections
 
+    if out:
+        check_folder(out)
     result = evaluate_detections(ground_truth, detections, iou_type, style, max_detections)
     print(result)
     if out:
@@ -79,5 +83,6 @@ def report(runs: Annotated[list[Path], Positional, arg(metavar="RUN")], /, out: 
 
     if not runs:
         raise ValueError("name one or more runs to report on")
+    check_file(out)
     save_page(runs, out)
     print(f"report: {out}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from ..words import counted, listed
-from .arguments import CheckpointPath
+from .arguments import CheckpointPath, check_folder
 
 if TYPE_CHECKING:
     from ..data.coco_columns import Category
@@ -46,10 +46,12 @@ def predict(
     """
     from ..checkpoints import read_checkpoint
     from ..data.image_ids import read_image_ids
+    from ..device import usable_device
     from ..prediction import Predictor
     from ..prediction.folder import PredictionFolder
     from ..prediction.images import RESULTS, find_images
 
+    check_folder(out)
     if (out / RESULTS).exists():
         raise ValueError(
             f"{out} holds the results of an earlier prediction: name another folder by --out, or delete it"
@@ -64,7 +66,7 @@ def predict(
     if every < 1:
         raise ValueError(f"--every must be 1 or more, got {every}")
     trained = read_checkpoint(checkpoint)
-    model = trained.build(_device(device), **({"detector": detector} if detector else {}))
+    model = trained.build(usable_device(device), **({"detector": detector} if detector else {}))
     if score_threshold in (None, "lrp"):
         model.lrp_thresholds = _lrp_thresholds(checkpoint, trained.categories, is_needed=score_threshold == "lrp")
     predictor = Predictor(model, score_threshold, batch_size=batch_size, tile=tile, overlap=overlap)
@@ -88,22 +90,6 @@ def predict(
         raise ValueError(
             f"{len(folder.failures)} of {len(files)} images could not be read or processed: {'; '.join(folder.failures[:5])}"
         )
-
-
-def _device(name: str) -> str:
-    """The device of that name, or what there is.
-
-    Raises:
-        ValueError: it cannot be used.
-    """
-    import torch
-
-    place = name or str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
-    try:
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {place} cannot be used: {str(error).splitlines()[0]}") from None
-    return place
 
 
 def _lrp_thresholds(checkpoint: Path, categories: "list[Category]", is_needed: bool) -> tuple[float, ...] | None:

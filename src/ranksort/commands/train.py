@@ -16,7 +16,7 @@ from ..recipes.recipe import (
     Recipe,
     TrainingSettings,
 )
-from .arguments import TIME, RecipeName
+from .arguments import TIME, RecipeName, check_folder
 from .defaults import latest_run, moved_milestones
 
 
@@ -36,6 +36,7 @@ def quickstart(
     if recipe in recipe_functions() and not recipe.endswith("_small"):
         small = " or ".join(name for name in recipe_functions() if name.endswith("_small"))
         raise ValueError(f"{recipe} is made for COCO on GPUs, quickstart for minutes on a CPU: choose {small}")
+    check_folder(out)
     chosen = get_recipe(recipe)
     print(f"writing 500 images to {out / 'data'} ...", flush=True)
     root = write_synthetic_dataset(out / "data")

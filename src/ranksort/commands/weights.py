@@ -6,7 +6,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from ..recipes.find import get_recipe
-from .arguments import RecipeName
+from .arguments import RecipeName, check_file
 
 
 def convert(
@@ -29,6 +29,9 @@ def convert(
     from ..data.coco_file import read_coco_file
     from ..recipes.build import create_model
 
+    if out.suffix != ".safetensors":
+        raise ValueError(f"--out must name a .safetensors file, got {out}")
+    check_file(out)
     chosen = get_recipe(recipe)
     categories = COCO_CATEGORIES
     if annotations:
@@ -40,8 +43,6 @@ def convert(
             f"{recipe} has {chosen.model.num_classes} classes, not {len(categories)}: name them by --annotations FILE.json, "
             "such as lvis_v1_val.json"
         )
-    if out.suffix != ".safetensors":
-        raise ValueError(f"--out must name a .safetensors file, got {out}")
     out.parent.mkdir(parents=True, exist_ok=True)
     model = create_model(chosen)
     model.load_state_dict(convert_checkpoint(published, chosen))

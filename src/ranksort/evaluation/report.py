@@ -57,6 +57,7 @@ class Report:
         small_ap: APs without these.
         lowest_score: of all detections, also those beyond the limit; NaN where there are none.
         left_out: ids of categories which the ground truth lacks, and how many detections of each were left out.
+        doubts: sentences about what points to detections of other images than those of the ground truth.
     """
 
     summary: dict[str, float]
@@ -73,6 +74,7 @@ class Report:
     small_ap: float
     lowest_score: float
     left_out: dict[Any, int] = field(default_factory=dict)
+    doubts: list[str] = field(default_factory=list)
 
     @property
     def classes_without_objects(self) -> int:
@@ -115,7 +117,7 @@ class Report:
 
     def notes(self) -> list[str]:
         """What else one has to know of the detections to judge the numbers, in sentences."""
-        said = []
+        said = [*self.doubts]
         if self.left_out:
             ids, count = listed(list(self.left_out), shown=reprlib.repr), sum(self.left_out.values())
             said += [f"{count} detections of categories that the ground truth does not have are left out: {ids}."]

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -94,14 +95,14 @@ class Predictor:
         tile: int | None = None,
         overlap: float = 0.2,
     ) -> None:
-        if score_threshold not in (None, "lrp") and not 0 <= float(score_threshold) <= 1:
-            raise ValueError(f'the score threshold must be within 0..1 or "lrp", got {score_threshold}')
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"the batch size must be 1 or more, got {batch_size}")
-        if tile is not None and tile < 32:
-            raise ValueError(f"tiles must have 32 pixels or more, got {tile}")
-        if not 0 <= overlap <= 0.9:
-            raise ValueError(f"the overlap of tiles must be within 0..0.9, got {overlap}")
+        if score_threshold not in (None, "lrp") and not _is_within(score_threshold, 0, 1):
+            raise ValueError(f'the score threshold must be within 0..1 or "lrp", got {score_threshold!r}')
+        if batch_size is not None and not _is_whole(batch_size, 1):
+            raise ValueError(f"the batch size must be a whole number, 1 or more, got {batch_size!r}")
+        if tile is not None and not _is_whole(tile, 32):
+            raise ValueError(f"tiles must have a whole number of pixels, 32 or more, got {tile!r}")
+        if not _is_within(overlap, 0, 0.9):
+            raise ValueError(f"the overlap of tiles must be within 0..0.9, got {overlap!r}")
         if score_threshold == "lrp" and model.lrp_thresholds is None:
             raise ValueError(
                 'there is no report with thresholds for this model, which score_threshold="lrp" needs: '
@@ -221,6 +222,14 @@ def _evaluating(model: Detector, least: float, is_lrp: bool) -> Iterator[None]:
         model.score_threshold = own
         for module, mode in modes:
             module.training = mode
+
+
+def _is_whole(number: Any, least: int) -> bool:
+    return isinstance(number, Integral) and int(number) >= least
+
+
+def _is_within(number: Any, least: float, most: float) -> bool:
+    return isinstance(number, Real) and least <= float(number) <= most
 
 
 def _with_image(found: Prediction | Exception, image: Tensor) -> Prediction | Exception:
