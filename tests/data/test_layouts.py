@@ -243,7 +243,7 @@ def test_placeholder_of_roboflow_is_no_class(tmp_path: Path) -> None:
         2,
     ]
     file.write_text(file.read_text().replace('"category_id": 2', '"category_id": 0'))
-    with pytest.raises(ValueError, match=r"1 classes that the model does not know, such as 'pets' with id 0"):
+    with pytest.raises(ValueError, match=r"1 class that the model does not know, such as 'pets' with id 0"):
         CocoDataset(*find_split(tmp_path, "val"), training=False, categories=train.categories)
 
 
@@ -278,3 +278,63 @@ def test_a_run_and_its_test_evaluate_the_same_images(
     write(tmp_path, "annotations.json", "images", [*names, "more.jpg"])
     engine.test(checkpoint, tmp_path / "report2")
     assert "what it was trained on may be among these" in capsys.readouterr().out
+
+
+def test_nearly_the_right_name_is_named(tmp_path: Path) -> None:
+    """Case, suffix and encoding of accents, of images and their folder: never guessed."""
+    nfc, nfd = "caf\u00e9.jpg", "cafe\u0301.jpg"
+    for n, (listed, there) in enumerate(
+        [("a.jpg", "A.JPG"), ("a.jpg", "a.png"), (nfc, nfd), ("sub/a.jpg", "Sub/a.jpg")]
+    ):
+        root = tmp_path / str(n)
+        write(root, "annotations/instances_train.json", "images", [listed])
+        (root / "images" / listed).unlink()
+        (root / "images" / there).parent.mkdir(exist_ok=True)
+        (root / "images" / there).touch()
+        if listed == "sub/a.jpg":
+            (root / "images" / "sub").rmdir()
+        with pytest.raises(
+            FileNotFoundError, match=f"in none of .*; there is {root}/images/{there}.*: rename it"
+        ) as error:
+            find_split(root, "train")
+        assert ("only looks the same" in str(error.value)) == (listed == nfc)
+        with pytest.raises(FileNotFoundError, match=f"; there is {there}"):
+            CocoDataset(root / "images", root / "annotations" / "instances_train.json", training=True)
+    (root := tmp_path / "folder").mkdir()
+    write(root, "annotations/instances_train.json", "Images", ["a.jpg"])
+    with pytest.raises(FileNotFoundError, match=f"; it is in {root}/Images: rename that folder to images; name"):
+        find_split(root, "train")
+
+
+def test_the_first_image_may_be_missing(tmp_path: Path) -> None:
+    file = write(tmp_path, "annotations/instances_train.json", "images", ["a.jpg", "b.jpg", "c.jpg"])
+    (tmp_path / "images" / "a.jpg").unlink()
+    split = find_split(tmp_path, "train")
+    assert split == (tmp_path / "images", file, "train")
+    with pytest.raises(FileNotFoundError, match=r"The image a\.jpg is not in .*/images\."):
+        CocoDataset(split.images, split.annotations, training=True)
+
+
+def test_a_file_without_annotations_is_said_to_have_none(tmp_path: Path) -> None:
+    write(tmp_path, "result.json", "images", ["a.jpg"], annotations=[])
+    with pytest.raises(
+        FileNotFoundError, match=r"no annotations for train in .* \(.*/result\.json has images, but no annotations\)"
+    ):
+        find_split(tmp_path, "train")
+
+
+def test_a_link_back_is_no_second_file(tmp_path: Path) -> None:
+    file = write(tmp_path, "result.json", "images", ["a.jpg"])
+    (tmp_path / "again").symlink_to(tmp_path)
+    assert find_split(tmp_path, "train").annotations == file
+
+
+def test_dev_is_for_validation_and_what_is_not_used_is_said(tmp_path: Path) -> None:
+    for name in ("train", "dev"):
+        write(tmp_path, f"annotations/instances_{name}.json", "images", ["a.jpg", "b.jpg", "c.jpg"])
+    assert find_split(tmp_path, "val").annotations.name == "instances_dev.json"
+    (tmp_path / "annotations" / "instances_dev.json").rename(tmp_path / "annotations" / "more.json")
+    recipe = Recipe()
+    recipe.data.root = str(tmp_path)
+    for split in ("train", "val"):
+        assert build_dataset(recipe, split).origin.endswith(f" (not used: {tmp_path}/annotations/more.json)")  # type: ignore[arg-type]

@@ -13,11 +13,15 @@ BOX = [10.0, 10.0, 20.0, 20.0]
 TRUTH: dict[str, Any] = {
     "images": [{"id": n, "file_name": f"train/{n}.jpg", "width": 64, "height": 48} for n in range(4)],
     "categories": [{"id": 1, "name": "cat"}],
-    "annotations": [{"id": n, "image_id": n, "category_id": 1, "bbox": BOX, "area": 400, "iscrowd": 0} for n in range(4)],
+    "annotations": [
+        {"id": n, "image_id": n, "category_id": 1, "bbox": BOX, "area": 400, "iscrowd": 0} for n in range(4)
+    ],
 }
 
 
-def doubts(folder: Path, image_ids: list[int], names: dict[int, str] | None = None, box: list[float] = BOX) -> list[str]:
+def doubts(
+    folder: Path, image_ids: list[int], names: dict[int, str] | None = None, box: list[float] = BOX
+) -> list[str]:
     """Of detections, one an image, beside which `images.json` has some names."""
     file = folder / "results_bbox.json"
     file.write_text(json.dumps([{"image_id": n, "category_id": 1, "bbox": box, "score": 0.9} for n in image_ids]))
@@ -45,8 +49,11 @@ def test_names_beside_the_detections_are_compared(tmp_path: Path) -> None:
 def test_few_images_with_detections(tmp_path: Path) -> None:
     assert doubts(tmp_path, [0, 3]) == []
     (said,) = doubts(tmp_path, [3])
-    assert said.startswith("Only 1 of 4 images with objects have detections: if those of the others have other ids")
-    assert doubts(tmp_path, [3], {3: "3.png"}) == ["Only 1 of 4 images with objects have detections."]
+    assert said.startswith(
+        "There are no detections in 3 of 4 images with objects: if they have other ids there, `ranksort"
+    )
+    assert doubts(tmp_path, [3], {3: "3.png"}) == ["There are no detections in 3 of 4 images with objects."]
+    assert doubts(tmp_path, []) == ["There are no detections."]
 
 
 def test_hardly_anything_right(tmp_path: Path) -> None:
@@ -56,5 +63,8 @@ def test_hardly_anything_right(tmp_path: Path) -> None:
 
 
 def test_unknown_ids_are_said_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"1 of 4 .* unknown image_id: 4 \(position 3\); the ground truth has 0, 1, 2, \.\.\., which `ranksort"):
+    with pytest.raises(
+        ValueError,
+        match=r"1 of 4 .* unknown image_id: 4 \(position 3\); the ground truth has 0, 1, 2, \.\.\., which `ranksort",
+    ):
         doubts(tmp_path, [1, 2, 3, 4])

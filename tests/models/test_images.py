@@ -177,7 +177,10 @@ def test_what_a_model_cannot_take(image: Tensor, target: dict[str, Tensor], sent
         check_input([IMAGE, image], [GOOD, target], num_classes=3, training=True)
 
 
-@pytest.mark.parametrize("images", ["photo.jpg", Image.new("RGB", (9, 9)), torch.zeros(1, 3, 9, 9), [], ["photo.jpg"], [Image.new("L", (9, 9))]])
+@pytest.mark.parametrize(
+    "images",
+    ["photo.jpg", Image.new("RGB", (9, 9)), torch.zeros(1, 3, 9, 9), [], ["photo.jpg"], [Image.new("L", (9, 9))]],
+)
 def test_what_is_no_list_of_tensors(images: Any) -> None:
     with pytest.raises(ValueError, match=r"tensor \[3, H, W\].*; files, PIL images and arrays are for model.predict"):
         check_input(images, None, num_classes=3, training=False)

@@ -1,5 +1,6 @@
 """`predict`."""
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -44,6 +45,8 @@ def predict(
         pictures: draw the detections.
         detector: file.py:Class, where the checkpoint was trained with a detector of your own; its file is run.
     """
+    from PIL import Image
+
     from ..checkpoints import read_checkpoint
     from ..data.image_ids import read_image_ids
     from ..device import usable_device
@@ -56,6 +59,9 @@ def predict(
         raise ValueError(
             f"{out} holds the results of an earlier prediction: name another folder by --out, or delete it"
         )
+    if tile:  # which is for images of more pixels than Pillow reads unasked
+        Image.MAX_IMAGE_PIXELS = None
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # half as many; they are read
     files, passed_over = find_images(images, out)
     if passed_over:
         print(f"passed over: {passed_over}")
@@ -88,7 +94,7 @@ def predict(
     print(f"{numbers}{f' ({counts})' if counts else ''}: {out}")
     if folder.failures:
         raise ValueError(
-            f"{len(folder.failures)} of {len(files)} images could not be read or processed: {'; '.join(folder.failures[:5])}"
+            f"{len(folder.failures)} of {counted(len(files), 'image')} could not be read or processed: {'; '.join(folder.failures[:5])}"
         )
 
 

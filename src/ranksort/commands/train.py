@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -50,9 +51,9 @@ def quickstart(
         f"\nThe data are in {root}, checkpoints and training curves in {run}.\n"
         "Next:\n"
         f"  look at           {run / 'report' / 'index.html'}\n"
-        f"  detect            ranksort predict {run} {root / 'images'} --out {out / 'predictions'}\n"
-        "  check your data   ranksort check-data IMAGES ANNOTATIONS.json\n"
-        f"  train on them     ranksort train {recipe} --data.root DIR\n"
+        f"  detect            ranksort predict {_quoted(run)} {_quoted(root / 'images')} --out {_quoted(out / 'predictions')}\n"
+        "  check your data   ranksort check-data DIR\n"
+        f"  train on them     ranksort train {shlex.quote(recipe)} --data.root DIR\n"
         "where DIR is a COCO data set, or a COCO export of Roboflow, CVAT, Label Studio, ...; for YOLO and VOC: ranksort import-data."
     )
 
@@ -95,6 +96,10 @@ def _train(recipe: Recipe, resume: bool, run: Path | None = None) -> Path:
     run = (run or latest_run(recipe)) if resume else new
     run_training(recipe, run, resume=resume)
     return run
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))
 
 
 def _queued_again(folder: Path) -> Path | None:

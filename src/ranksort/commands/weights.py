@@ -1,5 +1,6 @@
 """`convert`."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -47,4 +48,4 @@ def convert(
     model = create_model(chosen)
     model.load_state_dict(convert_checkpoint(published, chosen))
     save_model(out, model, chosen, categories)
-    print(f"wrote {out}; next: ranksort predict {out} IMAGE... --out DIR")
+    print(f"wrote {out}; next: ranksort predict {shlex.quote(str(out))} IMAGE... --out DIR")

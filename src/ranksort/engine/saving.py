@@ -14,6 +14,7 @@ import torch
 from ..interrupt import Interrupt, stopped_by
 from ..launch import queue_again
 from ..recipes.detectors import DETECTORS
+from ..words import counted
 from .module import DetectorModule
 from .stopping import Enough
 
@@ -132,6 +133,6 @@ class Checkpoints(pl.Callback):
         """Where a run goes on that is resumed."""
         progress, epochs = self.module.progress, self.stopping.settings.epochs
         if progress["epoch"] >= epochs:
-            return f"all {epochs} epochs have been trained"
+            return f"all of {counted(epochs, 'epoch')} trained"
         done = f", {progress['batches']} of its batches are done" if progress["batches"] else ""
         return f"continuing with epoch {progress['epoch'] + 1} of {epochs}{done}"

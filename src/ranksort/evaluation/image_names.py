@@ -26,16 +26,18 @@ def doubts(source: Any, file: CocoFile, truth: GroundTruth, found: Detections, r
         file: the ground truth.
         truth, found, report: of these.
     """
+    if not len(found.scores):
+        return ["There are no detections."]
     named = _named_images(source)
     said, is_certain = _other_names(*named, file) if named else ("", False)
     doubts = [said] if said else []
     with_objects = np.unique(truth.image[~truth.crowd])
     covered = int(np.isin(with_objects, found.image).sum())
     if 2 * covered < len(with_objects):
-        doubt = f"Only {covered} of {counted(len(with_objects), 'image')} with objects have detections"
-        hint = "" if is_certain else f": if those of the others have other ids, {_PREDICT}"
+        doubt = f"There are no detections in {len(with_objects) - covered} of {counted(len(with_objects), 'image')} with objects"
+        hint = "" if is_certain else f": if they have other ids there, {_PREDICT}"
         doubts.append(f"{doubt}{hint}.")
-    if not doubts and not is_certain and len(found.scores) and report.summary["AP50"] < _LITTLE:
+    if not doubts and not is_certain and report.summary["AP50"] < _LITTLE:
         doubts.append(
             f"Hardly any detection is right (AP50 {percent(report.summary['AP50'])}). If that surprises: image ids and category ids must "
             "be those of the ground truth, and boxes [x, y, width, height] in pixels."

@@ -329,7 +329,9 @@ class _Reader:
                 ids = list(dict.fromkeys(self.unknown))
                 problem = f"have an unknown image_id: {listed(ids, shown=reprlib.repr)}"
                 known = listed(self.ids, 3, shown=reprlib.repr)
-                hint = f"; the ground truth has {known}, which `ranksort predict --annotations TRUTH.json` gives results"
+                hint = (
+                    f"; the ground truth has {known}, which `ranksort predict --annotations TRUTH.json` gives results"
+                )
             elif problem == "have a score outside 0..1" and 2 < self.highest <= 100:
                 problem += " and look like percent: divide them by 100"
             raise ValueError(f"{len(positions)} of {count} detections {problem} (position {listed(positions)}){hint}.")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..words import listed
+from ..words import counted, listed
 from .inputs import CategoryInfo
 from .lrp import TAU, Matches
 from .metrics import Metric, percent
@@ -90,9 +90,10 @@ class Report:
         return dict(self.summary)
 
     def __str__(self) -> str:
-        title = f"{self.style.upper()} {self.iou_type}, {len(self.per_class)} classes, in %"
+        title = f"{self.style.upper()} {self.iou_type}, {counted(len(self.per_class), 'class')}, in %"
         if self.classes_without_objects:
-            title += f" ({self.classes_without_objects} more classes have no ground truth and do not count)"
+            more = counted(self.classes_without_objects, "more class")
+            title += f" ({more} without ground truth, which does not count)"
         lines = [title, *self.notes()]
         not_shown = {metric.name for metric in self.metrics if not metric.in_lines}
         for family in dict.fromkeys(metric.family for metric in self.metrics):
@@ -120,7 +121,9 @@ class Report:
         said = [*self.doubts]
         if self.left_out:
             ids, count = listed(list(self.left_out), shown=reprlib.repr), sum(self.left_out.values())
-            said += [f"{count} detections of categories that the ground truth does not have are left out: {ids}."]
+            said += [
+                f"left out {counted(count, 'detection')} of categories that the ground truth does not have: {ids}."
+            ]
         score_cut = find_score_cut(self.lowest_score, self.matches)
         if score_cut:
             lowest, right, most = score_cut
