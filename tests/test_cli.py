@@ -219,7 +219,7 @@ def test_predict(run: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.Capt
 
 def test_where_nothing_can_be_written_is_said_before_the_work(tmp_path: Path) -> None:
     (file := tmp_path / "file").touch()
-    for command in ("test run", "evaluate a.json b.json", "predict run photo.jpg", "import-data folder", "quickstart"):
+    for command in ("evaluate a.json b.json", "predict run photo.jpg", "import-data folder", "quickstart"):
         assert f"--out {file} is a file: name a folder" in fails(*command.split(), "--out", file)
         assert f"--out {file}/new cannot be written: {file} is a file" in fails(*command.split(), "--out", file / "new")
     for command in ("report run", "calibrate a.json b.json", "apply-calibration a.json b.json", "merge a.json b.json"):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from ranksort import engine
 from ranksort.checkpoints import read_checkpoint
+from ranksort.cli import main
 from ranksort.data.check import check_data
 from ranksort.data.coco import CocoDataset, require_known
 from ranksort.data.coco_columns import Category
@@ -338,3 +339,45 @@ def test_dev_is_for_validation_and_what_is_not_used_is_said(tmp_path: Path) -> N
     recipe.data.root = str(tmp_path)
     for split in ("train", "val"):
         assert build_dataset(recipe, split).origin.endswith(f" (not used: {tmp_path}/annotations/more.json)")  # type: ignore[arg-type]
+
+
+def test_check_data_takes_what_train_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder alone: both splits and whether they fit together, a file that is divided, YOLO; each as `train` says it."""
+
+    def code(root: Path) -> int:
+        with pytest.raises(SystemExit) as stopped:
+            main(["check-data", str(root)])
+        return int(stopped.value.code or 0)
+
+    names = ["a.jpg", "b.jpg", "c.jpg"]
+    train = write(tmp_path / "one", "result.json", "images", names)
+    main(["check-data", str(tmp_path / "one")])
+    said = capsys.readouterr().out
+    assert said.startswith(f"{train}, images in {tmp_path}/one/images\n")
+    assert said.endswith("\n`train` divides this file by image into training and validation.\n")
+    root = tmp_path / "two"
+    for split in ("train", "valid"):
+        write(root, f"{split}/_annotations.coco.json", split, names)
+    main(["check-data", str(root)])
+    assert capsys.readouterr().out.count("usable for\n  training on boxes    yes") == 2
+    write(
+        root,
+        "valid/_annotations.coco.json",
+        "valid",
+        names,
+        categories=[{"id": 1, "name": "cat"}, {"id": 2, "name": "cow"}],
+    )
+    assert code(root) == 2
+    assert "has 1 class that the model does not know, such as 'cow'" in capsys.readouterr().err
+    (root / "train" / "a.jpg").unlink()
+    assert code(root) == 1
+    (yolo := tmp_path / "yolo").mkdir()
+    (yolo / "data.yaml").write_text("train: images\nnames: [cat]\n")
+    assert code(yolo) == 2
+    assert (
+        f"is a data set in YOLO format: write COCO's of it by `ranksort import-data {yolo} --out"
+        in capsys.readouterr().err
+    )
+    assert code(train) == 2
+    assert "result.json is a file: name the folder of its images before it" in capsys.readouterr().err
+    assert code(tmp_path / "none") == 2

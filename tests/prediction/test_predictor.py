@@ -144,6 +144,14 @@ def test_senseless_arguments(colours: Colours, arguments: dict[str, Any], messag
         colours.predict(picture(9, 9), **arguments)
 
 
+def test_more_pixels_than_pillow_reads(colours: Colours, files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(
+        ValueError, match=r"0\.png has more pixels than Pillow reads .*; `ranksort predict --tile` reads"
+    ):
+        colours.predict(files[0])
+
+
 def test_videos_are_for_the_command_line(colours: Colours) -> None:
     with pytest.raises(ValueError, match=r"clip\.mp4 is a video: use `ranksort predict`"):
         colours.predict("clip.mp4")

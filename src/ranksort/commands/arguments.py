@@ -2,13 +2,20 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
 RecipeName = Annotated[str, Positional, arg(metavar="RECIPE")]
 CheckpointPath = Annotated[Path, Positional, arg(metavar="CHECKPOINT")]
 JsonPath = Annotated[Path, Positional, arg(metavar="JSON")]
+
+
+def default(said: str) -> Any:
+    """What the help says of an option whose default is no value to be typed."""
+    return arg(help_behavior_hint=f"(default: {said})")
+
+
 TIME = "%Y-%m-%d_%H-%M-%S"  # names of folders
 
 

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 def check_data(
     images: Annotated[Path, Positional, arg(metavar="FOLDER")],
-    annotations: Annotated[Path | None, Positional, arg(metavar="[JSON]")] = None,
+    annotations: Annotated[
+        Path | None, Positional, arg(metavar="[JSON]", help_behavior_hint="(default: those of the data set)")
+    ] = None,
     /,
     verbose: bool = False,
     crowd: Literal["drop", "keep"] = "drop",

@@ -9,7 +9,7 @@ from tyro.conf import Positional, arg
 
 from .. import __version__
 from ..recipes.recipe import DataSettings, ModelSettings, Recipe
-from .arguments import TIME, CheckpointPath, check_file, check_folder
+from .arguments import TIME, CheckpointPath, check_file, check_folder, default
 
 
 def test_command(defaults: Recipe) -> Callable[..., None]:
@@ -20,13 +20,13 @@ def test_command(defaults: Recipe) -> Callable[..., None]:
         /,
         data: DataSettings = defaults.data,
         model: ModelSettings = defaults.model,
-        out: Path | None = None,
+        out: Annotated[Path | None, default("reports/TIME")] = None,
     ) -> None:
-        """Evaluate a checkpoint on the validation data.
+        """Evaluate a checkpoint on the validation data. `ranksort test CHECKPOINT --help` shows its own settings as defaults.
 
         Args:
             checkpoint: a run folder, .ckpt or .safetensors.
-            out: folder for the report, with pictures, and the detections as COCO results and CSV; by default reports/<time>.
+            out: folder for the report, with pictures, and the detections as COCO results and CSV.
         """
         from ..checkpoints import read_checkpoint
         from ..engine import test as run_test
@@ -46,8 +46,8 @@ def evaluate(
     /,
     iou_type: Literal["bbox", "segm"] = "bbox",
     style: Literal["coco", "lvis"] = "coco",
-    max_detections: int | None = None,
-    out: Path | None = None,
+    max_detections: Annotated[int | None, default("100 in coco, 300 in lvis")] = None,
+    out: Annotated[Path | None, default("no report is written")] = None,
 ) -> None:
     """AP and oLRP of detections from any model.
 
@@ -56,8 +56,7 @@ def evaluate(
         detections: COCO results, a JSON file, such as the results_bbox.json which test and predict write.
         iou_type: compare boxes or masks.
         style: whose rules.
-        max_detections: how many detections, 1 or more, count of each class in an image (coco, default 100) or of an image (lvis,
-            default 300).
+        max_detections: how many detections, 1 or more, count of each class in an image (coco) or of an image (lvis).
         out: folder for the report.
     """
     from ..evaluation import evaluate_detections

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from ..words import counted, listed
-from .arguments import CheckpointPath, check_folder
+from .arguments import CheckpointPath, check_folder, default
 
 if TYPE_CHECKING:
     from ..data.coco_columns import Category
@@ -15,18 +15,22 @@ if TYPE_CHECKING:
 
 def predict(
     checkpoint: CheckpointPath,
-    images: Annotated[list[Path], Positional, arg(metavar="IMAGE|FOLDER|VIDEO")],
+    images: Annotated[list[Path], Positional, arg(metavar="IMAGE|FOLDER|VIDEO", help_behavior_hint="(required)")],
     /,
     out: Path,
-    score_threshold: float | Literal["lrp"] | None = None,
-    device: str = "",
-    batch_size: int | None = None,
-    tile: int | None = None,
+    score_threshold: Annotated[
+        float | Literal["lrp"] | None, default("lrp where the run has a report, else 0.3")
+    ] = None,
+    device: Annotated[str, default("an accelerator where there is one, else cpu")] = "",
+    batch_size: Annotated[int | None, default("1 on a CPU, else 8")] = None,
+    tile: Annotated[int | None, default("the image as a whole")] = None,
     overlap: float = 0.2,
     every: int = 1,
-    annotations: Path | None = None,
+    annotations: Annotated[Path | None, default("image ids 1, 2, ... in the order of the files")] = None,
     pictures: bool = True,
-    detector: Annotated[str, arg(name="model.detector", aliases=["--detector"])] = "",
+    detector: Annotated[
+        str, arg(name="model.detector", aliases=["--detector"], help_behavior_hint="(default: the checkpoint's)")
+    ] = "",
 ) -> None:
     """Detect objects in images and videos: pictures with boxes, COCO results and CSV.
 
@@ -34,14 +38,13 @@ def predict(
         checkpoint: a run folder, .ckpt or .safetensors.
         images: image and video files, folders in depth, .txt files with a path a line, and patterns such as "photos/*.jpg".
         out: folder for the results.
-        score_threshold: least score of a detection; "lrp": the best one for each class by oLRP, from the run's report. By default
-            "lrp" where there is such a report, else 0.3.
-        device: such as cpu, cuda:1 or mps; by default what there is.
-        batch_size: images or tiles at once; by default 1 on a CPU, else 8, and fewer where they do not fit into memory.
+        score_threshold: least score of a detection; "lrp": the best one for each class by oLRP, from the run's report.
+        device: such as cpu, cuda:1 or mps.
+        batch_size: images or tiles at once, fewer where they do not fit into memory.
         tile: look at squares of this many pixels of the image one by one, for objects that are small in large images.
         overlap: of neighbouring tiles, as a share of their side.
         every: look at every n-th frame of videos.
-        annotations: COCO file whose image ids the results get, by the names of the files.
+        annotations: COCO file whose image ids the results get, by the names of the files, so that they can be evaluated on it.
         pictures: draw the detections.
         detector: file.py:Class, where the checkpoint was trained with a detector of your own; its file is run.
     """

@@ -71,7 +71,7 @@ def train_command(defaults: Recipe) -> Callable[..., None]:
         evaluation: EvaluationSettings = defaults.evaluation,
         resume: bool = False,
     ) -> None:
-        """Train a detector.
+        """Train a detector. `ranksort train RECIPE --help` shows the recipe's settings as defaults.
 
         Args:
             recipe: a recipe's name, file.py:function for one of your own, or a run folder for its settings.

@@ -120,7 +120,7 @@ class PredictionFolder:
             frames = _progress(self._predictor.images(video.frames(self._every)), total, path.name)
             for done, (frame, found) in enumerate(frames):
                 if isinstance(found, Exception):
-                    kept = f" What was found in the {counted(done, 'frame')} before it is kept." if done else ""
+                    kept = f" What was found in {counted(done, 'frame')} before it is kept." if done else ""
                     raise ValueError(f"{_failure(path, found)}{kept}")
                 if writer is not None:
                     writer.add(found.draw(), frame)
