@@ -305,6 +305,13 @@ def test_nearly_the_right_name_is_named(tmp_path: Path) -> None:
     write(root, "annotations/instances_train.json", "Images", ["a.jpg"])
     with pytest.raises(FileNotFoundError, match=f"; it is in {root}/Images: rename that folder to images; name"):
         find_split(root, "train")
+    file = root / "annotations" / "instances_train.json"
+    with pytest.raises(FileNotFoundError, match=rf"images folder .* does not exist \(there is {root}/Images\)"):
+        CocoDataset(root / "images", file, training=True)
+    with pytest.raises(FileNotFoundError, match=rf"does not exist \(there is {file}\)"):
+        read_coco_file(file.with_suffix(".JSON"), segmentations=False)
+    with pytest.raises(FileNotFoundError, match=rf"does not exist \(there is {root}\)"):
+        find_split(tmp_path / "Folder", "train")
 
 
 def test_the_first_image_may_be_missing(tmp_path: Path) -> None:

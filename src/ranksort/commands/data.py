@@ -57,9 +57,10 @@ def check_data(
 def _splits(root: Path) -> "dict[str, Split]":
     """The annotation files of a data set and their images, as `train` finds them: of `train` and `val`, or one for both."""
     from ..data.layouts import find_split
+    from ..data.near import beside
 
     if not root.exists():
-        raise FileNotFoundError(f"The folder {root} does not exist.")
+        raise FileNotFoundError(f"The folder {root} does not exist{beside(root)}.")
     if root.is_file():
         raise ValueError(f"{root} is a file: name the folder of its images before it, or the folder of the data alone.")
     style = "lvis" if (root / "annotations" / "lvis_v1_train.json").is_file() else "coco"

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from .near import Near, rename
+from .near import Near, beside, rename
 from .segmentations import Packed
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
@@ -80,7 +80,7 @@ class ImageFolder:
 def require_folder(folder: Path) -> None:
     """Raise FileNotFoundError unless there is such a folder of images, and ValueError where it is a file."""
     if not folder.exists():
-        raise FileNotFoundError(f"The images folder {folder} does not exist.")
+        raise FileNotFoundError(f"The images folder {folder} does not exist{beside(folder)}.")
     if not folder.is_dir():
         raise ValueError(f"The images folder {folder} is a file: name the folder that it lies in.")
 

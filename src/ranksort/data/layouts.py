@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from .images import find_folder
 from .json_source import JsonSource
-from .near import Near, rename
+from .near import Near, beside, rename
 from .splits import Part, split_of
 
 _LOOKED_FOR = 100  # images by which the folder of all is found
@@ -70,7 +70,9 @@ def _find_annotations(root: Path, split: Part, style: str, divide: bool) -> tupl
             f"{root} is a file: name its folder with --data.root, or it with --data.{split}-annotations."
         )
     if not root.is_dir():
-        raise FileNotFoundError(f"The folder {root} does not exist: name that of the data with --data.root.")
+        raise FileNotFoundError(
+            f"The folder {root} does not exist{beside(root)}: name that of the data with --data.root."
+        )
     names = ("instances_{}2017.json", "instances_{}.json") if style == "coco" else ("lvis_v1_{}.json",)
     standard = {s: [root / "annotations" / name.format(s) for name in names] for s in ("train", "val")}
     usual = {s: next((file for file in files if file.is_file()), None) for s, files in standard.items()}

@@ -41,6 +41,12 @@ def rename(near: str, wanted: str) -> str:
     return f"; there is {near}{looks}: rename it, or change the file's name for it"
 
 
+def beside(path: Path) -> str:
+    """Say what there is of nearly the name of a path that is not there, as part of a sentence; "" for nothing."""
+    near = Near().find(path.parent, [path.name])
+    return f" (there is {path.parent / near})" if near else ""
+
+
 def _key(name: str) -> str:
     """What remains of a name whatever its case, encoding and suffix."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", PurePath(name).stem).casefold())
