@@ -79,6 +79,11 @@ def test_loaded_model_detects_the_same(tmp_path: Path, model: nn.Module) -> None
         (ours,), (expected,) = loaded(images), model.eval()(images)
     assert len(expected["scores"]) > 5
     torch.testing.assert_close(ours, expected, rtol=0, atol=0)
+    (found,) = loaded(images)
+    assert not found["boxes"].requires_grad
+    for device in ("cuda:99", "nonsense"):
+        with pytest.raises(ValueError, match=f"the device '{device}' cannot be used"):
+            load_model(path, device)
 
 
 def test_checkpoint_of_a_run(tmp_path: Path, model: nn.Module) -> None:

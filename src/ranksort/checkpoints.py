@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from .checkpoint_file import load_checkpoint, save_checkpoint
 from .data.coco import COCO_CATEGORIES
 from .data.coco_columns import Category
+from .device import usable_device
 from .evaluation.calibration import Target
 from .evaluation.model_scores import find_calibration, find_thresholds
 from .mmdetection import from_mmdetection, to_mmdetection
@@ -52,14 +53,16 @@ class Checkpoint:
         """Returns the model in evaluation mode; see `create_model` for the overrides.
 
         Raises:
-            ValueError: where the weights do not fit, or the detector is from a file of somebody's own, and not among the overrides.
+            ValueError: where the device cannot be used, the weights do not fit, or the detector is from a file of somebody's own, and not
+                among the overrides.
         """
+        place = usable_device(device)
         self.check_fits(num_classes=len(self.categories), **model_overrides)
         model = create_model(self.recipe, num_classes=len(self.categories), **model_overrides)
         load_weights(model, self.state_dict, self._name)
         model.class_names = tuple(category.name for category in self.categories)
         model.white = self.recipe.data.white
-        return model.to(device).eval()
+        return model.to(place).eval()
 
     def check_fits(self, **model_overrides: Any) -> None:
         """Looks whether the weights are those of the recipe's model, before memory is taken for one that may be of any size.

@@ -9,7 +9,17 @@ from tyro.conf import Positional, arg
 
 from .. import __version__
 from ..recipes.recipe import DataSettings, ModelSettings, Recipe
-from .arguments import TIME, CalibrationPath, CheckpointPath, Scores, ThresholdText, asked_calibration
+from .arguments import (
+    TIME,
+    CalibrationPath,
+    CheckpointPath,
+    Scores,
+    ThresholdText,
+    asked_calibration,
+    check_file,
+    check_folder,
+    default,
+)
 
 
 def test_command(defaults: Recipe) -> Callable[..., None]:
@@ -20,17 +30,16 @@ def test_command(defaults: Recipe) -> Callable[..., None]:
         /,
         data: DataSettings = defaults.data,
         model: ModelSettings = defaults.model,
-        out: Path | None = None,
+        out: Annotated[Path | None, default("reports/TIME")] = None,
         scores: Scores = "raw",
         calibration: CalibrationPath = None,
         score_threshold: ThresholdText = None,
     ) -> None:
-        """Evaluate a checkpoint on the validation data.
+        """Evaluate a checkpoint on the validation data. `ranksort test CHECKPOINT --help` shows its own settings as defaults.
 
         Args:
             checkpoint: a run folder, .ckpt or .safetensors.
-            out: folder for the report, with pictures, calibrations of the scores, and the detections as COCO results and CSV; by default
-                reports/<time>.
+            out: folder for the report, with pictures, calibrations of the scores, and the detections as COCO results and CSV.
             scores: as of predict; raw ones are what new calibrations are fitted to.
             calibration: as of predict.
             score_threshold: as of predict: evaluate what scores so high alone; with precision and recall at these thresholds.
@@ -40,6 +49,8 @@ def test_command(defaults: Recipe) -> Callable[..., None]:
         from ..evaluation.model_scores import find_thresholds
         from ..evaluation.thresholds import Wish, parse_threshold
 
+        out = out or Path("reports") / time.strftime(TIME)
+        check_folder(out)
         trained = read_checkpoint(checkpoint)
         if trained.note:
             print(f"warning: {trained.note}: evaluating {trained.path}")
@@ -50,8 +61,7 @@ def test_command(defaults: Recipe) -> Callable[..., None]:
         given = asked_calibration(checkpoint, trained, scores, calibration)
         if given is not None:
             print(given)
-        folder = out or Path("reports") / time.strftime(TIME)
-        run_test(trained, folder, calibration=given, thresholds=thresholds, score_threshold=asked)
+        run_test(trained, out, calibration=given, thresholds=thresholds, score_threshold=asked)
 
     return test
 
@@ -62,8 +72,8 @@ def evaluate(
     /,
     iou_type: Literal["bbox", "segm"] = "bbox",
     style: Literal["coco", "lvis"] = "coco",
-    max_detections: int | None = None,
-    out: Path | None = None,
+    max_detections: Annotated[int | None, default("100 in coco, 300 in lvis")] = None,
+    out: Annotated[Path | None, default("no report is written")] = None,
 ) -> None:
     """AP and oLRP of detections from any model.
 
@@ -72,12 +82,13 @@ def evaluate(
         detections: COCO results, a JSON file, such as the results_bbox.json which test and predict write.
         iou_type: compare boxes or masks.
         style: whose rules.
-        max_detections: how many detections, 1 or more, count of each class in an image (coco, default 100) or of an image (lvis,
-            default 300).
+        max_detections: how many detections, 1 or more, count of each class in an image (coco) or of an image (lvis).
         out: folder for the report.
     """
     from ..evaluation import evaluate_detections
 
+    if out:
+        check_folder(out)
     result = evaluate_detections(ground_truth, detections, iou_type, style, max_detections)
     print(result)
     if out:
@@ -97,5 +108,6 @@ def report(runs: Annotated[list[Path], Positional, arg(metavar="RUN")], /, out: 
 
     if not runs:
         raise ValueError("name one or more runs to report on")
+    check_file(out)
     save_page(runs, out)
     print(f"report: {out}")

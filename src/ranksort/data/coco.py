@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
-from ..words import counted
+from ..words import counted, listed
 from .coco_checks import MIN_IMAGE_SIDE
 from .coco_columns import Category, CocoFile
 from .coco_file import read_coco_file
@@ -38,7 +38,7 @@ def require_known(file: CocoFile, categories: Sequence[Category]) -> None:
         example = unknown[0]
         known = next((c for c in categories if example.id == c.id or example.name == c.name), categories[0])
         raise ValueError(
-            f"{file.source} has {len(unknown)} classes that the model does not know, such as {example.name!r} "
+            f"{file.source} has {counted(len(unknown), 'class')} that the model does not know, such as {example.name!r} "
             f"with id {example.id!r}; the model knows {len(categories)}, such as {known.name!r} with id {known.id!r}. "
             "Names and ids must be the same."
         )
@@ -72,6 +72,7 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
         landscape: whether each of them is wider than high.
         white: as found or given.
         dropped: how much the rules of training leave out, by reason.
+        not_used: other annotation files beside one that is divided, to be named.
 
     Raises:
         ValueError: the file is malformed, or an object's class unknown to the model.
@@ -100,7 +101,7 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
             file.require("masks" if masks else "boxes", without=empty)
         else:
             file.require("mask_evaluation" if masks else "evaluation", also=VALIDATION)
-        self.annotations_path, self.part = annotations, part
+        self.annotations_path, self.part, self.not_used = annotations, part, list[Path]()
         groups = [group for group in file.placeholders() if group not in (categories or ())]
         file = file.without_categories(groups)
         self.categories = tuple(file.categories if categories is None else categories)
@@ -187,7 +188,8 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
         if self.part is None:
             return str(self.annotations_path)
         share = "four fifths" if self.part == "train" else "one fifth"
-        return f"{share} of {self.annotations_path}, which is divided by image in the same way each time"
+        others = f" (not used: {listed(self.not_used)})" if self.not_used else ""
+        return f"{share} of {self.annotations_path}, which is divided by image in the same way each time{others}"
 
     def __len__(self) -> int:
         return len(self.image_ids)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from .near import Near, beside, rename
+
 if TYPE_CHECKING:  # else reading an image would need all that reads annotations
     from .segmentations import Packed
 
@@ -30,7 +32,7 @@ class ImageFolder:
     """
 
     def __init__(self, folder: Path, names: "Packed") -> None:
-        self.folder, self.names = folder, names
+        self.folder, self.names, self._near = folder, names, Near()
 
     def path(self, n: int) -> Path:
         """Return where an image is.
@@ -69,24 +71,19 @@ class ImageFolder:
     def _hint(self, parts: tuple[str, ...], is_unique: bool) -> str:
         if parts and not is_unique and _is_file(self.folder.joinpath(parts[-1])):
             return f"; {parts[-1]} is there, but the file names several images so"
-        near = self._listing.get(Path(parts[-1]).stem.casefold()) if parts else None
-        return f"; there is {near}: rename it, or change the file's name for it" if near else ""
+        near = next(filter(None, (self._near.find(self.folder, parts[n:]) for n in range(len(parts)))), "")
+        return rename(near, parts[-1]) if near else ""
 
     @cached_property
     def _base_names(self) -> Counter[str]:
         names = {name.decode("utf-8", "surrogatepass") for _, part in self.names.slices() for name in part}
         return Counter(name.replace("\\", "/").rpartition("/")[2] for name in names)
 
-    @cached_property
-    def _listing(self) -> dict[str, str]:
-        """The names in the folder, by what is left without suffix and case."""
-        return {Path(name).stem.casefold(): name for name in os.listdir(self.folder)} if self.folder.is_dir() else {}
-
 
 def require_folder(folder: Path) -> None:
     """Raise FileNotFoundError unless there is such a folder of images, and ValueError where it is a file."""
     if not folder.exists():
-        raise FileNotFoundError(f"The images folder {folder} does not exist.")
+        raise FileNotFoundError(f"The images folder {folder} does not exist{beside(folder)}.")
     if not folder.is_dir():
         raise ValueError(f"The images folder {folder} is a file: name the folder that it lies in.")
 
@@ -121,6 +118,12 @@ def read_image(path: Path) -> Image.Image:
             return image
     except FileNotFoundError:
         raise FileNotFoundError(f"The image {path} does not exist.") from None
+    except Image.DecompressionBombError:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        raise ValueError(
+            f"The image {path} has more pixels than Pillow reads unasked, {limit:.0f} million: cut it into "
+            "parts; `ranksort predict --tile` reads images of any size, and PIL.Image.MAX_IMAGE_PIXELS = None makes Python do so."
+        ) from None
     except Exception as error:  # a damaged file makes Pillow raise nearly anything
         raise ValueError(f"The image {path} cannot be read ({error}); replace it or take it out.") from error
 

@@ -19,6 +19,7 @@ from ..losses.not_finite import NotFinite
 from ..models import Detector
 from ..recipes import Recipe
 from ..recipes.build import build_optimizer, build_sampler, rate_factor
+from ..words import counted
 from .guard import Guard
 from .metrics_file import MetricsFile
 from .stopping import Stopping
@@ -148,12 +149,13 @@ class DetectorModule(pl.LightningModule):
         found, wanted = len(self.evaluator), len(self.report.matches.object_score)
         if at_limit := self.evaluator.missing(model.detections_per_image):
             self.print(
-                f"--model.detections-per-image {model.detections_per_image} leaves {at_limit} objects without a detection, "
+                f"--model.detections-per-image {model.detections_per_image} leaves {counted(at_limit, 'object')} without a detection, "
                 "in images that have more objects than that.\n"
             )
         if found + at_limit < wanted:
             self.print(
-                f"only {found} detections for {wanted} objects: --model.score-threshold {model.score_threshold} may be too "
+                f"only {counted(found, 'detection')} for {counted(wanted, 'object')}: "
+                f"--model.score-threshold {model.score_threshold} may be too "
                 f"high. After short runs scores are still near --model.prior {model.prior}.\n"
             )
 

@@ -18,6 +18,7 @@ from ..launch import queue_again
 from ..recipes import Recipe
 from ..recipes.detectors import DETECTORS
 from ..whole_file import UNFINISHED
+from ..words import counted
 from .agreement import Agreement
 from .guard import Diverged
 from .module import DetectorModule
@@ -214,6 +215,6 @@ class Checkpoints(pl.Callback):
         """Where a run goes on that is resumed."""
         progress, epochs = self.module.progress, self.stopping.settings.epochs
         if progress["epoch"] >= epochs:
-            return f"all {epochs} epochs have been trained; what is left is the report"
+            return f"all of {counted(epochs, 'epoch')} trained; what is left is the report"
         done = f", {progress['batches']} of its batches are done" if progress["batches"] else ""
         return f"continuing with epoch {progress['epoch'] + 1} of {epochs}{done}"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..whole_file import replace_file
-from ..words import listed
+from ..words import counted, listed
 from .inputs import CategoryInfo
 from .lrp import TAU, Matches
 from .metrics import Metric, percent
@@ -60,6 +60,7 @@ class Report:
         lowest_score: of all detections, also those beyond the limit; NaN where there are none.
         left_out: ids of categories which the ground truth lacks, and how many detections of each were left out.
         scores_are: "raw", as the model gives them, or what became of them before, such as "calibrated".
+        doubts: sentences about what points to detections of other images than those of the ground truth.
     """
 
     summary: dict[str, float]
@@ -77,6 +78,7 @@ class Report:
     lowest_score: float
     left_out: dict[Any, int] = field(default_factory=dict)
     scores_are: str = "raw"
+    doubts: list[str] = field(default_factory=list)
 
     @property
     def classes_without_objects(self) -> int:
@@ -92,9 +94,10 @@ class Report:
         return dict(self.summary)
 
     def __str__(self) -> str:
-        title = f"{self.style.upper()} {self.iou_type}, {len(self.per_class)} classes, in %"
+        title = f"{self.style.upper()} {self.iou_type}, {counted(len(self.per_class), 'class')}, in %"
         if self.classes_without_objects:
-            title += f" ({self.classes_without_objects} more classes have no ground truth and do not count)"
+            more = counted(self.classes_without_objects, "more class")
+            title += f" ({more} without ground truth, which does not count)"
         lines = [title, *self.notes()]
         not_shown = {metric.name for metric in self.metrics if not metric.in_lines}
         for family in dict.fromkeys(metric.family for metric in self.metrics):
@@ -119,10 +122,12 @@ class Report:
 
     def notes(self) -> list[str]:
         """What else one has to know of the detections to judge the numbers, in sentences."""
-        said = []
+        said = [*self.doubts]
         if self.left_out:
             ids, count = listed(list(self.left_out), shown=reprlib.repr), sum(self.left_out.values())
-            said += [f"{count} detections of categories that the ground truth does not have are left out: {ids}."]
+            said += [
+                f"left out {counted(count, 'detection')} of categories that the ground truth does not have: {ids}."
+            ]
         if self.scores_are != "raw":
             said += [f"The scores are {self.scores_are}."]
         score_cut = find_score_cut(self.lowest_score, self.matches)

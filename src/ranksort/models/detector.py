@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from ..losses.detection import Criterion, DetectionLosses, rank_sort_detection_losses
@@ -102,7 +103,8 @@ class Detector(nn.Module):
         Returns:
             In training mode the losses by name, scalars to be summed; or `DetectionLosses`, which has them, where `with_quality`. In
             evaluation mode one dict an image with `boxes` [D, 4] xyxy in pixels of the original image, `scores` [D] in 0..1, falling,
-            float64 if calibrated, `labels` [D] and, from a detector of masks, `masks`, bool [D, H, W], of the original image's size.
+            float64 if calibrated, `labels` [D] and, from a detector of masks, `masks`, bool [D, H, W], of the original image's size;
+            tensors on the model's device, without gradients, which `detect` has. (`predict` takes files, too, and returns numpy arrays.)
 
         Raises:
             ValueError: in training mode without targets, or where an image or target has the wrong shape or a box has no area.
@@ -110,7 +112,8 @@ class Detector(nn.Module):
         check_input(images, targets, self.num_classes, self.training, masks=self.has_masks)
         batch, targets = self.transform(images, targets)
         if not self.training:
-            detections = self.to_original(self.detect(batch), batch)
+            with torch.no_grad():
+                detections = self.to_original(self.detect(batch), batch)
             return detections if self.calibration is None else list(map(self.calibration, detections))
         found = self.losses(batch, targets)
         if not isinstance(found, DetectionLosses):

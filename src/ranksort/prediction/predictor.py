@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -106,12 +107,12 @@ class Predictor:
         overlap: float = 0.2,
     ) -> None:
         asked = None if score_threshold is None else parse_threshold(score_threshold)
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"the batch size must be 1 or more, got {batch_size}")
-        if tile is not None and tile < 32:
-            raise ValueError(f"tiles must have 32 pixels or more, got {tile}")
-        if not 0 <= overlap <= 0.9:
-            raise ValueError(f"the overlap of tiles must be within 0..0.9, got {overlap}")
+        if batch_size is not None and not _is_whole(batch_size, 1):
+            raise ValueError(f"the batch size must be a whole number, 1 or more, got {batch_size!r}")
+        if tile is not None and not _is_whole(tile, 32):
+            raise ValueError(f"tiles must have a whole number of pixels, 32 or more, got {tile!r}")
+        if not _is_within(overlap, 0, 0.9):
+            raise ValueError(f"the overlap of tiles must be within 0..0.9, got {overlap!r}")
         self.model, self.tile, self.overlap = model, tile, overlap
         self.device = model.transform.mean.device
         self.batch_size = batch_size or (1 if self.device.type == "cpu" else _BATCH)
@@ -233,6 +234,14 @@ def _evaluating(model: Detector, least: float) -> Iterator[None]:
         model.score_threshold = own
         for module, mode in modes:
             module.training = mode
+
+
+def _is_whole(number: Any, least: int) -> bool:
+    return isinstance(number, Integral) and int(number) >= least
+
+
+def _is_within(number: Any, least: float, most: float) -> bool:
+    return isinstance(number, Real) and least <= float(number) <= most
 
 
 def _with_image(found: Prediction | Exception, image: Tensor) -> Prediction | Exception:
