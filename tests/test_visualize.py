@@ -14,7 +14,6 @@ from ranksort.data.layouts import find_split
 from ranksort.data.segmentations import decode_mask
 from ranksort.evaluation import evaluate_detections
 from ranksort.evaluation.evaluator import Evaluator
-from ranksort.evaluation.inputs import Detections, read_detections, read_ground_truth
 from ranksort.evaluation.results import encode_masks
 from ranksort.visualize import draw_detections, worst_and_best_images
 
@@ -41,10 +40,6 @@ def test_nothing_to_draw() -> None:
     assert torch.equal(draw_detections(image, BOXES[:0], LABELS[:0], SCORES[:0], []), image)
 
 
-def _columns(ground_truth: dict[str, Any], results: list[dict[str, Any]], iou_type: str) -> Detections:
-    return read_detections(results, read_ground_truth(ground_truth, iou_type, "coco"), iou_type)
-
-
 def test_detections_of_equal_scores_are_told_apart(tiny_data: Path) -> None:
     """One lies on a crowd region, where it does not count; the other is wrong and is shown."""
     file = tiny_data / "annotations" / "instances_val.json"
@@ -55,9 +50,7 @@ def test_detections_of_equal_scores_are_told_apart(tiny_data: Path) -> None:
     where = {key: first[key] for key in ("image_id", "category_id")}
     results = [{**where, "bbox": box, "score": 0.5} for box in (crowd["bbox"], [70, 70, 9, 9], first["bbox"])]
     dataset = CocoDataset(tiny_data / "images", file, training=False)
-    shown = worst_and_best_images(
-        dataset, _columns(ground_truth, results, "bbox"), evaluate_detections(ground_truth, results), 4
-    )
+    shown = worst_and_best_images(dataset, evaluate_detections(ground_truth, results), 4)
     detections = [d[:5] for image in shown for d in image["detections"]]
     assert detections == [[70, 70, 9, 9, False], [*first["bbox"], True]]
 
@@ -84,16 +77,16 @@ def test_the_worst_and_the_best_images(tiny_data: Path, iou_type: str) -> None:
             disturbance = {**result, **wrong}
     results.append(disturbance)
     report = evaluate_detections(ground_truth, results, iou_type)
-    worst, second, best = worst_and_best_images(dataset, _columns(ground_truth, results, iou_type), report, 3)
+    worst, second, best = worst_and_best_images(dataset, report, 3)
     assert [image["is_worst"] for image in (worst, second, best)] == [True, True, False]
     names = {image["id"]: image["file_name"] for image in ground_truth["images"]}
     assert (worst["name"], worst["error"], worst["detections"]) == (names[missed], 1, [])
     assert worst["missed"] == len(worst["objects"])
-    assert not any(right for *_, right, _ in worst["objects"])
+    assert not any(right for _, _, _, _, right, *_ in worst["objects"])
     assert (second["name"], second["missed"], second["false"]) == (names[disturbed], 1, 1)
     assert len(of_disturbed) > 1
-    assert [right for *_, right, _ in second["objects"]] == [False, *[True] * (len(of_disturbed) - 1)]
-    assert sum(not right for *_, right, _ in second["detections"]) == 1
+    assert [right for _, _, _, _, right, *_ in second["objects"]] == [False, *[True] * (len(of_disturbed) - 1)]
+    assert sum(not right for _, _, _, _, right, *_ in second["detections"]) == 1
     assert best["error"] == pytest.approx(0)
     assert sorted(d[:4] for d in best["detections"]) == [pytest.approx(o[:4]) for o in sorted(best["objects"])]
     assert len(best["pictures"]) == (2 if iou_type == "segm" else 1)
@@ -115,5 +108,5 @@ def test_objects_of_senseless_boxes_are_drawn(tiny_data: Path, tmp_path: Path, b
     evaluator = Evaluator(dataset.file, dataset.categories)
     report = evaluator.compute()["bbox"]
     assert len(report.matches.object_score) == len(content["annotations"])
-    shown = worst_and_best_images(dataset, evaluator.detections("bbox"), report, len(dataset))
+    shown = worst_and_best_images(dataset, report, len(dataset))
     assert [30, 30, *box[2:]] in [entry[:4] for picture in shown for entry in picture["objects"]]

@@ -26,7 +26,7 @@ from ..recipes.build import (
     summarize,
     with_pixel_statistics,
 )
-from ..visualize import worst_and_best_images
+from ..visualize import report_pictures
 from ..words import counted
 from .module import DetectorModule
 from .saving import plain_interrupts
@@ -138,14 +138,11 @@ def _write_report(trainer: pl.Trainer, module: DetectorModule, folder: Path, run
     if trainer.is_global_zero:
         recipe, data = module.recipe, module.val_set
         limit = recipe.evaluation.pictures
-        pictures = {
-            kind: worst_and_best_images(data, module.evaluator.detections(kind), report, limit)
-            for kind, report in module.reports.items()
-        }
+        pictures = {kind: report_pictures(data, report, limit) for kind, report in module.reports.items()}
         save_reports(folder, module.reports.values(), summarize(recipe, data), pictures, run)
         assert data.file is not None
         write_results(folder, module.evaluator.detections(module.iou_types[-1]), data.file)
-    text = "\n\n".join(map(str, module.reports.values()))
+    text = "\n\n".join(report.text() for report in module.reports.values())
     title = f"{_best(module)}\n" if run else ""
     trainer.print(f"\n{title}{text}\n\nreport: {folder / 'index.html'}")
     return module.report if module.reports else None

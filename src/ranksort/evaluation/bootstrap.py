@@ -13,9 +13,10 @@ import numpy as np
 
 from .inputs import Detections, GroundTruth
 from .lrp import TAU
-from .matching import AREA_RANGES, DEFAULT_LIMITS, Candidates, Matching, Setting, match, take_part
+from .matching import AREA_RANGES, DEFAULT_LIMITS, Candidates, Matched, Matching, Setting, match, take_part
 from .precision import RECALLS, needed_true_positives
 
+RESAMPLES, SEED = 1000, 0
 _BLOCK = 250  # resamples at a time
 
 
@@ -49,8 +50,8 @@ def bootstrap(
     style: str = "coco",
     *,
     max_detections: int | None = None,
-    resamples: int = 1000,
-    seed: int = 0,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
 ) -> Bootstrap:
     """Evaluate detections on resamples of the images; equal seeds draw equal images.
 
@@ -67,6 +68,12 @@ def bootstrap(
     limit = max_detections or DEFAULT_LIMITS[style]
     candidates = take_part(ground_truth, detections, federated=style == "lvis", limit=limit)
     setting = next(iter(match(ground_truth, candidates, [AREA_RANGES[""]])))
+    return bootstrap_matched(Matched(ground_truth, candidates, setting), resamples=resamples, seed=seed)
+
+
+def bootstrap_matched(matched: Matched, *, resamples: int = RESAMPLES, seed: int = SEED) -> Bootstrap:
+    """`bootstrap` of what has been matched already."""
+    ground_truth, candidates, setting = matched
     random, num_images = np.random.default_rng(seed), len(ground_truth.images)
     parts = [evaluate_weighted(ground_truth, candidates, setting, np.ones((num_images, 1), dtype=np.float32))]
     for begin in range(0, resamples, _BLOCK):

@@ -53,12 +53,16 @@ def findings(report: Report) -> list[str]:
             f"The {'other ' if missed else ''}classes of most error: {', '.join(found[:3])}; of least: {', '.join(found[:-4:-1])}."
         )
     error = report.lrp.mean(axis=0)
+    above = (matches.outcome >= 0) & (matches.score >= SCORE_GRID[error.argmin()])
     said += [
         f"True positives overlap their objects by IoU {matches.iou[is_tp].mean():.2f} on average; AP is "
         f"{percent(number['AP50'])} at IoU .5 and {percent(number['AP75'])} at .75.",
-        f"If one score threshold is to serve all classes, {SCORE_GRID[error.argmin()]:.2f} is best: it costs "
+        f"If one score threshold is to serve all classes, {SCORE_GRID[error.argmin()]:.2f} is best: "
+        f"{is_tp[above].mean():.0%} of the detections above it are right, and they find "
+        f"{is_tp[above].sum() / len(matches.object_score):.0%} of the objects; it costs "
         f"{percent(error.min() - number['oLRP'])} points of LRP error over each class's own, which the table has.",
     ]
+    said += [*report.analysis.error_lines(report.categories), *report.analysis.score_lines()[:1]]
     correlation = rank_correlation(matches.score[is_tp], matches.iou[is_tp])
     if not math.isnan(correlation):
         order = (
