@@ -230,15 +230,18 @@ def _range(detections: np.ndarray, of_class: slice) -> np.ndarray:
 def _summed(
     weights: np.ndarray, images: np.ndarray, rows: np.ndarray, num_rows: int, factors: np.ndarray | None = None
 ) -> np.ndarray:
-    """(R, B) the weights of some detections, times their factors, up to each row; `rows` says from which one on each of them counts."""
+    """(R, B) the weights of some detections, times their factors, up to each row; `rows`, rising, says from which on each counts."""
     try:
         from scipy.sparse import csr_array
     except ImportError:
         raise ValueError('Bootstrap intervals need scipy: pip install "ranksort[calibration]"') from None
 
-    kept = rows < num_rows  # those behind the last row are of no interest
-    values = np.ones(int(kept.sum()), dtype=np.float32) if factors is None else factors[kept].astype(np.float32)
-    sums: np.ndarray = csr_array((values, (rows[kept], images[kept])), shape=(num_rows, len(weights))) @ weights
+    if not len(rows):
+        return np.zeros((num_rows, weights.shape[1]), dtype=np.float32)
+    starts = np.searchsorted(rows, np.arange(num_rows + 1))  # what is behind the last row is of no interest
+    values = np.ones(starts[-1]) if factors is None else factors[: starts[-1]]
+    matrix = csr_array((values.astype(np.float32), images[: starts[-1]], starts), shape=(num_rows, len(weights)))
+    sums: np.ndarray = matrix @ weights
     for above, row in pairwise(sums):
         np.add(above, row, out=row)
     return sums

@@ -73,5 +73,5 @@ def _words(name: str, difference: Resampled) -> str:
     if size == "0.0":
         return f"{name} the same (± {half})"
     better = (difference.measured > 0) == (name == "AP")
-    chance = ", which may be chance" if low <= 0 <= high else ""
+    chance = " (may be chance)" if low <= 0 <= high or abs(difference.measured) <= (high - low) / 2 else ""
     return f"{name} {'better' if better else 'worse'} by {size} ± {half}{chance}"
