@@ -15,7 +15,7 @@ from ranksort.data.segmentations import decode_mask
 from ranksort.evaluation import evaluate_detections
 from ranksort.evaluation.evaluator import Evaluator
 from ranksort.evaluation.results import encode_masks
-from ranksort.visualize import draw_detections, worst_and_best_images
+from ranksort.visualize import draw_detections, report_pictures, worst_and_best_images
 
 BOXES = np.array([[10, 30, 40, 60], [50, 30, 80, 60]], np.float32)
 LABELS, SCORES = np.array([0, 1]), np.array([0.9, 0.1])
@@ -92,6 +92,31 @@ def test_the_worst_and_the_best_images(tiny_data: Path, iou_type: str) -> None:
     assert len(best["pictures"]) == (2 if iou_type == "segm" else 1)
     picture = Image.open(io.BytesIO(base64.b64decode(best["pictures"][0].removeprefix("data:image/jpeg;base64,"))))
     assert picture.size == (best["width"], best["height"])
+
+
+def test_pictures_of_what_is_confused(tiny_data: Path) -> None:
+    """All objects are found, and one in each image is once more, as another class: what is worst is shown of each class and pair."""
+    file = tiny_data / "annotations" / "instances_val.json"
+    ground_truth = json.loads(file.read_text())
+    ids = [category["id"] for category in ground_truth["categories"]]
+    results, seen = [], set()
+    for a in ground_truth["annotations"]:
+        if not a["iscrowd"]:
+            row = {key: a[key] for key in ("image_id", "category_id", "bbox")}
+            results.append({**row, "score": 0.9})
+            if a["image_id"] not in seen:
+                results.append({**row, "category_id": ids[ids.index(a["category_id"]) - 1], "score": 0.95})
+            seen.add(a["image_id"])
+    report = evaluate_detections(ground_truth, results)
+    dataset = CocoDataset(tiny_data / "images", file, training=False)
+    shown = report_pictures(dataset, report, 1)
+    assert [picture["is_worst"] for picture in shown] == [True, *[None] * (len(seen) - 1)]
+    assert {picture["id"] for picture in shown} == seen
+    for picture in shown:
+        wrong = [row for row in picture["detections"] if not row[4]]
+        assert [row[7].partition(": ")[0] for row in wrong] == ["another class"]
+        assert [report.per_class[row[6]]["class"] for row in wrong] == [row[5].rpartition(" ")[0] for row in wrong]
+    assert report_pictures(dataset, report, 0) == []
 
 
 @pytest.mark.parametrize("box", [[30, 30, -5, 5], [30, 30, 500_000, 500_000]])

@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -79,3 +80,15 @@ def test_one_image_cannot_be_calibrated_honestly() -> None:
     assert quality.before.all.laece == pytest.approx(0.5)
     assert quality.example is None
     assert np.isnan(evaluate_detections(truth, []).analysis.scores.before.all.dece)
+
+
+def test_without_scipy_the_rest_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("scipy.sparse", "scipy.optimize"):
+        monkeypatch.setitem(sys.modules, name, None)
+    report = many()
+    report.save(tmp_path)
+    saved = json.loads((tmp_path / "report.json").read_text())
+    assert saved["intervals"] is None
+    assert saved["calibration"]["after"] is None
+    assert "ranksort[calibration]" in saved["calibration"]["why_not"]
+    assert report.analysis.lines(report)[0].startswith("8 false positives")

@@ -76,7 +76,7 @@ class Analysis:
         if example := self.scores.example:
             said.append(
                 f"A score of {example.score:.2f} here means right in {100 * example.right:.0f} of 100: so many of the "
-                f"{example.number} detections that score {example.low:.2f} to {example.high:.2f} overlap their object by IoU .5."
+                f"{example.number} detections nearest to it ({example.low:.3f} to {example.high:.3f}) overlap their object by IoU .5."
             )
         if not np.isnan(before.laece):
             calibrated = (

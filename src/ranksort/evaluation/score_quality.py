@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .calibration import BINS, CalibrationErrors, Reliability, calibration_errors, cross_calibrated, reliability
+from .calibration import CalibrationErrors, Reliability, calibration_errors, cross_calibrated, reliability
 from .inputs import CategoryInfo
 from .overlaps import Samples
 
-FEW = 20  # detections, from which on a share is said
+FEW, NEAREST = 20, 100  # detections of which a share is said
 
 
 class Judged(NamedTuple):
@@ -22,12 +22,12 @@ class Judged(NamedTuple):
 
 
 class Example(NamedTuple):
-    """What the detections in the bin of a typical score are worth."""
+    """What a typical score is worth: that of the detections nearest to it."""
 
     score: float  # the median of the kept detections
-    low: float
+    low: float  # of the nearest ones
     high: float
-    number: int  # of detections from low to high
+    number: int  # of these
     right: float  # the share of true positives at IoU .5
 
 
@@ -81,15 +81,16 @@ def _judge(samples: Samples, scores: np.ndarray, kept: np.ndarray) -> Judged:
 
 def _example(samples: Samples, kept: np.ndarray) -> Example | None:
     counts = ~np.isnan(samples.correct)
-    if not (kept & counts).any():
+    scores, correct = samples.score[counts], samples.correct[counts]
+    if len(scores) < FEW or not kept[counts].any():
         return None
-    score = float(np.median(samples.score[kept & counts]))
-    bin_ = min(int(score * BINS), BINS - 1)
-    diagram = reliability(samples.score, samples.correct)
-    number = int(diagram.number[bin_])
-    if number < FEW:
-        return None
-    return Example(score, bin_ / BINS, (bin_ + 1) / BINS, number, float(diagram.worth[bin_]))
+    score = float(np.median(scores[kept[counts]]))
+    distance = abs(scores - score)
+    number = min(NEAREST, max(FEW, len(scores) // 10))
+    near = distance <= np.partition(distance, number - 1)[number - 1]  # also those which are as near as the last one
+    return Example(
+        score, float(scores[near].min()), float(scores[near].max()), int(near.sum()), float(correct[near].mean())
+    )
 
 
 def _as_dict(judged: Judged) -> dict[str, Any]:
