@@ -93,9 +93,8 @@ def test_classes_that_are_confused_are_counted() -> None:
     assert summary.kept.tolist() == [0, 0, 0, 0, 0, 1]
     assert result.analysis.confused(result.categories) == []
     said = result.analysis.as_dict(result)["errors"]
-    assert said["pairs"] == [
-        {"detected": "dog", "detected_id": 2, "object": "cat", "object_id": 1, "detections": 2, "at_best_thresholds": 0}
-    ]
+    pair = {"detected": "dog", "detected_id": 2, "object": "cat", "object_id": 1}
+    assert said["pairs"] == [{**pair, "detections": 2, "at_best_thresholds": 0, "images": []}]
     assert said["per_class"] == [[0, 0, 0, 0, 0, 1], [0] * 6]
 
 
