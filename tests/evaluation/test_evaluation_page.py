@@ -101,7 +101,7 @@ def test_a_click_on_a_class_or_on_two_that_are_confused_shows_images(browser, tm
     pair = next(pair for pair in errors["pairs"] if pair["images"])
     shown = [{**picture(None), "id": id} for id in (0, 5, 42)]
     save_page([tmp_path], tmp_path / "index.html", {"bbox": shown})
-    browser.open(tmp_path / "index.html")
+    browser.open(tmp_path / "index.html", 390)
     assert browser.run("document.querySelectorAll('.panel:not(:empty)').length") == 0
     for row, images in zip(errors["per_class"], errors["worst_images"], strict=True):
         name = json.loads((tmp_path / "report.json").read_text())["per_class"][errors["per_class"].index(row)]["class"]
@@ -113,6 +113,7 @@ def test_a_click_on_a_class_or_on_two_that_are_confused_shows_images(browser, tm
     browser.run("document.querySelector('#s5 .plain button').click()")
     assert texts(browser, "#s5 .panel h3") == [f"{pair['object']} taken for {pair['detected']}"]
     assert len(texts(browser, "#s5 .panel figure")) == len(pair["images"])
+    assert browser.run("document.documentElement.scrollWidth") <= 390
     assert browser.complaints == []
 
 
