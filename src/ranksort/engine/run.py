@@ -116,7 +116,7 @@ def test(checkpoint: Checkpoint, out: Path) -> Report | None:
         ValueError, FileNotFoundError: where data or checkpoint cannot be used.
     """
     val_set = build_dataset(checkpoint.recipe, "val", checkpoint.categories)
-    print(f"evaluation on {len(val_set)} images: {val_set.origin}")
+    print(f"evaluation on {counted(len(val_set), 'image')}: {val_set.origin}")
     if val_set.part is not None and checkpoint.fingerprint:
         train_set = build_dataset(checkpoint.recipe, "train", checkpoint.categories)
         if checkpoint.fingerprint != fingerprint(train_set):

@@ -45,7 +45,7 @@ class Analysis:
 
     def lines(self, report: "Report") -> list[str]:
         """The most important of it, for a terminal."""
-        said = [interval_line(self.intervals)] if self.intervals else []
+        said = [interval_line(self.intervals, len(report.matched.ground_truth.images))] if self.intervals else []
         said += self.error_lines(report.categories)
         return [*said, *self.score_lines()]
 

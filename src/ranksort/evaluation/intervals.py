@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ..words import counted
 from .bootstrap import RESAMPLES, SEED, Bootstrap, Resampled, paired_difference
 from .inputs import GroundTruth
 from .metrics import percent
@@ -37,13 +38,13 @@ def fingerprint(ground_truth: GroundTruth) -> str:
     return content.hexdigest()
 
 
-def interval_line(result: Bootstrap) -> str:
+def interval_line(result: Bootstrap, num_images: int) -> str:
     """Both intervals, for a terminal."""
     said = [
         f"{_NAMES[field]} {percent(values.interval[0])} to {percent(values.interval[1])}"
         for field, values in result._asdict().items()
     ]
-    return f"95 % intervals, over the images: {', '.join(said)}."
+    return f"95 % intervals, over {counted(num_images, 'image')}: {', '.join(said)}."
 
 
 def differences(base: dict[str, Any], other: dict[str, Any]) -> Bootstrap | None:

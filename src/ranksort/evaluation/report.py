@@ -120,7 +120,7 @@ class Report:
         ]
         if len(table) > TABLE_ROWS:
             half = TABLE_ROWS // 2
-            table[half:-half] = [f"... {len(table) - 2 * half} classes between them ..."]
+            table[half:-half] = [f"... {counted(len(table) - 2 * half, 'class')} between them ..."]
         return "\n".join([*lines, "", f"{'class':<{width}}{heads}", *table])
 
     def text(self) -> str:
@@ -132,7 +132,9 @@ class Report:
         said = []
         if self.left_out:
             ids, count = listed(list(self.left_out), shown=reprlib.repr), sum(self.left_out.values())
-            said += [f"{count} detections of categories that the ground truth does not have are left out: {ids}."]
+            are = "is" if count == 1 else "are"
+            what = f"{counted(count, 'detection')} of categories that the ground truth does not have"
+            said += [f"{what} {are} left out: {ids}."]
         score_cut = find_score_cut(self.lowest_score, self.matches)
         if score_cut:
             lowest, right, most = score_cut

@@ -253,7 +253,7 @@ def describe(
     steps = -(-batches // training.accumulate)
     return (
         f"training on {train_set}\n"
-        f"evaluation on {len(val_set)} images: {val_set.origin}\n"
+        f"evaluation on {counted(len(val_set), 'image')}: {val_set.origin}\n"
         f"images: {_image_sizes(recipe)}{'' if min(drawn) <= size <= max(drawn) else outside}\n"
         f"an epoch: {counted(steps, 'step')} of {counted(training.batch_size, 'image')}"
         f"{', images of rare classes more than once' if repeated else ''}\n"
@@ -314,7 +314,7 @@ def summarize(recipe: Recipe, val_set: CocoDataset) -> dict[str, str]:
         + (schedule if optimizer.schedule == "step" else optimizer.schedule),
         "seed": str(training.seed),
         "trained on": recipe.data.train_annotations or recipe.data.root,
-        "evaluated on": f"{val_set.origin}, {len(val_set)} images",
+        "evaluated on": f"{val_set.origin}, {counted(len(val_set), 'image')}",
         "detections": f"score at least {model.score_threshold:g}, at most {model.detections_per_image} an image",
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "versions": f"ranksort {__version__}, torch {torch.__version__}",
