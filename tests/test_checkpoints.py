@@ -4,6 +4,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -13,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ranksort.checkpoints import (
+    carry_scores,
     convert_checkpoint,
     load_model,
     load_weights,
@@ -21,6 +23,9 @@ from ranksort.checkpoints import (
     save_model,
 )
 from ranksort.data.coco_columns import Category
+from ranksort.evaluation.calibration import Calibrator, Curve
+from ranksort.evaluation.calibration_file import calibrator_content
+from ranksort.evaluation.thresholds import Wish
 from ranksort.recipes import Recipe, create_model, get_recipe
 from ranksort.recipes.build import with_pixel_statistics
 
@@ -83,6 +88,46 @@ def test_checkpoint_of_a_run(tmp_path: Path, model: nn.Module) -> None:
     assert (checkpoint.recipe, checkpoint.categories) == (_recipe(), CATEGORIES)
     _assert_same(checkpoint.state_dict, model.state_dict())
     assert checkpoint.build(score_threshold=0.4).score_threshold == 0.4
+
+
+def _scores() -> dict[str, Any]:
+    """What validation data say of the model's scores; as JSON, as it is when it is read."""
+    curve = Curve(np.array([0.0, 1.0]), np.array([0.0, 0.5]))
+    calibrator = Calibrator("iou", "linear", CATEGORIES, np.array([30, 3]), [curve, None], curve)
+    rows = [{"category_id": c.id, "class": c.name, "threshold": 0.5} for c in CATEGORIES]
+    content = {
+        "iou": calibrator_content(calibrator),
+        "thresholds": {"iou_type": "bbox", "default": 0.5, "thresholds": rows},
+    }
+    return json.loads(json.dumps(content))
+
+
+def test_checkpoints_carry_calibrations_and_thresholds(tmp_path: Path, model: nn.Module) -> None:
+    ckpt, tensors, plain = (tmp_path / name for name in ("some.ckpt", "m.safetensors", "plain.safetensors"))
+    torch.save(_run_checkpoint(model), ckpt)
+    carry_scores(ckpt, _scores())
+    save_model(tensors, model, _recipe(), CATEGORIES, _scores())
+    save_model(plain, model, _recipe(), CATEGORIES)
+    images = [torch.rand(3, 64, 90)]
+    for path in (ckpt, tensors):
+        assert read_checkpoint(path).scores == _scores()
+        _assert_same(read_checkpoint(path).state_dict, model.state_dict())
+        raw, calibrated = load_model(path), load_model(path, calibrated=True)
+        raw.score_threshold = calibrated.score_threshold = 0.005
+        with torch.no_grad():
+            (given,), (worth,) = raw(images), calibrated(images)
+        assert len(given["scores"]) > 5
+        torch.testing.assert_close(worth["scores"], given["scores"].double() / 2, rtol=0, atol=1e-9)
+        assert raw.thresholds is not None
+        assert raw.thresholds.reach(Wish("lrp")).values == [0.5, 0.5]
+        with pytest.raises(FileNotFoundError, match="has no calibration"):
+            load_model(path, calibrated="precision")
+    assert read_checkpoint(plain).scores == {}
+    assert load_model(plain).thresholds is None
+    with pytest.raises(FileNotFoundError, match=rf"{plain} has no calibration.*--calibration FILE"):
+        load_model(plain, calibrated=True)
+    (tmp_path / "c.json").write_text(json.dumps(_scores()["iou"]))
+    assert load_model(plain, calibration=tmp_path / "c.json").calibration is not None
 
 
 def test_run_folder_gives_the_best_checkpoint_else_the_last(tmp_path: Path, model: nn.Module) -> None:

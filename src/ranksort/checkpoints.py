@@ -6,10 +6,11 @@ Files are untrusted: tensors and plain values are read from them, never code.
 import contextlib
 import copy
 import dataclasses
+import io
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from torch import Tensor, nn
 
 from .data.coco import COCO_CATEGORIES
 from .data.coco_columns import Category
-from .evaluation.thresholds import read_thresholds
+from .evaluation.calibration import Target
+from .evaluation.model_scores import find_calibration, find_thresholds
 from .models import Detector
 from .recipes import Recipe, create_model, get_recipe, list_recipes
 from .recipes.build import with_pixel_statistics
+from .whole_file import replace_file
 from .words import counted, listed
 
 
@@ -36,6 +39,8 @@ class Checkpoint:
     """its classes, in the order of their labels; none: as many as the recipe says, of unknown names"""
     state_dict: dict[str, Tensor]
     fingerprint: str = ""  # of the images and objects it was trained on; unknown for models that are not a run's
+    scores: dict[str, Any] = field(default_factory=dict)
+    """what validation data say of its scores: contents of `evaluation.model_scores.FILES`, by their kind"""
 
     def build(self, device: str | torch.device = "cpu", **model_overrides: Any) -> Detector:
         """Returns the model in evaluation mode; see `create_model` for the overrides.
@@ -49,16 +54,35 @@ class Checkpoint:
         return model.to(device).eval()
 
 
-def metadata(recipe: Recipe, categories: Sequence[Category]) -> dict[str, Any]:
+def metadata(recipe: Recipe, categories: Sequence[Category], scores: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What a checkpoint has to say besides weights, as plain values. What its recipe leaves to the backbone is settled."""
     recipe = dataclasses.replace(recipe, model=with_pixel_statistics(recipe.model))
-    return {"recipe": recipe.as_dict(), "categories": [{"id": c.id, "name": c.name} for c in categories]}
+    about = {"recipe": recipe.as_dict(), "categories": [{"id": c.id, "name": c.name} for c in categories]}
+    return about | ({"scores": dict(scores)} if scores else {})
 
 
-def save_model(path: str | Path, model: nn.Module, recipe: Recipe, categories: Sequence[Category]) -> None:
-    """Writes a model as safetensors with its recipe and classes as JSON in the header; `read_checkpoint` reads it."""
+def save_model(
+    path: str | Path,
+    model: nn.Module,
+    recipe: Recipe,
+    categories: Sequence[Category],
+    scores: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a model as safetensors with its recipe and classes as JSON in the header; `read_checkpoint` reads it.
+
+    `scores` are its thresholds and calibrations, as of `Checkpoint.scores`: the best checkpoint of a run has them.
+    """
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, path, metadata={"ranksort": json.dumps(metadata(recipe, categories))})
+    save_file(tensors, path, metadata={"ranksort": json.dumps(metadata(recipe, categories, scores))})
+
+
+def carry_scores(path: Path, scores: Mapping[str, Any]) -> None:
+    """Writes a .ckpt of a run again, as it is, but with thresholds and calibrations, as of `Checkpoint.scores`."""
+    content = _torch_load(path)
+    content["ranksort"]["scores"] = dict(scores)
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    replace_file(path, buffer.getvalue())
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -91,22 +115,27 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             state_dict = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
         recipe = Recipe.from_dict(about["recipe"])
         categories = [Category(c["id"], c["name"]) for c in about["categories"]]
-        trained_on = str(about.get("fingerprint", ""))
+        trained_on, scores = str(about.get("fingerprint", "")), dict(about.get("scores", {}))
     except SafetensorError as error:
         raise ValueError(f"{path} is no safetensors file, or a damaged one ({error})") from None
     except (AttributeError, KeyError, TypeError, json.JSONDecodeError):  # not such as `metadata` describes a model
-        recipe, categories, state_dict, trained_on = None, [], {}, ""
+        recipe, categories, state_dict, trained_on, scores = None, [], {}, "", {}
     are_weights = all(isinstance(tensor, Tensor) for tensor in state_dict.values())
     are_classes = all(isinstance(c.id, int | str) and isinstance(c.name, str) for c in categories)
     if recipe is None or not state_dict or not are_weights or not are_classes:
         raise ValueError(
             f"{path} does not hold a model of ranksort; weights published with the paper come in by `ranksort convert`"
         )
-    return Checkpoint(recipe, categories, state_dict, trained_on)
+    return Checkpoint(recipe, categories, state_dict, trained_on, scores)
 
 
 def load_model(
-    path: str | Path, device: str | torch.device = "cpu", *, detector: str | type[Detector] | None = None
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    detector: str | type[Detector] | None = None,
+    calibrated: bool | Target = False,
+    calibration: str | Path | None = None,
 ) -> Detector:
     """Returns the trained model of a run folder, .ckpt or .safetensors, in evaluation mode: `load_model(RUN).predict("photo.jpg")`.
 
@@ -117,14 +146,20 @@ def load_model(
         device: where to.
         detector: a class of one's own that it was trained with, or "path/to/file.py:Class", which is run. No checkpoint has code run by
             itself, whatever it names.
+        calibrated: give detections calibrated scores, float64: True or "iou" the IoU to expect, "precision" the probability that it is
+            at least .5. Their order within each class stays.
+        calibration: the file of a calibration; None: that which the run's report, or the checkpoint, has.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_checkpoint` and `Checkpoint.build`.
+        FileNotFoundError, ValueError: as `read_checkpoint` and `Checkpoint.build`, and where there is no calibration but one is wanted.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint, file = read_checkpoint(path), None if calibration is None else Path(calibration)
     model = checkpoint.build(device, **({} if detector is None else {"detector": detector}))
     with contextlib.suppress(FileNotFoundError, ValueError):  # said where they are asked for
-        model.lrp_thresholds = tuple(read_thresholds(Path(path), checkpoint.categories))
+        model.thresholds = find_thresholds(Path(path), checkpoint.scores, checkpoint.categories, file)
+    if calibrated or file is not None:
+        target: Target = "precision" if calibrated == "precision" else "iou"
+        model.calibration = find_calibration(Path(path), checkpoint.scores, checkpoint.categories, target, file)
     return model
 
 

@@ -9,7 +9,7 @@ from tyro.conf import Positional, arg
 
 from .. import __version__
 from ..recipes.recipe import DataSettings, ModelSettings, Recipe
-from .arguments import TIME, CheckpointPath
+from .arguments import TIME, CalibrationPath, CheckpointPath, Scores, ThresholdText, asked_calibration
 
 if TYPE_CHECKING:
     from ..evaluation import Report
@@ -25,22 +25,37 @@ def test_command(defaults: Recipe) -> Callable[..., None]:
         model: ModelSettings = defaults.model,
         out: Path | None = None,
         overwrite: bool = False,
+        scores: Scores = "raw",
+        calibration: CalibrationPath = None,
+        score_threshold: ThresholdText = None,
     ) -> None:
         """Evaluate a checkpoint on the validation data.
 
         Args:
             checkpoint: a run folder, .ckpt or .safetensors.
-            out: folder for the report, with pictures, and the detections as COCO results and CSV; by default reports/<time>.
+            out: folder for the report, with pictures, calibrations of the scores, and the detections as COCO results and CSV; by default
+                reports/<time>.
             overwrite: replace a report that is in the folder already.
+            scores: as of predict; raw ones are what new calibrations are fitted to.
+            calibration: as of predict.
+            score_threshold: as of predict: evaluate what scores so high alone; with precision and recall at these thresholds.
         """
         from ..checkpoints import read_checkpoint
         from ..engine import test as run_test
+        from ..evaluation.model_scores import find_thresholds
+        from ..evaluation.thresholds import Wish, parse_threshold
 
         out = out or Path("reports") / time.strftime(TIME)
         keep_report(out, overwrite)
         trained = read_checkpoint(checkpoint)
         trained.recipe.data, trained.recipe.model = data, model
-        run_test(trained, out)
+        asked, thresholds = None if score_threshold is None else parse_threshold(score_threshold), None
+        if isinstance(asked, Wish):
+            thresholds = find_thresholds(checkpoint, trained.scores, trained.categories, calibration)
+        given = asked_calibration(checkpoint, trained, scores, calibration)
+        if given is not None:
+            print(given)
+        run_test(trained, out, calibration=given, thresholds=thresholds, score_threshold=asked)
 
     return test
 

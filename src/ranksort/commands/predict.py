@@ -1,15 +1,16 @@
 """`predict`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
 from ..words import counted, listed
-from .arguments import CheckpointPath
+from .arguments import CalibrationPath, CheckpointPath, Scores, ThresholdText, asked_calibration
 
 if TYPE_CHECKING:
-    from ..data.coco_columns import Category
+    from ..checkpoints import Checkpoint
+    from ..evaluation.model_scores import ModelThresholds
 
 
 def predict(
@@ -17,7 +18,9 @@ def predict(
     images: Annotated[list[Path], Positional, arg(metavar="IMAGE|FOLDER|VIDEO")],
     /,
     out: Path,
-    score_threshold: float | Literal["lrp"] | None = None,
+    score_threshold: ThresholdText = None,
+    scores: Scores = "raw",
+    calibration: CalibrationPath = None,
     device: str = "",
     batch_size: int | None = None,
     tile: int | None = None,
@@ -33,8 +36,10 @@ def predict(
         checkpoint: a run folder, .ckpt or .safetensors.
         images: image and video files, folders in depth, .txt files with a path a line, and patterns such as "photos/*.jpg".
         out: folder for the results.
-        score_threshold: least score of a detection; "lrp": the best one for each class by oLRP, from the run's report. By default
-            "lrp" where there is such a report, else 0.3.
+        score_threshold: least score of a detection: a number; or of each class that which by the run's report is best by oLRP
+            (lrp), or reaches a precision or a recall (precision:.9, recall:.8). By default lrp where there is such a report, else 0.3.
+        scores: as the model gives them; calibrated: the IoU to expect of a detection; precision: the probability that it is .5 or more.
+        calibration: file for these; by default that of the run's report or the checkpoint.
         device: such as cpu, cuda:1 or mps; by default what there is.
         batch_size: images or tiles at once; by default 1 on a CPU, else 8, and fewer where they do not fit into memory.
         tile: look at squares of this many pixels of the image one by one, for objects that are small in large images.
@@ -46,6 +51,7 @@ def predict(
     """
     from ..checkpoints import read_checkpoint
     from ..data.image_ids import read_image_ids
+    from ..evaluation.thresholds import parse_threshold
     from ..prediction import Predictor
     from ..prediction.folder import PredictionFolder
     from ..prediction.images import RESULTS, find_images
@@ -65,8 +71,12 @@ def predict(
         raise ValueError(f"--every must be 1 or more, got {every}")
     trained = read_checkpoint(checkpoint)
     model = trained.build(_device(device), **({"detector": detector} if detector else {}))
-    if score_threshold in (None, "lrp"):
-        model.lrp_thresholds = _lrp_thresholds(checkpoint, trained.categories, is_needed=score_threshold == "lrp")
+    asked = None if score_threshold is None else parse_threshold(score_threshold)
+    if not isinstance(asked, float):
+        model.thresholds = _thresholds(checkpoint, trained, calibration, is_needed=asked is not None)
+    model.calibration = asked_calibration(checkpoint, trained, scores, calibration)
+    if model.calibration is not None:
+        print(model.calibration)
     predictor = Predictor(model, score_threshold, batch_size=batch_size, tile=tile, overlap=overlap)
     image_ids = None
     if annotations:
@@ -79,6 +89,8 @@ def predict(
             print(f"passed over: {message}")
         files, image_ids = list(known), known.values()
     print(f"detections {predictor.threshold_text()}")
+    for remark in predictor.remarks if score_threshold else ():
+        print(remark)
     folder = PredictionFolder(out, predictor, trained.categories, pictures=pictures, every=every)
     folder.predict(files, image_ids)
     counts = ", ".join(f"{count} {name}" for name, count in folder.detections.most_common(10))
@@ -106,12 +118,14 @@ def _device(name: str) -> str:
     return place
 
 
-def _lrp_thresholds(checkpoint: Path, categories: "list[Category]", is_needed: bool) -> tuple[float, ...] | None:
-    """The LRP-optimal threshold of each class, None where there are none and none are needed."""
-    from ..evaluation.thresholds import read_thresholds
+def _thresholds(
+    checkpoint: Path, trained: "Checkpoint", calibration: Path | None, is_needed: bool
+) -> "ModelThresholds | None":
+    """What reaches which precision, recall and LRP error; None where there is nothing and none are needed."""
+    from ..evaluation.model_scores import find_thresholds
 
     try:
-        return tuple(read_thresholds(checkpoint, categories))
+        return find_thresholds(checkpoint, trained.scores, trained.categories, calibration)
     except FileNotFoundError:
         if is_needed:
             raise

@@ -68,7 +68,10 @@ class DetectorModule(pl.LightningModule):
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=size)
         self.log_dict({f"train/{name}": loss.detach() for name, loss in found.losses.items()}, batch_size=size)
         self.log_dict({f"train/{name}": value for name, value in found.logs().items()}, batch_size=size)
-        self.log("train/lr", self.optimizers().param_groups[0]["lr"], batch_size=size)  # type: ignore[union-attr]
+        rate = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
+        self.log(
+            "train/lr", total.detach().new_full((), rate), batch_size=size
+        )  # a number would be brought to the device, which waits
         return total
 
     def on_validation_epoch_start(self) -> None:

@@ -3,17 +3,21 @@
 import contextlib
 import dataclasses
 import json
+import time
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
 
-from ..checkpoints import Checkpoint, load_weights, read_checkpoint
+from ..checkpoints import Checkpoint, carry_scores, load_weights, read_checkpoint
 from ..data.fingerprint import fingerprint
-from ..evaluation import Report
+from ..evaluation import Report, at_thresholds
+from ..evaluation.calibration_summary import calibrate_evaluation, remove_calibrations
 from ..evaluation.metrics import percent
+from ..evaluation.model_scores import MEANINGS, ModelCalibration, ModelThresholds, least_scores, read_report
 from ..evaluation.page import save_reports
 from ..evaluation.results import write_results
+from ..evaluation.thresholds import Wish
 from ..fine_tuning import read_weights
 from ..interrupt import Interrupt
 from ..launch import check_processes, slurm_job
@@ -29,6 +33,7 @@ from ..recipes.build import (
 from ..visualize import report_pictures
 from ..words import counted
 from .module import DetectorModule
+from .peers import end_with_parent, lost_peers
 from .saving import plain_interrupts
 from .stopping import Enough
 from .trainer import build_trainer
@@ -52,10 +57,12 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False) -> Report | None:
 
     Raises:
         ValueError, FileNotFoundError: where data, settings or checkpoint cannot be used.
+        ConnectionError: where another process of the run has died.
         KeyboardInterrupt: after Ctrl-C, or SIGTERM or SIGHUP (`ranksort.interrupt.Terminated`), when the batch or evaluation is done and
             `last.ckpt` written; after a second one at once. SIGUSR1 writes `last.ckpt` and goes on.
     """
-    with Interrupt(_NOTICE) as interrupt, plain_interrupts():
+    end_with_parent()
+    with Interrupt(_NOTICE) as interrupt, plain_interrupts(), lost_peers():
         return _train(recipe, run, resume, interrupt)
 
 
@@ -106,11 +113,30 @@ def _train(recipe: Recipe, run: Path, resume: bool, interrupt: Interrupt) -> Rep
     # The best weights once more, now with pictures.
     best, last = run / "checkpoints" / "best.ckpt", run / "checkpoints" / "last.ckpt"
     trainer.validate(module, ckpt_path=best if best.is_file() else last, verbose=False, weights_only=True)
-    return _write_report(trainer, module, run / "report", run)
+    report = _write_report(trainer, module, run / "report", run)
+    if trainer.is_global_zero and best.is_file():
+        carry_scores(best, read_report(run / "report"))
+    return report
 
 
-def test(checkpoint: Checkpoint, out: Path) -> Report | None:
+def test(
+    checkpoint: Checkpoint,
+    out: Path,
+    *,
+    calibration: ModelCalibration | None = None,
+    thresholds: ModelThresholds | None = None,
+    score_threshold: float | Wish | None = None,
+) -> Report | None:
     """Evaluates a checkpoint on the validation data of its recipe, and writes a report and the detections to the folder `out`.
+
+    The report comes with calibrations of the scores, unless these are calibrated or cut off already.
+
+    Args:
+        checkpoint: what to evaluate.
+        out: folder for the report.
+        calibration: calibrate the scores by this one first.
+        thresholds: what a `score_threshold` that is a wish needs.
+        score_threshold: leave detections of lower scores out.
 
     Raises:
         ValueError, FileNotFoundError: where data or checkpoint cannot be used.
@@ -123,29 +149,63 @@ def test(checkpoint: Checkpoint, out: Path) -> Report | None:
             print(
                 "the model was not trained on just the other images of that file: what it was trained on may be among these"
             )
-    module = DetectorModule(checkpoint.recipe, checkpoint.build(), None, val_set)
+    model = checkpoint.build()
+    model.calibration, model.thresholds = calibration, thresholds
+    module = DetectorModule(checkpoint.recipe, model, None, val_set)
+    became = [] if calibration is None else [f"calibrated ({MEANINGS[calibration.target]})"]
+    if score_threshold is not None:
+        values, remarks = least_scores(score_threshold, model)
+        module.evaluator.thresholds = torch.tensor(values, dtype=torch.float64)
+        if isinstance(score_threshold, float):
+            model.score_threshold = min(model.score_threshold, score_threshold)
+        became.append(f"cut off at {score_threshold}, what is below does not count")
+        for remark in remarks:
+            print(remark)
     trainer = build_trainer(module)
     with plain_interrupts():
         trainer.validate(module, verbose=False, weights_only=True)
+    for report in module.reports.values():
+        report.scores_are = " and ".join(became) or "raw"
+        if module.evaluator.thresholds is not None:
+            ids = [category.id for category in val_set.categories]
+            at_thresholds.add_numbers(report, dict(zip(ids, module.evaluator.thresholds.tolist(), strict=True)))
     return _write_report(trainer, module, out)
 
 
 def _write_report(trainer: pl.Trainer, module: DetectorModule, folder: Path, run: Path | None = None) -> Report | None:
-    """Saves the reports of the last evaluation, their page and the detections; of a run's best weights, with its training curves.
+    """Saves the reports of the last evaluation, their page, calibrations and the detections; of a run's best weights, its curves, too.
 
     Returns as `DetectorModule.report`.
     """
+    text = ""
     if trainer.is_global_zero:
-        recipe, data = module.recipe, module.val_set
+        recipe, data, evaluator = module.recipe, module.val_set, module.evaluator
         limit = recipe.evaluation.pictures
         pictures = {kind: report_pictures(data, report, limit) for kind, report in module.reports.items()}
         save_reports(folder, module.reports.values(), summarize(recipe, data), pictures, run)
+        several = len(module.reports) > 1
+        if not several:  # of an earlier evaluation
+            remove_calibrations(folder / "masks")
+        texts = []
+        for kind, report in module.reports.items():
+            texts += [report.text()] if evaluator.thresholds is None else [report.text(), at_thresholds.table(report)]
+            texts.append(_calibrate(module, report, folder / "masks" if several and kind == "segm" else folder))
+        text = "\n\n".join(texts)
         assert data.file is not None
-        write_results(folder, module.evaluator.detections(module.iou_types[-1]), data.file)
-    text = "\n\n".join(report.text() for report in module.reports.values())
+        calibration = module.model.calibration
+        mark = None if calibration is None else calibration.target
+        write_results(folder, evaluator.detections(module.iou_types[-1]), data.file, mark)
     title = f"{_best(module)}\n" if run else ""
     trainer.print(f"\n{title}{text}\n\nreport: {folder / 'index.html'}")
     return module.report if module.reports else None
+
+
+def _calibrate(module: DetectorModule, report: Report, folder: Path) -> str:
+    """Fits and saves the calibrations of an evaluation. Returns what there is to say of the scores."""
+    evaluator, recipe = module.evaluator, module.recipe
+    truth, found = evaluator.truths[report.iou_type], evaluator.detections(report.iou_type)
+    about = {"recipe": recipe.name, "data": module.val_set.origin, "date": time.strftime("%Y-%m-%d %H:%M")}
+    return calibrate_evaluation(report, truth, found, folder, about, evaluator.max_detections)
 
 
 def _best(module: DetectorModule) -> str:

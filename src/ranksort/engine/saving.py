@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 
 from ..interrupt import Interrupt, stopped_by
 from ..launch import queue_again
 from ..recipes.detectors import DETECTORS
+from .agreement import Agreement
 from .module import DetectorModule
 from .stopping import Enough
 
@@ -52,6 +52,7 @@ class Checkpoints(pl.Callback):
     def __init__(self, module: DetectorModule, folder: Path, interrupt: Interrupt):
         self.module, self.folder, self.interrupt, self.stopping = module, folder, interrupt, module.stopping
         self.saved_at = time.monotonic()
+        self.agreement: Agreement | None = None  # of several processes
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         # Before the loader forks its workers: Python swallows what a handler raises while it forks.
@@ -75,7 +76,7 @@ class Checkpoints(pl.Callback):
         progress, batches = self.module.progress, self.module.progress["batches"] + 1
         progress |= {"epoch": progress["epoch"] + 1, "batches": 0} if is_last else {"batches": batches}
         if not is_last and batches % trainer.accumulate_grad_batches == 0:
-            self._obey(trainer, due=time.monotonic() - self.saved_at > 60 * _AUTOSAVE_MINUTES)
+            self._obey(trainer, due=time.monotonic() - self.saved_at > 60 * _AUTOSAVE_MINUTES, at_once=False)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == "fit":  # whatever becomes of the evaluation, the epoch is not lost
@@ -95,15 +96,20 @@ class Checkpoints(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._obey(trainer, due=False)
 
-    def _obey(self, trainer: pl.Trainer, due: bool) -> None:
-        """Does what signals to any of the processes have asked for, or its time, in all of them; where it is `due`, saves anyway."""
-        stop, save, late = self.interrupt.stop, self.interrupt.save, self.stopping.seconds_left < 0
+    def _obey(self, trainer: pl.Trainer, due: bool, at_once: bool = True) -> None:
+        """Does what signals to any of the processes have asked for, or its time, in all of them; where it is `due`, saves anyway.
+
+        Not `at_once`, several processes on GPUs do it a batch later: else these would be waited for after each.
+        """
+        asked: list[int] = [self.interrupt.stop, self.interrupt.save, self.stopping.seconds_left < 0, due]
         if trainer.world_size > 1:
-            asked = torch.tensor([stop, save, late, due], device=trainer.strategy.root_device)
-            torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
-            stop, save, late, due = asked.tolist()
+            self.agreement = self.agreement or Agreement(trainer.strategy.root_device)
+            asked = self.agreement.now(asked) if at_once else self.agreement.soon(asked)
+        stop, save, late, is_due = asked
         enough = self.stopping.enough(self.module.progress, bool(late))
-        if stop or save or due or enough:
+        if stop or save or is_due or enough:
+            if self.agreement:
+                self.agreement.forget()
             trainer.save_checkpoint(self.folder / "last.ckpt")
             self.saved_at = time.monotonic()
         if save:

@@ -12,7 +12,7 @@ import numpy as np
 
 from .inputs import Detections, GroundTruth
 from .lrp import TAU
-from .matching import AREA_RANGES, DEFAULT_LIMITS, Candidates, Matched, Setting, match, take_part
+from .matching import AREA_RANGES, DEFAULT_LIMITS, Candidates, Matched, Matching, Setting, match, take_part
 from .precision import RECALLS, needed_true_positives
 
 RESAMPLES, SEED = 1000, 0
@@ -127,7 +127,7 @@ def evaluate_weighted(
             signs = is_found.astype(np.int8) - setting.can_be_wrong[matching.detection]
             odd = np.flatnonzero(signs)
             odd_rows = np.searchsorted(odd, np.flatnonzero(is_found), side="right")
-            # Where nothing wrong lies between true positives, the last of them has the highest precision and the least error of them.
+            # Where nothing wrong lies between true positives, the last of them has the highest precision of them.
             number = np.searchsorted(possible, found, side="right") + np.append(0, np.cumsum(signs[odd]))[odd_rows]
             is_last = np.append(np.diff(number) > 1, True)[: len(found)]
             run, num_runs = np.cumsum(is_last) - is_last, int(is_last.sum())
@@ -138,13 +138,10 @@ def evaluate_weighted(
                 _summed(weights, image[matching.detection[odd]], np.arange(len(odd)) + 1, len(odd) + 1, signs[odd]),
                 odd_rows[is_last],
             )
-            localization = None
+            ap += _average_precision(true, passed, buffers) / len(matchings)
             if t == 0:
-                localization = _summed(weights, image[found], run, num_runs, (1 - matching.iou[is_found]) / (1 - TAU))
-            precision, least = _evaluate_runs(true, passed, num_objects, localization, buffers)
-            ap += precision / len(matchings)
-            if t == 0:
-                olrp += np.where(num_objects > 0, least, 0)
+                errors = _lrp_errors(candidates, setting, matching, of_class, weights, num_objects)
+                olrp += np.where(num_objects > 0, np.fmin.reduce(errors, axis=0, initial=1), 0)
         classes += num_objects > 0
     with np.errstate(invalid="ignore"):
         return ap / classes, olrp / classes
@@ -165,29 +162,24 @@ class _Buffers:
 
     def __init__(self, num_resamples: int) -> None:
         shape = (_ROWS, num_resamples)
-        self.found, self.union, self.rise = np.empty((3, *shape), dtype=np.float32)
+        self.found, self.rise = np.empty((2, *shape), dtype=np.float32)
         self.highest = np.empty((_ROWS + 1, num_resamples), dtype=np.float32)
         self.places, self.reached = np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.uint8)
 
 
-def _evaluate_runs(
-    runs: _Runs, passed: np.ndarray, num_objects: np.ndarray, localization: np.ndarray | None, buffers: _Buffers
-) -> tuple[np.ndarray, np.ndarray]:
-    """(B,) AP: mean over RECALLS of the highest precision at that recall or more; and (B,) the least LRP error, if asked for.
+def _average_precision(runs: _Runs, passed: np.ndarray, buffers: _Buffers) -> np.ndarray:
+    """(B,) mean over RECALLS of the highest precision at that recall or more.
 
     Goes from the last run to the first, `_ROWS` at a time: the precision that counts can only rise.
 
     Args:
         runs: of true positives.
         passed: (B, n) how many of RECALLS 0, 1, 2, ... true positives reach.
-        num_objects: (B,).
-        localization: (P, B) sums of (1 - IoU) / (1 - TAU) up to the end of each run, for the LRP error; it is overwritten.
         buffers: to compute in.
     """
     num_runs, num_resamples = runs.true.shape
     offset, table = np.arange(num_resamples) * passed.shape[1], passed.ravel()
-    precision, least = np.zeros(num_resamples), np.ones(num_resamples, dtype=np.float32)
-    carried = np.zeros(num_resamples, dtype=np.float32)
+    precision, carried = np.zeros(num_resamples), np.zeros(num_resamples, dtype=np.float32)
     for start in range(0, num_runs, _ROWS)[::-1]:
         chunk = slice(start, min(start + _ROWS, num_runs))
         true = runs.true[chunk]
@@ -198,15 +190,6 @@ def _evaluate_runs(
         np.take(runs.found, runs.rows[chunk], axis=0, out=found, mode="clip")
         if len(runs.odd) > 1:
             found += runs.odd[runs.odd_rows[chunk]]
-        if localization is not None:
-            union = np.subtract(found, true, out=buffers.union[:n])
-            union += num_objects  # TP, FP and FN
-            errors = localization[chunk]
-            errors += union
-            errors -= true
-            with np.errstate(invalid="ignore"):  # where there is neither object nor detection
-                errors /= union
-            np.fmin(least, np.fmin.reduce(errors, axis=0), out=least)
         np.divide(true, np.maximum(found, 1, out=found), out=found)
         highest = buffers.highest[: n + 1]
         highest[n] = carried
@@ -219,7 +202,37 @@ def _evaluate_runs(
         np.subtract(highest[:n], highest[1:], out=rise)
         rise *= reached
         precision += rise.sum(axis=0)
-    return precision / len(RECALLS), least
+    return precision / len(RECALLS)
+
+
+def _lrp_errors(
+    candidates: Candidates,
+    setting: Setting,
+    matching: Matching,
+    of_class: slice,
+    weights: np.ndarray,
+    num_objects: np.ndarray,
+) -> np.ndarray:
+    """(Q, B) LRP error of a class at each score of a true positive, of which there are Q: detections of equal score count together."""
+    image, scores = candidates.detections.image, candidates.detections.scores[of_class]
+    is_found = ~setting.ignored[matching.object]
+    true = matching.detection[is_found]
+    _, group = np.unique(-scores[true - of_class.start], return_inverse=True)
+    distinct = true[np.flatnonzero(np.diff(group, prepend=-1))] - of_class.start
+    ends = of_class.start + np.searchsorted(-scores, -scores[distinct], side="right") - 1
+    counts = setting.can_be_wrong[of_class].astype(np.float32)
+    counts[matching.detection - of_class.start] = is_found
+    counted = of_class.start + np.flatnonzero(counts)
+    number = _summed(weights, image[true], group, len(ends))
+    errors = _summed(weights, image[true], group, len(ends), (1 - matching.iou[is_found]) / (1 - TAU))
+    union = _summed(weights, image[counted], np.searchsorted(ends, counted), len(ends))
+    union -= number
+    errors += union  # FP
+    errors += num_objects - number
+    union += num_objects  # TP, FP and FN
+    with np.errstate(invalid="ignore"):  # where there is neither object nor detection
+        errors /= union
+    return errors
 
 
 def _range(detections: np.ndarray, of_class: slice) -> np.ndarray:

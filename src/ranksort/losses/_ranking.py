@@ -113,7 +113,7 @@ class _Local(NamedTuple):
 
 def _look_at(logits: Tensor, targets: Tensor, delta: float, errors: dict[str, Tensor]) -> _Local:
     """Finds the positives, and the extremes of everything. The host waits for the number of positives alone."""
-    _check_arguments(logits, targets, delta)
+    check_arguments(logits, targets, delta)
     s, y = _flat(logits), targets.reshape(-1).contiguous()
     places = find(y, lambda target: target > 0)
     for name, x in errors.items():
@@ -179,7 +179,8 @@ def _flat(logits: Tensor) -> Tensor:
     return logits.detach().reshape(-1).contiguous().to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _check_arguments(logits: Tensor, targets: Tensor, delta: float) -> None:
+def check_arguments(logits: Tensor, targets: Tensor, delta: float) -> None:
+    """Raises ValueError where shapes differ, logits are not floating point, or `delta` is no width."""
     if logits.shape != targets.shape:
         raise ValueError(f"logits and targets need one shape, got {tuple(logits.shape)} and {tuple(targets.shape)}")
     if not logits.is_floating_point():

@@ -22,7 +22,7 @@ class Prediction:
 
     Attributes:
         boxes: float32 [D, 4], x1, y1, x2, y2 in pixels of the image.
-        scores: float32 [D], in 0..1.
+        scores: float32 [D], in 0..1; float64 where they are calibrated, see `load_model`, so that no two become equal.
         labels: int64 [D], positions in `class_names`.
         class_names: of all classes that the model knows.
         size: height and width of the image in pixels, upright.

@@ -123,6 +123,9 @@ class TrainingSettings:
     accumulate: int = 1  # batches whose gradients are added up for a step
     devices: int = 1  # GPUs (or CPU processes) on each machine; 0: all
     nodes: int = 1  # machines
+    global_ranking: bool = False
+    """rank the images of all devices as one batch, not those of each by themselves; the losses are then those of one device with all
+    images"""
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     ema_decay: float = 0.0
     """decay of an exponential moving average of the weights, which is what gets evaluated; 0: off"""
