@@ -106,7 +106,8 @@ def test_train_test_resume(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "oLRP" in capsys.readouterr().out
     assert (tmp_path / "report" / "per_class.csv").is_file()
     cli.main(["report", str(run), str(tmp_path / "report"), "--out", str(tmp_path / "both.html")])
-    assert capsys.readouterr().out == f"report: {tmp_path / 'both.html'}\n"
+    same = f"{tmp_path.name}/report against small/{run.name}: AP the same (± 0.0), oLRP the same (± 0.0)"
+    assert capsys.readouterr().out.splitlines() == [same, f"report: {tmp_path / 'both.html'}"]
     assert run.name in (tmp_path / "both.html").read_text()
     cli.main(["train", str(run), "--resume", "--training.epochs", "2"])
     said = capsys.readouterr().out
@@ -134,6 +135,7 @@ def test_results_of_test_are_evaluated_as_they_are(
     assert len(images) == 4
     assert sum(image["detections"] for image in images) == len(found) > 0
     assert len((tested / "results.csv").read_text().splitlines()) == 1 + len(found)
+    assert "replace it by --overwrite" in fails("test", run, "--out", tested)
 
 
 def test_resume_finds_the_latest_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -343,6 +345,23 @@ def test_evaluate(tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     perfect[0]["image_id"] = 123456
     (tmp_path / "d.json").write_text(json.dumps(perfect))
     assert "123456" in fails("evaluate", truth, tmp_path / "d.json")
+
+
+def test_evaluate_draws_the_images_and_keeps_an_earlier_report(
+    tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth, out = tiny_data / "annotations" / "instances_val.json", tmp_path / "report"
+    (tmp_path / "d.json").write_text("[]")
+    command = ["evaluate", str(truth), str(tmp_path / "d.json"), "--images", str(tiny_data / "images")]
+    assert "by --out" in fails(*command)
+    cli.main([*command, "--out", str(out)])
+    assert "points: missed 100.0." in capsys.readouterr().out
+    assert "data:image/jpeg" in (out / "index.html").read_text()
+    before = (out / "report.json").read_bytes()
+    assert "replace it by --overwrite" in fails(*command, "--out", out, "--max-detections", "1")
+    assert (out / "report.json").read_bytes() == before
+    cli.main([*command, "--out", str(out), "--max-detections", "1", "--overwrite"])
+    assert (out / "report.json").read_bytes() != before
 
 
 def test_check_data(tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

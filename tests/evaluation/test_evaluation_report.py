@@ -37,7 +37,7 @@ def test_per_class_counts(report):
 
 def test_table(report):
     lines = str(report).splitlines()
-    assert "COCO bbox, 2 classes, in % (1 more class without ground truth" in lines[0]
+    assert "COCO bbox, 2 classes, in % (1 more class without ground truth does not count)" in lines[0]
     assert f"AP {100 * report.summary['AP']:.1f}" in lines[1]
     assert [line.split()[1] for line in lines[-2:]] == [str(row["category_id"]) for row in report.worst_first()]
 

@@ -31,7 +31,7 @@ from ..recipes.build import (
     summarize,
     with_pixel_statistics,
 )
-from ..visualize import worst_and_best_images
+from ..visualize import report_pictures
 from ..whole_file import replace_file
 from ..words import counted
 from .module import DetectorModule
@@ -244,17 +244,14 @@ def _write_report(trainer: pl.Trainer, module: DetectorModule, folder: Path, run
     if trainer.is_global_zero:
         recipe, data, evaluator = module.recipe, module.val_set, module.evaluator
         limit = recipe.evaluation.pictures
-        pictures = {
-            kind: worst_and_best_images(data, evaluator.detections(kind), report, limit)
-            for kind, report in module.reports.items()
-        }
+        pictures = {kind: report_pictures(data, report, limit) for kind, report in module.reports.items()}
         save_reports(folder, module.reports.values(), summarize(recipe, data), pictures, run)
         several = len(module.reports) > 1
         if not several:  # of an earlier evaluation
             remove_calibrations(folder / "masks")
         texts = []
         for kind, report in module.reports.items():
-            texts += [str(report)] if evaluator.thresholds is None else [str(report), at_thresholds.table(report)]
+            texts += [report.text()] if evaluator.thresholds is None else [report.text(), at_thresholds.table(report)]
             texts.append(_calibrate(module, report, folder / "masks" if several and kind == "segm" else folder))
         text = "\n\n".join(texts)
         assert data.file is not None
