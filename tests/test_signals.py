@@ -178,7 +178,7 @@ def test_sigusr1_before_there_is_anything_to_save_does_no_harm(
 ) -> None:
     from ranksort.data import check
 
-    monkeypatch.setattr(check, "darkness", lambda image: os.kill(os.getpid(), signal.SIGUSR1))
+    monkeypatch.setattr(check, "darkness", lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
     cli.main(["check-data", f"{tiny_data}/images", f"{tiny_data}/annotations/instances_val.json"])
     assert "usable for" in capsys.readouterr().out
 

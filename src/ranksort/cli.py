@@ -10,12 +10,17 @@ from typing import Any
 try:
     import tyro
 except ModuleNotFoundError:
+    if sys.argv[1:2] == ["predict"] and any(argument.endswith(".onnx") for argument in sys.argv):
+        from .exported.command import main as predict_alone
+
+        sys.exit(predict_alone(sys.argv[2:]))
     sys.exit('ranksort: the command line belongs to the toolbox: pip install "ranksort[detection]"')
 from . import __version__
 from .commands.calibrate import apply_calibration, calibrate, merge
 from .commands.data import check_data, import_data
 from .commands.defaults import default_recipe
 from .commands.evaluate import evaluate, report, test_command
+from .commands.export import export
 from .commands.predict import predict
 from .commands.train import quickstart, train_command
 from .commands.weights import convert
@@ -49,7 +54,19 @@ def _run_command(arguments: list[str]) -> None:
         return
     defaults = default_recipe(arguments)
     trained, tested = train_command(defaults), test_command(defaults)
-    functions = (quickstart, recipes, trained, tested, predict, evaluate, report, check_data, import_data, convert)
+    functions = (
+        quickstart,
+        recipes,
+        trained,
+        tested,
+        predict,
+        evaluate,
+        report,
+        check_data,
+        import_data,
+        convert,
+        export,
+    )
     of_results = (calibrate, apply_calibration, merge)
     commands: dict[str, Callable[..., Any]] = {f.__name__.replace("_", "-"): f for f in (*functions, *of_results)}
     about = "Detectors trained by Rank & Sort Loss. `ranksort --version` prints the version."

@@ -10,8 +10,8 @@ from ranksort.evaluation.inputs import read_detections, read_ground_truth
 from ranksort.evaluation.matching import AREA_RANGES, match, take_part
 
 
-def data(seed, lvis=False):
-    """(ground truth, detections) in 12 images, with crowds and no two equal scores."""
+def data(seed, lvis=False, scores=None):
+    """(ground truth, detections) in 12 images, with crowds; no two scores are equal, or there are but so many."""
     ground_truth, detections = {"images": [], "annotations": []}, []
     for part in range(4):
         truth, found = random_masks(10 * seed + part)
@@ -22,7 +22,8 @@ def data(seed, lvis=False):
             ground_truth[name] += truth[name]
         detections += found
     ground_truth["categories"] = truth["categories"]
-    scores = np.random.default_rng(seed).permutation(len(detections)) / len(detections)
+    order = np.random.default_rng(seed).permutation(len(detections))
+    scores = order % scores / scores if scores else order / len(detections)
     for row, score in zip(detections, scores.tolist(), strict=True):
         row["score"] = score
     if lvis:
@@ -44,6 +45,18 @@ def drawn(ground_truth, detections, draws):
             for rows, source in ((result["annotations"], ground_truth["annotations"]), (found, detections)):
                 rows += [{**row, "image_id": new} for row in source if row["image_id"] == id]
     return result, found
+
+
+def test_of_equal_scores_all_count_or_none():
+    ground_truth, detections = data(4, scores=9)
+    truth = read_ground_truth(ground_truth, "bbox", "coco")
+    candidates = take_part(truth, read_detections(detections, truth, "bbox"), federated=False, limit=100)
+    setting = next(iter(match(truth, candidates, [AREA_RANGES[""]])))
+    draws = np.stack([np.ones(12, int), *np.random.default_rng(1).multinomial(12, np.full(12, 1 / 12), 9)], axis=1)
+    _, olrp = evaluate_weighted(truth, candidates, setting, draws.astype(np.float32))
+    for number, column in zip(olrp, draws.T, strict=True):
+        report = evaluate_detections(*drawn(ground_truth, detections, column))
+        assert number == pytest.approx(report.summary["oLRP"], abs=2e-6)
 
 
 @pytest.mark.parametrize("style", ["coco", "lvis"])

@@ -9,7 +9,17 @@ from tyro.conf import Positional, arg
 
 from .. import __version__
 from ..recipes.recipe import DataSettings, ModelSettings, Recipe
-from .arguments import TIME, CheckpointPath, check_file, check_folder, default
+from .arguments import (
+    TIME,
+    CalibrationPath,
+    CheckpointPath,
+    Scores,
+    ThresholdText,
+    asked_calibration,
+    check_file,
+    check_folder,
+    default,
+)
 
 
 def test_command(defaults: Recipe) -> Callable[..., None]:
@@ -21,21 +31,37 @@ def test_command(defaults: Recipe) -> Callable[..., None]:
         data: DataSettings = defaults.data,
         model: ModelSettings = defaults.model,
         out: Annotated[Path | None, default("reports/TIME")] = None,
+        scores: Scores = "raw",
+        calibration: CalibrationPath = None,
+        score_threshold: ThresholdText = None,
     ) -> None:
         """Evaluate a checkpoint on the validation data. `ranksort test CHECKPOINT --help` shows its own settings as defaults.
 
         Args:
             checkpoint: a run folder, .ckpt or .safetensors.
-            out: folder for the report, with pictures, and the detections as COCO results and CSV.
+            out: folder for the report, with pictures, calibrations of the scores, and the detections as COCO results and CSV.
+            scores: as of predict; raw ones are what new calibrations are fitted to.
+            calibration: as of predict.
+            score_threshold: as of predict: evaluate what scores so high alone; with precision and recall at these thresholds.
         """
         from ..checkpoints import read_checkpoint
         from ..engine import test as run_test
+        from ..evaluation.model_scores import find_thresholds
+        from ..evaluation.thresholds import Wish, parse_threshold
 
         out = out or Path("reports") / time.strftime(TIME)
         check_folder(out)
         trained = read_checkpoint(checkpoint)
+        if trained.note:
+            print(f"warning: {trained.note}: evaluating {trained.path}")
         trained.recipe.data, trained.recipe.model = data, model
-        run_test(trained, out)
+        asked, thresholds = None if score_threshold is None else parse_threshold(score_threshold), None
+        if isinstance(asked, Wish):
+            thresholds = find_thresholds(checkpoint, trained.scores, trained.categories, calibration)
+        given = asked_calibration(checkpoint, trained, scores, calibration)
+        if given is not None:
+            print(given)
+        run_test(trained, out, calibration=given, thresholds=thresholds, score_threshold=asked)
 
     return test
 

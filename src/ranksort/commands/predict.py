@@ -2,15 +2,24 @@
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
 from ..words import counted, listed
-from .arguments import CheckpointPath, check_folder, default
+from .arguments import (
+    CalibrationPath,
+    CheckpointPath,
+    Scores,
+    ThresholdText,
+    asked_calibration,
+    check_folder,
+    default,
+)
 
 if TYPE_CHECKING:
-    from ..data.coco_columns import Category
+    from ..checkpoints import Checkpoint
+    from ..evaluation.model_scores import ModelThresholds
 
 
 def predict(
@@ -18,9 +27,9 @@ def predict(
     images: Annotated[list[Path], Positional, arg(metavar="IMAGE|FOLDER|VIDEO", help_behavior_hint="(required)")],
     /,
     out: Path,
-    score_threshold: Annotated[
-        float | Literal["lrp"] | None, default("lrp where the run has a report, else 0.3")
-    ] = None,
+    score_threshold: Annotated[ThresholdText, default("lrp where the run has a report, else 0.3")] = None,
+    scores: Scores = "raw",
+    calibration: CalibrationPath = None,
     device: Annotated[str, default("an accelerator where there is one, else cpu")] = "",
     batch_size: Annotated[int | None, default("1 on a CPU, else 8")] = None,
     tile: Annotated[int | None, default("the image as a whole")] = None,
@@ -35,10 +44,13 @@ def predict(
     """Detect objects in images and videos: pictures with boxes, COCO results and CSV.
 
     Args:
-        checkpoint: a run folder, .ckpt or .safetensors.
+        checkpoint: a run folder, .ckpt or .safetensors; or an .onnx file of `ranksort export`.
         images: image and video files, folders in depth, .txt files with a path a line, and patterns such as "photos/*.jpg".
         out: folder for the results.
-        score_threshold: least score of a detection; "lrp": the best one for each class by oLRP, from the run's report.
+        score_threshold: least score of a detection: a number; or of each class that which by the run's report is best by oLRP
+            (lrp), or reaches a precision or a recall (precision:.9, recall:.8).
+        scores: as the model gives them; calibrated: the IoU to expect of a detection; precision: the probability that it is .5 or more.
+        calibration: file for these; by default that of the run's report or the checkpoint.
         device: such as cpu, cuda:1 or mps.
         batch_size: images or tiles at once, fewer where they do not fit into memory.
         tile: look at squares of this many pixels of the image one by one, for objects that are small in large images.
@@ -48,11 +60,25 @@ def predict(
         pictures: draw the detections.
         detector: file.py:Class, where the checkpoint was trained with a detector of your own; its file is run.
     """
+    if checkpoint.suffix.lower() == ".onnx":
+        from ..exported.command import predict_exported
+
+        for name, value in {
+            "tile": tile,
+            "batch-size": batch_size,
+            "annotations": annotations,
+            "calibration": calibration,
+            "device": device,
+        }.items():
+            if value not in (None, "", 1, "cpu"):
+                raise ValueError(f"ONNX models do not take --{name}: predict with the checkpoint, or leave it out")
+        return predict_exported(checkpoint, images, out, score_threshold, scores=scores, pictures=pictures)
     from PIL import Image
 
     from ..checkpoints import read_checkpoint
     from ..data.image_ids import read_image_ids
     from ..device import usable_device
+    from ..evaluation.thresholds import parse_threshold
     from ..prediction import Predictor
     from ..prediction.folder import PredictionFolder
     from ..prediction.images import RESULTS, find_images
@@ -75,9 +101,15 @@ def predict(
     if every < 1:
         raise ValueError(f"--every must be 1 or more, got {every}")
     trained = read_checkpoint(checkpoint)
+    if trained.note:
+        print(f"warning: {trained.note}: detecting with {trained.path}")
     model = trained.build(usable_device(device), **({"detector": detector} if detector else {}))
-    if score_threshold in (None, "lrp"):
-        model.lrp_thresholds = _lrp_thresholds(checkpoint, trained.categories, is_needed=score_threshold == "lrp")
+    asked = None if score_threshold is None else parse_threshold(score_threshold)
+    if not isinstance(asked, float):
+        model.thresholds = _thresholds(checkpoint, trained, calibration, is_needed=asked is not None)
+    model.calibration = asked_calibration(checkpoint, trained, scores, calibration)
+    if model.calibration is not None:
+        print(model.calibration)
     predictor = Predictor(model, score_threshold, batch_size=batch_size, tile=tile, overlap=overlap)
     image_ids = None
     if annotations:
@@ -90,6 +122,8 @@ def predict(
             print(f"passed over: {message}")
         files, image_ids = list(known), known.values()
     print(f"detections {predictor.threshold_text()}")
+    for remark in predictor.remarks if score_threshold else ():
+        print(remark)
     folder = PredictionFolder(out, predictor, trained.categories, pictures=pictures, every=every)
     folder.predict(files, image_ids)
     counts = ", ".join(f"{count} {name}" for name, count in folder.detections.most_common(10))
@@ -101,12 +135,14 @@ def predict(
         )
 
 
-def _lrp_thresholds(checkpoint: Path, categories: "list[Category]", is_needed: bool) -> tuple[float, ...] | None:
-    """The LRP-optimal threshold of each class, None where there are none and none are needed."""
-    from ..evaluation.thresholds import read_thresholds
+def _thresholds(
+    checkpoint: Path, trained: "Checkpoint", calibration: Path | None, is_needed: bool
+) -> "ModelThresholds | None":
+    """What reaches which precision, recall and LRP error; None where there is nothing and none are needed."""
+    from ..evaluation.model_scores import find_thresholds
 
     try:
-        return tuple(read_thresholds(checkpoint, categories))
+        return find_thresholds(checkpoint, trained.scores, trained.categories, calibration)
     except FileNotFoundError:
         if is_needed:
             raise

@@ -107,4 +107,4 @@ def _queued_again(folder: Path) -> Path | None:
     if os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
         return None
     begun = [f.parent for f in sorted(folder.glob("*/slurm_job")) if f.read_text(encoding="utf-8") == slurm_job()]
-    return next((run for run in reversed(begun) if (run / "checkpoints" / "last.ckpt").is_file()), None)
+    return next((run for run in reversed(begun) if any(run.glob("checkpoints/*.ckpt"))), None)

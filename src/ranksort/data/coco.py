@@ -20,6 +20,7 @@ from .images import ImageFolder, read_image, require_folder, to_rgb, upright
 from .lvis import repeat_factors
 from .segmentations import decode_mask
 from .splits import Part, part_of
+from .white import find_white
 
 COCO_CATEGORIES = [
     Category(id, name)
@@ -62,12 +63,14 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
             name. By default the classes of the file but for placeholders, see `CocoFile.placeholders`.
         transform: called with (image, target); `ranksort.data.transforms`.
         min_box_size: the least width and height of a box in training, in pixels.
+        white: what is white in images of more than 8 bits, see `to_rgb`; 0: found from them, see `find_white`.
 
     Attributes:
         categories: the classes in the order of the labels, which is the order of the category ids of the file.
         file: the annotations, for evaluation; None in training, which is done with them.
         image_ids: of the images used, in the order of the file.
         landscape: whether each of them is wider than high.
+        white: as found or given.
         dropped: how much the rules of training leave out, by reason.
         not_used: other annotation files beside one that is divided, to be named.
 
@@ -89,6 +92,7 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
         categories: Sequence[Category] | None = None,
         transform: Callable[[Any, dict[str, Any]], tuple[Any, dict[str, Any]]] | None = None,
         min_box_size: float = 1.0,
+        white: float = 0,
     ) -> None:
         require_folder(images)
         file = read_coco_file(annotations, segmentations=masks, keep_crowds=keep_crowds)
@@ -125,6 +129,7 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
         self._used, self._names = used, file.images.file_names
         self._folder = ImageFolder(images, file.images.file_names)
         self._folder.require(used.tolist())
+        self.white = white or find_white(self._sample_paths())
         # The objects stay in a few arrays and blocks of bytes: reading many small Python objects in a forked worker
         # changes their reference counts, and so copies their memory into every worker.
         kept = np.flatnonzero(is_object & is_used[objects.image])
@@ -159,6 +164,10 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
     def __getstate__(self) -> dict[str, Any]:
         """What a worker process gets where processes are not forked: it does not evaluate."""
         return {**vars(self), "file": None}
+
+    def _sample_paths(self) -> list[Path]:
+        """Of some hundred images, evenly spread; there may be millions."""
+        return [self._folder.path(n) for n in self._used[:: max(1, len(self._used) // 200)].tolist()]
 
     def file_name(self, index: int) -> str:
         """The name of an image in the annotation file."""
@@ -211,7 +220,7 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
         index = range(len(self))[index]
         width, height = int(self._widths[index]), int(self._heights[index])
         path = self._folder.path(int(self._used[index]))
-        picture = to_rgb(upright(read_image(path), width, height, path))
+        picture = to_rgb(upright(read_image(path), width, height, path), self.white)
         image = tv_tensors.Image(torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous())
 
         of_image = slice(self._ends[index - 1] if index else 0, self._ends[index])

@@ -111,9 +111,11 @@ def evaluate_weighted(
                 images = candidates.detections.image[matching.detection]
                 localization = ((1 - matching.iou) / (1 - TAU)).astype(np.float32)
                 _accumulate(np.add, summed := weights[images] * localization[:, None])
-                union = found - true + num_objects  # TP, FP and FN
+                last, wrong_later = _ends_of_ties(candidates, setting, matching, slice(starts[c], starts[c + 1]))
+                union = found[last] - true[last] + num_objects  # TP, FP and FN
+                np.add.at(union, wrong_later[0], weights[candidates.detections.image[wrong_later[1]]])
                 with np.errstate(invalid="ignore"):  # where there is neither object nor detection
-                    errors = (summed + union - true) / union
+                    errors = (summed[last] + union - true[last]) / union
                 olrp += np.where(num_objects > 0, np.fmin.reduce(errors, axis=0, initial=1), 0)
             ap += _average_precision(true, found, passed) / len(of_class)
         classes += num_objects > 0
@@ -152,6 +154,20 @@ def _counts(
         if sign.any():
             found += summed(matching.detection[sign != 0], true, sign[sign != 0])
         yield _accumulate(np.add, weights[image[true]]), found
+
+
+def _ends_of_ties(
+    candidates: Candidates, setting: Setting, true: Matching, of_class: slice
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """Which true positives are the last of their score, (Q,); and by number among these, the false positives of equal score that follow."""
+    scores = candidates.detections.scores[of_class]
+    last = np.flatnonzero(np.diff(scores[true.detection - of_class.start], append=-1))
+    begins = true.detection[last] - of_class.start + 1
+    counts = np.searchsorted(-scores, -scores[begins - 1], side="right") - begins
+    number = np.repeat(np.arange(len(last)), counts)
+    later = of_class.start + np.repeat(begins - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
+    wrong = setting.can_be_wrong[later] & ~np.isin(later, setting.matchings[0].detection)
+    return last, (number[wrong], later[wrong])
 
 
 def _average_precision(true: np.ndarray, found: np.ndarray, passed: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..whole_file import replace_file
 from .metrics import list_metrics
 from .report import Report
 
@@ -61,8 +62,7 @@ def save_page(runs: Sequence[Path], out: Path, pictures: Pictures | None = None)
     data = json.dumps({"runs": read, **_shown_metrics()}, allow_nan=False, separators=(",", ":")).replace(
         "<", "\\u003c"
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(TEMPLATE.read_text(encoding="utf-8").replace("{{data}}", data), encoding="utf-8")
+    replace_file(out, TEMPLATE.read_text(encoding="utf-8").replace("{{data}}", data).encode())
 
 
 def _shown_metrics() -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What an evaluation found: numbers, a table, JSON and CSV."""
 
 import csv
+import io
 import json
 import math
 import reprlib
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..whole_file import replace_file
 from ..words import counted, listed
 from .inputs import CategoryInfo
 from .lrp import TAU, Matches
@@ -58,6 +60,7 @@ class Report:
         lowest_score: of all detections, also those beyond the limit; NaN where there are none.
         left_out: ids of categories which the ground truth lacks, and how many detections of each were left out.
         doubts: sentences about what points to detections of other images than those of the ground truth.
+        scores_are: "raw", as the model gives them, or what became of them before, such as "calibrated".
     """
 
     summary: dict[str, float]
@@ -75,6 +78,7 @@ class Report:
     lowest_score: float
     left_out: dict[Any, int] = field(default_factory=dict)
     doubts: list[str] = field(default_factory=list)
+    scores_are: str = "raw"
 
     @property
     def classes_without_objects(self) -> int:
@@ -124,8 +128,10 @@ class Report:
             said += [
                 f"left out {counted(count, 'detection')} of categories that the ground truth does not have: {ids}."
             ]
+        if self.scores_are != "raw":
+            said += [f"The scores are {self.scores_are}."]
         score_cut = find_score_cut(self.lowest_score, self.matches)
-        if score_cut:
+        if score_cut and "cut off" not in self.scores_are:
             lowest, right, most = score_cut
             said += [
                 f"The lowest score is {lowest:.2f}, but {right:.0%} of the lowest-scoring tenth of the detections are right: "
@@ -149,7 +155,6 @@ class Report:
         from .findings import findings
         from .thresholds import save_thresholds
 
-        folder.mkdir(parents=True, exist_ok=True)
         content = {
             "iou_type": self.iou_type,
             "style": self.style,
@@ -164,11 +169,12 @@ class Report:
             "scores": self._score_statistics(),
         }
         lines = (f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in content.items())
-        (folder / "report.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-        with (folder / "per_class.csv").open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            writer = csv.DictWriter(file, fieldnames=list(self.per_class[0]))
-            writer.writeheader()
-            writer.writerows(_without_nan(row) for row in self.per_class)
+        replace_file(folder / "report.json", ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+        table = io.StringIO()
+        writer = csv.DictWriter(table, fieldnames=list(self.per_class[0]))
+        writer.writeheader()
+        writer.writerows(_without_nan(row) for row in self.per_class)
+        replace_file(folder / "per_class.csv", table.getvalue().encode("utf-8", "backslashreplace"))
         save_thresholds(folder, self)
 
     def thresholds(self) -> np.ndarray:

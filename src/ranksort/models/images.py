@@ -108,7 +108,7 @@ class ImageTransform(nn.Module):
 
 def _scale(size: Size, new_size: Size, like: Tensor) -> Tensor:
     y, x = new_size[0] / size[0], new_size[1] / size[1]
-    return like.new_tensor([x, y, x, y])
+    return torch.stack([like.new_full((), factor) for factor in (x, y, x, y)])  # which sizes in a graph can be, too
 
 
 def _resized_target(target: dict[str, Tensor], size: Size, new_size: Size) -> dict[str, Tensor]:

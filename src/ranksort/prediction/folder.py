@@ -74,7 +74,9 @@ class PredictionFolder:
         self._ids = iter(itertools.count(1) if image_ids is None else image_ids)
         self._done = 0
         numbered = list(enumerate(files))
-        with ResultsWriter(self._out, self._categories, masks=self._predictor.model.has_masks) as self._results:
+        model = self._predictor.model
+        mark = None if model.calibration is None else model.calibration.target
+        with ResultsWriter(self._out, self._categories, masks=model.has_masks, calibrated=mark) as self._results:
             try:
                 for is_video, group in itertools.groupby(numbered, key=lambda one: one[1].suffix.lower() in VIDEOS):
                     (self._predict_videos if is_video else self._predict_images)(list(group))

@@ -22,12 +22,13 @@ class Prediction:
 
     Attributes:
         boxes: float32 [D, 4], x1, y1, x2, y2 in pixels of the image.
-        scores: float32 [D], in 0..1.
+        scores: float32 [D], in 0..1; float64 where they are calibrated, see `load_model`, so that no two become equal.
         labels: int64 [D], positions in `class_names`.
         class_names: of all classes that the model knows.
         size: height and width of the image in pixels, upright.
         rles: COCO's compressed RLE of the mask of each detection, None where the model predicts no masks.
         path: of the image file; None where it did not come from a file.
+        white: with which the file is read, see `load_image`.
         image: uint8 RGB [3, H, W]; None where it can be read from `path`, so that the results of many files take little memory.
     """
 
@@ -39,6 +40,7 @@ class Prediction:
     rles: list[dict[str, Any]] | None = None
     path: Path | None = None
     image: Tensor | None = None
+    white: float = 0.0
 
     @property
     def names(self) -> list[str]:
@@ -91,7 +93,7 @@ class Prediction:
                 f"The image {path} is not there any longer, and a prediction reads it again to draw on it: put it back, or predict "
                 "on the image itself, as in model.predict(PIL.Image.open(...)), which keeps it."
             )
-        image = load_image(path)
+        image = load_image(path, self.white)
         if image.shape[1:] != self.size:
             raise ValueError(f"The image {path} has changed since it was looked at: it has another size.")
         return image

@@ -113,7 +113,7 @@ def _build(recipe: Recipe, pretrained_backbone: bool, losses: Criterion | None =
         recipe.data.train_min_sizes,
         keep_ratio=detector.keeps_ratio,
     )
-    losses = losses or build_criterion(settings.loss)
+    losses = losses or build_criterion(settings.loss, global_ranking=recipe.training.global_ranking)
     options = {name: getattr(settings, name) for name in (*detector.settings, *_OF_EVERY_DETECTOR)}
     return detector(backbone, transform, settings.num_classes, losses=losses, **options)
 
@@ -163,6 +163,7 @@ def build_dataset(
         categories=categories,
         transform=transform if split == "train" else None,
         min_box_size=data.min_box_size,
+        white=data.white,
     )
     if files.part is not None:
         dataset.not_used = [file for file in coco_files(Path(data.root)) if file != files.annotations]
@@ -193,7 +194,8 @@ def build_untrained(
 def build_losses(recipe: Recipe, train_set: CocoDataset) -> Criterion:
     """What supervises a run; for what looks back on an epoch, one of these images."""
     world_size = max(recipe.training.devices, 1) * recipe.training.nodes
-    return build_criterion(recipe.model.loss, len(build_sampler(recipe, train_set, 0, world_size)))
+    batches = len(build_sampler(recipe, train_set, 0, world_size))
+    return build_criterion(recipe.model.loss, batches, global_ranking=recipe.training.global_ranking)
 
 
 def build_sampler(recipe: Recipe, train_set: CocoDataset, rank: int, world_size: int) -> AspectRatioBatchSampler:
