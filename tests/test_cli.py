@@ -214,9 +214,21 @@ def test_predict(run: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.Capt
     assert "1 of 2 images could not be read" in message
     assert "broken.jpg" in message
     out = tmp_path / "none"
-    assert "--device nonsense" in fails("predict", run, first, "--out", out, "--device", "nonsense")
+    assert "the device 'nonsense' cannot be used" in fails("predict", run, first, "--out", out, "--device", "nonsense")
     for number in ("7", "nan"):
         assert "within 0..1" in fails("predict", run, first, "--out", out, "--score-threshold", number)
+
+
+def test_where_nothing_can_be_written_is_said_before_the_work(tmp_path: Path) -> None:
+    (file := tmp_path / "file").touch()
+    for command in ("evaluate a.json b.json", "predict run photo.jpg", "import-data folder", "quickstart"):
+        assert f"--out {file} is a file: name a folder" in fails(*command.split(), "--out", file)
+        assert f"--out {file}/new cannot be written: {file} is a file" in fails(*command.split(), "--out", file / "new")
+    for command in ("report run", "calibrate a.json b.json", "apply-calibration a.json b.json", "merge a.json b.json"):
+        assert f"--out {tmp_path} is a folder: name a file" in fails(*command.split(), "--out", tmp_path)
+    recipe, folder = "ranksort_atss_r50_fpn_1x_coco", tmp_path / "m.safetensors"
+    folder.mkdir()
+    assert f"--out {folder} is a folder" in fails("convert", "a.pth", recipe, "--out", folder)
 
 
 def test_predict_with_the_thresholds_of_the_report(
@@ -364,9 +376,6 @@ def test_check_data(tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_convert(tmp_path: Path) -> None:
-    from ranksort.checkpoints import _RENAMED
-
-    assert _RENAMED
     message = fails(
         "convert", tmp_path / "no.pth", "ranksort_atss_r50_fpn_1x_coco", "--out", tmp_path / "x.safetensors"
     )

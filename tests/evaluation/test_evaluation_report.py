@@ -51,8 +51,8 @@ def test_a_table_of_many_classes_is_shortened():
         "annotations": [{"id": n, "image_id": 1, "category_id": n, "bbox": box} for n in range(100)],
     }
     table = str(evaluate_detections(ground_truth, [])).splitlines()
-    assert len(table) == 4 + 1 + 1 + 31
-    assert table[21] == "... 70 classes between them ..."
+    assert len(table) == 5 + 1 + 1 + 31
+    assert table[22] == "... 70 classes between them ..."
 
 
 def test_the_parts_of_olrp_add_up(report):

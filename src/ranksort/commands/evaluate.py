@@ -9,7 +9,17 @@ from tyro.conf import Positional, arg
 
 from .. import __version__
 from ..recipes.recipe import DataSettings, ModelSettings, Recipe
-from .arguments import TIME, CalibrationPath, CheckpointPath, Scores, ThresholdText, asked_calibration
+from .arguments import (
+    TIME,
+    CalibrationPath,
+    CheckpointPath,
+    Scores,
+    ThresholdText,
+    asked_calibration,
+    check_file,
+    check_folder,
+    default,
+)
 
 if TYPE_CHECKING:
     from ..evaluation import Report
@@ -23,18 +33,17 @@ def test_command(defaults: Recipe) -> Callable[..., None]:
         /,
         data: DataSettings = defaults.data,
         model: ModelSettings = defaults.model,
-        out: Path | None = None,
+        out: Annotated[Path | None, default("reports/TIME")] = None,
         overwrite: bool = False,
         scores: Scores = "raw",
         calibration: CalibrationPath = None,
         score_threshold: ThresholdText = None,
     ) -> None:
-        """Evaluate a checkpoint on the validation data.
+        """Evaluate a checkpoint on the validation data. `ranksort test CHECKPOINT --help` shows its own settings as defaults.
 
         Args:
             checkpoint: a run folder, .ckpt or .safetensors.
-            out: folder for the report, with pictures, calibrations of the scores, and the detections as COCO results and CSV; by default
-                reports/<time>.
+            out: folder for the report, with pictures, calibrations of the scores, and the detections as COCO results and CSV.
             overwrite: replace a report that is in the folder already.
             scores: as of predict; raw ones are what new calibrations are fitted to.
             calibration: as of predict.
@@ -46,8 +55,11 @@ def test_command(defaults: Recipe) -> Callable[..., None]:
         from ..evaluation.thresholds import Wish, parse_threshold
 
         out = out or Path("reports") / time.strftime(TIME)
+        check_folder(out)
         keep_report(out, overwrite)
         trained = read_checkpoint(checkpoint)
+        if trained.note:
+            print(f"warning: {trained.note}: evaluating {trained.path}")
         trained.recipe.data, trained.recipe.model = data, model
         asked, thresholds = None if score_threshold is None else parse_threshold(score_threshold), None
         if isinstance(asked, Wish):
@@ -66,9 +78,9 @@ def evaluate(
     /,
     iou_type: Literal["bbox", "segm"] = "bbox",
     style: Literal["coco", "lvis"] = "coco",
-    max_detections: int | None = None,
-    images: Path | None = None,
-    out: Path | None = None,
+    max_detections: Annotated[int | None, default("100 in coco, 300 in lvis")] = None,
+    images: Annotated[Path | None, default("no pictures")] = None,
+    out: Annotated[Path | None, default("no report is written")] = None,
     overwrite: bool = False,
 ) -> None:
     """AP and oLRP of detections from any model, with 95 % intervals, what its errors are, and what its scores are worth.
@@ -78,8 +90,7 @@ def evaluate(
         detections: COCO results, a JSON file, such as the results_bbox.json which test and predict write.
         iou_type: compare boxes or masks.
         style: whose rules.
-        max_detections: how many detections, 1 or more, count of each class in an image (coco, default 100) or of an image (lvis,
-            default 300).
+        max_detections: how many detections, 1 or more, count of each class in an image (coco) or of an image (lvis).
         images: folder of the images, for pictures in the report.
         out: folder for the report.
         overwrite: replace a report that is in the folder already.
@@ -88,6 +99,7 @@ def evaluate(
     from ..evaluation.page import save_reports
 
     if out:
+        check_folder(out)
         keep_report(out, overwrite)
     elif images:
         raise ValueError("--images is for the pictures of the report: name a folder for it, by --out.")
@@ -128,6 +140,7 @@ def report(runs: Annotated[list[Path], Positional, arg(metavar="RUN")], /, out: 
 
     if not runs:
         raise ValueError("name one or more runs to report on")
+    check_file(out)
     save_page(runs, out)
     for line in compare_reports(runs):
         print(line)

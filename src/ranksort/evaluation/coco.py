@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from ..data.coco_columns import CocoFile
-from .inputs import Detections, GroundTruth, read_detections, read_ground_truth
+from .image_names import doubts
+from .inputs import Detections, GroundTruth, open_ground_truth, read_detections, read_ground_truth
 from .lrp import evaluate_lrp
 from .matching import AREA_RANGES, DEFAULT_LIMITS, Candidates, Matched, Setting, match, take_part
 from .metrics import AT_IOU_50, AT_IOU_75, AreaResult, list_metrics
@@ -42,9 +43,12 @@ def evaluate_detections(
     if iou_type not in ("bbox", "segm"):
         raise ValueError(f"iou_type must be one of bbox, segm; got {iou_type!r}.")
     _check_settings(style, max_detections)
-    truth = read_ground_truth(ground_truth, iou_type, style)
+    file = open_ground_truth(ground_truth, iou_type)
+    truth = read_ground_truth(file, iou_type, style)
     found = read_detections(detections, truth, iou_type)
-    return evaluate(truth, found, style, max_detections)
+    report = evaluate(truth, found, style, max_detections)
+    report.doubts += doubts(detections, file, truth, found, report)
+    return report
 
 
 def evaluate(

@@ -64,6 +64,7 @@ class Report:
         lowest_score: of all detections, also those beyond the limit; NaN where there are none.
         left_out: ids of categories which the ground truth lacks, and how many detections of each were left out.
         scores_are: "raw", as the model gives them, or what became of them before, such as "calibrated".
+        doubts: sentences about what points to detections of other images than those of the ground truth.
     """
 
     summary: dict[str, float]
@@ -82,6 +83,7 @@ class Report:
     lowest_score: float
     left_out: dict[Any, int] = field(default_factory=dict)
     scores_are: str = "raw"
+    doubts: list[str] = field(default_factory=list)
 
     @property
     def classes_without_objects(self) -> int:
@@ -133,12 +135,11 @@ class Report:
 
     def notes(self) -> list[str]:
         """What else one has to know of the detections to judge the numbers, in sentences."""
-        said = []
+        said = [*self.doubts]
         if self.left_out:
             ids, count = listed(list(self.left_out), shown=reprlib.repr), sum(self.left_out.values())
-            are = "is" if count == 1 else "are"
             what = f"{counted(count, 'detection')} of categories that the ground truth does not have"
-            said += [f"{what} {are} left out: {ids}."]
+            said += [f"left out {what}: {ids}."]
         if self.scores_are != "raw":
             said += [f"The scores are {self.scores_are}."]
         score_cut = find_score_cut(self.lowest_score, self.matches)

@@ -14,7 +14,7 @@ from torch import nn
 from .. import __version__
 from ..data.coco import CocoDataset
 from ..data.coco_columns import Category
-from ..data.layouts import find_split
+from ..data.layouts import coco_files, find_split
 from ..data.samplers import AspectRatioBatchSampler
 from ..data.transforms import ssd_transforms, training_transforms
 from ..losses.criteria import build_criterion
@@ -154,7 +154,7 @@ def build_dataset(
     else:
         fill = with_pixel_statistics(model).pixel_mean if data.augmentation == "jitter" else None
         transform = training_transforms(data.train_min_sizes or (model.min_size,), model.max_size, data.flip, fill)
-    return CocoDataset(
+    dataset = CocoDataset(
         *files,
         training=split == "train",
         masks=model.has_masks,
@@ -163,7 +163,11 @@ def build_dataset(
         categories=categories,
         transform=transform if split == "train" else None,
         min_box_size=data.min_box_size,
+        white=data.white,
     )
+    if files.part is not None:
+        dataset.not_used = [file for file in coco_files(Path(data.root)) if file != files.annotations]
+    return dataset
 
 
 def build_untrained(
