@@ -493,7 +493,7 @@ def test_two_processes(run: Path, tiny_data: Path, tmp_path: Path) -> None:
     script = tmp_path / "main.py"
     script.write_text("from ranksort.cli import main\n\nmain()\n")
     done = subprocess.run(
-        [sys.executable, str(script), *arguments, "--training.devices", "2"],
+        [sys.executable, str(script), *arguments, "--training.devices", "2", "--training.global-ranking"],
         capture_output=True,
         text=True,
         timeout=300,
