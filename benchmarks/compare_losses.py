@@ -108,6 +108,7 @@ def run(root: Path, options: argparse.Namespace, cell: dict[str, Any]) -> dict[s
     recipe.training.seed, recipe.evaluation.pictures = cell["seed"], 0
     folder = options.results.parent / "-".join(str(value) for value in cell.values())
     report = engine.train(recipe, folder, resume=(folder / "checkpoints" / "last.ckpt").is_file())
+    report = report or engine.test(read_checkpoint(folder), folder / "again")  # of a run that had ended already
     rare = rarest_third(root)
     result = cell | {"lr": recipe.optimizer.lr, "val": numbers(report, rare)}
     test = root / "annotations" / "instances_test.json"

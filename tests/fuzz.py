@@ -3,13 +3,15 @@
 python tests/fuzz.py --seconds 600 --seed 1          # all kinds in turn; --kinds voc images   some of them
 
 Beside that, no case may take too much time or memory, change any file but those below its own output, write over what is there, or run
-code from a file. What breaks a rule is printed with the seed that makes it again, and kept in a folder; the exit code is 1 then.
+code from a file. What breaks a rule is printed with the seed that makes it again, and kept as an archive; the exit code is 1 then.
 
 The good files are made here. Each case copies those of its kind, spoils one of them, and runs one command in a forked process.
 """
 
 import argparse
+import contextlib
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -20,6 +22,7 @@ import sys
 import tempfile
 import time
 import traceback
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -89,9 +92,9 @@ def write_good(folder: Path) -> None:
     truth = str(shutil.copy(path, folder / "results" / "truth.json"))
     for name in ("a", "b"):
         (folder / "results" / f"{name}.json").write_text(json.dumps(results))
-    main(
-        ["calibrate", truth, str(folder / "results" / "a.json"), "--out", str(folder / "results" / "calibration.json")]
-    )
+    calibration = str(folder / "results" / "calibration.json")
+    with contextlib.redirect_stdout(io.StringIO()):
+        main(["calibrate", truth, str(folder / "results" / "a.json"), "--out", calibration])
 
     names = [image["file_name"] for image in content["images"]]
     (folder / "yolo" / "images").mkdir(parents=True)
@@ -298,8 +301,37 @@ def calibrations(folder: Path, rng: random.Random) -> Case:
 
 
 def images(folder: Path, rng: random.Random) -> Case:
-    name = _change(rng.choice(sorted(p for p in folder.iterdir() if p.suffix != ".safetensors")), spoil_bytes, rng)
-    return ["predict", str(folder / "model.safetensors"), str(folder), "--out", str(folder / "out")], name
+    arguments = ["predict", str(folder / "model.safetensors"), str(folder), "--out", str(folder / "out")]
+    if rng.random() < 0.3:
+        return arguments, _strange_file(folder, rng)
+    return arguments, _change(
+        rng.choice(sorted(p for p in folder.iterdir() if p.suffix != ".safetensors")), spoil_bytes, rng
+    )
+
+
+def _strange_file(folder: Path, rng: random.Random) -> str:
+    """Something else than a file under an image's name, or one that states a size which it cannot have."""
+    path = folder / f"strange.{rng.choice(['jpg', 'png', 'tiff'])}"
+    match rng.randrange(6):
+        case 0:
+            os.mkfifo(path)
+        case 1:
+            path.symlink_to(path)
+        case 2:
+            path.mkdir()
+        case 3:
+            path.touch()
+        case 4:
+            path.symlink_to("/dev/zero")
+        case 5:  # a PNG of up to 10^10 pixels in a few bytes
+            side = rng.choice([9000, 20000, 60000, 100000, 2**31 - 1])
+            header = b"IHDR" + side.to_bytes(4, "big") * 2 + b"\x08\x00\x00\x00\x00"
+            data = b"IDAT" + zlib.compress(bytes(10**6))
+            chunks = (
+                (len(c) - 4).to_bytes(4, "big") + c + zlib.crc32(c).to_bytes(4, "big") for c in (header, data, b"IEND")
+            )
+            path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    return path.name
 
 
 def weights(folder: Path, rng: random.Random) -> Case:
@@ -381,8 +413,8 @@ def run(arguments: list[str], folder: Path) -> tuple[int, str, float, int]:
     return os.waitstatus_to_exitcode(status), text, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024
 
 
-def broken_rules(kind: str, good: Path, folder: Path, seed: str) -> tuple[list[str], list[str], str]:
-    """Runs the case of a seed; which rules it breaks, its command, and what it said."""
+def broken_rules(kind: str, good: Path, folder: Path, seed: str) -> tuple[list[str], list[str], int, str]:
+    """Runs the case of a seed; which rules it breaks, its command, its exit code and what it said."""
     rng = random.Random(seed)
     prepare, needed = KINDS[kind]
     for name in needed:
@@ -413,12 +445,12 @@ def broken_rules(kind: str, good: Path, folder: Path, seed: str) -> tuple[list[s
         rules.append(f"changed {sorted(set(after.items()) ^ set(before.items()))[0][0]}")
     if set(folder.parent.iterdir()) != outside:
         rules.append("wrote outside")
-    return rules, arguments, said
+    return rules, arguments, code, said
 
 
 def fuzz(kinds: list[str], seconds: float, seed: int, most: int, keep: Path, stdout: Any = sys.stdout) -> int:
     """Runs cases of the kinds in turn until the time is over or there were so many; returns how many broke a rule."""
-    failures, cases, start = 0, 0, time.monotonic()
+    failures, cases, refused, start = 0, 0, 0, time.monotonic()
     with tempfile.TemporaryDirectory() as place:
         good = Path(place) / "good"
         good.mkdir()
@@ -428,19 +460,20 @@ def fuzz(kinds: list[str], seconds: float, seed: int, most: int, keep: Path, std
             of_case = f"{kind}-{seed}-{cases // len(kinds)}"
             folder = Path(place) / of_case
             folder.mkdir()
-            rules, arguments, said = broken_rules(kind, good, folder, of_case)
-            cases += 1
+            rules, arguments, code, said = broken_rules(kind, good, folder, of_case)
+            cases, refused = cases + 1, refused + (code == 2)
             if rules:
                 failures += 1
-                shutil.copytree(folder, keep / of_case, dirs_exist_ok=True)
-                shown = " ".join(arguments).replace(str(folder), str(keep / of_case))
+                keep.mkdir(parents=True, exist_ok=True)
+                shutil.make_archive(str(keep / of_case), "tar", folder)
+                shown = " ".join(arguments).replace(f"{folder}/", "")
                 print(
                     f"{of_case}: {', '.join(rules)}: ranksort {shown}\n{said.strip()[-1500:]}\n",
                     file=stdout,
                     flush=True,
                 )
             shutil.rmtree(folder)
-    print(f"{cases} cases, {failures} broke a rule", file=stdout, flush=True)
+    print(f"{cases} cases, {refused} refused, {failures} broke a rule", file=stdout, flush=True)
     return failures
 
 
@@ -451,7 +484,7 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=10**9, help="cases")
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument(
-        "--keep", type=Path, default=Path("fuzz-failures"), help="folder for the cases that broke a rule"
+        "--keep", type=Path, default=Path("fuzz-failures"), help="folder for archives of the cases that broke a rule"
     )
     options = parser.parse_args()
     import torch

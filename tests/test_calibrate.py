@@ -53,7 +53,9 @@ def test_calibrate_and_apply(files, tmp_path, capsys):
     main(["calibrate", str(truth), str(found), "--out", str(calibration)])
     said = capsys.readouterr().out
     assert "240 detections in 40 images; 2 of 3 classes" in said
-    errors = json.loads(calibration.read_text())["about"]["errors"]
+    content = json.loads(calibration.read_text())
+    assert [row["class"] for row in content["thresholds"]["thresholds"] if row["threshold"]] == ["cat", "dog"]
+    errors = content["about"]["errors"]
     assert errors["before.all"]["laece"] > 3 * errors["after.all"]["laece"]
     assert f"{100 * errors['after.all']['laece']:.1f}" in said
 

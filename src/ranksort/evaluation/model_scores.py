@@ -1,7 +1,7 @@
 """What validation data say of the scores of a model: found with its checkpoint, and applied to what the model finds."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ class ModelThresholds:
 
     thresholds: Thresholds
     categories: Sequence[Category]  # in the order of the labels
+    _reached: dict[Wish, Reached] = field(default_factory=dict, init=False, repr=False)  # `predict` asks for each image
 
     def __post_init__(self) -> None:
         """Raises ValueError where there is none of any label."""
@@ -36,7 +37,9 @@ class ModelThresholds:
 
     def reach(self, wish: Wish) -> Reached:
         """The threshold of each label that comes closest to a wish, see `Thresholds.reach`."""
-        return self.thresholds.reach(wish, self.categories)
+        if wish not in self._reached:
+            self._reached[wish] = self.thresholds.reach(wish, self.categories)
+        return self._reached[wish]
 
 
 class ModelCalibration:

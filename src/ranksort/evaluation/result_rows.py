@@ -120,4 +120,14 @@ def require(rows: Sequence[Any], name: str, problem: str, is_good: Callable[...,
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:
     """Write rows as a JSON list, one row a line; where that fails, a file that is there stays as it is."""
-    replace_file(path, ("[" + ",\n".join(map(json.dumps, rows)) + "]\n").encode("ascii"))
+    replace_file(path, b"[" + b",\n".join(map(_to_json, rows)) + b"]\n")
+
+
+_encode = msgspec.json.Encoder().encode  # four times faster than json
+
+
+def _to_json(row: Row) -> bytes:
+    try:
+        return _encode(row)
+    except (UnicodeEncodeError, OverflowError):  # halves of characters, and integers of more than 64 bits
+        return json.dumps(row).encode("ascii")

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .counting import Breakpoints, NegativesAbove, find, has_float64
+from .not_finite import NotFinite
 
 _SAMPLE = 1 << 13  # logits which tell the share in reach
 
@@ -195,12 +196,12 @@ def _check_values(seen: dict[str, Tensor], extremes: list[float]) -> None:
     """Raises ValueError by the least and the greatest value of each tensor, which come one after the other in `extremes`."""
     for (name, values), least, greatest in zip(seen.items(), extremes[::2], extremes[1::2], strict=bool(extremes)):
         if not (math.isfinite(least) and math.isfinite(greatest)):
-            raise ValueError(
+            raise NotFinite(
                 f"{name} must be finite, {int((~values.isfinite()).sum())} of {values.numel()} are NaN or infinite: "
                 "look for a diverged model (lower the learning rate, clip gradients) or an overflow in half precision"
             )
         if name == "logits" and greatest - least > torch.finfo(values.dtype).max:
-            raise ValueError(f"logits from {least:.3g} to {greatest:.3g} are too far apart to be subtracted")
+            raise NotFinite(f"logits from {least:.3g} to {greatest:.3g} are too far apart to be subtracted")
         if name == "targets" and greatest > 1:
             raise ValueError(f"targets are qualities in (0, 1], 0 or negative (ignored); the largest is {greatest:.9g}")
         if name not in ("logits", "targets") and least < 0:

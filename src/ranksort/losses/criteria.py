@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from .average_lrp import ALRPLoss
 from .average_precision import average_precision_loss
+from .counting import on_cpu
 from .detection import (
     Criterion,
     DetectionLosses,
@@ -30,6 +31,7 @@ from .detection import (
     quality_targets,
     rank_sort_detection_losses,
 )
+from .not_finite import NotFinite
 from .processes import all_processes, over_processes
 from .score_based import focal_loss, quality_focal_loss, varifocal_loss
 
@@ -164,8 +166,11 @@ def build_criterion(name: str, batches_per_epoch: int = COCO_EPOCH, *, global_ra
 
 
 def _check_finite(losses: dict[str, Tensor]) -> None:
+    """Raises ValueError where a loss is not finite. Not on a GPU, which would be waited for at each call: the loop sees the loss."""
+    if not all(map(on_cpu, losses.values())):
+        return
     if not bool(torch.stack(list(losses.values())).isfinite().all()):
-        raise ValueError(
+        raise NotFinite(
             f"the losses must be finite, got {', '.join(f'{name} {loss.item():g}' for name, loss in losses.items())}: "
             "look for a diverged model (lower the learning rate, clip gradients) or an overflow in half precision"
         )

@@ -5,12 +5,14 @@ Inside a model boxes are xyxy in pixels of the resized image, outside in pixels 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
 Size = tuple[int, int]  # height, width
+_OTHERS = "; files, PIL images and arrays are for model.predict"
 
 
 @dataclass
@@ -131,8 +133,8 @@ def check_input(
     Raises:
         ValueError: one sentence naming the place in the batch and what is wrong with it.
     """
-    if isinstance(images, Tensor) or not images:
-        raise ValueError("a model needs a list of at least one image, each a tensor [3, H, W]")
+    if not isinstance(images, list | tuple) or not images:
+        raise ValueError(f"a model needs a list of at least one image, each a tensor [3, H, W]{_OTHERS}")
     for i, image in enumerate(images):
         if problem := _image_problem(image):
             raise ValueError(f"image {i} of the batch must be {problem}")
@@ -145,7 +147,9 @@ def check_input(
             raise ValueError(f"target {i} of the batch {problem}")
 
 
-def _image_problem(image: Tensor) -> str | None:
+def _image_problem(image: Any) -> str | None:
+    if not isinstance(image, Tensor):
+        return f"a tensor [3, H, W], got {type(image).__name__}{_OTHERS}"
     if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
         return f"RGB of shape [3, H, W], got {tuple(image.shape)}"
     if image.dtype != torch.uint8 and not image.is_floating_point():

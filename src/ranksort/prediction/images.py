@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..data.images import IMAGE_SUFFIXES, read_image, to_rgb
+from ..data.images import IMAGE_SUFFIXES, darkness, read_image, to_rgb
 from ..words import counted
 
 if TYPE_CHECKING:  # exported models find their images by this file, without PyTorch
@@ -89,23 +89,29 @@ def _of_list(file: Path) -> list[Path]:
     return [path if path.exists() else file.parent / path for path in paths]
 
 
-def load_image(source: Any) -> "Tensor":
+def load_image(source: Any, white: float = 0) -> "Tensor":
     """An image as a person sees it, turned as its EXIF orientation says: uint8 RGB [3, H, W].
 
     Args:
         source: a file; a PIL image; an array, uint8 [H, W, 3] RGB (OpenCV's are BGR: pass `image[..., ::-1]`), [H, W, 4] whose alpha is
             ignored, or [H, W] grey; or a tensor as models take it, RGB [3, H, W], uint8 or float in 0..1.
+        white: what is white in an image of floats or more than 8 bits of grey, see `to_rgb`; 0: not known, so that one which would turn
+            nearly black is refused.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no image, or damaged, or of another shape or type.
+        ValueError: it is no image, or damaged, or of another shape or type, or would turn nearly black.
     """
     import torch
 
+    name = "the image"
     if isinstance(source, str | os.PathLike):
+        name = f"The image {os.fspath(source)}"
         source = read_image(Path(source))
     if isinstance(source, Image.Image):
-        source = np.array(to_rgb(ImageOps.exif_transpose(source)))
+        if not white and (problem := darkness(source)):
+            raise ValueError(f"{name} {problem}")
+        source = np.array(to_rgb(ImageOps.exif_transpose(source), white))
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if not isinstance(source, torch.Tensor):
