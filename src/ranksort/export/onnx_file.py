@@ -53,10 +53,13 @@ def export_onnx(
         overwrite: replace a file which is there.
 
     Raises:
-        ValueError: there is such a file, the network is larger than 2 GB, or ONNX Runtime finds something else.
+        ValueError: there is such a file, the model is not on the CPU, the network is larger than 2 GB, or ONNX Runtime finds
+            something else.
     """
     path = Path(path)
     check_path(path, overwrite)
+    if model.transform.mean.device.type != "cpu":
+        raise ValueError("a model is exported from the CPU: move it there by model.cpu()")
     was_training, own_calibration = model.training, model.calibration
     model.eval()
     model.calibration = None  # the graph gives scores as the network does
