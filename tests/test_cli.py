@@ -121,7 +121,7 @@ def test_results_of_test_are_evaluated_as_they_are(
 ) -> None:
     tested, again, truth = tmp_path / "tested", tmp_path / "again", tiny_data / "annotations" / "instances_val.json"
     cli.main(["test", str(run), "--out", str(tested), "--model.score-threshold", "0"])
-    table = capsys.readouterr().out.partition("COCO bbox")[2].partition("\n\nreport:")[0]
+    table = capsys.readouterr().out.partition("COCO bbox")[2].partition("\n\nhow far scores")[0]
     cli.main(["evaluate", str(truth), str(tested / "results_bbox.json"), "--out", str(again)])
     assert table
     assert capsys.readouterr().out.partition("COCO bbox")[2].partition("\n\nreport:")[0] == table
