@@ -8,6 +8,7 @@ import select
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -43,20 +44,23 @@ class Browser:
         self._session = ""
         self.complaints: list[str] = []
         self._loaded = 0
+        self._own: tuple[str, ...] = ("file:", "data:")
         targets = self.call("Target.getTargets")["targetInfos"]
         page = next(target["targetId"] for target in targets if target["type"] == "page")
         self._session = self.call("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
-    def open(self, page: Path, width: int = 1280, height: int = 900) -> None:
-        """Load a file in a window of that size, in CSS pixels, and wait until it has loaded."""
+    def open(self, page: Path | str, width: int = 1280, height: int = 900) -> None:
+        """Load a file, or an address, in a window of that size, in CSS pixels, and wait until it has loaded."""
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
         self.complaints.clear()
         loaded = self._loaded
-        answer = self.call("Page.navigate", url=page.resolve().as_uri())
+        url = page if isinstance(page, str) else page.resolve().as_uri()
+        self._own = ("file:", "data:", "blob:", *([url] if isinstance(page, str) else []))
+        answer = self.call("Page.navigate", url=url)
         assert "errorText" not in answer, answer
         while self._loaded == loaded:
             self._receive()
@@ -66,6 +70,21 @@ class Browser:
         answer = self.call("Runtime.evaluate", expression=script, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
+
+    def wait(self, script: str, seconds: float = TIMEOUT) -> Any:
+        """The value of a JavaScript expression as soon as it is true."""
+        end = time.monotonic() + seconds
+        while not (value := self.run(script)):
+            assert time.monotonic() < end, f"{script} has not come true: {self.run('document.body.innerText')}"
+            time.sleep(0.1)
+        return value
+
+    def upload(self, selector: str, file: Path) -> None:
+        """Choose a file in an input."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        assert node, f"there is no {selector}"
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(file)])
 
     def screenshot(self, file: Path) -> None:
         """The whole page, also what would have to be scrolled to, as PNG."""
@@ -110,10 +129,7 @@ class Browser:
             method == "Runtime.exceptionThrown"
             or (method == "Runtime.consoleAPICalled" and parameters["type"] in ("error", "warning", "assert"))
             or (method == "Log.entryAdded" and parameters["entry"]["level"] in ("error", "warning"))
-            or (
-                method == "Network.requestWillBeSent"
-                and not parameters["request"]["url"].startswith(("file:", "data:"))
-            )
+            or (method == "Network.requestWillBeSent" and not parameters["request"]["url"].startswith(self._own))
         ):
             self.complaints.append(json.dumps(parameters))
         return event

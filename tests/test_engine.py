@@ -181,8 +181,7 @@ def test_three_epochs_are_two_and_one_resumed(tiny_recipe: Recipe, tmp_path: Pat
     tiny_recipe.training.epochs = 3
     engine.train(tiny_recipe, tmp_path / "parts", resume=True)
     assert_same_state(tmp_path / "whole", tmp_path / "parts")
-    for a, b in zip(rows(tmp_path / "whole"), rows(tmp_path / "parts"), strict=True):
-        assert a == {**b, "step": a["step"]}
+    assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
 
 
 def test_the_state_of_a_loss_is_saved_and_resumed(tiny_recipe: Recipe, tmp_path: Path) -> None:
@@ -317,7 +316,8 @@ def test_second_signal_stops_at_once(
         engine.train(tiny_recipe, tmp_path / "run")
     assert not calls
     assert signal.getsignal(signal.SIGINT) == handler
-    assert "before there was a checkpoint" in capsys.readouterr().out
+    assert f"to continue: ranksort train {tmp_path / 'run'} --resume" in capsys.readouterr().out
+    assert raw(tmp_path / "run")["global_step"] == 0
 
 
 def test_sigusr1_saves_and_goes_on(

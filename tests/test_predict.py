@@ -178,6 +178,17 @@ def test_names_which_the_console_cannot_show(model: Path, tmp_path: Path, encodi
     assert detected(tmp_path / "ö") == ["犬.png"]
 
 
+def test_tiles_are_for_any_number_of_pixels(
+    model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(arguments(model, images / "0.png", out=tmp_path / "whole"))
+    assert "--tile` reads images of any size" in capsys.readouterr().err
+    cli.main([*arguments(model, images / "0.png", out=tmp_path / "tiles"), "--tile", "32"])
+    assert detected(tmp_path / "tiles") == ["0.png"]
+
+
 def test_earlier_results_are_not_mixed_with_new_ones(
     model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,7 +20,7 @@ def test_a_file_is_replaced_as_a_whole_or_stays(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
-    assert error.value.filename == str(path)
+    assert str(error.value).startswith(f"{path} cannot be written")
     assert path.read_bytes() == b"first"
     assert [*path.parent.iterdir()] == [path]
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .checkpoints import convert_checkpoint, load_model
     from .evaluation import Report, evaluate_detections
+    from .hub import from_pretrained, save_pretrained
     from .losses import (
         ALRPLoss,
         APLoss,
@@ -26,8 +27,10 @@ _TOOLBOX = {
     "convert_checkpoint": "checkpoints",
     "create_model": "recipes",
     "evaluate_detections": "evaluation",
+    "from_pretrained": "hub",
     "list_recipes": "recipes",
     "load_model": "checkpoints",
+    "save_pretrained": "hub",
 }
 
 __all__ = [
@@ -43,9 +46,11 @@ __all__ = [
     "convert_checkpoint",
     "create_model",
     "evaluate_detections",
+    "from_pretrained",
     "list_recipes",
     "load_model",
     "rank_sort_loss",
+    "save_pretrained",
 ]
 
 

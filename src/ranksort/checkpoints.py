@@ -6,26 +6,30 @@ Files are untrusted: tensors and plain values are read from them, never code.
 import contextlib
 import copy
 import dataclasses
-import io
 import json
-import re
+import warnings
+import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from .checkpoint_file import load_checkpoint, save_checkpoint
 from .data.coco import COCO_CATEGORIES
 from .data.coco_columns import Category
+from .device import usable_device
 from .evaluation.calibration import Target
 from .evaluation.model_scores import find_calibration, find_thresholds
+from .mmdetection import from_mmdetection, to_mmdetection
 from .models import Detector
 from .recipes import Recipe, create_model, get_recipe, list_recipes
 from .recipes.build import with_pixel_statistics
+from .recipes.detectors import DETECTORS
 from .whole_file import replace_file
 from .words import counted, listed
 
@@ -41,17 +45,45 @@ class Checkpoint:
     fingerprint: str = ""  # of the images and objects it was trained on; unknown for models that are not a run's
     scores: dict[str, Any] = field(default_factory=dict)
     """what validation data say of its scores: contents of `evaluation.model_scores.FILES`, by their kind"""
+    path: Path | None = None  # its file
+    progress: dict[str, Any] = field(default_factory=dict)  # of a run, see `engine.stopping.Progress`
+    note: str = ""  # why another checkpoint of the run is passed over for this one
 
     def build(self, device: str | torch.device = "cpu", **model_overrides: Any) -> Detector:
         """Returns the model in evaluation mode; see `create_model` for the overrides.
 
         Raises:
-            ValueError: where the weights do not fit, or the detector is from a file of somebody's own, and not among the overrides.
+            ValueError: where the device cannot be used, the weights do not fit, or the detector is from a file of somebody's own, and not
+                among the overrides.
         """
+        place = usable_device(device)
+        self.check_fits(num_classes=len(self.categories), **model_overrides)
         model = create_model(self.recipe, num_classes=len(self.categories), **model_overrides)
-        load_weights(model, self.state_dict, "the checkpoint")
+        load_weights(model, self.state_dict, self._name)
         model.class_names = tuple(category.name for category in self.categories)
-        return model.to(device).eval()
+        model.white = self.recipe.data.white
+        return model.to(place).eval()
+
+    def check_fits(self, **model_overrides: Any) -> None:
+        """Looks whether the weights are those of the recipe's model, before memory is taken for one that may be of any size.
+
+        A detector of somebody's own is not looked at: its constructor may need tensors that hold something.
+
+        Raises:
+            ValueError: they are not.
+        """
+        if model_overrides.get("detector", self.recipe.model.detector) not in DETECTORS:
+            return
+        try:
+            with torch.device("meta"):  # names and shapes without weights
+                model = create_model(self.recipe, **model_overrides)
+        except (RuntimeError, OverflowError) as error:
+            raise ValueError(f"no model can be built by the settings of {self._name} ({_line(error)})") from None
+        _check_fit(model, self.state_dict, self._name)
+
+    @property
+    def _name(self) -> str:
+        return str(self.path or "the checkpoint")
 
 
 def metadata(recipe: Recipe, categories: Sequence[Category], scores: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -73,35 +105,89 @@ def save_model(
     `scores` are its thresholds and calibrations, as of `Checkpoint.scores`: the best checkpoint of a run has them.
     """
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, path, metadata={"ranksort": json.dumps(metadata(recipe, categories, scores))})
+    about = metadata(recipe, categories, scores)
+    about["checksum"] = _checksum(tensors, about)
+    replace_file(Path(path), save(tensors, metadata={"ranksort": json.dumps(about)}))
 
 
 def carry_scores(path: Path, scores: Mapping[str, Any]) -> None:
     """Writes a .ckpt of a run again, as it is, but with thresholds and calibrations, as of `Checkpoint.scores`."""
-    content = _torch_load(path)
+    content = load_checkpoint(path)
     content["ranksort"]["scores"] = dict(scores)
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    replace_file(path, buffer.getvalue())
+    save_checkpoint(content, path)
+
+
+def _checksum(tensors: Mapping[str, Tensor], about: dict[str, Any]) -> int:
+    """Of weights and what is said of them: the format of safetensors has none."""
+    total = zlib.crc32(json.dumps(about, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        kind = f"{name} {tensor.dtype} {tuple(tensor.shape)}"
+        content: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy() if tensor.numel() else b""
+        total = zlib.crc32(content, zlib.crc32(kind.encode(), total))
+    return total
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Reads a model of this package.
 
     Args:
-        path: a run folder (its best checkpoint, or else its last), a .ckpt of a run, or a .safetensors file.
+        path: a run folder, a .ckpt of a run, or a .safetensors file. Of a run folder it is the best checkpoint, or else the last; where one
+            cannot be read the other is, and `note` says so.
 
     Raises:
         FileNotFoundError: where there is nothing.
-        ValueError: where the file is no checkpoint of this package.
+        ValueError: where the file is no checkpoint of this package, or damaged.
     """
     path = Path(path)
     if path.is_dir():
-        candidates = [path / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
-        found = next((c for c in candidates if c.is_file()), None)
-        if found is None:
-            raise FileNotFoundError(f"{path} is no run folder: it has neither checkpoints/best.ckpt nor last.ckpt")
-        path = found
+        return _read_run(path, ("best.ckpt", "last.ckpt"))
+    try:
+        return _read_file(path)
+    except ValueError as error:
+        others = [path.with_name(name) for name in ("best.ckpt", "last.ckpt") if path.parent.name == "checkpoints"]
+        whole = next((other for other in others if other != path and _can_be_read(other)), None)
+        if whole is None:
+            raise
+        raise ValueError(f"{error}; {whole} can be read") from None
+
+
+def read_to_resume(run: Path) -> Checkpoint:
+    """Reads the last checkpoint of a run, or, where it cannot be read or is not there, the best, whose `note` says so then.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_checkpoint`.
+    """
+    return _read_run(run, ("last.ckpt", "best.ckpt"))
+
+
+def _read_run(run: Path, names: tuple[str, str]) -> Checkpoint:
+    """Reads the first of two checkpoints that can be."""
+    first, second = (run / "checkpoints" / name for name in names)
+    if not first.is_file() and not second.is_file():
+        raise FileNotFoundError(f"{run} is no run folder: it has neither checkpoints/best.ckpt nor last.ckpt")
+    try:
+        return _read_file(first)
+    except FileNotFoundError:
+        # A run has no best checkpoint before its first evaluation.
+        return replace(_read_file(second), note="" if first.name == "best.ckpt" else f"there is no {first}")
+    except ValueError as error:
+        try:
+            return replace(_read_file(second), note=str(error))
+        except FileNotFoundError:
+            raise error from None
+        except ValueError as too:
+            raise ValueError(f"{error}; {too}") from None
+
+
+def _can_be_read(path: Path) -> bool:
+    try:
+        _read_file(path)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _read_file(path: Path) -> Checkpoint:
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
@@ -109,24 +195,33 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             with safe_open(path, framework="pt") as file:
                 about = json.loads(file.metadata()["ranksort"])
                 state_dict = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if about.pop("checksum", None) not in (None, _checksum(state_dict, about)):
+                raise ValueError(f"{path} is damaged: its checksum is wrong")
         else:
-            content = _torch_load(path)
+            content = load_checkpoint(path)
             about, prefix = content["ranksort"], "model."
             state_dict = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
         recipe = Recipe.from_dict(about["recipe"])
         categories = [Category(c["id"], c["name"]) for c in about["categories"]]
-        trained_on, scores = str(about.get("fingerprint", "")), dict(about.get("scores", {}))
+        trained_on, progress = str(about.get("fingerprint", "")), about.get("progress", {})
+        scores = dict(about.get("scores", {}))
     except SafetensorError as error:
         raise ValueError(f"{path} is no safetensors file, or a damaged one ({error})") from None
     except (AttributeError, KeyError, TypeError, json.JSONDecodeError):  # not such as `metadata` describes a model
-        recipe, categories, state_dict, trained_on, scores = None, [], {}, "", {}
+        recipe, categories, state_dict, trained_on, progress, scores = None, [], {}, "", {}, {}
     are_weights = all(isinstance(tensor, Tensor) for tensor in state_dict.values())
     are_classes = all(isinstance(c.id, int | str) and isinstance(c.name, str) for c in categories)
     if recipe is None or not state_dict or not are_weights or not are_classes:
         raise ValueError(
             f"{path} does not hold a model of ranksort; weights published with the paper come in by `ranksort convert`"
         )
-    return Checkpoint(recipe, categories, state_dict, trained_on, scores)
+    if spoilt := [name for name, tensor in state_dict.items() if tensor.is_floating_point() and _has_nan(tensor)]:
+        raise ValueError(f"{path} holds numbers that are not finite, in {listed(spoilt, 3)}: its training has diverged")
+    return Checkpoint(recipe, categories, state_dict, trained_on, scores, path, progress)
+
+
+def _has_nan(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and tensor.device.type == "cpu" and bool(tensor.isnan().any())
 
 
 def load_model(
@@ -156,6 +251,8 @@ def load_model(
     if calibrated not in (True, False, "iou", "precision"):
         raise ValueError(f'calibrated must be True, False, "iou" or "precision", got {calibrated!r}')
     checkpoint, file = read_checkpoint(path), None if calibration is None else Path(calibration)
+    if checkpoint.note:
+        warnings.warn(f"{checkpoint.note}: loading {checkpoint.path}", stacklevel=2)
     model = checkpoint.build(device, **({} if detector is None else {"detector": detector}))
     with contextlib.suppress(FileNotFoundError, ValueError):  # said where they are asked for
         model.thresholds = find_thresholds(Path(path), checkpoint.scores, checkpoint.categories, file)
@@ -172,7 +269,15 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
         ValueError: naming the first few tensors which are missing, left over or of another shape.
     """
     _check_fit(model, state_dict, source)
-    model.load_state_dict(state_dict)
+    try:
+        model.load_state_dict(state_dict)
+    except RuntimeError as error:  # tensors of a kind that cannot be copied
+        raise ValueError(f"the weights of {source} cannot be used: {_line(error)}") from None
+
+
+def _line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(error).split())
 
 
 def _check_fit(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
@@ -189,10 +294,10 @@ def _check_fit(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) 
 
 
 def convert_checkpoint(source: str | Path | Mapping[str, Any], recipe: str | Recipe) -> dict[str, Tensor]:
-    """Takes weights published with the paper to our names.
+    """Takes weights published with the paper, or of mmdetection 3, to our names.
 
     Args:
-        source: a published .pth file, or its content or state dict.
+        source: such a .pth file, or its content or state dict.
         recipe: the recipe of that model. For weights with other classes than COCO's, a `Recipe` with that `num_classes`.
 
     Returns:
@@ -203,11 +308,36 @@ def convert_checkpoint(source: str | Path | Mapping[str, Any], recipe: str | Rec
         ValueError: where a tensor is missing, left over or of another shape.
     """
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
-    converted = _renamed(source if isinstance(source, Mapping) else _torch_load(Path(source)))
+    converted = _renamed(source if isinstance(source, Mapping) else load_checkpoint(Path(source)))
     with torch.device("meta"):  # names and shapes without weights
         model = create_model(recipe)
     _check_fit(model, converted, "the published checkpoint" if isinstance(source, Mapping) else str(source))
     return converted
+
+
+def read_foreign(path: str | Path, recipe: Recipe) -> Checkpoint:
+    """Reads weights published with the paper, or of mmdetection 3, as those of a recipe, but for the number of classes.
+
+    Raises:
+        FileNotFoundError, ValueError: as `convert_checkpoint`.
+    """
+    content, recipe = load_checkpoint(Path(path)), copy.deepcopy(recipe)
+    converted = _renamed(content)
+    recipe.model.num_classes = _count_classes(converted, recipe) or recipe.model.num_classes
+    with torch.device("meta"):
+        _check_fit(create_model(recipe), converted, str(path))
+    return Checkpoint(recipe, _published_categories(content, recipe.model.num_classes), converted)
+
+
+def save_mmdetection(path: str | Path, checkpoint: Checkpoint) -> None:
+    """Writes a model of ours as a checkpoint of mmdetection 3, with the names of its classes.
+
+    Raises:
+        ValueError: where mmdetection has no such detector or backbone.
+    """
+    weights = to_mmdetection(checkpoint.state_dict, checkpoint.recipe.model.detector)
+    about = {"dataset_meta": {"classes": tuple(category.name for category in checkpoint.categories)}}
+    save_checkpoint({"meta": about, "state_dict": weights}, Path(path))
 
 
 def read_published(path: str | Path, recipe: Recipe) -> Checkpoint:
@@ -221,7 +351,7 @@ def read_published(path: str | Path, recipe: Recipe) -> Checkpoint:
         FileNotFoundError: where there is no such file.
         ValueError: where it is none of these.
     """
-    content = _torch_load(Path(path))
+    content = load_checkpoint(Path(path))
     converted = _renamed(content)
     recipes = [get_recipe(name) for name in list_recipes()]
     recipes.append(copy.deepcopy(recipe))
@@ -240,7 +370,9 @@ def read_published(path: str | Path, recipe: Recipe) -> Checkpoint:
 def _published_categories(content: Mapping[str, Any], count: int) -> list[Category]:
     """The classes of published weights: those which the file names, or COCO's if they are as many; else none."""
     about = content.get("meta")
-    names = about.get("CLASSES") if isinstance(about, Mapping) else None
+    about = about if isinstance(about, Mapping) else {}
+    of_data = about.get("dataset_meta")  # mmdetection 3
+    names = of_data.get("classes") if isinstance(of_data, Mapping) else about.get("CLASSES")
     if isinstance(names, list | tuple) and len(names) == count and all(isinstance(name, str) for name in names):
         return [Category(i, name) for i, name in enumerate(names, 1)]
     return COCO_CATEGORIES if count == len(COCO_CATEGORIES) else []
@@ -251,8 +383,7 @@ def _renamed(content: Mapping[str, Any]) -> dict[str, Tensor]:
     state_dict = content.get("state_dict", content)
     if not isinstance(state_dict, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state_dict.values()):
         return {}
-    laterals = sum(bool(re.fullmatch(r"neck\.lateral_convs\.\d+\.conv\.bias", str(name))) for name in state_dict)
-    return {_our_name(str(name), laterals): tensor for name, tensor in state_dict.items()}
+    return from_mmdetection({str(name): tensor for name, tensor in state_dict.items()})
 
 
 def _count_classes(state_dict: Mapping[str, Tensor], recipe: Recipe) -> int:
@@ -270,62 +401,3 @@ def _count_classes(state_dict: Mapping[str, Tensor], recipe: Recipe) -> int:
                 return 0
             counts.add(given[0] // tensor.shape[0])
     return max(counts) if len(counts) <= 2 else 0
-
-
-# Parts of published names -> ours.
-_RENAMED = [
-    (r"\.gn\.", r".norm."),
-    (r"^backbone\.", r"backbone.body."),
-    (r"^neck\.lateral_convs\.(\d+)\.conv\.", r"fpn.laterals.\1."),
-    (r"^neck\.upsample_modules\.(\d+)\.channel_compressor\.", r"fpn.upsamplers.\1.compress."),
-    (r"^neck\.upsample_modules\.(\d+)\.content_encoder\.", r"fpn.upsamplers.\1.encode."),
-    (r"^bbox_head\.(?:cls|cate)_convs\.", r"head.class_tower."),
-    (r"^bbox_head\.reg_convs\.", r"head.box_tower."),
-    (r"^bbox_head\.kernel_convs\.", r"head.kernel_tower."),
-    (r"^bbox_head\.(?:atss_cls|conv_cls|solo_cate)\.", r"head.class_logits."),
-    (r"^bbox_head\.(?:atss_reg|conv_reg)\.", r"head.box_deltas."),
-    (r"^bbox_head\.conv_coeff\.", r"head.coefficients."),
-    (r"^bbox_head\.solo_kernel\.", r"head.kernels."),
-    (r"^bbox_head\.scales\.(\d+)\.scale$", r"head.scales.\1"),
-    (r"^bbox_head\.head_convs\.0\.conv\.", r"head.shared.0."),
-    (r"^mask_head\.protonet\.8\.", r"prototypes.7."),  # theirs has a ReLU more after the upsampling
-    (r"^mask_head\.protonet\.10\.", r"prototypes.9."),
-    (r"^mask_head\.protonet\.", r"prototypes."),
-    (r"^mask_feat_head\.convs_all_levels\.(\d+)\.conv(\d+)\.", r"mask_features.levels.\1.\2."),
-    (r"^mask_feat_head\.conv_pred\.0\.", r"mask_features.output."),
-    (r"^rpn_head\.rpn_conv\.", r"rpn.conv."),
-    (r"^rpn_head\.rpn_cls\.", r"rpn.objectness."),
-    (r"^rpn_head\.rpn_reg\.", r"rpn.box_deltas."),
-    (r"^roi_head\.bbox_head\.(\d+\.)?shared_fcs\.", r"box_head.\1layers."),
-    (r"^roi_head\.bbox_head\.(\d+\.)?fc_cls\.", r"box_head.\1class_logits."),
-    (r"^roi_head\.bbox_head\.(\d+\.)?fc_reg\.", r"box_head.\1box_deltas."),
-    (r"^roi_head\.mask_head\.convs\.(\d+)\.conv\.", r"mask_head.convs.\1."),
-    (r"^roi_head\.mask_head\.upsample\.", r"mask_head.upsample."),
-    (r"^roi_head\.mask_head\.conv_logits\.", r"mask_head.logits."),
-]
-
-
-def _our_name(name: str, laterals: int) -> str:
-    """Our name of a published tensor, for a pyramid with that many lateral convolutions."""
-    output = re.match(r"neck\.fpn_convs\.(\d+)\.conv\.(.*)", name)
-    if output:
-        level = int(output[1])
-        return f"fpn.outputs.{level}.{output[2]}" if level < laterals else f"fpn.extras.{level - laterals}.{output[2]}"
-    for pattern, replacement in _RENAMED:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
-def _torch_load(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # on damaged files torch raises nearly anything, and its advice is to run their code
-        raise ValueError(
-            f"{path} cannot be read as a checkpoint: it is damaged, or no checkpoint, or holds more than plain tensors and values "
-            f"({type(error).__name__})"
-        ) from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__} where a checkpoint was expected")
-    return content

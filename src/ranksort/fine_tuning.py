@@ -106,6 +106,8 @@ def read_weights(path: str | Path, recipe: Recipe) -> Weights:
     path = Path(path)
     ours = path.is_dir() or path.suffix in (".ckpt", ".safetensors")
     checkpoint = read_checkpoint(path) if ours else read_published(path, recipe)
+    if checkpoint.note:
+        print(f"warning: {checkpoint.note}: taking the weights of {checkpoint.path}")
     settings = recipe.model
     with torch.device("meta"):  # names and shapes without weights; what makes convolutions deformable may start new
         backbone = build_backbone(

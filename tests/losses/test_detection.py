@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torchvision.ops import box_convert
 
 from ranksort.losses import rank_sort_loss
 from ranksort.losses.detection import (
@@ -7,6 +8,7 @@ from ranksort.losses.detection import (
     confidence,
     quality_targets,
     rank_sort_detection_losses,
+    rank_sort_set_losses,
     self_balanced,
     weighted_mean,
 )
@@ -198,3 +200,61 @@ def test_quality_of_the_positives():
     assert torch.equal(found.quality, paired_iou(boxes.detach(), object_boxes))
     assert found.logs()["positives"] == 6
     assert found.logs()["quality"].item() == pytest.approx(found.quality.mean().item())
+
+
+def queries(seed=0):
+    """Logits [2, 5, 3] and boxes [2, 5, 4] of a layer's queries; matches, labels and boxes of one object and two."""
+    random = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, 5, 3, generator=random)
+    object_boxes = [torch.tensor([[0.1, 0.1, 0.4, 0.5]]), torch.tensor([[0.5, 0.2, 0.9, 0.6], [0.0, 0.0, 0.2, 0.3]])]
+    boxes = torch.rand(2, 5, 4, generator=random)
+    boxes = torch.cat([boxes[..., :2] / 2, boxes[..., :2] / 2 + boxes[..., 2:] / 2 + 0.05], -1)
+    matches = [(torch.tensor([3]), torch.tensor([0])), (torch.tensor([0, 4]), torch.tensor([1, 0]))]
+    labels = [torch.tensor([2]), torch.tensor([0, 1])]
+    return logits.requires_grad_(), boxes.requires_grad_(), matches, labels, object_boxes
+
+
+def test_matched_queries_are_the_positives():
+    logits, boxes, matches, labels, object_boxes = queries()
+    found = rank_sort_set_losses([(logits, boxes, matches)], labels, object_boxes)
+    positive, classes = torch.tensor([3, 5, 9]), torch.tensor([2, 1, 0])
+    wanted = torch.cat([object_boxes[0], object_boxes[1].flip(0)])
+    quality = paired_iou(boxes.detach().view(10, 4)[positive], wanted).clamp(min=0.01)
+    predicted = boxes.view(10, 4)[positive]
+    alone = rank_sort_set_losses([(logits, boxes, matches)], labels, object_boxes, l1_weight=0)
+    expected = rank_sort_detection_losses(logits.view(10, 3), positive, classes, predicted, wanted, quality=quality)
+    torch.testing.assert_close(alone, expected.losses)
+    centre_and_size = [box_convert(each, "xyxy", "cxcywh") for each in (predicted, wanted)]
+    box = 2 * giou_loss(predicted, wanted) + 5 * (centre_and_size[0] - centre_and_size[1]).abs().sum(1)  # DETR's
+    both = expected.with_task("box", box)
+    gradients = [torch.autograd.grad(losses["box"], boxes, retain_graph=True) for losses in (found, both.losses)]
+    torch.testing.assert_close(*gradients)
+    sum(found.values()).backward()
+    assert boxes.grad.view(10, 4).abs().sum(1).nonzero().flatten().tolist() == positive.tolist()
+
+
+def test_layers_are_ranked_apart_and_summed():
+    (*first, labels, object_boxes), second = queries(), queries(seed=1)[:3]
+    alone = [rank_sort_set_losses([layer], labels, object_boxes) for layer in (first, second)]
+    both = rank_sort_set_losses(iter([first, second]), labels, object_boxes)
+    for name, loss in both.items():
+        torch.testing.assert_close(loss, alone[0][name] + alone[1][name])
+    with pytest.raises(ValueError, match="one layer"):
+        rank_sort_set_losses([], labels, object_boxes)
+
+
+def test_a_match_that_misses_its_object_is_a_positive_nevertheless():
+    logits, _, matches, labels, object_boxes = queries()
+    nowhere = torch.tensor([0.95, 0.95, 0.99, 0.99]).expand(2, 5, 4)
+    found = rank_sort_set_losses([(logits, nowhere, matches)], labels, object_boxes)
+    assert found["ranking"] > 0.1
+    assert rank_sort_set_losses([(logits, nowhere, matches)], labels, object_boxes, least_quality=0)["ranking"] == 0
+
+
+def test_set_losses_of_images_without_objects():
+    logits, boxes, *_ = queries()
+    nothing = torch.zeros(0, dtype=torch.int64)
+    found = rank_sort_set_losses([(logits, boxes, [(nothing, nothing)] * 2)], [nothing] * 2, [torch.zeros(0, 4)] * 2)
+    sum(found.values()).backward()
+    assert [loss.item() for loss in found.values()] == [0, 0, 0]
+    assert not logits.grad.any()

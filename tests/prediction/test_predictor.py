@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,8 +68,13 @@ def test_result(colours: Colours, files: list[Path], tmp_path: Path) -> None:
     assert of_file.image is None  # it is read again
     assert of_file.plot().size == (30, 10)
     files[1].unlink()
-    with pytest.raises(FileNotFoundError, match=r"1\.png does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"1\.png is not there any longer"):
         of_file.plot()
+    Image.new("RGB", (9, 9)).save(files[1])
+    with pytest.raises(ValueError, match=r"1\.png has changed"):
+        of_file.plot()
+    with pytest.raises(ValueError, match=r"found\.xyz names no format of images"):
+        found.save(tmp_path / "found.xyz")
 
 
 def test_model_stays_in_its_mode(colours: Colours) -> None:
@@ -176,14 +182,24 @@ def test_batches_that_do_not_fit_become_smaller(files: list[Path]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": 0}, "the batch size must be 1 or more, got 0"),
-        ({"tile": 0}, "tiles must have 32 pixels or more, got 0"),
+        ({"batch_size": 0}, "the batch size must be a whole number, 1 or more, got 0"),
+        ({"batch_size": "2"}, "the batch size must be a whole number, 1 or more, got '2'"),
+        ({"tile": 0}, "tiles must have a whole number of pixels, 32 or more, got 0"),
+        ({"tile": 64.5}, "tiles must have a whole number of pixels, 32 or more, got 64.5"),
         ({"tile": 64, "overlap": 1.0}, r"the overlap of tiles must be within 0\.\.0\.9, got 1\.0"),
     ],
 )
-def test_senseless_arguments(colours: Colours, arguments: dict[str, float], message: str) -> None:
+def test_senseless_arguments(colours: Colours, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         colours.predict(picture(9, 9), **arguments)
+
+
+def test_more_pixels_than_pillow_reads(colours: Colours, files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(
+        ValueError, match=r"0\.png has more pixels than Pillow reads .*; `ranksort predict --tile` reads"
+    ):
+        colours.predict(files[0])
 
 
 def test_videos_are_for_the_command_line(colours: Colours) -> None:

@@ -1,7 +1,8 @@
 """What the arguments of several commands are."""
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -35,3 +36,30 @@ def asked_calibration(
         return None
     target: Target = "precision" if scores == "precision" else "iou"
     return find_calibration(checkpoint, trained.scores, trained.categories, target, calibration)
+
+
+def default(said: str) -> Any:
+    """What the help says of an option whose default is no value to be typed."""
+    return arg(help_behavior_hint=f"(default: {said})")
+
+
+def check_folder(out: Path) -> None:
+    """Raise ValueError, before there is anything to lose, unless `out` can be a folder to write to."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file: name a folder")
+    _check_writable(out, out)
+
+
+def check_file(out: Path) -> None:
+    """Raise ValueError unless `out` can be a file to write."""
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder: name a file")
+    _check_writable(out, out.parent)
+
+
+def _check_writable(out: Path, folder: Path) -> None:
+    place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not place.is_dir():
+        raise ValueError(f"--out {out} cannot be written: {place} is a file")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ValueError(f"--out {out} cannot be written: {place} may not be written to")

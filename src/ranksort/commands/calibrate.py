@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from .arguments import JsonPath
+from .arguments import JsonPath, check_file
 
 
 def calibrate(
@@ -134,7 +134,8 @@ def _meaning(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _keep(out: Path, inputs: Sequence[Path]) -> None:
-    """Refuse to write over what is read."""
+    """Refuse to write over what is read, or where nothing can be written."""
+    check_file(out)
     for path in inputs:
         if out.resolve() == path.resolve():
             raise ValueError(f"--out {out} is read, too: name another file to write.")

@@ -1,49 +1,62 @@
 """`convert`."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
 from ..recipes.find import get_recipe
-from .arguments import RecipeName
+from .arguments import check_file
 
 
 def convert(
-    published: Annotated[Path, Positional, arg(metavar="PTH")],
-    recipe: RecipeName,
+    weights: Annotated[Path, Positional, arg(metavar="WEIGHTS")],
+    recipe: Annotated[str, Positional, arg(metavar="RECIPE")] = "",
     /,
+    *,
     out: Path,
     annotations: Path | None = None,
 ) -> None:
-    """Take weights published with the paper to a .safetensors file of this package.
+    """Take weights published with the paper, or of mmdetection 3, to a .safetensors file of this package; or ours to mmdetection 3.
 
     Args:
-        published: the .pth file.
-        recipe: the recipe of that model.
-        out: the file to write.
-        annotations: annotation file which names the classes; by default those of COCO.
+        weights: a .pth file from elsewhere; or a run folder, .ckpt or .safetensors.
+        recipe: the recipe of a model from elsewhere; ours know theirs.
+        out: the file to write: .safetensors, or .pth for mmdetection 3.
+        annotations: annotation file which names the classes; by default those that the file names, or COCO's.
     """
-    from ..checkpoints import convert_checkpoint, save_model
-    from ..data.coco import COCO_CATEGORIES
+    from ..checkpoints import read_checkpoint, read_foreign, save_mmdetection, save_model
     from ..data.coco_file import read_coco_file
-    from ..recipes.build import create_model
 
-    chosen = get_recipe(recipe)
-    categories = COCO_CATEGORIES
+    if out.suffix not in (".safetensors", ".pth"):
+        raise ValueError(f"--out must name a .safetensors file, or a .pth file for mmdetection 3, got {out}")
+    check_file(out)
+    is_ours = weights.is_dir() or weights.suffix in (".ckpt", ".safetensors")
+    if is_ours and recipe:
+        raise ValueError(f"{weights} knows its recipe: leave {recipe} out")
+    if not is_ours and not recipe:
+        raise ValueError(f"name the recipe of {weights} after it: `ranksort recipes` lists them")
+    if not is_ours and out.suffix == ".pth":
+        raise ValueError(f"only models of ranksort are written for mmdetection; take {weights} to a .safetensors first")
+    chosen = None if is_ours else get_recipe(recipe)
+    categories = []
     if annotations:
         file = read_coco_file(annotations, segmentations=False)
         file.require("evaluation", without=("nothing to evaluate", "bad box"))
         categories = file.categories
-    if len(categories) != chosen.model.num_classes:
+    checkpoint = read_checkpoint(weights) if chosen is None else read_foreign(weights, chosen)
+    checkpoint.categories = categories or checkpoint.categories
+    count = checkpoint.recipe.model.num_classes if chosen else len(checkpoint.categories)
+    if len(checkpoint.categories) != count:
         raise ValueError(
-            f"{recipe} has {chosen.model.num_classes} classes, not {len(categories)}: name them by --annotations FILE.json, "
+            f"{weights} has {count} classes, not {len(checkpoint.categories)}: name them by --annotations FILE.json, "
             "such as lvis_v1_val.json"
         )
-    if out.suffix != ".safetensors":
-        raise ValueError(f"--out must name a .safetensors file, got {out}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    model = create_model(chosen)
-    model.load_state_dict(convert_checkpoint(published, chosen))
-    save_model(out, model, chosen, categories)
-    print(f"wrote {out}; next: ranksort predict {out} IMAGE... --out DIR")
+    if out.suffix == ".pth":
+        save_mmdetection(out, checkpoint)
+        print(f"wrote {out} for mmdetection 3: docs/elsewhere.md has the settings of its models")
+    else:
+        save_model(out, checkpoint.build(), checkpoint.recipe, checkpoint.categories)
+        print(f"wrote {out}; next: ranksort predict {shlex.quote(str(out))} IMAGE... --out DIR")

@@ -6,16 +6,19 @@ box, mask         means over the positives, each weighted by its confidence
 balance           every box and mask loss scaled to the value of the classification loss: no task weight to tune
 
 A detector calls `rank_sort_detection_losses`, or another `Criterion`, after its own assignment of anchors or proposals to objects, with all
-images of the batch in one list. Whoever has masks adds their loss by `with_task` of what it gets, as `models/yolact.py` does. The other
-criteria are in `criteria.py`.
+images of the batch in one list. Whoever has masks adds their loss by `with_task` of what it gets, as `models/yolact.py` does. For detectors
+whose queries are matched one to one with the objects, as DETR's, there is `rank_sort_set_losses`. The other criteria are in `criteria.py`.
 """
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from .localization import giou_loss, paired_iou
+from .processes import over_processes, sum_over_processes
 from .rank_sort import rank_sort_loss
 
 _TASKS = ("box", "mask")  # names of losses which are not the classification's
@@ -29,6 +32,7 @@ class DetectionLosses(NamedTuple):
     quality: Tensor  # how well each positive fits its object, in 0..1, without gradient, [P]; for the logs
     weights: Tensor | None = None  # of the positives in the box and mask losses, without gradient, [P]; None: equal
     task_weight: float | None = None  # what the box and mask losses are multiplied by; None: they are self-balanced
+    process_group: "dist.ProcessGroup | None" = None  # over whose positives the means are; None: this process's
 
     @property
     def classification(self) -> Tensor:
@@ -44,14 +48,18 @@ class DetectionLosses(NamedTuple):
             chosen: which positives these are, int64 [M].
         """
         weights = self.weights if self.weights is None or chosen is None else self.weights[chosen]
-        mean = weighted_mean(losses, torch.ones_like(losses) if weights is None else weights)
+        weights = torch.ones_like(losses) if weights is None else weights
+        mean = weighted_mean(losses, weights, self.process_group)
         balanced = self_balanced(mean, self.classification) if self.task_weight is None else self.task_weight * mean
         return self._replace(losses=self.losses | {name: balanced})
 
-    def logs(self) -> dict[str, Tensor | float]:
+    def logs(self) -> dict[str, Tensor]:
         """What is worth watching besides the losses: the number of `positives` and their mean `quality`, 0 where there are none."""
         positives = len(self.quality)
-        return {"positives": float(positives), "quality": self.quality.sum() / max(positives, 1)}
+        count = self.quality.new_full(
+            (), positives
+        )  # made where it is needed: a number would have to be brought there, which waits
+        return {"positives": count, "quality": self.quality.sum() / max(positives, 1)}
 
 
 class Criterion(Protocol):
@@ -131,12 +139,18 @@ def confidence(logits: Tensor) -> Tensor:
     return logits.detach().sigmoid().amax(-1)
 
 
-def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
+def weighted_mean(losses: Tensor, weights: Tensor, process_group: "dist.ProcessGroup | None" = None) -> Tensor:
     """Σ weights · losses / Σ weights, for losses and weights [P]; 0, connected to the graph, where P = 0.
 
     With `confidence` as weights this is the box or mask loss of section 4: what scores high is what gets reported, so it should fit.
+    With a process group the sums are over all its processes, each of which has to call; the gradient is as of `over_processes`.
     """
-    return (losses * weights).sum() / weights.sum().clamp(min=1e-10)
+    own = (losses * weights).sum()
+    if process_group is None:
+        return own / weights.sum().clamp(min=1e-10)
+    total, weight = sum_over_processes(torch.stack([own, weights.sum()]), process_group)
+    weight = weight.clamp(min=1e-10)
+    return over_processes(own / weight, total / weight, process_group)
 
 
 def self_balanced(task_loss: Tensor, *classification: Tensor) -> Tensor:
@@ -160,6 +174,7 @@ def rank_sort_detection_losses(
     ignored: Tensor | None = None,
     quality: Tensor | None = None,
     delta: float = 0.5,
+    process_group: "dist.ProcessGroup | None" = None,
 ) -> DetectionLosses:
     """RS Loss of a classifier with a box branch, for anchors and for RoIs alike, all images of the batch ranked as one.
 
@@ -172,6 +187,8 @@ def rank_sort_detection_losses(
         ignored: bool [A], examples which take no part in the ranking.
         quality: how well each positive fits its object, in 0..1, [P], such as the Dice coefficient of its mask; None: the IoU of its box.
         delta: half the width of RS Loss's smoothed step.
+        process_group: rank, weigh and balance over the examples of all its processes, as one process would that has them all. Each has to
+            call, and gets the same losses; the mean of their gradients, which DDP takes, is that process's gradient.
 
     Returns:
         The losses `ranking`, `sorting` and, with boxes, `box` (GIoU, confidence-weighted, self-balanced), float32 scalars to be summed as
@@ -182,6 +199,72 @@ def rank_sort_detection_losses(
     """
     logits = logits.float()
     quality, box = localization(boxes, object_boxes, quality)
-    ranking, sorting = rank_sort_loss(logits, quality_targets(logits, positive, labels, quality, ignored), delta=delta)
-    found = DetectionLosses({"ranking": ranking, "sorting": sorting}, quality, confidence(logits[positive]))
+    targets = quality_targets(logits, positive, labels, quality, ignored)
+    ranked = rank_sort_loss(logits, targets, delta=delta, process_group=process_group)
+    losses = {name: over_processes(loss, loss, process_group) for name, loss in ranked._asdict().items()}
+    found = DetectionLosses(losses, quality, confidence(logits[positive]), process_group=process_group)
     return found if box is None else found.with_task("box", box)
+
+
+def rank_sort_set_losses(
+    layers: Iterable[tuple[Tensor, Tensor, Sequence[tuple[Tensor, Tensor]]]],
+    labels: Sequence[Tensor],
+    object_boxes: Sequence[Tensor],
+    *,
+    least_quality: float = 0.01,
+    l1_weight: float = 2.5,
+    delta: float = 0.5,
+) -> dict[str, Tensor]:
+    """RS Loss for set prediction (DETR and its kin): queries matched one to one with objects are positives, the others negatives.
+
+    Args:
+        layers: whatever has a loss of its own: the decoder's last layer, its auxiliary ones, the encoder's proposals, denoising queries.
+            Each ranks its queries among themselves, those of all images together. Each is a tuple of
+
+            - the class scores of its queries before the sigmoid, [B, Q, C], without a column for "no object". A softmax with such a
+              column, as plain DETR's, is no score to be ranked across queries: drop the column, and report sigmoids.
+            - their boxes, with gradient, xyxy [B, Q, 4], as shares of the sides of their images;
+            - of each image the queries and the objects they are matched with, int64 [P_b] each, as Hungarian matchers return them.
+        labels: of each image the classes of its objects, int64 [G_b], 0..C-1.
+        object_boxes: of each image the boxes of its objects, xyxy [G_b, 4], in the unit of the layers.
+        least_quality: what the IoU of a matched query counts as where it is less. A match need not overlap its object, above all early
+            in training, and with a quality of 0 it would be a negative.
+        l1_weight: of the L1 distance of centre, width and height beside GIoU in the box loss; by default as in DETR, 5 to 2.
+        delta: half the width of RS Loss's smoothed step.
+
+    Returns:
+        The losses `ranking`, `sorting` and `box` (GIoU and L1, in each layer weighted by confidence and self-balanced), float32 scalars
+        to be summed as they are: sums over the layers.
+
+    Raises:
+        ValueError: where there is no layer, or logits or boxes are not finite.
+    """
+    of_layers = []
+    for logits, boxes, matches in layers:
+        starts = range(0, logits.shape[1] * len(matches), logits.shape[1])
+        positive = torch.cat([found + start for start, (found, _) in zip(starts, matches, strict=True)]).to(
+            logits.device
+        )
+        classes, wanted = (
+            torch.cat(
+                [of_image[objects.to(of_image.device)] for of_image, (_, objects) in zip(known, matches, strict=True)]
+            )
+            for known in (labels, object_boxes)
+        )
+        predicted, wanted = boxes.flatten(0, 1)[positive].float(), wanted.float()
+        quality = paired_iou(predicted.detach(), wanted).clamp(min=least_quality)
+        box = giou_loss(predicted, wanted) + l1_weight * _l1(predicted, wanted)
+        found = rank_sort_detection_losses(
+            logits.flatten(0, 1), positive, classes, None, None, quality=quality, delta=delta
+        )
+        of_layers.append(found.with_task("box", box).losses)
+    if not of_layers:
+        raise ValueError("set prediction needs the outputs of one layer at least")
+    return {name: torch.stack([losses[name] for losses in of_layers]).sum() for name in of_layers[0]}
+
+
+def _l1(boxes: Tensor, others: Tensor) -> Tensor:
+    """How far boxes, xyxy [P, 4], are from others in centre, width and height together; [P]."""
+    difference = boxes - others
+    low, high = difference[:, :2], difference[:, 2:]
+    return ((low + high) / 2).abs().sum(1) + (high - low).abs().sum(1)

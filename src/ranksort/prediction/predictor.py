@@ -5,7 +5,9 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -105,12 +107,12 @@ class Predictor:
         overlap: float = 0.2,
     ) -> None:
         asked = None if score_threshold is None else parse_threshold(score_threshold)
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"the batch size must be 1 or more, got {batch_size}")
-        if tile is not None and tile < 32:
-            raise ValueError(f"tiles must have 32 pixels or more, got {tile}")
-        if not 0 <= overlap <= 0.9:
-            raise ValueError(f"the overlap of tiles must be within 0..0.9, got {overlap}")
+        if batch_size is not None and not _is_whole(batch_size, 1):
+            raise ValueError(f"the batch size must be a whole number, 1 or more, got {batch_size!r}")
+        if tile is not None and not _is_whole(tile, 32):
+            raise ValueError(f"tiles must have a whole number of pixels, 32 or more, got {tile!r}")
+        if not _is_within(overlap, 0, 0.9):
+            raise ValueError(f"the overlap of tiles must be within 0..0.9, got {overlap!r}")
         self.model, self.tile, self.overlap = model, tile, overlap
         self.device = model.transform.mean.device
         self.batch_size = batch_size or (1 if self.device.type == "cpu" else _BATCH)
@@ -134,9 +136,10 @@ class Predictor:
     def files(self, sources: Sequence[Any]) -> Iterator[tuple[Any, Prediction | Exception]]:
         """Go through images, which are read ahead in threads: each with what is found in it, or why nothing can be said of it."""
         ahead = self._window + 2
-        for source, found in self.images(read_ahead(sources, load_image, ahead)):
+        load = partial(load_image, white=self.model.white)
+        for source, found in self.images(read_ahead(sources, load, ahead)):
             path = Path(source) if isinstance(source, str | os.PathLike) else None
-            yield source, found if isinstance(found, Exception) else replace(found, path=path)
+            yield source, found if isinstance(found, Exception) else replace(found, path=path, white=self.model.white)
 
     def images(self, images: Iterable[tuple[T, Tensor | Exception]]) -> Iterator[tuple[T, Prediction | Exception]]:
         """Go through images, uint8 [3, H, W], and exceptions in place of such, which are passed on, in their order.
@@ -231,6 +234,14 @@ def _evaluating(model: Detector, least: float) -> Iterator[None]:
         model.score_threshold = own
         for module, mode in modes:
             module.training = mode
+
+
+def _is_whole(number: Any, least: int) -> bool:
+    return isinstance(number, Integral) and int(number) >= least
+
+
+def _is_within(number: Any, least: float, most: float) -> bool:
+    return isinstance(number, Real) and least <= float(number) <= most
 
 
 def _with_image(found: Prediction | Exception, image: Tensor) -> Prediction | Exception:

@@ -1,0 +1,75 @@
+"""`demo`."""
+
+import contextlib
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import arg
+
+from .arguments import CheckpointPath
+
+_EXAMPLES = 12  # most that are shown
+
+
+def demo(
+    checkpoint: CheckpointPath,
+    /,
+    examples: list[Path] | None = None,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    upload_limit: int = 20,
+    open_browser: bool = True,
+    device: str = "",
+    detector: Annotated[str, arg(name="model.detector", aliases=["--detector"])] = "",
+) -> None:
+    """Show what a model finds on a page in the browser: images to drop, thresholds and classes to move.
+
+    Args:
+        checkpoint: a run folder, .ckpt or .safetensors.
+        examples: images, or folders of such, to choose from on the page; by default validation images of the run.
+        host: this machine alone sees the page; 0.0.0.0 shows it to everyone who reaches it.
+        port: 0: the first that is free from 7860 on.
+        upload_limit: of a file, in MB.
+        open_browser: open the page there.
+        device: such as cpu, cuda:1 or mps; by default what there is.
+        detector: file.py:Class, where the checkpoint was trained with a detector of your own; its file is run.
+    """
+    from ..checkpoints import load_model, read_checkpoint
+    from ..device import usable_device
+    from ..prediction.images import VIDEOS, find_images
+
+    try:
+        from ..demo import build_page, serve
+    except ModuleNotFoundError as error:
+        raise ValueError(f'the page needs {error.name}: pip install "ranksort[demo]"') from None
+    if not 0 <= port <= 65535:
+        raise ValueError(f"--port must be within 0..65535, got {port}")
+    if upload_limit < 1:
+        raise ValueError(f"--upload-limit must be 1 MB or more, got {upload_limit}")
+    options: dict[str, Any] = {"detector": detector} if detector else {}
+    place = usable_device(device)
+    models = {"raw": load_model(checkpoint, place, **options)}
+    with contextlib.suppress(TypeError, ValueError, FileNotFoundError):  # not every model has a calibration
+        models["calibrated"] = load_model(checkpoint, place, **(options | {"calibrated": True}))
+    if examples is None:
+        found = _validation_images(read_checkpoint(checkpoint).recipe.data)
+    else:
+        found, _ = find_images(examples)
+    shown = [file for file in found if file.suffix.lower() not in VIDEOS and file.is_file()][:_EXAMPLES]
+    if examples and not shown:
+        raise ValueError(f"there are no images in {', '.join(map(str, examples))}")
+    name = checkpoint.absolute().name
+    serve(build_page(models, name, shown), host, port, upload_limit, open_browser)
+
+
+def _validation_images(data: Any) -> list[Path]:
+    """The first images that a run is evaluated on, where they are still there."""
+    from ..data.coco import CocoDataset
+    from ..data.layouts import find_split
+
+    with contextlib.suppress(ValueError, OSError):
+        named = (Path(path) if path else None for path in (data.val_annotations, data.val_images))
+        images, annotations, part = find_split(Path(data.root), "val", *named)
+        dataset = CocoDataset(images, annotations, part, training=False)
+        return [images / dataset.file_name(index) for index in range(min(len(dataset), _EXAMPLES))]
+    return []

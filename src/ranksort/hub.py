@@ -1,0 +1,205 @@
+"""Models to hand on: a folder with weights, recipe, thresholds and a model card, as the Hugging Face Hub takes it.
+
+model.safetensors   weights, with recipe and classes in its header; alone it is enough for `load_model` and the command line
+recipe.json         the same recipe, to be read
+report/             what the scores are worth: thresholds and calibrations, where the run's report has any
+README.md           the model card: classes, numbers and what they were measured on
+
+No pickle is written, and none is read. Paths of the machine it was trained on stay there.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import __version__
+from .checkpoints import Checkpoint, load_model, read_checkpoint, save_model
+from .models import Detector
+from .recipes import Recipe
+from .recipes.recipe import DataSettings, TrainingSettings
+
+_WEIGHTS = "model.safetensors"
+_COPIED = (
+    "thresholds.json",
+    "calibration.json",
+    "calibration_precision.json",
+)  # of a report, and of its folder `masks`
+_SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl", "oLRP", "oLRP_loc", "oLRP_fp", "oLRP_fn")
+_ON_THE_HUB = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def save_pretrained(checkpoint: str | Path, folder: str | Path, *, report: str | Path | None = None) -> Path:
+    """Write a trained model as a folder to hand on; `hf upload USER/NAME FOLDER` takes it to the Hub.
+
+    Args:
+        checkpoint: a run folder, .ckpt or .safetensors.
+        folder: a new one, or an empty one.
+        report: folder of the report whose numbers the card shows, such as one of `ranksort test` on test images; by default the run's own.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileNotFoundError, ValueError: the checkpoint or the report cannot be read, or the folder holds something.
+    """
+    checkpoint, folder = Path(checkpoint), Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} holds something: name a new folder")
+    trained = read_checkpoint(checkpoint)
+    trained.recipe = _without_paths(trained.recipe)
+    own = _own_report(checkpoint)
+    contents = list(_read_reports(Path(report) if report is not None else own, is_wanted=report is not None))
+    model = trained.build()
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(folder / _WEIGHTS, model, trained.recipe, trained.categories)
+    (folder / "recipe.json").write_text(json.dumps(trained.recipe.as_dict(), indent=2) + "\n", encoding="utf-8")
+    for name in [f"{part}{file}" for part in ("", "masks/") for file in _COPIED]:
+        if own is not None and (own / name).is_file():
+            (folder / "report" / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / "report" / name).write_bytes((own / name).read_bytes())
+    (folder / "README.md").write_text(_card(trained, folder.name, contents), encoding="utf-8")
+    return folder
+
+
+def from_pretrained(
+    source: str | Path, device: str | torch.device = "cpu", *, revision: str | None = None, **options: Any
+) -> Detector:
+    """Return the model of such a folder, in evaluation mode.
+
+    Args:
+        source: the folder, or "user/name" on the Hugging Face Hub, from where it is fetched. A folder of that name comes first.
+        device: where to.
+        revision: branch, tag or commit on the Hub.
+        options: more of `load_model`'s.
+
+    Raises:
+        FileNotFoundError: it is neither a folder nor to be had from the Hub.
+        ValueError: it does not hold a model of this package.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = _fetch(str(source), revision)
+    if not (folder / _WEIGHTS).is_file():
+        raise FileNotFoundError(f"{source} has no {_WEIGHTS}: such folders are written by `save_pretrained`")
+    return load_model(folder / _WEIGHTS, device, **options)
+
+
+def _fetch(name: str, revision: str | None) -> Path:
+    if not _ON_THE_HUB.fullmatch(name):
+        raise FileNotFoundError(f'there is no folder {name}, and it is not "user/name" on the Hugging Face Hub')
+    try:
+        from huggingface_hub import snapshot_download
+    except ModuleNotFoundError:
+        raise FileNotFoundError(
+            f"there is no folder {name}; from the Hub it comes by: pip install huggingface_hub"
+        ) from None
+    try:
+        wanted = [_WEIGHTS, "recipe.json", *(f"report/{name}" for name in _COPIED), "report/masks/*.json"]
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+    except Exception as error:  # of the Hub, of HTTP or of the disk, without a class in common
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise FileNotFoundError(
+            f"{name} is neither a folder nor to be had from the Hugging Face Hub ({reason})"
+        ) from None
+
+
+def _without_paths(recipe: Recipe) -> Recipe:
+    nothing, defaults = DataSettings(), TrainingSettings()
+    names = ("root", "train_annotations", "train_images", "val_annotations", "val_images")
+    data = dataclasses.replace(recipe.data, **{name: getattr(nothing, name) for name in names})
+    training = dataclasses.replace(recipe.training, weights=defaults.weights, output=defaults.output)
+    return dataclasses.replace(recipe, data=data, training=training)
+
+
+def _own_report(checkpoint: Path) -> Path | None:
+    """The report of the run that a checkpoint is or is in."""
+    runs = [checkpoint] if checkpoint.is_dir() else checkpoint.absolute().parents[:2]
+    return next((run / "report" for run in runs if (run / "report").is_dir()), None)
+
+
+def _read_reports(folder: Path | None, is_wanted: bool) -> Iterator[dict[str, Any]]:
+    """What a report says of boxes and of masks."""
+    files = [] if folder is None else [folder / "report.json", folder / "masks/report.json"]
+    found = [file for file in files if file.is_file()]
+    if is_wanted and not found:
+        raise FileNotFoundError(f"there is no {files[0]}: `ranksort test CHECKPOINT --out {folder}` writes it")
+    for file in found:
+        try:
+            content = json.loads(file.read_bytes())
+            _numbers(content)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            raise ValueError(f"{file} is damaged: evaluate again by `ranksort test`") from None
+        yield content
+
+
+def _card(trained: Checkpoint, name: str, reports: list[dict[str, Any]]) -> str:
+    recipe, names = trained.recipe, [_text(category.name) for category in trained.categories]
+    numbers = "\n".join(map(_numbers, reports)) or "None were measured.\n"
+    shown = ", ".join(names[:100]) + (f" and {len(names) - 100} more" if len(names) > 100 else "")
+    task = "image-segmentation" if recipe.model.has_masks else "object-detection"
+    return f"""---
+library_name: ranksort
+pipeline_tag: {task}
+tags:
+- {task}
+- rank-and-sort-loss
+---
+
+# {name}
+
+A detector trained by Rank & Sort Loss (Oksuz et al., ICCV 2021) with ranksort {__version__}: {recipe.model.detector} on
+{recipe.model.backbone}, by the recipe {recipe.name}, whose settings are in recipe.json.
+
+```python
+import ranksort
+
+model = ranksort.from_pretrained("{name}")  # this folder, or "user/name" on the Hub
+model.predict("photo.jpg").save("found.jpg")
+```
+
+## Classes
+
+{shown or f"{recipe.model.num_classes}, of unknown names"}
+
+## Numbers
+
+{numbers}"""
+
+
+def _numbers(report: dict[str, Any]) -> str:
+    """Tables of a report as Markdown, with what it was measured on."""
+    summary, settings = report["summary"], report["settings"]
+    about = "".join(
+        f"- {key}: {_text(_without_folders(key, str(settings[key])))}\n" for key in settings if key != "recipe"
+    )
+    what = {"bbox": "Boxes", "segm": "Masks"}[report["iou_type"]]
+    shown = [key for key in _SHOWN if isinstance(summary.get(key), float)]
+    rows = [(row["class"], row["objects"], row.get("AP"), row.get("oLRP")) for row in report["per_class"]]
+    per_class = "".join(f"| {_text(str(c))} | {n} | {_percent(ap)} | {_percent(olrp)} |\n" for c, n, ap, olrp in rows)
+    return (
+        f"{what}, in percent; lower oLRP is better.\n\n"
+        f"| {' | '.join(shown)} |\n|{'---|' * len(shown)}\n| {' | '.join(_percent(summary[key]) for key in shown)} |\n\n"
+        f"{about}\n| class | objects | AP | oLRP |\n|---|---|---|---|\n{per_class}"
+    )
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def _without_folders(key: str, value: str) -> str:
+    """A setting without the folders of the machine that it names."""
+    before = {"detector": r".+? from ", "trained on": "", "evaluated on": r"(?:(?:four fifths|one fifth) of )?"}.get(
+        key
+    )
+    return value if before is None else re.sub(rf"^({before}).*[/\\]", r"\1", value)
+
+
+def _text(name: str) -> str:
+    """A name within Markdown: as it is, in one line."""
+    return re.sub(r"([\\|`*_<>\[\]#])", r"\\\1", " ".join(name.split()))
