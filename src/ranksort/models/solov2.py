@@ -228,7 +228,7 @@ def with_coordinates(x: Tensor) -> Tensor:
 def _from_minus_1_to_1(count: int, like: Tensor) -> Tensor:
     """What `torch.linspace` gives, [`count`], which `torch.export` would take for a constant."""
     place = torch.arange(count, device=like.device)
-    step = 2 / torch.sym_max(count - 1, 1)
+    step = torch.full((), 2 / torch.sym_max(count - 1, 1), device=like.device)
     from_start, from_end = -1 + step * place, 1 - step * (count - 1 - place)
     return torch.where(place < torch.sym_max(count // 2, 1), from_start, from_end).to(like.dtype)
 
