@@ -122,7 +122,7 @@ def test_results_of_test_are_evaluated_as_they_are(
 ) -> None:
     tested, again, truth = tmp_path / "tested", tmp_path / "again", tiny_data / "annotations" / "instances_val.json"
     cli.main(["test", str(run), "--out", str(tested), "--model.score-threshold", "0"])
-    table = capsys.readouterr().out.partition("COCO bbox")[2].partition("\n\nreport:")[0]
+    table = capsys.readouterr().out.partition("COCO bbox")[2].partition("\n\nhow far scores are")[0]
     cli.main(["evaluate", str(truth), str(tested / "results_bbox.json"), "--out", str(again)])
     assert table
     assert capsys.readouterr().out.partition("COCO bbox")[2].partition("\n\nreport:")[0] == table
@@ -493,7 +493,7 @@ def test_two_processes(run: Path, tiny_data: Path, tmp_path: Path) -> None:
     script = tmp_path / "main.py"
     script.write_text("from ranksort.cli import main\n\nmain()\n")
     done = subprocess.run(
-        [sys.executable, str(script), *arguments, "--training.devices", "2"],
+        [sys.executable, str(script), *arguments, "--training.devices", "2", "--training.global-ranking"],
         capture_output=True,
         text=True,
         timeout=300,

@@ -1,15 +1,21 @@
 """The page of `ranksort demo`, used in a browser as people use it."""
 
 import json
+import os
+import socket
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from browser import CHROMIUM, Browser
 from PIL import Image
+
+from ranksort import cli
 
 sys.path.append(str(Path(__file__).parent / "prediction"))
 from colour_detector import Colours, paint
@@ -91,10 +97,7 @@ def test_the_page_in_use(browser: Browser, address: str, images: list[Path], tmp
     _says(browser, "2 detections")
     _tick(browser, "#classes", 1)
     _says(browser, "1 detection: 1 <b>cow")
-    link = browser.wait(
-        "document.querySelector('#json a, a#json')?.href ?? document.querySelector('a[download]')?.href"
-    )
-    content = json.loads(urllib.request.urlopen(link).read())
+    content = _download(browser, tmp_path / "downloads")
     assert (content["image"], content["width"], content["height"], content["threshold"]) == (
         images[0].name,
         90,
@@ -108,4 +111,77 @@ def test_the_page_in_use(browser: Browser, address: str, images: list[Path], tmp
     assert found["mask"]["size"] == [60, 90]
     _slide(browser, 1)
     _says(browser, "0 detections: nothing from this score on")
-    assert browser.complaints == []
+    assert [complaint for complaint in browser.complaints if '"request"' in complaint] == []  # nothing from elsewhere
+
+
+def _download(browser: Browser, folder: Path) -> dict[str, Any]:
+    browser.call("Page.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+    browser.run("document.querySelector('#json').click()")
+    end = time.monotonic() + 30
+    while not (files := list(folder.glob("*.json"))):
+        assert time.monotonic() < end, "nothing was downloaded"
+        browser.run("1")
+        time.sleep(0.1)
+    return json.loads(files[0].read_bytes())
+
+
+def test_an_example(browser: Browser, address: str) -> None:
+    browser.open(address)
+    browser.wait("document.querySelector('#examples button.thumbnail-item, #examples .thumbnail-lg') !== null")
+    browser.run("document.querySelector('#examples button.thumbnail-item, #examples .thumbnail-lg').click()")
+    _says(browser, "1 detection: 1 dog")
+
+
+TOASTS = "[...document.querySelectorAll('.toast-body')].map(toast => toast.innerText).join()"
+
+
+def test_bad_files_get_a_message(browser: Browser, address: str, images: list[Path], tmp_path: Path) -> None:
+    browser.open(address)
+    browser.wait("document.querySelector('#upload input[type=file]') !== null")
+    (tmp_path / "cut.png").write_bytes(images[0].read_bytes()[:120])
+    browser.upload("#upload input[type=file]", tmp_path / "cut.png")
+    browser.wait(f"{TOASTS}.includes('cut.png')", 30)
+    assert str(tmp_path) not in browser.run(TOASTS)
+    assert "gradio" not in browser.run(TOASTS)
+    browser.open(address)
+    browser.wait("document.querySelector('#upload input[type=file]') !== null")
+    (tmp_path / "large.png").write_bytes(images[0].read_bytes() + bytes(2 << 20))
+    browser.upload("#upload input[type=file]", tmp_path / "large.png")
+    browser.wait(f"{TOASTS}.includes('maximum')", 30)
+    browser.open(address)  # and it goes on
+    browser.wait("document.querySelector('#upload input[type=file]') !== null")
+    browser.upload("#upload input[type=file]", images[1])
+    _says(browser, "1 detection: 1 dog")
+
+
+def test_only_this_machine_sees_it_and_nothing_is_sent(address: str) -> None:
+    assert address.startswith("http://127.0.0.1:")
+    assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
+    config = json.loads(urllib.request.urlopen(f"{address}config").read())
+    assert config["analytics_enabled"] is False
+    port = int(address.rstrip("/").rpartition(":")[2])
+    with pytest.raises(OSError, match="refused"):  # another address of this machine
+        socket.create_connection(("127.0.0.2", port), timeout=5)
+
+
+def test_models_without_thresholds_and_with_calibrated_scores(images: list[Path]) -> None:
+    plain, calibrated = Colours(), Colours()
+    page = demo.build_page({"raw": plain, "calibrated": calibrated}, "two")
+    components = {block.elem_id: block for block in page.blocks.values() if getattr(block, "elem_id", None)}
+    assert components["scores"].visible
+    assert not components["lrp"].visible
+    assert components["threshold"].value == 0.3
+    assert "ranksort test" in components["scale"].value
+    assert not components["examples"].visible
+
+
+def test_mistakes_get_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, said in (
+        ([str(tmp_path / "gone.ckpt")], "gone.ckpt"),
+        (["x.ckpt", "--port", "70000"], "--port must be within 0..65535"),
+        (["x.ckpt", "--upload-limit", "0"], "--upload-limit must be 1 MB or more"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(["demo", *arguments])
+        assert stopped.value.code == 2
+        assert said in capsys.readouterr().err

@@ -25,7 +25,8 @@ import gradio as gr
 
 _LEAST = 0.01  # score of what can be shown
 _CSS = """
-.ranksort-scale {position: relative; height: 2.6em; margin: 0 .5em; font-size: .85em; border-top: 2px solid var(--border-color-primary)}
+.ranksort-scale {position: relative; height: 2.4em; margin: 0 33px 0 32px; font-size: .85em}
+.ranksort-scale {border-top: 2px solid var(--border-color-primary)}
 .ranksort-scale i {position: absolute; top: -7px; width: 2px; height: 12px; background: var(--color-accent)}
 .ranksort-scale span {position: absolute; top: 8px; transform: translateX(-50%); white-space: nowrap}
 """
@@ -117,6 +118,7 @@ def build_page(models: Mapping[str, Detector], title: str, examples: Sequence[Pa
                     columns=4,
                     height=130,
                     allow_preview=False,
+                    object_fit="contain",
                     visible=bool(examples),
                     elem_id="examples",
                     buttons=[],
@@ -128,7 +130,7 @@ def build_page(models: Mapping[str, Detector], title: str, examples: Sequence[Pa
                 scale = gr.HTML(_scale(models[first], lrp[first]), elem_id="scale")
                 is_lrp = gr.Checkbox(
                     lrp[first] is not None,
-                    label="each class from its LRP-optimal threshold on",
+                    label="each class from its best threshold on (LRP-optimal)",
                     visible=lrp[first] is not None,
                     elem_id="lrp",
                 )

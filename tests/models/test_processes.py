@@ -83,6 +83,9 @@ def work(rank: int, processes: int, folder: Path) -> None:
             model: nn.Module = build(recipe, loss, way == "global")
             model = model if way == "alone" else DistributedDataParallel(model)  # without find_unused_parameters
             found |= {(recipe, loss, way, case): outcome(model, images) for case, images in mine.items()}
+    if rank == 0:  # evaluation is of each process's own images, of which others may have fewer
+        model = build(*MODELS[0], True).eval()
+        model.losses(*model.transform(*next(iter(mine.values()))))
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 

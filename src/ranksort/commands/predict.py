@@ -11,6 +11,7 @@ from .arguments import (
     CalibrationPath,
     CheckpointPath,
     Scores,
+    ThresholdText,
     asked_calibration,
     check_folder,
     default,
@@ -26,13 +27,7 @@ def predict(
     images: Annotated[list[Path], Positional, arg(metavar="IMAGE|FOLDER|VIDEO", help_behavior_hint="(required)")],
     /,
     out: Path,
-    score_threshold: Annotated[
-        str | None,
-        arg(
-            metavar="NUMBER|lrp|precision:P|recall:R",
-            help_behavior_hint="(default: lrp where the run has a report, else 0.3)",
-        ),
-    ] = None,
+    score_threshold: Annotated[ThresholdText, default("lrp where the run has a report, else 0.3")] = None,
     scores: Scores = "raw",
     calibration: CalibrationPath = None,
     device: Annotated[str, default("an accelerator where there is one, else cpu")] = "",

@@ -16,7 +16,7 @@ from .matching import AREA_RANGES, DEFAULT_LIMITS, Candidates, Matched, Matching
 from .precision import RECALLS, needed_true_positives
 
 RESAMPLES, SEED = 1000, 0
-_CELLS = 2**24  # of true positives in resamples, which are kept in memory at a time
+_CELLS = 2**23  # of true positives in resamples, which are kept in memory at a time
 _FEWEST = 50  # resamples at a time
 _ROWS = 64  # true positives at a time
 

@@ -69,9 +69,9 @@ class _Row(msgspec.Struct, rename={"name": "class"}):
 
 
 class _Content(msgspec.Struct):
-    iou_type: str
-    default: float | None
     thresholds: list[_Row]
+    default: float | None
+    iou_type: str = ""
     scores: str = "raw"
 
 
