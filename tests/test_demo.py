@@ -175,6 +175,13 @@ def test_models_without_thresholds_and_with_calibrated_scores(images: list[Path]
     assert not components["examples"].visible
 
 
+def test_a_port_that_is_taken(address: str) -> None:
+    port = int(address.rstrip("/").rpartition(":")[2])
+    page = demo.build_page({"raw": Colours()}, "another")
+    with pytest.raises(ValueError, match=f"cannot be shown at 127.0.0.1:{port}: the port is taken"):
+        demo.serve(page, "127.0.0.1", port, limit=1, in_browser=False, blocks=False)
+
+
 def test_mistakes_get_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, said in (
         ([str(tmp_path / "gone.ckpt")], "gone.ckpt"),

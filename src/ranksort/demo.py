@@ -6,6 +6,7 @@ The model runs once an image. What moves afterwards, threshold and classes, choo
 import json
 import os
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -115,7 +116,7 @@ def build_page(models: Mapping[str, Detector], title: str, examples: Sequence[Pa
                 gallery = gr.Gallery(
                     [str(path) for path in examples],
                     label="or an example",
-                    columns=4,
+                    columns=3,
                     height=130,
                     allow_preview=False,
                     object_fit="contain",
@@ -188,11 +189,17 @@ def serve(page: gr.Blocks, host: str, port: int, limit: int, in_browser: bool, b
             theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
             css=_CSS,
         )
-    except OSError as error:
-        raise ValueError(f"the page cannot be served at {host}:{port or 7860}: {error}") from None
+    except OSError:
+        raise ValueError(
+            f"the page cannot be shown at {host}:{port or 7860}: the port is taken, or the address is not this machine's; "
+            "choose others by --port and --host"
+        ) from None
     if blocks:
         print(f"{address} shows it until Ctrl-C", flush=True)
-        page.block_thread()
+        try:
+            threading.Event().wait()
+        finally:
+            page.close(verbose=False)
     return address
 
 
