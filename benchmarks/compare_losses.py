@@ -1,6 +1,7 @@
 """Does ranking help? The same detector trained by each loss, all else being equal; benchmarks/losses.md has protocol and results.
 
     python benchmarks/compare_losses.py nutrigo bccd --epochs 12 --min-size 320      # folders in COCO format
+    python benchmarks/compare_losses.py nutrigo --device cuda --jobs 8                # eight cells at a time
     python benchmarks/compare_losses.py nutrigo --device cuda --recipe ranksort_atss_r50_fpn_1x_coco --min-size 800
     python benchmarks/compare_losses.py --table
 
@@ -16,12 +17,16 @@ import statistics
 import subprocess
 import time
 from collections import Counter, defaultdict
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
+from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 LOSSES = ("rank_sort", "average_lrp", "average_precision", "focal", "quality_focal", "varifocal")
 SMALL = {"facade": "ranksort_mask_rcnn_lite0_small"}  # of the sets with masks; the others: ranksort_atss_lite0_small
-SETTINGS = ("data", "recipe", "epochs", "min_size")  # what the losses of a table have in common
+SETTINGS = ("data", "recipe", "epochs", "min_size", "batch_size")  # what the losses of a table have in common
 METRICS = ("AP", "AP_rare", "oLRP")
 TIMED_STEPS = 20
 
@@ -39,6 +44,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--min-size", type=int, default=320)
+    parser.add_argument("--batch-size", type=int, help="default: the recipe's; learning rates are scaled along")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at a time, in as many processes")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--results", type=Path, default=Path("runs/compare_losses/results.jsonl"))
@@ -54,23 +61,33 @@ def main() -> None:
 
         if not torch.cuda.is_available():
             parser.error("there is no GPU that torch can use")
-    for root in options.data_root:
-        for loss in options.losses:
-            compare(root, loss, options)
+    groups = list(product(options.data_root, options.losses))
+    processes = get_context("forkserver")
+    processes.set_forkserver_preload(["ranksort.engine"])  # imported once for all of them
+    with (
+        ProcessPoolExecutor(options.jobs, mp_context=processes) as cells,
+        ThreadPoolExecutor(max(len(groups), 1)) as waiting,
+    ):
+        list(waiting.map(lambda group: compare(*group, options, cells), groups))
 
 
-def compare(root: Path, loss: str, options: argparse.Namespace) -> None:
+def compare(root: Path, loss: str, options: argparse.Namespace, cells: Executor) -> None:
     """Run the cells of a data set and a loss which are not in the results yet."""
-    recipe = options.recipe or SMALL.get(root.name, "ranksort_atss_lite0_small")
-    common = {"data": root.name, "recipe": recipe, "epochs": options.epochs, "min_size": options.min_size, "loss": loss}
+    common = {
+        "data": root.name,
+        "recipe": options.recipe or SMALL.get(root.name, "ranksort_atss_lite0_small"),
+        "epochs": options.epochs,
+        "min_size": options.min_size,
+        "batch_size": options.batch_size,
+        "loss": loss,
+    }
     first, *others = options.seeds
-    tried = [run(root, common | {"rate": rate, "seed": first}, options) for rate in options.rates]
+    tried = cells.map(partial(run, root, options), [common | {"rate": rate, "seed": first} for rate in options.rates])
     best = max(tried, key=lambda cell: cell["val"]["AP"])["rate"]
-    for seed in others:
-        run(root, common | {"rate": best, "seed": seed}, options)
+    list(cells.map(partial(run, root, options), [common | {"rate": best, "seed": seed} for seed in others]))
 
 
-def run(root: Path, cell: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+def run(root: Path, options: argparse.Namespace, cell: dict[str, Any]) -> dict[str, Any]:
     """The result of a cell: from the file, or by training."""
     for done in read(options.results):
         if cell.items() <= done.items():
@@ -87,9 +104,11 @@ def run(root: Path, cell: dict[str, Any], options: argparse.Namespace) -> dict[s
     recipe.optimizer.lr *= cell["rate"]
     recipe.optimizer.milestones = tuple(epochs * m // recipe.training.epochs for m in recipe.optimizer.milestones)
     recipe.training.epochs = recipe.training.validate_every = epochs  # the last epoch counts, none is picked
+    recipe.training.batch_size = cell["batch_size"] or recipe.training.batch_size
     recipe.training.seed, recipe.evaluation.pictures = cell["seed"], 0
     folder = options.results.parent / "-".join(str(value) for value in cell.values())
     report = engine.train(recipe, folder, resume=(folder / "checkpoints" / "last.ckpt").is_file())
+    report = report or engine.test(read_checkpoint(folder), folder / "again")  # of a run that had ended already
     rare = rarest_third(root)
     result = cell | {"lr": recipe.optimizer.lr, "val": numbers(report, rare)}
     test = root / "annotations" / "instances_test.json"
@@ -97,7 +116,10 @@ def run(root: Path, cell: dict[str, Any], options: argparse.Namespace) -> dict[s
         checkpoint = read_checkpoint(folder)
         checkpoint.recipe.data.val_annotations = str(test)
         result["test"] = numbers(engine.test(checkpoint, folder / "test"), rare)
-    result |= time_steps(folder) | {"date": time.strftime("%Y-%m-%d %H:%M"), "commit": commit()}
+    result |= time_steps(folder, alone=options.jobs == 1) | {
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "commit": commit(),
+    }
     with options.results.open("a", encoding="utf-8") as file:
         file.write(json.dumps(result) + "\n")
     return result
@@ -119,8 +141,10 @@ def numbers(report: Any, rare: set[int]) -> dict[str, float | None]:
     return {name: None if value is None else round(100 * value, 2) for name, value in found.items()}
 
 
-def time_steps(folder: Path) -> dict[str, Any]:
-    """Losses and gradients of some batches: the median time, on a CPU that of its cores together, which other jobs change little."""
+def time_steps(folder: Path, alone: bool) -> dict[str, Any]:
+    """Losses and gradients of some batches: the median time, on a CPU that of its cores together, which other jobs change little; on a GPU
+    that others share, none.
+    """
     import torch
 
     from ranksort.checkpoints import read_checkpoint
@@ -128,6 +152,10 @@ def time_steps(folder: Path) -> dict[str, Any]:
     from ranksort.recipes.build import build_dataset, build_sampler
 
     cuda = torch.cuda.is_available()
+    name = torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} threads, {platform.machine()}"
+    about = {"seconds_per_step": None, "device": name, "torch": torch.__version__}
+    if cuda and not alone:
+        return about
     device = torch.device("cuda" if cuda else "cpu")
     checkpoint = read_checkpoint(folder)
     model = checkpoint.build(device).to(memory_format=torch.channels_last).train()
@@ -144,8 +172,7 @@ def time_steps(folder: Path) -> dict[str, Any]:
         times.append(clock() - start)
         if len(times) == TIMED_STEPS:
             break
-    name = torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} threads, {platform.machine()}"
-    return {"seconds_per_step": round(statistics.median(times), 4), "device": name, "torch": torch.__version__}
+    return about | {"seconds_per_step": round(statistics.median(times), 4)}
 
 
 def commit() -> str:
@@ -165,9 +192,11 @@ def table(cells: list[dict[str, Any]]) -> str:
     for cell in cells:
         groups[tuple(cell[key] for key in SETTINGS)].append(cell)
     lines = []
-    for (data, recipe, epochs, min_size), group in groups.items():
+    for (data, recipe, epochs, min_size, batch_size), group in groups.items():
         split = "test" if "test" in group[0] else "val"
-        lines += [f"**{data}**, `{recipe}`, {epochs} epochs, {min_size} px, {split}, {group[0]['device']}", ""]
+        batch = batch_size or "the recipe's"
+        device = group[0]["device"]
+        lines += [f"**{data}**, `{recipe}`, {epochs} epochs, {min_size} px, batch {batch}, {split}, {device}", ""]
         lines += [
             "| loss | AP | AP of the rarest third | oLRP | s a step | seeds | val AP by learning rate, one seed |"
         ]
@@ -184,8 +213,9 @@ def row(cells: list[dict[str, Any]], split: str) -> list[str]:
     chosen = [cell for cell in cells if cell["rate"] == best]
     values = ([cell[split][name] for cell in chosen if cell[split][name] is not None] for name in METRICS)
     by_rate = ", ".join(f"{c['lr']:g}: {c['val']['AP']:.1f}" for c in sorted(tried, key=lambda c: c["lr"]))
-    seconds = statistics.median(cell["seconds_per_step"] for cell in chosen)
-    return [*map(mean_and_spread, values), f"{seconds:.3f}", str(len(chosen)), by_rate]
+    times = [cell["seconds_per_step"] for cell in chosen if cell["seconds_per_step"]]
+    seconds = f"{statistics.median(times):.3f}" if times else "-"
+    return [*map(mean_and_spread, values), seconds, str(len(chosen)), by_rate]
 
 
 def mean_and_spread(values: list[float]) -> str:

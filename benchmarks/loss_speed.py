@@ -1,12 +1,14 @@
 """How the ranking losses compare in cost with focal loss, with one sort of the logits, and with the published loop.
 
 python benchmarks/loss_speed.py --threads 1 --runs 7 [--shapes rpn roi atss lvis dense] [--logits init sparse trained overlap] [--growth]
+python benchmarks/loss_speed.py --device cuda --runs 30
 
 Each row is one shape and one kind of logits; all contestants run in turn within the row, forward and backward, and the figures are ratios
 of medians. `limit` reads the logits once and writes a zero gradient. `loop` is the published algorithm, one positive at a time, over the
 negatives in its reach; it is timed on a few positives and scaled to all of them. `bucket` is the approximation of Yavuz et al. (ECCV
 2024), which puts the negatives between two positives into one bucket; left out where its matrices would not fit. `bytes/logit` is the
-peak of what a call allocates over its inputs.
+peak of what a call allocates over its inputs. On a GPU times are those until it has finished, and `launches` counts the kernels and copies
+which RS Loss starts there.
 
 With `--growth` the cost of 4 times the negatives and of 10 times the positives instead.
 """
@@ -20,6 +22,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torchvision.ops import sigmoid_focal_loss
 
@@ -119,6 +122,11 @@ def bucketed(logits: Tensor, targets: Tensor) -> None:
     grad[order[~positive]] = (to_bucket / size.clamp(min=1))[bucket]
 
 
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def measure(
     contestants: list[Callable[[Tensor, Tensor], None]], logits: Tensor, targets: Tensor, runs: int
 ) -> list[float]:
@@ -128,8 +136,10 @@ def measure(
     for run in range(runs + 1):
         for times, contestant in zip(seconds, contestants, strict=True):
             leaf = logits.detach().requires_grad_()
+            wait(logits.device)
             start = time.perf_counter()
             contestant(leaf, labels if contestant is focal else targets)
+            wait(logits.device)
             if run:
                 times.append(time.perf_counter() - start)
     return [statistics.median(times) for times in seconds]
@@ -138,6 +148,11 @@ def measure(
 def peak_bytes(contestant: Callable[[Tensor, Tensor], None], logits: Tensor, targets: Tensor) -> int:
     """The most that is allocated at a time during a call, from the allocator's own record."""
     leaf = logits.detach().requires_grad_()
+    if logits.is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        contestant(leaf, targets)
+        return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         contestant(leaf, targets)
     now = peak = 0
@@ -148,12 +163,22 @@ def peak_bytes(contestant: Callable[[Tensor, Tensor], None], logits: Tensor, tar
     return peak
 
 
-def compare(shapes: list[str], kinds: list[str], runs: int) -> None:
+def launches(contestant: Callable[[Tensor, Tensor], None], logits: Tensor, targets: Tensor) -> int:
+    """How many kernels and copies a call starts on the GPU."""
+    leaf = logits.detach().requires_grad_()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as recorded:
+        contestant(leaf, targets)
+        torch.cuda.synchronize()
+    return sum(event.device_type() == DeviceType.CUDA for event in recorded.profiler.kineto_results.events())
+
+
+def compare(shapes: list[str], kinds: list[str], runs: int, device: torch.device) -> None:
     columns = ["RS ms", "RS/focal", "RS/sort", "RS/limit", "loop/RS", "bucket/RS", "bytes/logit"]
+    columns += ["launches"] if device.type == "cuda" else []
     print(f"{'shape':8}{'logits':10}" + "".join(f"{name:>13}" for name in columns))
     for shape in shapes:
         for kind in kinds:
-            logits, targets = make(*SHAPES[shape], kind)
+            logits, targets = (x.to(device) for x in make(*SHAPES[shape], kind))
             contestants = [ranksort, focal, one_sort, limit, loop]
             if SHAPES[shape][1] <= 5_000:
                 contestants.append(bucketed)
@@ -162,14 +187,16 @@ def compare(shapes: list[str], kinds: list[str], runs: int) -> None:
             memory = peak_bytes(ranksort, logits, targets) / len(logits)
             ratios = [f"{x:13.2f}" for x in (rs / fl, rs / st)] + [f"{x:13.1f}" for x in (rs / lm, lp / rs)]
             ratios.append(f"{bucket[0] / rs:13.1f}" if bucket else f"{'-':>13}")
-            print(f"{shape:8}{kind:10}{1000 * rs:13.1f}" + "".join(ratios) + f"{memory:13.1f}", flush=True)
+            ratios.append(f"{memory:13.1f}")
+            ratios += [f"{launches(ranksort, logits, targets):13}"] if device.type == "cuda" else []
+            print(f"{shape:8}{kind:10}{1000 * rs:13.{2 if rs < 0.01 else 1}f}" + "".join(ratios), flush=True)
 
 
-def growth(kinds: list[str], runs: int) -> None:
+def growth(kinds: list[str], runs: int, device: torch.device) -> None:
     print(f"{'logits':10}{'4 N / N':>13}{'10 P / P':>13}")
     for kind in kinds:
         n, many_n, p, many_p = (
-            measure([ranksort], *make(*size, kind), runs)[0]
+            measure([ranksort], *(x.to(device) for x in make(*size, kind)), runs)[0]
             for size in ((1_000_000, 1_000), (4_000_000, 1_000), (1_000_000, 10_000), (1_000_000, 100_000))
         )
         print(f"{kind:10}{many_n / n:13.2f}{many_p / p:13.2f}", flush=True)
@@ -178,17 +205,20 @@ def growth(kinds: list[str], runs: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", type=torch.device, default="cpu")
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--logits", nargs="+", default=["init", "sparse", "trained", "overlap"])
     parser.add_argument("--growth", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(f"torch {torch.__version__}, {options.threads} threads, median of {options.runs}")
+    cuda = options.device.type == "cuda"
+    name = torch.cuda.get_device_name(options.device) if cuda else f"{options.threads} threads"
+    print(f"torch {torch.__version__}, {name}, median of {options.runs}")
     if options.growth:
-        growth(options.logits, options.runs)
+        growth(options.logits, options.runs, options.device)
     else:
-        compare(options.shapes, options.logits, options.runs)
+        compare(options.shapes, options.logits, options.runs, options.device)
 
 
 if __name__ == "__main__":

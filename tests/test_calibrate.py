@@ -53,16 +53,39 @@ def test_calibrate_and_apply(files, tmp_path, capsys):
     main(["calibrate", str(truth), str(found), "--out", str(calibration)])
     said = capsys.readouterr().out
     assert "240 detections in 40 images; 2 of 3 classes" in said
-    errors = json.loads(calibration.read_text())["about"]["errors"]
+    content = json.loads(calibration.read_text())
+    assert [row["class"] for row in content["thresholds"]["thresholds"] if row["threshold"]] == ["cat", "dog"]
+    errors = content["about"]["errors"]
     assert errors["before.all"]["laece"] > 3 * errors["after.all"]["laece"]
     assert f"{100 * errors['after.all']['laece']:.1f}" in said
 
     main(["apply-calibration", str(calibration), str(found), "--out", str(out)])
     rows, calibrated = json.loads(found.read_text()), json.loads(out.read_text())
-    assert [{**row, "score": 0} for row in calibrated] == [{**row, "score": 0} for row in rows]
+    assert [{**row, "score": 0} for row in calibrated] == [{**row, "score": 0, "calibrated": "iou"} for row in rows]
     assert np.abs([new["score"] - 10 * row["score"] for new, row in zip(calibrated, rows, strict=True)]).mean() < 0.05
     before, after = (evaluate_detections(truth, path).as_dict() for path in (found, out))
     assert after == pytest.approx(before, abs=1e-12, nan_ok=True)
+
+
+def test_calibrating_twice_is_refused_and_merging_ends_a_calibration(files, tmp_path, capsys):
+    found, other, calibration, out = (
+        files / "found.json",
+        files / "other.json",
+        tmp_path / "c.json",
+        tmp_path / "o.json",
+    )
+    main(["calibrate", str(files / "truth.json"), str(found), "--out", str(calibration)])
+    main(["apply-calibration", str(calibration), str(found), "--out", str(out)])
+    again = refused(capsys, "apply-calibration", calibration, out, "--out", tmp_path / "twice.json")
+    assert "240 of the 240 detections are calibrated already" in again
+    main(["merge", str(out), str(other), "--out", str(tmp_path / "merged.json")])
+    said = capsys.readouterr().out
+    assert (
+        f"do not mean the same, so that the wrong ones may win: {out}: the expected IoU; {other}: as the model" in said
+    )
+    assert not any("calibrated" in row for row in json.loads((tmp_path / "merged.json").read_text()))
+    main(["merge", str(found), str(other), "--out", str(tmp_path / "merged.json")])
+    assert "do not mean the same" not in capsys.readouterr().out
 
 
 def test_ids_may_be_spelled_as_strings_and_classes_be_unknown(files, tmp_path, capsys):

@@ -4,6 +4,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -13,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ranksort.checkpoints import (
+    carry_scores,
     convert_checkpoint,
     load_model,
     load_weights,
@@ -21,6 +23,9 @@ from ranksort.checkpoints import (
     save_model,
 )
 from ranksort.data.coco_columns import Category
+from ranksort.evaluation.calibration import Calibrator, Curve
+from ranksort.evaluation.calibration_file import calibrator_content
+from ranksort.evaluation.thresholds import Wish
 from ranksort.recipes import Recipe, create_model, get_recipe
 from ranksort.recipes.build import with_pixel_statistics
 
@@ -74,6 +79,11 @@ def test_loaded_model_detects_the_same(tmp_path: Path, model: nn.Module) -> None
         (ours,), (expected,) = loaded(images), model.eval()(images)
     assert len(expected["scores"]) > 5
     torch.testing.assert_close(ours, expected, rtol=0, atol=0)
+    (found,) = loaded(images)
+    assert not found["boxes"].requires_grad
+    for device in ("cuda:99", "nonsense"):
+        with pytest.raises(ValueError, match=f"the device '{device}' cannot be used"):
+            load_model(path, device)
 
 
 def test_checkpoint_of_a_run(tmp_path: Path, model: nn.Module) -> None:
@@ -83,6 +93,48 @@ def test_checkpoint_of_a_run(tmp_path: Path, model: nn.Module) -> None:
     assert (checkpoint.recipe, checkpoint.categories) == (_recipe(), CATEGORIES)
     _assert_same(checkpoint.state_dict, model.state_dict())
     assert checkpoint.build(score_threshold=0.4).score_threshold == 0.4
+
+
+def _scores() -> dict[str, Any]:
+    """What validation data say of the model's scores; as JSON, as it is when it is read."""
+    curve = Curve(np.array([0.0, 1.0]), np.array([0.0, 0.5]))
+    calibrator = Calibrator("iou", "linear", CATEGORIES, np.array([30, 3]), [curve, None], curve)
+    rows = [{"category_id": c.id, "class": c.name, "threshold": 0.5} for c in CATEGORIES]
+    content = {
+        "iou": calibrator_content(calibrator),
+        "thresholds": {"iou_type": "bbox", "default": 0.5, "thresholds": rows},
+    }
+    return json.loads(json.dumps(content))
+
+
+def test_checkpoints_carry_calibrations_and_thresholds(tmp_path: Path, model: nn.Module) -> None:
+    ckpt, tensors, plain = (tmp_path / name for name in ("some.ckpt", "m.safetensors", "plain.safetensors"))
+    torch.save(_run_checkpoint(model), ckpt)
+    carry_scores(ckpt, _scores())
+    save_model(tensors, model, _recipe(), CATEGORIES, _scores())
+    save_model(plain, model, _recipe(), CATEGORIES)
+    images = [torch.rand(3, 64, 90)]
+    for path in (ckpt, tensors):
+        assert read_checkpoint(path).scores == _scores()
+        _assert_same(read_checkpoint(path).state_dict, model.state_dict())
+        raw, calibrated = load_model(path), load_model(path, calibrated=True)
+        raw.score_threshold = calibrated.score_threshold = 0.005
+        with torch.no_grad():
+            (given,), (worth,) = raw(images), calibrated(images)
+        assert len(given["scores"]) > 5
+        torch.testing.assert_close(worth["scores"], given["scores"].double() / 2, rtol=0, atol=1e-9)
+        assert raw.thresholds is not None
+        assert raw.thresholds.reach(Wish("lrp")).values == [0.5, 0.5]
+        with pytest.raises(FileNotFoundError, match="has no calibration"):
+            load_model(path, calibrated="precision")
+    assert read_checkpoint(plain).scores == {}
+    assert load_model(plain).thresholds is None
+    with pytest.raises(FileNotFoundError, match=rf"{plain} has no calibration.*--calibration FILE"):
+        load_model(plain, calibrated=True)
+    with pytest.raises(ValueError, match='calibrated must be True, False, "iou" or "precision", got \'probability\''):
+        load_model(plain, calibrated="probability")  # type: ignore[arg-type]
+    (tmp_path / "c.json").write_text(json.dumps(_scores()["iou"]))
+    assert load_model(plain, calibration=tmp_path / "c.json").calibration is not None
 
 
 def test_run_folder_gives_the_best_checkpoint_else_the_last(tmp_path: Path, model: nn.Module) -> None:
@@ -270,3 +322,67 @@ def test_conversion_of_something_else(tmp_path: Path, model: nn.Module) -> None:
     torch.save(torch.zeros(3), path)
     with pytest.raises(ValueError, match="holds a Tensor where a checkpoint was expected"):
         convert_checkpoint(path, recipe)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "sentence"),
+    [
+        ("channels", 10**9, r"no model can be built by the settings of .*last\.ckpt"),
+        ("channels", 128, r"the weights of .*last\.ckpt do not fit this model"),
+        ("head_convs", 10**9, r"--model\.head-convs must be 100 or less"),
+        ("min_size", 10**9, r"--model\.min-size must be 20000 or less"),
+        ("head_convs", 1.5, r"the setting model\.head_convs of a recipe cannot be 1\.5"),
+        ("pixel_mean", ["a", "b", "c"], r"the setting model\.pixel_mean of a recipe cannot be"),
+    ],
+)
+def test_settings_that_nobody_trained_with(
+    tmp_path: Path, model: nn.Module, setting: str, value: Any, sentence: str
+) -> None:
+    """They are refused before memory is taken for them."""
+    content = _run_checkpoint(model)
+    content["ranksort"]["recipe"]["model"][setting] = value
+    torch.save(content, tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match=sentence) as raised:
+        load_model(tmp_path / "last.ckpt")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+def test_flipped_bits_are_noticed(tmp_path: Path, model: nn.Module, suffix: str) -> None:
+    path = tmp_path / f"model{suffix}"
+    if suffix == ".ckpt":
+        torch.save(_run_checkpoint(model), path)
+    else:
+        save_model(path, model, _recipe(), CATEGORIES)
+    good = path.read_bytes()
+    for where in (len(good) // 3, len(good) // 2, len(good) - 5000):
+        flipped = bytearray(good)
+        flipped[where] ^= 4
+        path.write_bytes(flipped)
+        with pytest.raises(ValueError, match="damaged"):
+            read_checkpoint(path)
+    path.write_bytes(good)
+    _assert_same(read_checkpoint(path).state_dict, model.state_dict())
+
+
+@pytest.mark.parametrize("spoil", ["string", "shape", "loops", "progress"])
+def test_training_states_that_nobody_saved(tiny_recipe: Recipe, tmp_path: Path, spoil: str) -> None:
+    from ranksort import engine
+
+    tiny_recipe.evaluation.pictures, tiny_recipe.training.epochs = 0, 1
+    engine.train(tiny_recipe, tmp_path / "run")
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    (tmp_path / "run" / "checkpoints" / "best.ckpt").unlink()
+    content = torch.load(last, weights_only=True)
+    first = content["optimizer_states"][0]["state"][0]
+    if spoil in ("string", "shape"):
+        first["momentum_buffer"] = "abc" if spoil == "string" else torch.zeros(3)
+    elif spoil == "loops":
+        content["loops"] = "abc"
+    else:
+        content["ranksort"]["progress"]["epoch"] = "abc"
+    torch.save(content, last)
+    tiny_recipe.training.epochs = 2
+    with pytest.raises(ValueError, match=r"last\.ckpt cannot be resumed from") as raised:
+        engine.train(tiny_recipe, tmp_path / "run", resume=True)
+    assert "\n" not in str(raised.value)

@@ -106,7 +106,8 @@ def test_train_test_resume(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "oLRP" in capsys.readouterr().out
     assert (tmp_path / "report" / "per_class.csv").is_file()
     cli.main(["report", str(run), str(tmp_path / "report"), "--out", str(tmp_path / "both.html")])
-    assert capsys.readouterr().out == f"report: {tmp_path / 'both.html'}\n"
+    same = f"{tmp_path.name}/report against small/{run.name}: AP the same (± 0.0), oLRP the same (± 0.0)"
+    assert capsys.readouterr().out.splitlines() == [same, f"report: {tmp_path / 'both.html'}"]
     assert run.name in (tmp_path / "both.html").read_text()
     cli.main(["train", str(run), "--resume", "--training.epochs", "2"])
     said = capsys.readouterr().out
@@ -121,7 +122,7 @@ def test_results_of_test_are_evaluated_as_they_are(
 ) -> None:
     tested, again, truth = tmp_path / "tested", tmp_path / "again", tiny_data / "annotations" / "instances_val.json"
     cli.main(["test", str(run), "--out", str(tested), "--model.score-threshold", "0"])
-    table = capsys.readouterr().out.partition("COCO bbox")[2].partition("\n\nreport:")[0]
+    table = capsys.readouterr().out.partition("COCO bbox")[2].partition("\n\nhow far scores are")[0]
     cli.main(["evaluate", str(truth), str(tested / "results_bbox.json"), "--out", str(again)])
     assert table
     assert capsys.readouterr().out.partition("COCO bbox")[2].partition("\n\nreport:")[0] == table
@@ -134,6 +135,7 @@ def test_results_of_test_are_evaluated_as_they_are(
     assert len(images) == 4
     assert sum(image["detections"] for image in images) == len(found) > 0
     assert len((tested / "results.csv").read_text().splitlines()) == 1 + len(found)
+    assert "replace it by --overwrite" in fails("test", run, "--out", tested)
 
 
 def test_resume_finds_the_latest_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -212,9 +214,21 @@ def test_predict(run: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.Capt
     assert "1 of 2 images could not be read" in message
     assert "broken.jpg" in message
     out = tmp_path / "none"
-    assert "--device nonsense" in fails("predict", run, first, "--out", out, "--device", "nonsense")
+    assert "the device 'nonsense' cannot be used" in fails("predict", run, first, "--out", out, "--device", "nonsense")
     for number in ("7", "nan"):
         assert "within 0..1" in fails("predict", run, first, "--out", out, "--score-threshold", number)
+
+
+def test_where_nothing_can_be_written_is_said_before_the_work(tmp_path: Path) -> None:
+    (file := tmp_path / "file").touch()
+    for command in ("evaluate a.json b.json", "predict run photo.jpg", "import-data folder", "quickstart"):
+        assert f"--out {file} is a file: name a folder" in fails(*command.split(), "--out", file)
+        assert f"--out {file}/new cannot be written: {file} is a file" in fails(*command.split(), "--out", file / "new")
+    for command in ("report run", "calibrate a.json b.json", "apply-calibration a.json b.json", "merge a.json b.json"):
+        assert f"--out {tmp_path} is a folder: name a file" in fails(*command.split(), "--out", tmp_path)
+    recipe, folder = "ranksort_atss_r50_fpn_1x_coco", tmp_path / "m.safetensors"
+    folder.mkdir()
+    assert f"--out {folder} is a folder" in fails("convert", "a.pth", recipe, "--out", folder)
 
 
 def test_predict_with_the_thresholds_of_the_report(
@@ -331,6 +345,23 @@ def test_evaluate(tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     perfect[0]["image_id"] = 123456
     (tmp_path / "d.json").write_text(json.dumps(perfect))
     assert "123456" in fails("evaluate", truth, tmp_path / "d.json")
+
+
+def test_evaluate_draws_the_images_and_keeps_an_earlier_report(
+    tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth, out = tiny_data / "annotations" / "instances_val.json", tmp_path / "report"
+    (tmp_path / "d.json").write_text("[]")
+    command = ["evaluate", str(truth), str(tmp_path / "d.json"), "--images", str(tiny_data / "images")]
+    assert "by --out" in fails(*command)
+    cli.main([*command, "--out", str(out)])
+    assert "points: missed 100.0." in capsys.readouterr().out
+    assert "data:image/jpeg" in (out / "index.html").read_text()
+    before = (out / "report.json").read_bytes()
+    assert "replace it by --overwrite" in fails(*command, "--out", out, "--max-detections", "1")
+    assert (out / "report.json").read_bytes() == before
+    cli.main([*command, "--out", str(out), "--max-detections", "1", "--overwrite"])
+    assert (out / "report.json").read_bytes() != before
 
 
 def test_check_data(tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -462,7 +493,7 @@ def test_two_processes(run: Path, tiny_data: Path, tmp_path: Path) -> None:
     script = tmp_path / "main.py"
     script.write_text("from ranksort.cli import main\n\nmain()\n")
     done = subprocess.run(
-        [sys.executable, str(script), *arguments, "--training.devices", "2"],
+        [sys.executable, str(script), *arguments, "--training.devices", "2", "--training.global-ranking"],
         capture_output=True,
         text=True,
         timeout=300,

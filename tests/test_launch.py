@@ -1,8 +1,11 @@
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from ranksort import launch
 from ranksort.recipes.recipe import TrainingSettings
@@ -24,6 +27,18 @@ def environment(patch: pytest.MonkeyPatch, variables: str) -> None:
         patch.setenv(name, value)
 
 
+RECIPE = """
+from ranksort.recipes import Recipe
+from ranksort.recipes.coco import ranksort_atss_lite0_small
+
+
+def small() -> Recipe:
+    recipe = ranksort_atss_lite0_small()
+    recipe.model.backbone, recipe.model.pretrained_backbone = "resnet18", False
+    recipe.model.channels, recipe.model.head_convs, recipe.model.min_size = 64, 1, 96
+    recipe.training.batch_size, recipe.training.epochs, recipe.data.workers = 2, 1, 0
+    return recipe
+"""
 TORCHRUN = "TORCHELASTIC_RUN_ID=x LOCAL_RANK=0 "
 
 
@@ -102,3 +117,39 @@ def test_torchrun_with_more_processes_than_devices(tiny_data: Path, tmp_path: Pa
     assert done.returncode
     assert "ranksort: torchrun started 2 processes" in done.stderr
     assert not (tmp_path / "ranksort_atss_lite0_small").exists()
+
+
+@pytest.mark.slow
+def test_all_launchers_give_the_same_run(tiny_data: Path, tmp_path: Path) -> None:
+    """Two processes of Lightning, of torchrun and of SLURM, which is there by its variables only: the weights are equal bit for bit."""
+    (tmp_path / "my_recipes.py").write_text(RECIPE)
+    (tmp_path / "main.py").write_text("from ranksort.cli import main\n\nmain()\n")
+    python, script = sys.executable, str(tmp_path / "main.py")
+    train = ["train", f"{tmp_path}/my_recipes.py:small", "--data.root", str(tiny_data), "--training.devices", "2"]
+    slurm = {
+        "SLURM_NTASKS": "2",
+        "SLURM_NTASKS_PER_NODE": "2",
+        "SLURM_NNODES": "1",
+        "SLURM_NODEID": "0",
+        "SLURM_JOB_ID": "7",
+    }
+    slurm |= {"SLURM_JOB_NAME": "train", "SLURM_NODELIST": "localhost", "MASTER_ADDR": "127.0.0.1"}
+    ways: dict[str, list[tuple[list[str], dict[str, str]]]] = {
+        "devices": [([python, script], {})],
+        "torchrun": [([python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script], {})],
+        "slurm": [([python, script], slurm | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank}) for rank in "01"],
+    }
+    weights, numbers = {}, {}
+    for way, started in ways.items():
+        runs = [
+            subprocess.Popen([*command, *train, "--training.output", str(tmp_path / way)], env=os.environ | variables)
+            for command, variables in started
+        ]
+        assert [run.wait(timeout=300) for run in runs] == [0] * len(runs)
+        (file,) = (tmp_path / way).glob("small/*/checkpoints/last.ckpt")
+        weights[way] = torch.load(file, weights_only=True)["state_dict"]
+        (report,) = (tmp_path / way).glob("small/*/report/report.json")
+        numbers[way] = json.loads(report.read_text())["summary"]
+    for way in ("torchrun", "slurm"):
+        assert numbers[way] == numbers["devices"]
+        assert all(torch.equal(tensor, weights["devices"][name]) for name, tensor in weights[way].items())

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,6 +17,8 @@ from PIL import Image
 from ranksort import cli
 from ranksort.checkpoints import save_model
 from ranksort.data.coco_columns import Category
+from ranksort.evaluation.calibration import Calibrator, Curve
+from ranksort.evaluation.calibration_file import save_calibrator
 from ranksort.json_list import JsonList
 from ranksort.models import ATSS
 from ranksort.recipes import create_model, get_recipe
@@ -175,6 +178,17 @@ def test_names_which_the_console_cannot_show(model: Path, tmp_path: Path, encodi
     assert detected(tmp_path / "ö") == ["犬.png"]
 
 
+def test_tiles_are_for_any_number_of_pixels(
+    model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(arguments(model, images / "0.png", out=tmp_path / "whole"))
+    assert "--tile` reads images of any size" in capsys.readouterr().err
+    cli.main([*arguments(model, images / "0.png", out=tmp_path / "tiles"), "--tile", "32"])
+    assert detected(tmp_path / "tiles") == ["0.png"]
+
+
 def test_earlier_results_are_not_mixed_with_new_ones(
     model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -186,6 +200,32 @@ def test_earlier_results_are_not_mixed_with_new_ones(
         cli.main(arguments(model, images / "0.png", out=images))
     assert "holds the results of an earlier prediction: name another folder by --out" in capsys.readouterr().err
     assert {file: file.read_bytes() for file in images.iterdir()} == before
+
+
+def test_scores_are_calibrated_where_that_can_be_done(
+    model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    curve = Curve(np.array([0.0, 1.0]), np.array([0.0, 0.5]))
+    categories = [Category(1, "Bär"), Category(2, "犬")]
+    file = tmp_path / "c.json"
+    save_calibrator(Calibrator("iou", "linear", categories, np.array([30, 0]), [curve, None], curve), file)
+    raw, calibrated, refused = (tmp_path / name for name in ("raw", "calibrated", "refused"))
+    cli.main(arguments(model, images, out=raw))
+    cli.main([*arguments(model, images, out=calibrated), "--scores", "calibrated", "--calibration", str(file)])
+    assert f"scores are the expected IoU, by {file} (1 of 2 classes" in capsys.readouterr().out
+    before, after = (json.loads((out / "results_bbox.json").read_text()) for out in (raw, calibrated))
+    assert [{**row, "score": row["score"] / 2, "calibrated": "iou"} for row in before] == after
+    for options, message in (
+        (["--scores", "calibrated"], f"{model} has no calibration, and there is no"),
+        (["--scores", "precision", "--calibration", str(file)], "gives the expected IoU, not the probability"),
+        (["--calibration", str(file)], "add --scores calibrated or --scores precision"),
+        (["--score-threshold", "recall:.9"], "which such a score threshold needs: write it by `ranksort test"),
+        (["--score-threshold", "high"], 'must be a number within 0..1, "lrp", "precision:P" or "recall:R"'),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["predict", str(model), str(images), "--out", str(refused), *options])
+        assert message in capsys.readouterr().err
+    assert not refused.exists()
 
 
 def test_images_that_the_annotations_do_not_have_are_passed_over(

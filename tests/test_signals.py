@@ -1,10 +1,13 @@
 """Signals to real processes: to all of a run, its processes that load images among them, or to one of two that train."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 import torch
@@ -47,14 +50,17 @@ def small() -> Recipe:
 """
 
 
-def train(folder: Path, data: Path, *arguments: str, signals: str = "") -> "subprocess.CompletedProcess[str]":
+def train(
+    folder: Path, data: Path, *arguments: str, signals: str = "", stdout: int = PIPE, stderr: int = PIPE
+) -> "subprocess.CompletedProcess[str]":
     (folder / "my_recipes.py").write_text(RECIPE)
     (folder / "main.py").write_text("from ranksort.cli import main\n\nmain()\n")
     options = ["--data.root", str(data), "--training.output", f"{folder}/runs", *arguments]
     return subprocess.run(
         [sys.executable, f"{folder}/main.py", "train", f"{folder}/my_recipes.py:small", *options],
         env=os.environ | {"SIGNALS": signals, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
+        stdout=stdout,
+        stderr=stderr,
         text=True,
         timeout=120,
         start_new_session=True,
@@ -97,6 +103,29 @@ def test_sigterm_while_workers_are_forked(tiny_data: Path, tmp_path: Path, monke
 def test_sigterm_to_one_of_two_processes(tiny_data: Path, tmp_path: Path) -> None:
     """Both stop after the same batch."""
     assert_stopped(train(tmp_path, tiny_data, "--training.devices", "2", signals="1:SIGTERM:1"), tmp_path, 1)
+
+
+def test_a_process_that_dies_ends_the_other(tiny_data: Path, tmp_path: Path) -> None:
+    """With a sentence of what happened, whoever notices first."""
+    run = train(tmp_path, tiny_data, "--training.devices", "2", signals="2:SIGKILL:1")
+    assert run.returncode == 2, run.stderr
+    assert run.stderr.count("ranksort: another process of this run") == 1
+    assert "Traceback" not in run.stderr
+
+
+def test_a_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
+    """As the processes of a run do whose first one is killed while they wait for it."""
+    script = "import sys, time\nfrom ranksort.engine import peers\npeers._SECONDS = 0.1\npeers.end_with_others()\n"
+    child = f"{script}print('waiting', flush=True)\ntime.sleep(60)"
+    parent = f"{script}import os, subprocess\nsubprocess.Popen([sys.executable, '-c', {child!r}], env=os.environ | {{'LOCAL_RANK': '1'}})"
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{parent}\ntime.sleep(60)"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waiting\n"
+    process.kill()
+    _, said = process.communicate(timeout=30)  # ends when the child has closed the pipes, too
+    assert "the process that started this one has ended" in said
 
 
 def test_signals_which_torchrun_passes_on_are_not_second_ones(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +201,7 @@ def test_sigusr1_before_there_is_anything_to_save_does_no_harm(
 ) -> None:
     from ranksort.data import check
 
-    monkeypatch.setattr(check, "darkness", lambda image: os.kill(os.getpid(), signal.SIGUSR1))
+    monkeypatch.setattr(check, "darkness", lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
     cli.main(["check-data", f"{tiny_data}/images", f"{tiny_data}/annotations/instances_val.json"])
     assert "usable for" in capsys.readouterr().out
 
@@ -185,4 +214,25 @@ def test_closed_pipe() -> None:
     assert process.stderr is not None
     process.stdout.close()
     assert process.stderr.read() == b""
-    assert process.wait(30) == 141
+    assert process.wait(30) == 0
+
+
+def test_a_run_goes_on_without_a_reader(tiny_data: Path, tmp_path: Path) -> None:
+    """As `ranksort train ... 2>&1 | head -1` does, with a worker; SIGTERM still stops it with all that it has learnt."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    stopped = train(tmp_path, tiny_data, signals="4:SIGTERM:0", stdout=writing, stderr=writing)
+    os.close(writing)
+    assert stopped.returncode == 143
+    assert last(tmp_path)["global_step"] == 4
+
+
+def test_an_error_with_workers_does_not_hang(tiny_data: Path, tmp_path: Path) -> None:
+    """A validation image that cannot be read: the loader is left open, and its worker deaf to SIGTERM."""
+    data = shutil.copytree(tiny_data, tmp_path / "data", copy_function=shutil.copy)
+    content = json.loads((data / "annotations" / "instances_val.json").read_bytes())
+    (data / "images" / content["images"][0]["file_name"]).write_bytes(b"no image")
+    run = train(tmp_path, data)
+    assert run.returncode == 2
+    assert run.stderr.count("cannot be read") == 1
+    assert "Traceback" not in run.stderr

@@ -14,9 +14,8 @@ from ranksort.data.layouts import find_split
 from ranksort.data.segmentations import decode_mask
 from ranksort.evaluation import evaluate_detections
 from ranksort.evaluation.evaluator import Evaluator
-from ranksort.evaluation.inputs import Detections, read_detections, read_ground_truth
 from ranksort.evaluation.results import encode_masks
-from ranksort.visualize import draw_detections, worst_and_best_images
+from ranksort.visualize import draw_detections, report_pictures, worst_and_best_images
 
 BOXES = np.array([[10, 30, 40, 60], [50, 30, 80, 60]], np.float32)
 LABELS, SCORES = np.array([0, 1]), np.array([0.9, 0.1])
@@ -41,10 +40,6 @@ def test_nothing_to_draw() -> None:
     assert torch.equal(draw_detections(image, BOXES[:0], LABELS[:0], SCORES[:0], []), image)
 
 
-def _columns(ground_truth: dict[str, Any], results: list[dict[str, Any]], iou_type: str) -> Detections:
-    return read_detections(results, read_ground_truth(ground_truth, iou_type, "coco"), iou_type)
-
-
 def test_detections_of_equal_scores_are_told_apart(tiny_data: Path) -> None:
     """One lies on a crowd region, where it does not count; the other is wrong and is shown."""
     file = tiny_data / "annotations" / "instances_val.json"
@@ -55,9 +50,7 @@ def test_detections_of_equal_scores_are_told_apart(tiny_data: Path) -> None:
     where = {key: first[key] for key in ("image_id", "category_id")}
     results = [{**where, "bbox": box, "score": 0.5} for box in (crowd["bbox"], [70, 70, 9, 9], first["bbox"])]
     dataset = CocoDataset(tiny_data / "images", file, training=False)
-    shown = worst_and_best_images(
-        dataset, _columns(ground_truth, results, "bbox"), evaluate_detections(ground_truth, results), 4
-    )
+    shown = worst_and_best_images(dataset, evaluate_detections(ground_truth, results), 4)
     detections = [d[:5] for image in shown for d in image["detections"]]
     assert detections == [[70, 70, 9, 9, False], [*first["bbox"], True]]
 
@@ -84,21 +77,46 @@ def test_the_worst_and_the_best_images(tiny_data: Path, iou_type: str) -> None:
             disturbance = {**result, **wrong}
     results.append(disturbance)
     report = evaluate_detections(ground_truth, results, iou_type)
-    worst, second, best = worst_and_best_images(dataset, _columns(ground_truth, results, iou_type), report, 3)
+    worst, second, best = worst_and_best_images(dataset, report, 3)
     assert [image["is_worst"] for image in (worst, second, best)] == [True, True, False]
     names = {image["id"]: image["file_name"] for image in ground_truth["images"]}
     assert (worst["name"], worst["error"], worst["detections"]) == (names[missed], 1, [])
     assert worst["missed"] == len(worst["objects"])
-    assert not any(right for *_, right, _ in worst["objects"])
+    assert not any(right for _, _, _, _, right, *_ in worst["objects"])
     assert (second["name"], second["missed"], second["false"]) == (names[disturbed], 1, 1)
     assert len(of_disturbed) > 1
-    assert [right for *_, right, _ in second["objects"]] == [False, *[True] * (len(of_disturbed) - 1)]
-    assert sum(not right for *_, right, _ in second["detections"]) == 1
+    assert [right for _, _, _, _, right, *_ in second["objects"]] == [False, *[True] * (len(of_disturbed) - 1)]
+    assert sum(not right for _, _, _, _, right, *_ in second["detections"]) == 1
     assert best["error"] == pytest.approx(0)
     assert sorted(d[:4] for d in best["detections"]) == [pytest.approx(o[:4]) for o in sorted(best["objects"])]
     assert len(best["pictures"]) == (2 if iou_type == "segm" else 1)
     picture = Image.open(io.BytesIO(base64.b64decode(best["pictures"][0].removeprefix("data:image/jpeg;base64,"))))
     assert picture.size == (best["width"], best["height"])
+
+
+def test_pictures_of_what_is_confused(tiny_data: Path) -> None:
+    """All objects are found, and one in each image is once more, as another class: what is worst is shown of each class and pair."""
+    file = tiny_data / "annotations" / "instances_val.json"
+    ground_truth = json.loads(file.read_text())
+    ids = [category["id"] for category in ground_truth["categories"]]
+    results, seen = [], set()
+    for a in ground_truth["annotations"]:
+        if not a["iscrowd"]:
+            row = {key: a[key] for key in ("image_id", "category_id", "bbox")}
+            results.append({**row, "score": 0.9})
+            if a["image_id"] not in seen:
+                results.append({**row, "category_id": ids[ids.index(a["category_id"]) - 1], "score": 0.95})
+            seen.add(a["image_id"])
+    report = evaluate_detections(ground_truth, results)
+    dataset = CocoDataset(tiny_data / "images", file, training=False)
+    shown = report_pictures(dataset, report, 1)
+    assert [picture["is_worst"] for picture in shown] == [True, *[None] * (len(seen) - 1)]
+    assert {picture["id"] for picture in shown} == seen
+    for picture in shown:
+        wrong = [row for row in picture["detections"] if not row[4]]
+        assert [row[7].partition(": ")[0] for row in wrong] == ["another class"]
+        assert [report.per_class[row[6]]["class"] for row in wrong] == [row[5].rpartition(" ")[0] for row in wrong]
+    assert report_pictures(dataset, report, 0) == []
 
 
 @pytest.mark.parametrize("box", [[30, 30, -5, 5], [30, 30, 500_000, 500_000]])
@@ -115,5 +133,5 @@ def test_objects_of_senseless_boxes_are_drawn(tiny_data: Path, tmp_path: Path, b
     evaluator = Evaluator(dataset.file, dataset.categories)
     report = evaluator.compute()["bbox"]
     assert len(report.matches.object_score) == len(content["annotations"])
-    shown = worst_and_best_images(dataset, evaluator.detections("bbox"), report, len(dataset))
+    shown = worst_and_best_images(dataset, report, len(dataset))
     assert [30, 30, *box[2:]] in [entry[:4] for picture in shown for entry in picture["objects"]]

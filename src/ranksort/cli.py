@@ -1,24 +1,13 @@
 """The command line: which commands there are, and how they end. Each is a function in `commands/`."""
 
+import contextlib
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-try:
-    import tyro
-except ModuleNotFoundError:
-    sys.exit('ranksort: the command line belongs to the toolbox: pip install "ranksort[detection]"')
 from . import __version__
-from .commands.calibrate import apply_calibration, calibrate, merge
-from .commands.data import check_data, import_data
-from .commands.defaults import default_recipe
-from .commands.demo import demo
-from .commands.evaluate import evaluate, report, test_command
-from .commands.predict import predict
-from .commands.train import quickstart, train_command
-from .commands.weights import convert
 from .interrupt import SAVE, exit_code, handled, ignore, sentence, stop_at_once
 from .recipes.find import recipe_functions
 
@@ -27,40 +16,60 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line.
 
     What a user can fix is said in one sentence, with exit code 2; RANKSORT_TRACEBACK=1 shows where it arose. Ctrl-C ends it with exit
-    code 130, SIGTERM with 143, and a closed pipe with 141, as shells report them.
+    code 130 and SIGTERM with 143, as shells report them. It goes on where nobody reads what it prints any longer.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # No name of a class or a file may end a run where the console cannot show it; and what is said in hours of work is to be
-            # seen at once, in a file as well.
-            stream.reconfigure(errors="replace", line_buffering=True)
-    try:
-        with handled(stop_at_once), handled(ignore, SAVE):
-            _run_command(list(sys.argv[1:] if arguments is None else arguments))
-    except KeyboardInterrupt as error:
-        print(sentence(error), file=sys.stderr)
-        sys.exit(exit_code(error))
-    except BrokenPipeError:
-        _leave_closed_pipe()
-    except (ValueError, OSError) as error:
-        if os.environ.get("RANKSORT_TRACEBACK"):
-            raise
-        print(f"ranksort: {_sentence(error)}", file=sys.stderr)
-        sys.exit(2)
-    finally:
+    with _robust("stdout"), _robust("stderr"):
         try:
-            sys.stdout.flush()
-        except BrokenPipeError:
-            _leave_closed_pipe()
+            with handled(stop_at_once), handled(ignore, SAVE):
+                _run_command(list(sys.argv[1:] if arguments is None else arguments))
+        except KeyboardInterrupt as error:
+            print(sentence(error), file=sys.stderr)
+            sys.exit(exit_code(error))
+        except (ValueError, OSError) as error:
+            if os.environ.get("RANKSORT_TRACEBACK"):
+                raise
+            print(f"ranksort: {_sentence(error)}", file=sys.stderr)
+            sys.exit(2)
 
 
 def _run_command(arguments: list[str]) -> None:
     if arguments == ["--version"]:
         print(f"ranksort {__version__}")
         return
+    if arguments[:1] == ["predict"] and any(argument.endswith(".onnx") for argument in arguments):
+        from .exported.command import predict_exported
+
+        predict_exported(arguments[1:])  # with onnxruntime, numpy and Pillow alone
+        return
+    try:
+        import tyro
+    except ModuleNotFoundError:
+        sys.exit('ranksort: the command line belongs to the toolbox: pip install "ranksort[detection]"')
+    from .commands.calibrate import apply_calibration, calibrate, merge
+    from .commands.data import check_data, import_data
+    from .commands.defaults import default_recipe
+    from .commands.demo import demo
+    from .commands.evaluate import evaluate, report, test_command
+    from .commands.export import export
+    from .commands.predict import predict
+    from .commands.train import quickstart, train_command
+    from .commands.weights import convert
+
     defaults = default_recipe(arguments)
     trained, tested = train_command(defaults), test_command(defaults)
-    functions = (quickstart, recipes, trained, tested, predict, evaluate, report, check_data, import_data, convert)
+    functions = (
+        quickstart,
+        recipes,
+        trained,
+        tested,
+        predict,
+        evaluate,
+        report,
+        check_data,
+        import_data,
+        convert,
+        export,
+    )
     of_results = (calibrate, apply_calibration, merge)
     commands: dict[str, Callable[..., Any]] = {f.__name__.replace("_", "-"): f for f in (*functions, *of_results, demo)}
     about = "Detectors trained by Rank & Sort Loss. `ranksort --version` prints the version."
@@ -78,10 +87,40 @@ def _sentence(error: ValueError | OSError) -> str:
     return " ".join(message.split("\n"))  # names of files and classes may have line breaks
 
 
-def _leave_closed_pipe() -> NoReturn:
-    """End where nobody reads what is printed any longer, as after `ranksort recipes | head -1`."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes at its end
-    sys.exit(141)
+class _Pipe(io.FileIO):
+    """A stream that drops what is written when its reader has gone, as `head` does in `ranksort train ... | head`."""
+
+    def write(self, content: Any) -> int:
+        try:
+            return super().write(content)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            return memoryview(content).nbytes
+
+
+@contextlib.contextmanager
+def _robust(name: str) -> Iterator[None]:
+    """Let neither a name of a class or a file that a console cannot show, nor a reader that goes away, end a run.
+
+    What is said in hours of work is to be seen at once, in a file as well. `name` is that of a stream in `sys`.
+    """
+    stream = getattr(sys, name)
+    if not isinstance(stream, io.TextIOWrapper):
+        yield
+    elif stream.isatty() or stream is not getattr(sys, f"__{name}__"):
+        stream.reconfigure(errors="replace", line_buffering=True)
+        yield
+    else:
+        stream.flush()
+        pipe = io.BufferedWriter(_Pipe(stream.fileno(), "w", closefd=False))
+        setattr(sys, name, io.TextIOWrapper(pipe, stream.encoding, "replace", line_buffering=True))
+        try:
+            yield
+        finally:
+            getattr(sys, name).flush()
+            setattr(sys, name, stream)
 
 
 def recipes() -> None:

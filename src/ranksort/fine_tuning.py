@@ -22,6 +22,7 @@ from .models import Detector
 from .models.backbones import build_backbone
 from .recipes.detectors import as_named, get_detector
 from .recipes.recipe import ModelSettings, Recipe
+from .whole_file import replace_file
 
 _LEAST = (
     0.1  # share of the weights of all but the backbone; with fewer of them, and another backbone, nothing is gained
@@ -88,7 +89,8 @@ class Taken:
 
     def save(self, path: Path) -> None:
         """Writes all of it as JSON."""
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+        replace_file(path, text.encode("utf-8"))
 
 
 def read_weights(path: str | Path, recipe: Recipe) -> Weights:
@@ -104,6 +106,8 @@ def read_weights(path: str | Path, recipe: Recipe) -> Weights:
     path = Path(path)
     ours = path.is_dir() or path.suffix in (".ckpt", ".safetensors")
     checkpoint = read_checkpoint(path) if ours else read_published(path, recipe)
+    if checkpoint.note:
+        print(f"warning: {checkpoint.note}: taking the weights of {checkpoint.path}")
     settings = recipe.model
     with torch.device("meta"):  # names and shapes without weights; what makes convolutions deformable may start new
         backbone = build_backbone(

@@ -1,6 +1,9 @@
 """Signals that ask a run to stop or to save, obeyed at a moment at which nothing is lost."""
 
+import atexit
 import contextlib
+import functools
+import multiprocessing
 import os
 import signal
 import sys
@@ -81,6 +84,23 @@ def ignore_in_worker(_: int = 0) -> None:
     """Let a process that loads images live until its loader ends it: schedulers and terminals signal it as well."""
     for number in (*_STOP, *SAVE):
         signal.signal(number, signal.SIG_IGN)
+
+
+@functools.cache
+def end_workers_at_exit() -> None:
+    """Have the processes that `ignore_in_worker` made deaf ended with this one.
+
+    Python asks them by SIGTERM and then waits for them, for ever where an error left their loader open.
+    """
+    atexit.register(_kill_workers)
+
+
+def _kill_workers() -> None:
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises where a worker is killed
+    for process in multiprocessing.active_children():
+        if process.daemon:  # which are not to outlive this process
+            process.kill()
 
 
 @contextlib.contextmanager

@@ -10,16 +10,19 @@ import matplotlib
 import numpy as np
 import torch
 from PIL import Image
+from pycocotools import mask as mask_utils
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from .data.coco import CocoDataset
 from .data.ids import sort_key
 from .evaluation import Report
-from .evaluation.inputs import Detections
+from .evaluation.analysis import IMAGES
+from .evaluation.confusion import BOTH, CLASS, NAMES
 from .evaluation.results import decode_masks
 
 _FONT = str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf")
+CLASS_PICTURES = 5
 _PAGE_SIDE = 560  # pixels, of the pictures in a report's page
 RIGHT, MISSED, FALSE = (68, 136, 220), (220, 50, 90), (240, 170, 30)
 
@@ -74,20 +77,42 @@ def _paint(image: Tensor, mask: Tensor, color: tuple[int, int, int]) -> None:
     image[:, y, x] = ((image[:, y, x].float() + torch.tensor(color)[:, None]) / 2).to(torch.uint8)
 
 
-def worst_and_best_images(dataset: CocoDataset, found: Detections, report: Report, limit: int) -> list[dict[str, Any]]:
+def report_pictures(dataset: CocoDataset, report: Report, limit: int) -> list[dict[str, Any]]:
+    """`worst_and_best_images`, and those that a report's page shows for a class or a pair of confused classes, where `is_worst` is None.
+
+    Of these there are at most `CLASS_PICTURES` times `limit`: first the worst of each pair and class, then the second ones, and so on.
+    """
+    shown = worst_and_best_images(dataset, report, limit)
+    known = {picture["id"] for picture in shown}
+    errors = report.analysis.errors_as_dict(report)
+    by_error = sorted(range(len(report.per_class)), key=lambda n: -report.per_class[n]["oLRP"])
+    wanted = [pair["images"] for pair in errors["pairs"]]
+    wanted += [[id for id, *_ in errors["worst_images"][n]] for n in by_error]
+    ids = [images[n] for n in range(IMAGES) for images in wanted if n < len(images)]
+    others = [id for id in dict.fromkeys(ids) if id not in known][: CLASS_PICTURES * limit]
+    position = {image.id: n for n, image in enumerate(report.matched.ground_truth.images)}
+    error, false, missed = report.image_errors().T
+    return shown + [
+        {"is_worst": None, "error": error[i], "false": int(false[i]), "missed": int(missed[i])}
+        | _compare(dataset, report, i)
+        for i in (position[id] for id in others)
+    ]
+
+
+def worst_and_best_images(dataset: CocoDataset, report: Report, limit: int) -> list[dict[str, Any]]:
     """The images with the largest and the smallest LRP error: their objects and what was detected, for the report's page.
 
     Detections count from the score on at which their class reaches its oLRP. Masks are drawn where the report is of masks.
 
     Args:
         dataset: images and objects.
-        found: what was detected, with boxes, and with masks where the report is of masks.
-        report: of these detections.
+        report: of detections of these objects.
         limit: how many images; half of them are the worst, which come first.
 
     Returns:
-        For each image whether it `is_worst`, its `error`, numbers of `false` positives and `missed` objects; `name`, `width` and `height`;
-        `objects` and `detections` as [x, y, width, height, is_right, text]; `pictures` of the two (one if they are the same), as data URIs.
+        For each image whether it `is_worst`, its `error`, numbers of `false` positives and `missed` objects; `id`, `name`, `width` and
+        `height`; `objects` and `detections` as [x, y, width, height, is_right, text, class, what is wrong], the class as a position in
+        `per_class`; `pictures` of the two (one if they are the same), as data URIs.
     """
     error, false, missed = report.image_errors().T
     order = np.lexsort((-false - missed, -error))[: np.count_nonzero(~np.isnan(error))].tolist()
@@ -95,17 +120,19 @@ def worst_and_best_images(dataset: CocoDataset, found: Detections, report: Repor
     best = others[::-1][: limit // 2]
     return [
         {"is_worst": is_worst, "error": error[i], "false": int(false[i]), "missed": int(missed[i])}
-        | _compare(dataset, found, report, i)
+        | _compare(dataset, report, i)
         for is_worst, chosen in ((True, worst), (False, best))
         for i in chosen
     ]
 
 
-def _compare(dataset: CocoDataset, found: Detections, report: Report, position: int) -> dict[str, Any]:
+def _compare(dataset: CocoDataset, report: Report, position: int) -> dict[str, Any]:
     """The objects and the detections of the image at that position among the sorted ids."""
     matches, thresholds = report.matches, report.thresholds()
     class_names = [row["class"] for row in report.per_class]
-    names = dict(zip(np.unique(matches.object_category).tolist(), class_names, strict=True))
+    shown = np.unique(matches.object_category).tolist()
+    names = dict(zip(shown, class_names, strict=True))
+    rows = {category: n for n, category in enumerate(shown)}
     index = sorted(range(len(dataset)), key=lambda n: sort_key(dataset.image_ids[n]))[position]
     image, target = dataset[index]
 
@@ -113,29 +140,40 @@ def _compare(dataset: CocoDataset, found: Detections, report: Report, position: 
     categories = matches.object_category[of_image]
     is_found = (matches.object_score[of_image] >= thresholds[categories]).tolist()
     objects = [
-        [x, y, x2 - x, y2 - y, right, names[category]]
+        [x, y, x2 - x, y2 - y, right, names[category], rows[category], "" if right else "missed"]
         for (x, y, x2, y2), right, category in zip(target["boxes"].tolist(), is_found, categories.tolist(), strict=True)
     ]
 
     counted = (matches.image == position) & (matches.outcome >= 0) & (matches.score >= thresholds[matches.category])
     places = matches.place[counted]
-    assert found.boxes is not None
+    found, size = report.matched.candidates.detections, list(image.shape[-2:])
+    rles: list[Any] = []
+    if report.iou_type == "segm":
+        assert found.masks is not None
+        rles = [{"size": size, "counts": found.masks[place]} for place in places.tolist()]
     columns = (
-        found.boxes[places],
+        mask_utils.toBbox(rles).reshape(-1, 4) if found.boxes is None else found.boxes[places],
         *(c[counted] for c in (matches.score, matches.category, matches.outcome, matches.iou)),
+        *(c[counted] for c in (report.analysis.errors.kind, report.analysis.errors.object)),
     )
+    category_of = report.matched.ground_truth.category
     detections = [
-        [*box, outcome == 1, f"{names[category]} {score:.2f}" + (f", IoU {iou:.2f}" if outcome else "")]
-        for box, score, category, outcome, iou in zip(*(column.tolist() for column in columns), strict=True)
+        [
+            *box,
+            outcome == 1,
+            f"{names[category]} {score:.2f}" + (f", IoU {iou:.2f}" if outcome else ""),
+            rows[category],
+            "" if outcome else _what(kind, names.get(int(category_of[about]), "")),
+        ]
+        for box, score, category, outcome, iou, kind, about in zip(*(c.tolist() for c in columns), strict=True)
     ]
 
     pictures = [image]
     if report.iou_type == "segm":
-        assert found.masks is not None
-        size = list(image.shape[-2:])
-        masks = decode_masks([{"size": size, "counts": found.masks[place]} for place in places.tolist()], *size)
+        masks = decode_masks(rles, *size)
         pictures = [_draw_masks(image, target["masks"], objects, MISSED), _draw_masks(image, masks, detections, FALSE)]
     return {
+        "id": dataset.image_ids[index],
         "name": dataset.file_name(index),
         "width": image.shape[2],
         "height": image.shape[1],
@@ -145,8 +183,13 @@ def _compare(dataset: CocoDataset, found: Detections, report: Report, position: 
     }
 
 
+def _what(kind: int, name: str) -> str:
+    """What a false positive is: its kind, and the class of the object which it is about, if it is another one."""
+    return f"{NAMES[kind]}: {name}" if kind in (CLASS, BOTH) else NAMES[kind]
+
+
 def _draw_masks(image: Tensor, masks: Tensor, shapes: list[list[Any]], wrong: tuple[int, int, int]) -> Tensor:
-    colors = [RIGHT if is_right else wrong for *_, is_right, _ in shapes]
+    colors = [RIGHT if is_right else wrong for _, _, _, _, is_right, *_ in shapes]
     if not colors:
         return image
     return draw_segmentation_masks(image.as_subclass(Tensor), masks.as_subclass(Tensor).bool(), 0.5, colors)

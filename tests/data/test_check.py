@@ -1,6 +1,8 @@
 import contextlib
 import copy
 import json
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from ranksort.data.faults import CONSEQUENCES
 from ranksort.data.layouts import find_split
 from ranksort.data.segmentations import decode_mask
 from ranksort.evaluation.inputs import read_ground_truth
+from ranksort.prediction.images import load_image
 
 Write = Callable[[Any], tuple[Path, Path]]
 
@@ -310,9 +313,9 @@ def test_dark_images_and_turned_ones_are_said(content: dict[str, Any], write: Wr
     content["images"][0]["file_name"] = "wide.tif"
     ramp = np.tile(np.linspace(0, 1, 64), (48, 1))
     for pixels, expected in (
-        ((ramp * 4095).astype(np.uint16), "brightest value is 4095"),
-        (ramp.astype(np.float32), "brightest value is 1,"),
-        ((ramp * 1000).astype(np.float32), "values up to 1000"),
+        ((ramp * 4095).astype(np.uint16), None),  # of which 4095 is white
+        (ramp.astype(np.float32), None),
+        ((ramp * 1e5).astype(np.float32), "values up to 100000"),
         ((ramp * 200 - 100).astype(np.float32), "values down to -100"),
         ((ramp * 65535).astype(np.uint16), None),
         ((ramp * 255).astype(np.float32), None),
@@ -472,3 +475,61 @@ def test_file_names_that_are_no_unicode(content: dict[str, Any], write: Write) -
     check = check_data(*write_again(content, images))
     assert [fault.kind for fault in check.faults] == ["same file in two images"]
     assert name in str(check)
+
+
+def test_one_value_is_white_in_all_images(content: dict[str, Any], write: Write) -> None:
+    """The network sees an image of 12 bits, or of floats, as bright as one of 8 bits; a dark one of the same data set stays dark."""
+    images, annotations = write(content)
+    content["images"][0]["file_name"], content["images"][1]["file_name"] = "wide.tif", "high.tif"
+    write_again(content, images)
+    ramp = np.tile(np.linspace(0, 1, 64), (48, 1))
+    for kind, white in ((np.uint16, 4095), (np.uint16, 65535), (np.uint16, 1023), (np.float32, 1), (np.float32, 255)):
+        Image.fromarray((ramp * white).astype(kind)).save(images / "wide.tif")
+        Image.fromarray((ramp.T * white / 9).astype(kind)).save(images / "high.tif")
+        dataset = CocoDataset(images, annotations, training=False)
+        assert dataset.white == white
+        assert (int(dataset[0][0].max()), int(dataset[1][0].max())) == (255, 28)
+        given = CocoDataset(images, annotations, training=False, white=2 * white)
+        assert int(given[0][0].max()) == 127
+        assert int(load_image(images / "high.tif", white=white).max()) == 28
+    Image.fromarray((ramp * 4095).astype(np.uint16)).save(images / "wide.tif")
+    with pytest.raises(
+        ValueError, match=r"The image .*wide\.tif is 16 bit .* brightest value is 4095, .* multiply its values by 16"
+    ):
+        load_image(images / "wide.tif")
+    Image.fromarray((ramp * 200 - 100).astype(np.float32)).save(images / "wide.tif")
+    with pytest.raises(ValueError, match=r"wide\.tif has values from -100 to 100: .* --data\.white"):
+        CocoDataset(images, annotations, training=False)
+
+
+def test_colours_of_16_bits_that_use_12(content: dict[str, Any], write: Write) -> None:
+    """Pillow reads the upper 8 bits of such PNG files."""
+    images, annotations = write(content)
+    for name, (width, height) in {"wide.png": (64, 48), "high.png": (48, 64)}.items():
+        for greatest in (65535, 4095):
+            ramp = np.tile(np.linspace(0, greatest, width).astype(">u2")[None, :, None], (height, 1, 3))
+            (images / f"{greatest}_{name}").write_bytes(png_of_16_bits(ramp))
+    for greatest in (65535, 4095):
+        for image, name in zip(content["images"], ("wide.png", "high.png"), strict=False):
+            image["file_name"] = f"{greatest}_{name}"
+        write_again(content, images)
+        if greatest == 65535:
+            assert int(CocoDataset(images, annotations, training=False)[0][0].max()) == 255
+        else:
+            with pytest.raises(ValueError, match=r"16 bits for each colour, .* Multiply their values by 16"):
+                CocoDataset(images, annotations, training=False)
+
+
+def png_of_16_bits(pixels: np.ndarray) -> bytes:
+    """A PNG file of RGB, big-endian uint16 [H, W, 3]."""
+    height, width, _ = pixels.shape
+    lines = b"".join(b"\0" + row.tobytes() for row in pixels)
+    parts = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(lines)),
+        (b"IEND", b""),
+    )
+    chunks = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)

@@ -97,7 +97,7 @@ def test_labels_follow_the_classes_of_a_trained_model(content: dict[str, Any], w
     assert [category.name for category in dataset.categories] == ["cat", "bird", "dog"]
     assert dataset[0][1]["labels"].tolist() == [0, 2]
     for unfit in ([Category(7, "cat")], [Category(7, "cat"), Category(3, "wolf")]):
-        with pytest.raises(ValueError, match="1 classes that the model does not know, such as 'dog' with id 3"):
+        with pytest.raises(ValueError, match="1 class that the model does not know, such as 'dog' with id 3"):
             CocoDataset(*files, training=False, categories=unfit)
 
 

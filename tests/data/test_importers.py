@@ -341,7 +341,7 @@ def test_nothing_to_import(yolo: Path, tmp_path: Path) -> None:
         import_data(yolo, tmp_path / "out")
     shutil.rmtree(yolo / "labels")
     with pytest.raises(
-        ValueError, match=r"None of the 3 images of .* has a label file: that of .* would be .*labels/train/a\.txt"
+        ValueError, match=r"None of 3 images of .* has a label file: that of .* would be .*labels/train/a\.txt"
     ):
         import_data(yolo, tmp_path / "out")
     with pytest.raises(FileNotFoundError, match="does not exist"):
@@ -507,4 +507,63 @@ def test_labels_beside_the_images(tmp_path: Path) -> None:
 def test_yaml_files_with_an_error_of_syntax(yolo: Path, tmp_path: Path, wrong: str) -> None:
     (yolo / "data.yaml").write_text(f"train: images/train\nval: images/val\n{wrong}\n")
     with pytest.raises(ValueError, match=r"data\.yaml, line [34]: this is no YAML"):
+        import_data(yolo, tmp_path / "out")
+
+
+def test_what_a_yolo_list_misses_is_left_out(yolo: Path, tmp_path: Path) -> None:
+    lines = ["./images/train/a.jpg", "./images/train/gone.jpg"]
+    text(yolo / "train.txt", "\n".join(lines))
+    text(yolo / "data.yaml", "train: [train.txt, images/nowhere]\nval: images/val\nnames: [cat, dog]\n")
+    dataset = import_data(yolo, tmp_path / "out")
+    assert len(dataset.splits["train"]) == 1
+    (missing,) = [cases for kind, cases in dataset.remarks.items() if kind.startswith("listed but not there")]
+    assert [line.split(",")[0] for line in missing] == ["./images/train/gone.jpg", "images/nowhere"]
+    text(yolo / "train.txt", lines[1])
+    with pytest.raises(ValueError, match=r"There is no \./images/train/gone\.jpg"):
+        import_data(yolo, tmp_path / "none")
+
+
+def test_a_stray_yaml_is_not_taken(yolo: Path, tmp_path: Path) -> None:
+    text(yolo / "args.yaml", "task: detect\nnc: 7\ndata: x.yaml\n")
+    (yolo / "data.yaml").rename(yolo / "pets.yaml")
+    assert "pets.yaml" in str(import_data(yolo, tmp_path / "out"))
+
+
+def test_equal_classes_of_yolo_are_said(yolo: Path, tmp_path: Path) -> None:
+    text(yolo / "data.yaml", "train: images/train\nval: images/val\nnames: [cat, dog, Cat]\n")
+    said = str(import_data(yolo, tmp_path / "out"))
+    assert "classes of the same name" in said
+    assert "\n  0, 2: cat" in said
+
+
+def test_a_split_without_labels_is_not_ready(yolo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of validation it is left out, so that the other file is divided; of training it is said."""
+    shutil.copytree(yolo, tmp_path / "other")
+    shutil.rmtree(yolo / "labels" / "val")
+    main(["import-data", str(yolo), "--out", str(tmp_path / "the out")])
+    said = capsys.readouterr().out
+    assert f"\n  val, 1 image such as {yolo}/images/val/a.jpg\n" in said
+    assert f"next: ranksort train RECIPE --data.root '{tmp_path}/the out'" in said
+    assert find_split(tmp_path / "the out", "val").part == "val"
+    shutil.rmtree(tmp_path / "other" / "labels" / "train")
+    main(["import-data", str(tmp_path / "other"), "--out", str(tmp_path / "b")])
+    assert "it cannot be trained on: none of 2 images for training has an object" in capsys.readouterr().out
+
+
+def test_a_list_of_classes_with_images_for_validation_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text(tmp_path / "in" / "classes.txt", "cat\ndog\n")
+    picture(tmp_path / "in/images/valid/a.jpg")
+    yolo_label(tmp_path / "in/labels/valid/a.txt", *YOLO_LINES)
+    main(["import-data", str(tmp_path / "in"), "--out", str(tmp_path / "out")])
+    assert "it cannot be trained on: no image is for training" in capsys.readouterr().out
+    assert not (tmp_path / "out/annotations/instances_train.json").exists()
+    picture(tmp_path / "in/images/b.jpg")
+    yolo_label(tmp_path / "in/labels/b.txt", *YOLO_LINES)
+    dataset = import_data(tmp_path / "in", tmp_path / "both")
+    assert {split: len(images) for split, images in dataset.splits.items()} == {"val": 1, "train": 1}
+
+
+def test_a_folder_in_another_case_is_named(yolo: Path, tmp_path: Path) -> None:
+    (yolo / "images" / "train").rename(yolo / "images" / "Train")
+    with pytest.raises(ValueError, match=f"There is no images/train, .*; there is {yolo}/images/Train: write it so"):
         import_data(yolo, tmp_path / "out")

@@ -10,6 +10,7 @@ from PIL import Image
 
 from ranksort import engine
 from ranksort.checkpoints import read_checkpoint
+from ranksort.cli import main
 from ranksort.data.check import check_data
 from ranksort.data.coco import CocoDataset, require_known
 from ranksort.data.coco_columns import Category
@@ -243,7 +244,7 @@ def test_placeholder_of_roboflow_is_no_class(tmp_path: Path) -> None:
         2,
     ]
     file.write_text(file.read_text().replace('"category_id": 2', '"category_id": 0'))
-    with pytest.raises(ValueError, match=r"1 classes that the model does not know, such as 'pets' with id 0"):
+    with pytest.raises(ValueError, match=r"1 class that the model does not know, such as 'pets' with id 0"):
         CocoDataset(*find_split(tmp_path, "val"), training=False, categories=train.categories)
 
 
@@ -278,3 +279,112 @@ def test_a_run_and_its_test_evaluate_the_same_images(
     write(tmp_path, "annotations.json", "images", [*names, "more.jpg"])
     engine.test(checkpoint, tmp_path / "report2")
     assert "what it was trained on may be among these" in capsys.readouterr().out
+
+
+def test_nearly_the_right_name_is_named(tmp_path: Path) -> None:
+    """Case, suffix and encoding of accents, of images and their folder: never guessed."""
+    nfc, nfd = "caf\u00e9.jpg", "cafe\u0301.jpg"
+    for n, (listed, there) in enumerate(
+        [("a.jpg", "A.JPG"), ("a.jpg", "a.png"), (nfc, nfd), ("sub/a.jpg", "Sub/a.jpg")]
+    ):
+        root = tmp_path / str(n)
+        write(root, "annotations/instances_train.json", "images", [listed])
+        (root / "images" / listed).unlink()
+        (root / "images" / there).parent.mkdir(exist_ok=True)
+        (root / "images" / there).touch()
+        if listed == "sub/a.jpg":
+            (root / "images" / "sub").rmdir()
+        with pytest.raises(
+            FileNotFoundError, match=f"in none of .*; there is {root}/images/{there}.*: rename it"
+        ) as error:
+            find_split(root, "train")
+        assert ("only looks the same" in str(error.value)) == (listed == nfc)
+        with pytest.raises(FileNotFoundError, match=f"; there is {there}"):
+            CocoDataset(root / "images", root / "annotations" / "instances_train.json", training=True)
+    (root := tmp_path / "folder").mkdir()
+    write(root, "annotations/instances_train.json", "Images", ["a.jpg"])
+    with pytest.raises(FileNotFoundError, match=f"; it is in {root}/Images: rename that folder to images; name"):
+        find_split(root, "train")
+    file = root / "annotations" / "instances_train.json"
+    with pytest.raises(FileNotFoundError, match=rf"images folder .* does not exist \(there is {root}/Images\)"):
+        CocoDataset(root / "images", file, training=True)
+    with pytest.raises(FileNotFoundError, match=rf"does not exist \(there is {file}\)"):
+        read_coco_file(file.with_suffix(".JSON"), segmentations=False)
+    with pytest.raises(FileNotFoundError, match=rf"does not exist \(there is {root}\)"):
+        find_split(tmp_path / "Folder", "train")
+
+
+def test_the_first_image_may_be_missing(tmp_path: Path) -> None:
+    file = write(tmp_path, "annotations/instances_train.json", "images", ["a.jpg", "b.jpg", "c.jpg"])
+    (tmp_path / "images" / "a.jpg").unlink()
+    split = find_split(tmp_path, "train")
+    assert split == (tmp_path / "images", file, "train")
+    with pytest.raises(FileNotFoundError, match=r"The image a\.jpg is not in .*/images\."):
+        CocoDataset(split.images, split.annotations, training=True)
+
+
+def test_a_file_without_annotations_is_said_to_have_none(tmp_path: Path) -> None:
+    write(tmp_path, "result.json", "images", ["a.jpg"], annotations=[])
+    with pytest.raises(
+        FileNotFoundError, match=r"no annotations for train in .* \(.*/result\.json has images, but no annotations\)"
+    ):
+        find_split(tmp_path, "train")
+
+
+def test_a_link_back_is_no_second_file(tmp_path: Path) -> None:
+    file = write(tmp_path, "result.json", "images", ["a.jpg"])
+    (tmp_path / "again").symlink_to(tmp_path)
+    assert find_split(tmp_path, "train").annotations == file
+
+
+def test_dev_is_for_validation_and_what_is_not_used_is_said(tmp_path: Path) -> None:
+    for name in ("train", "dev"):
+        write(tmp_path, f"annotations/instances_{name}.json", "images", ["a.jpg", "b.jpg", "c.jpg"])
+    assert find_split(tmp_path, "val").annotations.name == "instances_dev.json"
+    (tmp_path / "annotations" / "instances_dev.json").rename(tmp_path / "annotations" / "more.json")
+    recipe = Recipe()
+    recipe.data.root = str(tmp_path)
+    for split in ("train", "val"):
+        assert build_dataset(recipe, split).origin.endswith(f" (not used: {tmp_path}/annotations/more.json)")  # type: ignore[arg-type]
+
+
+def test_check_data_takes_what_train_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder alone: both splits and whether they fit together, a file that is divided, YOLO; each as `train` says it."""
+
+    def code(root: Path) -> int:
+        with pytest.raises(SystemExit) as stopped:
+            main(["check-data", str(root)])
+        return int(stopped.value.code or 0)
+
+    names = ["a.jpg", "b.jpg", "c.jpg"]
+    train = write(tmp_path / "one", "result.json", "images", names)
+    main(["check-data", str(tmp_path / "one")])
+    said = capsys.readouterr().out
+    assert said.startswith(f"{train}, images in {tmp_path}/one/images\n")
+    assert said.endswith("\n`train` divides this file by image into training and validation.\n")
+    root = tmp_path / "two"
+    for split in ("train", "valid"):
+        write(root, f"{split}/_annotations.coco.json", split, names)
+    main(["check-data", str(root)])
+    assert capsys.readouterr().out.count("usable for\n  training on boxes    yes") == 2
+    write(
+        root,
+        "valid/_annotations.coco.json",
+        "valid",
+        names,
+        categories=[{"id": 1, "name": "cat"}, {"id": 2, "name": "cow"}],
+    )
+    assert code(root) == 2
+    assert "has 1 class that the model does not know, such as 'cow'" in capsys.readouterr().err
+    (root / "train" / "a.jpg").unlink()
+    assert code(root) == 1
+    (yolo := tmp_path / "yolo").mkdir()
+    (yolo / "data.yaml").write_text("train: images\nnames: [cat]\n")
+    assert code(yolo) == 2
+    assert (
+        f"is a data set in YOLO format: write COCO's of it by `ranksort import-data {yolo} --out"
+        in capsys.readouterr().err
+    )
+    assert code(train) == 2
+    assert "result.json is a file: name the folder of its images before it" in capsys.readouterr().err
+    assert code(tmp_path / "none") == 2

@@ -10,8 +10,8 @@ from ranksort.evaluation.inputs import read_detections, read_ground_truth
 from ranksort.evaluation.matching import AREA_RANGES, match, take_part
 
 
-def data(seed, lvis=False):
-    """(ground truth, detections) in 12 images, with crowds and no two equal scores."""
+def data(seed, lvis=False, scores=None):
+    """(ground truth, detections) in 12 images, with crowds; no two scores are equal, or there are but so many."""
     ground_truth, detections = {"images": [], "annotations": []}, []
     for part in range(4):
         truth, found = random_masks(10 * seed + part)
@@ -22,7 +22,8 @@ def data(seed, lvis=False):
             ground_truth[name] += truth[name]
         detections += found
     ground_truth["categories"] = truth["categories"]
-    scores = np.random.default_rng(seed).permutation(len(detections)) / len(detections)
+    order = np.random.default_rng(seed).permutation(len(detections))
+    scores = order % scores / scores if scores else order / len(detections)
     for row, score in zip(detections, scores.tolist(), strict=True):
         row["score"] = score
     if lvis:
@@ -46,9 +47,22 @@ def drawn(ground_truth, detections, draws):
     return result, found
 
 
+def test_of_equal_scores_all_count_or_none():
+    ground_truth, detections = data(4, scores=9)
+    truth = read_ground_truth(ground_truth, "bbox", "coco")
+    candidates = take_part(truth, read_detections(detections, truth, "bbox"), federated=False, limit=100)
+    setting = next(iter(match(truth, candidates, [AREA_RANGES[""]])))
+    draws = np.stack([np.ones(12, int), *np.random.default_rng(1).multinomial(12, np.full(12, 1 / 12), 9)], axis=1)
+    _, olrp = evaluate_weighted(truth, candidates, setting, draws.astype(np.float32))
+    for number, column in zip(olrp, draws.T, strict=True):
+        report = evaluate_detections(*drawn(ground_truth, detections, column))
+        assert number == pytest.approx(report.summary["oLRP"], abs=2e-6)
+
+
 @pytest.mark.parametrize("style", ["coco", "lvis"])
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
-def test_equals_the_evaluator_on_resampled_data(iou_type, style):
+def test_equals_the_evaluator_on_resampled_data(iou_type, style, monkeypatch):
+    monkeypatch.setattr("ranksort.evaluation.bootstrap._ROWS", 3)  # so that there are several parts
     ground_truth, detections = data(2, style == "lvis")
     truth = read_ground_truth(ground_truth, iou_type, style)
     candidates = take_part(truth, read_detections(detections, truth, iou_type), federated=style == "lvis", limit=300)
@@ -77,7 +91,7 @@ def test_recalls_are_reached_as_by_the_evaluator():
     assert result.ap.values == pytest.approx(report.summary["AP"], abs=1e-6)  # there is but one image to draw
 
 
-def test_equal_seeds_draw_equal_images_and_differences_are_paired():
+def test_equal_seeds_draw_equal_images_and_differences_are_paired(monkeypatch):
     ground_truth, detections = data(3)
     truth = read_ground_truth(ground_truth, "bbox", "coco")
     worse = [{**row, "score": 1 - row["score"]} for row in detections]
@@ -88,6 +102,11 @@ def test_equal_seeds_draw_equal_images_and_differences_are_paired():
     difference = paired_difference(a, b)
     assert difference.ap.measured == b.ap.measured - a.ap.measured
     assert difference.olrp.values == pytest.approx(b.olrp.values - a.olrp.values)
+    monkeypatch.setattr(
+        "ranksort.evaluation.bootstrap._CELLS", 1
+    )  # more objects, so that fewer resamples fit into memory
+    again = bootstrap(truth, read_detections(detections, truth, "bbox"), resamples=300)
+    assert again.ap.values == pytest.approx(a.ap.values)
     other = bootstrap(truth, read_detections(detections, truth, "bbox"), resamples=300, seed=1)
     assert (other.ap.values != a.ap.values).any()
 

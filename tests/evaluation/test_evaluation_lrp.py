@@ -58,6 +58,27 @@ def test_a_true_positive_at_the_iou_threshold_is_an_optimum_although_it_improves
     assert tuple(best) == (1, 0.5, 0, 0, 0.9)
 
 
+def test_the_optimum_is_not_between_equal_scores():
+    is_tp, iou = np.array([True, True, False, False]), np.array([0.9, 0.8, 0.0, 0.0])
+    errors, best = lrp_error(np.array([0.9, 0.5, 0.5, 0.4]), is_tp, ~is_tp, iou, 4)
+    assert errors.argmin() == 2  # which has both true positives, but not the false one of the same score
+    assert (best.threshold, best.error, best.false_positive) == pytest.approx((0.5, (0.2 + 0.4 + 1 + 2) / 5, 1 / 3))
+
+
+@given(data_sets())
+@settings(max_examples=50, deadline=None)
+def test_the_reported_threshold_applied_gives_the_reported_error(data):
+    ground_truth, detections = data
+    report = evaluate_detections(ground_truth, detections)
+    thresholds = {row["category_id"]: row["oLRP_threshold"] for row in report.per_class}
+    kept = [row for row in detections if row["score"] >= thresholds.get(row["category_id"], np.inf)]
+    lrp = {
+        row["category_id"]: errors[0]
+        for row, errors in zip(report.per_class, evaluate_detections(ground_truth, kept).lrp, strict=True)
+    }
+    assert lrp == pytest.approx({row["category_id"]: row["oLRP"] for row in report.per_class})
+
+
 def assert_equals_oracle(ground_truth, detections, iou_type, **oracle_settings):
     truth = read_ground_truth(ground_truth, iou_type, "coco")
     found = read_detections(detections, truth, iou_type)

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pycocotools import mask as mask_utils
 
 from ranksort.evaluation.merging import merge_rows, soft_nms
+from ranksort.evaluation.result_rows import boxes_of_masks
 
 
 def row(box, score, image=1, category=1, **more):
@@ -131,3 +133,49 @@ def test_what_cannot_be_merged():
     with pytest.raises(ValueError, match="x, y, width and height"):
         merge_rows({"a.json": [row([0, 0, -1, 5], 0.5)], "b.json": []})
     assert merge_rows({"a.json": [], "b.json": []}) == []
+
+
+def test_masks_without_boxes_are_compared_by_the_boxes_around_them():
+    mask = np.zeros((40, 50), dtype=np.uint8, order="F")
+    mask[10:30, 5:25] = 1
+    rle = mask_utils.encode(mask)
+    forms = [
+        {"size": [40, 50], "counts": rle["counts"].decode()},
+        {"size": [40, 50], "counts": uncompressed(mask)},
+        [[5, 10, 25, 10, 25, 30, 5, 30], [6.5, 12]],
+    ]
+    assert boxes_of_masks(forms).tolist() == [[5, 10, 20, 20]] * 3
+    rows = [
+        {"image_id": 1, "category_id": 1, "score": score, "segmentation": forms[n]}
+        for n, score in enumerate((0.8, 0.4, 0.6))
+    ]
+    first, *others = merge_rows({"a": rows[:1], "b": rows[1:]})
+    assert first == rows[0]
+    assert [row["score"] for row in others] == pytest.approx([0.6 * math.exp(-2), 0.4 * math.exp(-4)])
+    with_boxes = merge_rows({"a": rows[:1], "b": [row([5, 10, 20, 20], 0.6)]})
+    assert [r["score"] for r in with_boxes] == pytest.approx([0.8, 0.6 * math.exp(-2)])
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        {"size": [40, 50], "counts": "nonsense"},
+        {"size": [40, 50], "counts": [1, 2]},
+        {"size": [40], "counts": [40]},
+        {"size": [1 << 17, 1 << 17], "counts": [1 << 34]},
+        {"counts": [2000]},
+        [[1, 2, 3]],
+        "polygon",
+        [1, 2, 3, 4, 5, 6],
+    ],
+)
+def test_masks_that_are_none_are_named(mask):
+    rows = [row([0, 0, 9, 9], 0.5), {"image_id": 1, "category_id": 1, "score": 0.5, "segmentation": mask}]
+    with pytest.raises(ValueError, match=r"1 of 2 rows of the b have a mask that is neither .* \(position 1\)"):
+        merge_rows({"a": rows[:1], "b": rows})
+
+
+def uncompressed(mask):
+    pixels = mask.flatten(order="F")
+    bounds = np.flatnonzero(np.diff(pixels, prepend=0)).tolist()
+    return np.diff([0, *bounds, len(pixels)]).tolist()

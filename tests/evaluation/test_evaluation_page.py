@@ -43,11 +43,12 @@ def picture(is_worst: bool) -> dict:
         "width": 100,
         "height": 80,
         "is_worst": is_worst,
+        "id": 0,
         "error": 0.5,
         "false": 1,
         "missed": 0,
-        "objects": [[10, 10, 20, 20, True, HOSTILE]],
-        "detections": [[70, 10, 20, 20, False, HOSTILE]],
+        "objects": [[10, 10, 20, 20, True, HOSTILE, 0, ""]],
+        "detections": [[70, 10, 20, 20, False, HOSTILE, 0, HOSTILE]],
         "pictures": [uri],
     }
 
@@ -64,13 +65,15 @@ def test_the_page_of_a_run(browser, run, tmp_path, width):
     browser.open(page, width)
     report = json.loads((run / "report" / "masks" / "report.json").read_text())
     assert texts(browser, "#findings li") == report["findings"]
-    sections = ["What is wrong", "Numbers", "Classes", "Curves", "Error by class", "Scores", "Training", "Images"]
-    assert texts(browser, "h2") == sections
-    assert texts(browser, "dd") == [
+    sections = ["What is wrong", "Numbers", "Classes", "Curves", "Error by class", "Kinds of error", "Scores"]
+    assert texts(browser, "h2") == [*sections, "Training", "Images"]
+    assert texts(browser, "dd:not(.range)") == [
         f"{100 * report['summary'][name]:.1f}"
         for name in ("AP", "AP50", "AP75", "oLRP", "oLRP_loc", "oLRP_fp", "oLRP_fn")
     ]
     assert browser.run("document.documentElement.scrollWidth") <= width
+    ap = report["intervals"]["AP"]
+    assert texts(browser, "dd.range")[0] == f"{100 * ap['low']:.1f} – {100 * ap['high']:.1f}"
     assert browser.run("document.querySelectorAll('.pictures figure').length") == 1
     browser.run("[...document.querySelectorAll('#kinds button')].find(button => button.value === 'bbox').click()")
     assert texts(browser, "#findings li") == json.loads((run / "report" / "report.json").read_text())["findings"]
@@ -81,6 +84,37 @@ def test_the_page_of_a_run(browser, run, tmp_path, width):
     assert browser.complaints == []
     browser.screenshot(tmp_path / "page.png")
     assert (tmp_path / "page.png").stat().st_size > 20_000
+
+
+@in_browser
+def test_a_click_on_a_class_or_on_two_that_are_confused_shows_images(browser, tmp_path):
+    ground_truth, detections = random_masks(2)
+    for row in ground_truth["categories"]:
+        row["name"] = f"{HOSTILE} {row['id']}"
+    for n, row in enumerate(detections):
+        row["score"] = 1 - n / 100
+    instead = [
+        {**row, "category_id": 3 - row["category_id"], "score": 0.995} for row in ground_truth["annotations"][:6]
+    ]
+    evaluate_detections(ground_truth, detections + instead).save_numbers(tmp_path, {})
+    errors = json.loads((tmp_path / "report.json").read_text())["errors"]
+    pair = next(pair for pair in errors["pairs"] if pair["images"])
+    shown = [{**picture(None), "id": id} for id in (0, 5, 42)]
+    save_page([tmp_path], tmp_path / "index.html", {"bbox": shown})
+    browser.open(tmp_path / "index.html", 390)
+    assert browser.run("document.querySelectorAll('.panel:not(:empty)').length") == 0
+    for row, images in zip(errors["per_class"], errors["worst_images"], strict=True):
+        name = json.loads((tmp_path / "report.json").read_text())["per_class"][errors["per_class"].index(row)]["class"]
+        browser.run(
+            f"[...document.querySelectorAll('#s2 tbody button')].find(b => b.textContent === {json.dumps(name)}).click()"
+        )
+        assert texts(browser, "#s2 .panel tbody td:nth-child(2)") == [str(number) for number in row]
+        assert len(texts(browser, "#s2 .panel figure")) == len(images)
+    browser.run("document.querySelector('#s5 .plain button').click()")
+    assert texts(browser, "#s5 .panel h3") == [f"{pair['object']} taken for {pair['detected']}"]
+    assert len(texts(browser, "#s5 .panel figure")) == len(pair["images"])
+    assert browser.run("document.documentElement.scrollWidth") <= 390
+    assert browser.complaints == []
 
 
 @in_browser

@@ -37,7 +37,7 @@ def test_per_class_counts(report):
 
 def test_table(report):
     lines = str(report).splitlines()
-    assert "COCO bbox, 2 classes, in % (1 more classes have no ground truth" in lines[0]
+    assert "COCO bbox, 2 classes, in % (1 more class without ground truth does not count)" in lines[0]
     assert f"AP {100 * report.summary['AP']:.1f}" in lines[1]
     assert [line.split()[1] for line in lines[-2:]] == [str(row["category_id"]) for row in report.worst_first()]
 
@@ -51,8 +51,8 @@ def test_a_table_of_many_classes_is_shortened():
         "annotations": [{"id": n, "image_id": 1, "category_id": n, "bbox": box} for n in range(100)],
     }
     table = str(evaluate_detections(ground_truth, [])).splitlines()
-    assert len(table) == 4 + 1 + 1 + 31
-    assert table[21] == "... 70 classes between them ..."
+    assert len(table) == 5 + 1 + 1 + 31
+    assert table[22] == "... 70 classes between them ..."
 
 
 def test_the_parts_of_olrp_add_up(report):

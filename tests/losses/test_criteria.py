@@ -173,3 +173,18 @@ def test_a_model_can_be_copied_and_sent_with_its_criterion(name: str) -> None:
     criterion, given = build_criterion(name), example()
     for other in (copy.deepcopy(criterion), pickle.loads(pickle.dumps(criterion))):
         assert other(**given).losses == criterion(**given).losses
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_only_losses_which_rank_do_so_globally(name):
+    if name not in ("rank_sort", "average_lrp", "average_precision"):
+        with pytest.raises(ValueError, match=f"--training.global-ranking is for .*, not for {name}"):
+            build_criterion(name, global_ranking=True)
+        return
+    alone, globally = build_criterion(name), build_criterion(name, global_ranking=True)
+    logits, boxes = torch.randn(20, 3), torch.tensor([[0.0, 0, 9, 9], [1, 1, 8, 9]])
+    found, expected = (
+        criterion(logits, torch.tensor([3, 5]), torch.tensor([0, 2]), boxes, boxes + 1).losses
+        for criterion in (globally, alone)
+    )
+    assert found == expected  # of one process

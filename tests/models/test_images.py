@@ -1,7 +1,10 @@
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 
@@ -172,6 +175,15 @@ GOOD = _target([[1.0, 2, 3, 4]])
 def test_what_a_model_cannot_take(image: Tensor, target: dict[str, Tensor], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         check_input([IMAGE, image], [GOOD, target], num_classes=3, training=True)
+
+
+@pytest.mark.parametrize(
+    "images",
+    ["photo.jpg", Image.new("RGB", (9, 9)), torch.zeros(1, 3, 9, 9), [], ["photo.jpg"], [Image.new("L", (9, 9))]],
+)
+def test_what_is_no_list_of_tensors(images: Any) -> None:
+    with pytest.raises(ValueError, match=r"tensor \[3, H, W\].*; files, PIL images and arrays are for model.predict"):
+        check_input(images, None, num_classes=3, training=False)
 
 
 @pytest.mark.parametrize("targets", [None, [], [GOOD]])

@@ -2,10 +2,12 @@ import pytest
 import torch
 from oracles import paa, yolact
 from torch import Tensor
-from torchvision.ops import nms
+from torchvision.ops import box_iou, nms
 
 from ranksort.models.postprocess import (
     fast_non_maximum_suppression,
+    moved_apart,
+    nms_by_group,
     non_maximum_suppression,
     score_voting,
 )
@@ -164,3 +166,21 @@ def test_score_voting_leaves_a_box_without_area() -> None:
     boxes, scores = torch.tensor([[60.0, 3, 60, 9], [0, 0, 10, 10]]), torch.tensor([[0.9], [0.5]])
     kept = non_maximum_suppression(boxes, scores, score_threshold=0.1, nms_threshold=0.5, detections_per_image=30)
     assert torch.equal(score_voting(kept, boxes, scores, score_threshold=0.1)["boxes"], boxes)
+
+
+@pytest.mark.parametrize("label", [0, 1, 79, 1202])
+def test_classes_are_treated_alike(label: int) -> None:
+    """In float32, boxes at 4,000 px are rounded to half a pixel where they are moved apart by 1,202 times the size of the image."""
+    generator = torch.Generator().manual_seed(0)
+    corner = 4000 + 90 * torch.rand(400, 2, generator=generator)
+    boxes = torch.cat([corner, corner + 3 + 5 * torch.rand(400, 2, generator=generator)], 1)
+    scores, labels = torch.rand(400, generator=generator), torch.full((400,), label)
+    expected = nms(boxes, scores, 0.5).tolist()
+    assert nms_by_group(boxes, scores, labels, 0.5).tolist() == expected
+    other = torch.arange(400) % 2 * 600
+    apart = moved_apart(boxes, labels)
+    assert torch.equal(box_iou(apart, apart), box_iou(boxes.double(), boxes.double()))
+    assert nms(apart, scores.double(), 0.5).tolist() == nms(boxes.double(), scores.double(), 0.5).tolist()
+    both = nms_by_group(boxes, scores, other, 0.5).tolist()
+    assert both == nms(moved_apart(boxes, other), scores.double(), 0.5).tolist()
+    assert len(both) > len(expected)

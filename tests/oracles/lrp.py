@@ -22,7 +22,7 @@ def lrp_curve(
     tau: float = 0.5,
     max_detections: int = 100,
 ) -> Iterator[tuple[float, int, int, int, float, float]]:
-    """LRP error, TP, FP, FN, summed 1 - IoU and score after each detection of one class, by falling score."""
+    """LRP error, TP, FP, FN, summed 1 - IoU and score at each score of a detection of one class, by falling score."""
 
     def outside(row: Row) -> bool:
         return not area_range[0] <= row["area"] <= area_range[1]
@@ -32,6 +32,7 @@ def lrp_curve(
     taken: set[int] = set()
     seen: dict[int, int] = {}
     tp, fp, localization = 0, 0, 0.0
+    points: dict[float, tuple[float, int, int, int, float, float]] = {}  # of equal scores the last one counts
     for detection in sorted(detections, key=lambda row: (-row["score"], row["image_id"])):
         image = detection["image_id"]
         seen[image] = seen.get(image, 0) + 1
@@ -52,7 +53,8 @@ def lrp_curve(
             fp += 1
         fn = num_objects - tp
         error = (localization / (1 - tau) + fp + fn) / (tp + fp + fn)
-        yield error, tp, fp, fn, localization, detection["score"]
+        points[detection["score"]] = error, tp, fp, fn, localization, detection["score"]
+    yield from points.values()
 
 
 def optimal_lrp(annotations: list[Row], detections: list[Row], **settings: Any) -> list[tuple[float | None, ...]]:

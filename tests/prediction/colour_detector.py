@@ -28,7 +28,8 @@ class Colours(Detector):
         self.batches.append(len(images))
         if sum(image[0].numel() for image in images) > self.most_pixels:
             raise torch.OutOfMemoryError("CUDA out of memory.\nTried")
-        return [self.find(image) for image in images]
+        found = [self.find(image) for image in images]
+        return found if self.calibration is None else list(map(self.calibration, found))
 
     @staticmethod
     def find(image: Tensor) -> dict[str, Tensor]:

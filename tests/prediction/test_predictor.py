@@ -1,4 +1,6 @@
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,6 +9,10 @@ from colour_detector import Colours, paint
 from PIL import Image
 from torch import nn
 
+from ranksort.data.coco_columns import Category
+from ranksort.evaluation.calibration import Calibrator, Curve
+from ranksort.evaluation.model_scores import ModelCalibration, ModelThresholds
+from ranksort.evaluation.thresholds import read_thresholds
 from ranksort.prediction import Prediction
 
 
@@ -62,8 +68,13 @@ def test_result(colours: Colours, files: list[Path], tmp_path: Path) -> None:
     assert of_file.image is None  # it is read again
     assert of_file.plot().size == (30, 10)
     files[1].unlink()
-    with pytest.raises(FileNotFoundError, match=r"1\.png does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"1\.png is not there any longer"):
         of_file.plot()
+    Image.new("RGB", (9, 9)).save(files[1])
+    with pytest.raises(ValueError, match=r"1\.png has changed"):
+        of_file.plot()
+    with pytest.raises(ValueError, match=r"found\.xyz names no format of images"):
+        found.save(tmp_path / "found.xyz")
 
 
 def test_model_stays_in_its_mode(colours: Colours) -> None:
@@ -77,23 +88,68 @@ def test_model_stays_in_its_mode(colours: Colours) -> None:
     assert [m.training for m in (colours, colours.backbone[0], colours.backbone[1])] == [True, False, True]
 
 
+def thresholds_of(values: Sequence[float], true_positives: Sequence[int] = (1, 2)) -> ModelThresholds:
+    """Those of labels 0, 1, ... for the lowest LRP error, and halves of them for a recall of .5."""
+    points = {"objects": 2, "true_positives": [*true_positives], "detections": [1, 4]}
+    rows = [
+        {"category_id": n, "class": str(n), "threshold": x, "scores": [x, x / 2], **points}
+        for n, x in enumerate(values)
+    ]
+    content = {"iou_type": "segm", "default": 0.5, "thresholds": rows}
+    return ModelThresholds(read_thresholds(content, "report"), [Category(n, str(n)) for n in range(len(values))])
+
+
 def test_thresholds(colours: Colours) -> None:
     image = picture(20, 60, 3, 20, 61, 80)  # scores .87, .70, .29, .10 of labels 0, 2, 1, 2
 
     def scores(threshold: float | str | None = None) -> list[float]:
-        found = colours.predict(image, score_threshold=threshold)  # type: ignore[arg-type]
+        found = colours.predict(image, score_threshold=threshold)
         assert isinstance(found, Prediction)
         return found.scores.round(2).tolist()
 
     assert scores() == pytest.approx([0.87, 0.7])
     assert scores(0.0) == pytest.approx([0.87, 0.7, 0.29, 0.1])
-    with pytest.raises(ValueError, match="there is no report with thresholds"):
-        scores("lrp")
-    colours.lrp_thresholds = (0.9, 0.2, 0.5)
-    assert scores() == scores("lrp") == pytest.approx([0.7, 0.29])
-    for wrong in (-0.1, 1.1, float("nan")):
+    for wish in ("lrp", "precision:.9"):
+        with pytest.raises(ValueError, match=r"there is no report with thresholds .*score_threshold=.* needs"):
+            scores(wish)
+    colours.thresholds = thresholds_of([0.9, 0.2, 0.5])
+    assert scores() == scores("lrp") == scores("precision:1") == pytest.approx([0.7, 0.29])
+    assert scores("recall:1") == pytest.approx([0.87, 0.7, 0.29])
+    colours.thresholds = thresholds_of([0.9, 0.2, 0.5], true_positives=(1, 1))
+    with pytest.warns(
+        UserWarning, match=r"recall:0\.8 is never reached, by the data of report, for 0 \(at most 0\.500\), 1"
+    ):
+        assert scores("recall:.8") == scores("lrp")
+    for wrong in (-0.1, 1.1, float("nan"), "high", "precision:90"):
         with pytest.raises(ValueError, match=r"within 0\.\.1"):
             scores(wrong)
+
+
+def test_calibrated_scores(colours: Colours) -> None:
+    image = picture(20, 60, 3, 20, 61, 80)  # scores .87, .70, .29, .10 of labels 0, 2, 1, 2
+    categories = [Category(n, str(n)) for n in range(3)]
+    tops = [0.1, 0.9, 0.5]
+    curves: list[Curve | None] = [Curve(np.array([0.0, 1.0]), np.array([0.0, top])) for top in tops]
+    calibrator = Calibrator("iou", "linear", categories, np.full(3, 50), curves, Curve(*np.zeros((2, 2))))
+    colours.calibration = ModelCalibration(calibrator, "some", categories)
+
+    found = colours.predict(image, score_threshold=0)
+    assert isinstance(found, Prediction)
+    assert found.scores.dtype == np.float64
+    assert found.scores == pytest.approx([0.35, 0.261, 0.087, 0.05], abs=1e-6)
+    assert found.labels.tolist() == [2, 1, 0, 2]
+    assert found.masks is not None
+    assert found.masks.any((1, 2)).all()
+    number = colours.predict(image, score_threshold=0.1)  # of calibrated scores
+    assert isinstance(number, Prediction)
+    assert number.labels.tolist() == [2, 1]
+    colours.thresholds = thresholds_of([np.float32(0.87).item(), 0.2, 0.5])  # of raw scores, one of them met exactly
+    wished = colours.predict(image, score_threshold="lrp")
+    assert isinstance(wished, Prediction)
+    assert wished.labels.tolist() == [2, 1, 0]
+    tiles = colours.predict(image, score_threshold=0, tile=32)
+    assert isinstance(tiles, Prediction)
+    assert tiles.scores == pytest.approx(found.scores)
 
 
 @pytest.mark.parametrize("value", [255.0, -0.1, float("nan")])
@@ -126,14 +182,24 @@ def test_batches_that_do_not_fit_become_smaller(files: list[Path]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": 0}, "the batch size must be 1 or more, got 0"),
-        ({"tile": 0}, "tiles must have 32 pixels or more, got 0"),
+        ({"batch_size": 0}, "the batch size must be a whole number, 1 or more, got 0"),
+        ({"batch_size": "2"}, "the batch size must be a whole number, 1 or more, got '2'"),
+        ({"tile": 0}, "tiles must have a whole number of pixels, 32 or more, got 0"),
+        ({"tile": 64.5}, "tiles must have a whole number of pixels, 32 or more, got 64.5"),
         ({"tile": 64, "overlap": 1.0}, r"the overlap of tiles must be within 0\.\.0\.9, got 1\.0"),
     ],
 )
-def test_senseless_arguments(colours: Colours, arguments: dict[str, float], message: str) -> None:
+def test_senseless_arguments(colours: Colours, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         colours.predict(picture(9, 9), **arguments)
+
+
+def test_more_pixels_than_pillow_reads(colours: Colours, files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(
+        ValueError, match=r"0\.png has more pixels than Pillow reads .*; `ranksort predict --tile` reads"
+    ):
+        colours.predict(files[0])
 
 
 def test_videos_are_for_the_command_line(colours: Colours) -> None:

@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from .arguments import JsonPath
+from .arguments import JsonPath, check_file
 
 
 def calibrate(
@@ -36,18 +37,23 @@ def calibrate(
         style: whose rules.
         max_detections: as of evaluate.
     """
+    from ..evaluation import evaluate
     from ..evaluation.calibration import fit_calibrator
     from ..evaluation.calibration_file import save_calibrator
     from ..evaluation.calibration_summary import summarize
     from ..evaluation.inputs import read_detections, read_ground_truth
     from ..evaluation.overlaps import assess
+    from ..evaluation.thresholds import thresholds_content
 
     _keep(out, [ground_truth, detections])
     truth = read_ground_truth(ground_truth, iou_type, style)
     found = read_detections(detections, truth, iou_type)
     samples = assess(truth, found, style, max_detections)
     calibrator = fit_calibrator(samples, truth.categories, target=target, method=method)
-    summary = summarize(truth, found, samples, calibrator, style, max_detections)
+    in_use = replace(found, scores=calibrator(found.scores, found.category))
+    reports = [evaluate(truth, scored, style, max_detections) for scored in (found, in_use)]
+    summary = summarize(samples, calibrator, reports[0])
+    summary.metrics = [(report.summary["AP"], report.summary["oLRP"]) for report in reports]
     about = {
         "ground_truth": str(ground_truth),
         "detections": str(detections),
@@ -55,7 +61,7 @@ def calibrate(
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "errors": summary.as_dict(),
     }
-    save_calibrator(calibrator, out, about)
+    save_calibrator(calibrator, out, about, thresholds_content(reports[0]))
     print(f"{summary}\n\ncalibration: {out}")
 
 
@@ -97,7 +103,7 @@ def merge(
         detections_per_image: how many are kept at most.
     """
     from ..evaluation.merging import merge_rows
-    from ..evaluation.result_rows import read_rows, write_rows
+    from ..evaluation.result_rows import CALIBRATED, read_rows, write_rows
 
     if len(detections) < 2:
         raise ValueError("name the results of two or more models to merge.")
@@ -105,13 +111,31 @@ def merge(
         raise ValueError(f"--detections-per-image must be 1 or more; got {detections_per_image}.")
     _keep(out, detections)
     parts = {str(path): read_rows(path) for path in detections}
+    meanings = {row.get(CALIBRATED) for part in parts.values() for row in part}
+    if len(meanings) > 1:
+        of_each = "; ".join(f"{path}: {_meaning(part)}" for path, part in parts.items())
+        print(f"the scores of these detectors do not mean the same, so that the wrong ones may win: {of_each}")
     rows = merge_rows(parts, detections_per_image)
     write_rows(rows, out)
     print(f"{len(rows)} of {sum(map(len, parts.values()))} detections: {out}")
 
 
+def _meaning(rows: Sequence[dict[str, Any]]) -> str:
+    """What the scores of results mean, as far as they say it."""
+    from ..evaluation.result_rows import CALIBRATED
+
+    names = {
+        None: "as the model gives them",
+        "iou": "the expected IoU",
+        "precision": "the probability of IoU .5 or more",
+    }
+    found = {row.get(CALIBRATED) for row in rows}
+    return " and ".join(sorted(names.get(mark, str(mark)) for mark in found)) or "there are none"
+
+
 def _keep(out: Path, inputs: Sequence[Path]) -> None:
-    """Refuse to write over what is read."""
+    """Refuse to write over what is read, or where nothing can be written."""
+    check_file(out)
     for path in inputs:
         if out.resolve() == path.resolve():
             raise ValueError(f"--out {out} is read, too: name another file to write.")

@@ -1,17 +1,23 @@
 """`check-data` and `import-data`."""
 
+import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from .arguments import JsonPath
+from .arguments import check_folder
+
+if TYPE_CHECKING:
+    from ..data.layouts import Split
 
 
 def check_data(
     images: Annotated[Path, Positional, arg(metavar="FOLDER")],
-    annotations: JsonPath,
+    annotations: Annotated[
+        Path | None, Positional, arg(metavar="[JSON]", help_behavior_hint="(default: those of the data set)")
+    ] = None,
     /,
     verbose: bool = False,
     crowd: Literal["drop", "keep"] = "drop",
@@ -19,17 +25,51 @@ def check_data(
     """Look for faults in a data set before training on it.
 
     Args:
-        images: folder of the images.
-        annotations: COCO annotation file.
+        images: folder of the images; or, alone, a data set as `train` takes it by --data.root.
+        annotations: COCO annotation file of these images.
         verbose: list all faults, however many.
         crowd: what to do with annotations marked as crowd, as by --data.crowd of `train`.
     """
     from ..data.check import check_data as run_check
+    from ..data.coco import require_known
+    from ..data.faults import VALIDATION
+    from ..data.layouts import Split
+    from ..data.splits import part_of
 
-    check = run_check(images, annotations, keep_crowds=crowd == "keep")
-    print(check.text() if verbose else check)
-    if not check.is_usable:
+    splits = {"": Split(images, annotations)} if annotations else _splits(images)
+    checks = {}
+    for name, split in splits.items():
+        checks[name] = check = run_check(split.images, split.annotations, keep_crowds=crowd == "keep")
+        if len(checks) > 1:
+            print()
+        print(check.text() if verbose else check)
+    if any(not check.is_usable for name, check in checks.items() if name != "val"):
         sys.exit(1)
+    if "val" in checks:
+        train, val = checks["train"].file, checks["val"].file
+        val.require("evaluation", also=VALIDATION)
+        require_known(val, [category for category in train.categories if category not in train.placeholders()])
+    elif "train" in checks:
+        part_of(checks["train"].file, "val")  # raises where it cannot be divided
+        print("\n`train` divides this file by image into training and validation.")
+
+
+def _splits(root: Path) -> "dict[str, Split]":
+    """The annotation files of a data set and their images, as `train` finds them: of `train` and `val`, or one for both."""
+    from ..data.layouts import find_split
+    from ..data.near import beside
+
+    if not root.exists():
+        raise FileNotFoundError(f"The folder {root} does not exist{beside(root)}.")
+    if root.is_file():
+        raise ValueError(f"{root} is a file: name the folder of its images before it, or the folder of the data alone.")
+    style = "lvis" if (root / "annotations" / "lvis_v1_train.json").is_file() else "coco"
+    try:
+        train = find_split(root, "train", style=style)
+        return {"train": train} if train.part else {"train": train, "val": find_split(root, "val", style=style)}
+    except (FileNotFoundError, ValueError) as error:
+        asked = " `check-data` takes it after the folder of its images." if "-annotations." in str(error) else ""
+        raise type(error)(f"{error}{asked}") from None
 
 
 def import_data(
@@ -44,5 +84,10 @@ def import_data(
     """
     from ..data.importers import import_data as run_import
 
-    print(run_import(folder, out, copy_images=copy_images))
-    print(f"\nwrote {out}; next: ranksort train RECIPE --data.root {out}")
+    check_folder(out)
+    dataset = run_import(folder, out, copy_images=copy_images)
+    print(dataset)
+    if lacking := dataset.lacking():
+        print(f"\nwrote {out}; it cannot be trained on: {lacking}")
+    else:
+        print(f"\nwrote {out}; next: ranksort train RECIPE --data.root {shlex.quote(str(out))}")

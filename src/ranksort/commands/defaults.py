@@ -69,7 +69,9 @@ def _recipe_of(run: Path) -> Recipe:
 
 def latest_run(recipe: Recipe) -> Path:
     folder = Path(recipe.training.output) / recipe.name
-    runs = sorted(folder.glob("*/checkpoints/last.ckpt"))
+    runs = sorted(
+        {file.parent.parent for name in ("last", "best") for file in folder.glob(f"*/checkpoints/{name}.ckpt")}
+    )
     if not runs:
         raise FileNotFoundError(f"there is no run to resume in {folder}: leave --resume out to begin one")
-    return runs[-1].parent.parent
+    return runs[-1]

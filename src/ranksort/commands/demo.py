@@ -36,8 +36,8 @@ def demo(
         detector: file.py:Class, where the checkpoint was trained with a detector of your own; its file is run.
     """
     from ..checkpoints import load_model, read_checkpoint
+    from ..device import usable_device
     from ..prediction.images import VIDEOS, find_images
-    from .predict import _device
 
     try:
         from ..demo import build_page, serve
@@ -48,7 +48,7 @@ def demo(
     if upload_limit < 1:
         raise ValueError(f"--upload-limit must be 1 MB or more, got {upload_limit}")
     options: dict[str, Any] = {"detector": detector} if detector else {}
-    place = _device(device)
+    place = usable_device(device)
     models = {"raw": load_model(checkpoint, place, **options)}
     with contextlib.suppress(TypeError, ValueError, FileNotFoundError):  # not every model has a calibration
         models["calibrated"] = load_model(checkpoint, place, **(options | {"calibrated": True}))

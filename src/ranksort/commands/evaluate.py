@@ -3,13 +3,26 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
 from .. import __version__
 from ..recipes.recipe import DataSettings, ModelSettings, Recipe
-from .arguments import TIME, CheckpointPath
+from .arguments import (
+    TIME,
+    CalibrationPath,
+    CheckpointPath,
+    Scores,
+    ThresholdText,
+    asked_calibration,
+    check_file,
+    check_folder,
+    default,
+)
+
+if TYPE_CHECKING:
+    from ..evaluation import Report
 
 
 def test_command(defaults: Recipe) -> Callable[..., None]:
@@ -20,20 +33,41 @@ def test_command(defaults: Recipe) -> Callable[..., None]:
         /,
         data: DataSettings = defaults.data,
         model: ModelSettings = defaults.model,
-        out: Path | None = None,
+        out: Annotated[Path | None, default("reports/TIME")] = None,
+        overwrite: bool = False,
+        scores: Scores = "raw",
+        calibration: CalibrationPath = None,
+        score_threshold: ThresholdText = None,
     ) -> None:
-        """Evaluate a checkpoint on the validation data.
+        """Evaluate a checkpoint on the validation data. `ranksort test CHECKPOINT --help` shows its own settings as defaults.
 
         Args:
             checkpoint: a run folder, .ckpt or .safetensors.
-            out: folder for the report, with pictures, and the detections as COCO results and CSV; by default reports/<time>.
+            out: folder for the report, with pictures, calibrations of the scores, and the detections as COCO results and CSV.
+            overwrite: replace a report that is in the folder already.
+            scores: as of predict; raw ones are what new calibrations are fitted to.
+            calibration: as of predict.
+            score_threshold: as of predict: evaluate what scores so high alone; with precision and recall at these thresholds.
         """
         from ..checkpoints import read_checkpoint
         from ..engine import test as run_test
+        from ..evaluation.model_scores import find_thresholds
+        from ..evaluation.thresholds import Wish, parse_threshold
 
+        out = out or Path("reports") / time.strftime(TIME)
+        check_folder(out)
+        keep_report(out, overwrite)
         trained = read_checkpoint(checkpoint)
+        if trained.note:
+            print(f"warning: {trained.note}: evaluating {trained.path}")
         trained.recipe.data, trained.recipe.model = data, model
-        run_test(trained, out or Path("reports") / time.strftime(TIME))
+        asked, thresholds = None if score_threshold is None else parse_threshold(score_threshold), None
+        if isinstance(asked, Wish):
+            thresholds = find_thresholds(checkpoint, trained.scores, trained.categories, calibration)
+        given = asked_calibration(checkpoint, trained, scores, calibration)
+        if given is not None:
+            print(given)
+        run_test(trained, out, calibration=given, thresholds=thresholds, score_threshold=asked)
 
     return test
 
@@ -44,40 +78,70 @@ def evaluate(
     /,
     iou_type: Literal["bbox", "segm"] = "bbox",
     style: Literal["coco", "lvis"] = "coco",
-    max_detections: int | None = None,
-    out: Path | None = None,
+    max_detections: Annotated[int | None, default("100 in coco, 300 in lvis")] = None,
+    images: Annotated[Path | None, default("no pictures")] = None,
+    out: Annotated[Path | None, default("no report is written")] = None,
+    overwrite: bool = False,
 ) -> None:
-    """AP and oLRP of detections from any model.
+    """AP and oLRP of detections from any model, with 95 % intervals, what its errors are, and what its scores are worth.
 
     Args:
         ground_truth: COCO or LVIS annotations, a JSON file.
         detections: COCO results, a JSON file, such as the results_bbox.json which test and predict write.
         iou_type: compare boxes or masks.
         style: whose rules.
-        max_detections: how many detections, 1 or more, count of each class in an image (coco, default 100) or of an image (lvis,
-            default 300).
+        max_detections: how many detections, 1 or more, count of each class in an image (coco) or of an image (lvis).
+        images: folder of the images, for pictures in the report.
         out: folder for the report.
+        overwrite: replace a report that is in the folder already.
     """
     from ..evaluation import evaluate_detections
+    from ..evaluation.page import save_reports
 
+    if out:
+        check_folder(out)
+        keep_report(out, overwrite)
+    elif images:
+        raise ValueError("--images is for the pictures of the report: name a folder for it, by --out.")
     result = evaluate_detections(ground_truth, detections, iou_type, style, max_detections)
-    print(result)
+    print(result.text())
     if out:
         settings = {"ground truth": str(ground_truth), "detections": str(detections)}
-        result.save(out, settings | {"date": time.strftime("%Y-%m-%d %H:%M"), "versions": f"ranksort {__version__}"})
+        settings |= {"date": time.strftime("%Y-%m-%d %H:%M"), "versions": f"ranksort {__version__}"}
+        pictures = {str(iou_type): _pictures(images, ground_truth, result)} if images else None
+        save_reports(out, [result], settings, pictures)
         print(f"\nreport: {out / 'index.html'}")
 
 
+def _pictures(images: Path, ground_truth: Path, result: "Report") -> list[dict[str, Any]]:
+    """Images for the page of a report."""
+    from ..data.coco import CocoDataset
+    from ..recipes.recipe import EvaluationSettings
+    from ..visualize import report_pictures
+
+    dataset = CocoDataset(images, ground_truth, training=False, masks=result.iou_type == "segm")
+    return report_pictures(dataset, result, EvaluationSettings().pictures)
+
+
+def keep_report(folder: Path, overwrite: bool) -> None:
+    """Refuse to write over a report, whose numbers may be worth hours, unless told to."""
+    if (folder / "report.json").exists() and not overwrite:
+        raise ValueError(f"there is a report in {folder} already: name another folder, or replace it by --overwrite.")
+
+
 def report(runs: Annotated[list[Path], Positional, arg(metavar="RUN")], /, out: Path = Path("comparison.html")) -> None:
-    """Compare runs: a page with their numbers, classes and curves side by side.
+    """Compare runs: a page with their numbers, classes and curves side by side, and how much better than the first the others are.
 
     Args:
         runs: run folders, or folders which test or evaluate wrote a report to.
         out: the HTML file to write.
     """
-    from ..evaluation.page import save_page
+    from ..evaluation.page import compare_reports, save_page
 
     if not runs:
         raise ValueError("name one or more runs to report on")
+    check_file(out)
     save_page(runs, out)
+    for line in compare_reports(runs):
+        print(line)
     print(f"report: {out}")

@@ -1,59 +1,83 @@
 """`predict`."""
 
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
 from ..words import counted, listed
-from .arguments import CheckpointPath
+from .arguments import (
+    CalibrationPath,
+    CheckpointPath,
+    Scores,
+    ThresholdText,
+    asked_calibration,
+    check_folder,
+    default,
+)
 
 if TYPE_CHECKING:
-    from ..data.coco_columns import Category
+    from ..checkpoints import Checkpoint
+    from ..evaluation.model_scores import ModelThresholds
 
 
 def predict(
     checkpoint: CheckpointPath,
-    images: Annotated[list[Path], Positional, arg(metavar="IMAGE|FOLDER|VIDEO")],
+    images: Annotated[list[Path], Positional, arg(metavar="IMAGE|FOLDER|VIDEO", help_behavior_hint="(required)")],
     /,
     out: Path,
-    score_threshold: float | Literal["lrp"] | None = None,
-    device: str = "",
-    batch_size: int | None = None,
-    tile: int | None = None,
+    score_threshold: Annotated[ThresholdText, default("lrp where the run has a report, else 0.3")] = None,
+    scores: Scores = "raw",
+    calibration: CalibrationPath = None,
+    device: Annotated[str, default("an accelerator where there is one, else cpu")] = "",
+    batch_size: Annotated[int | None, default("1 on a CPU, else 8")] = None,
+    tile: Annotated[int | None, default("the image as a whole")] = None,
     overlap: float = 0.2,
     every: int = 1,
-    annotations: Path | None = None,
+    annotations: Annotated[Path | None, default("image ids 1, 2, ... in the order of the files")] = None,
     pictures: bool = True,
-    detector: Annotated[str, arg(name="model.detector", aliases=["--detector"])] = "",
+    detector: Annotated[
+        str, arg(name="model.detector", aliases=["--detector"], help_behavior_hint="(default: the checkpoint's)")
+    ] = "",
 ) -> None:
     """Detect objects in images and videos: pictures with boxes, COCO results and CSV.
 
     Args:
-        checkpoint: a run folder, .ckpt or .safetensors.
+        checkpoint: a run folder, .ckpt or .safetensors; or an .onnx file of `ranksort export`.
         images: image and video files, folders in depth, .txt files with a path a line, and patterns such as "photos/*.jpg".
         out: folder for the results.
-        score_threshold: least score of a detection; "lrp": the best one for each class by oLRP, from the run's report. By default
-            "lrp" where there is such a report, else 0.3.
-        device: such as cpu, cuda:1 or mps; by default what there is.
-        batch_size: images or tiles at once; by default 1 on a CPU, else 8, and fewer where they do not fit into memory.
+        score_threshold: least score of a detection: a number; or of each class that which by the run's report is best by oLRP
+            (lrp), or reaches a precision or a recall (precision:.9, recall:.8).
+        scores: as the model gives them; calibrated: the IoU to expect of a detection; precision: the probability that it is .5 or more.
+        calibration: file for these; by default that of the run's report or the checkpoint.
+        device: such as cpu, cuda:1 or mps.
+        batch_size: images or tiles at once, fewer where they do not fit into memory.
         tile: look at squares of this many pixels of the image one by one, for objects that are small in large images.
         overlap: of neighbouring tiles, as a share of their side.
         every: look at every n-th frame of videos.
-        annotations: COCO file whose image ids the results get, by the names of the files.
+        annotations: COCO file whose image ids the results get, by the names of the files, so that they can be evaluated on it.
         pictures: draw the detections.
         detector: file.py:Class, where the checkpoint was trained with a detector of your own; its file is run.
     """
+    from PIL import Image
+
     from ..checkpoints import read_checkpoint
     from ..data.image_ids import read_image_ids
+    from ..device import usable_device
+    from ..evaluation.thresholds import parse_threshold
     from ..prediction import Predictor
     from ..prediction.folder import PredictionFolder
     from ..prediction.images import RESULTS, find_images
 
+    check_folder(out)
     if (out / RESULTS).exists():
         raise ValueError(
             f"{out} holds the results of an earlier prediction: name another folder by --out, or delete it"
         )
+    if tile:  # which is for images of more pixels than Pillow reads unasked
+        Image.MAX_IMAGE_PIXELS = None
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # half as many; they are read
     files, passed_over = find_images(images, out)
     if passed_over:
         print(f"passed over: {passed_over}")
@@ -64,9 +88,15 @@ def predict(
     if every < 1:
         raise ValueError(f"--every must be 1 or more, got {every}")
     trained = read_checkpoint(checkpoint)
-    model = trained.build(_device(device), **({"detector": detector} if detector else {}))
-    if score_threshold in (None, "lrp"):
-        model.lrp_thresholds = _lrp_thresholds(checkpoint, trained.categories, is_needed=score_threshold == "lrp")
+    if trained.note:
+        print(f"warning: {trained.note}: detecting with {trained.path}")
+    model = trained.build(usable_device(device), **({"detector": detector} if detector else {}))
+    asked = None if score_threshold is None else parse_threshold(score_threshold)
+    if not isinstance(asked, float):
+        model.thresholds = _thresholds(checkpoint, trained, calibration, is_needed=asked is not None)
+    model.calibration = asked_calibration(checkpoint, trained, scores, calibration)
+    if model.calibration is not None:
+        print(model.calibration)
     predictor = Predictor(model, score_threshold, batch_size=batch_size, tile=tile, overlap=overlap)
     image_ids = None
     if annotations:
@@ -79,6 +109,8 @@ def predict(
             print(f"passed over: {message}")
         files, image_ids = list(known), known.values()
     print(f"detections {predictor.threshold_text()}")
+    for remark in predictor.remarks if score_threshold else ():
+        print(remark)
     folder = PredictionFolder(out, predictor, trained.categories, pictures=pictures, every=every)
     folder.predict(files, image_ids)
     counts = ", ".join(f"{count} {name}" for name, count in folder.detections.most_common(10))
@@ -86,32 +118,18 @@ def predict(
     print(f"{numbers}{f' ({counts})' if counts else ''}: {out}")
     if folder.failures:
         raise ValueError(
-            f"{len(folder.failures)} of {len(files)} images could not be read or processed: {'; '.join(folder.failures[:5])}"
+            f"{len(folder.failures)} of {counted(len(files), 'image')} could not be read or processed: {'; '.join(folder.failures[:5])}"
         )
 
 
-def _device(name: str) -> str:
-    """The device of that name, or what there is.
-
-    Raises:
-        ValueError: it cannot be used.
-    """
-    import torch
-
-    place = name or str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
-    try:
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {place} cannot be used: {str(error).splitlines()[0]}") from None
-    return place
-
-
-def _lrp_thresholds(checkpoint: Path, categories: "list[Category]", is_needed: bool) -> tuple[float, ...] | None:
-    """The LRP-optimal threshold of each class, None where there are none and none are needed."""
-    from ..evaluation.thresholds import read_thresholds
+def _thresholds(
+    checkpoint: Path, trained: "Checkpoint", calibration: Path | None, is_needed: bool
+) -> "ModelThresholds | None":
+    """What reaches which precision, recall and LRP error; None where there is nothing and none are needed."""
+    from ..evaluation.model_scores import find_thresholds
 
     try:
-        return tuple(read_thresholds(checkpoint, categories))
+        return find_thresholds(checkpoint, trained.scores, trained.categories, calibration)
     except FileNotFoundError:
         if is_needed:
             raise

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from ..recipes.recipe import (
     Recipe,
     TrainingSettings,
 )
-from .arguments import TIME, RecipeName
+from .arguments import TIME, RecipeName, check_folder
 from .defaults import latest_run, moved_milestones
 
 
@@ -36,6 +37,7 @@ def quickstart(
     if recipe in recipe_functions() and not recipe.endswith("_small"):
         small = " or ".join(name for name in recipe_functions() if name.endswith("_small"))
         raise ValueError(f"{recipe} is made for COCO on GPUs, quickstart for minutes on a CPU: choose {small}")
+    check_folder(out)
     chosen = get_recipe(recipe)
     print(f"writing 500 images to {out / 'data'} ...", flush=True)
     root = write_synthetic_dataset(out / "data")
@@ -49,9 +51,9 @@ def quickstart(
         f"\nThe data are in {root}, checkpoints and training curves in {run}.\n"
         "Next:\n"
         f"  look at           {run / 'report' / 'index.html'}\n"
-        f"  detect            ranksort predict {run} {root / 'images'} --out {out / 'predictions'}\n"
-        "  check your data   ranksort check-data IMAGES ANNOTATIONS.json\n"
-        f"  train on them     ranksort train {recipe} --data.root DIR\n"
+        f"  detect            ranksort predict {_quoted(run)} {_quoted(root / 'images')} --out {_quoted(out / 'predictions')}\n"
+        "  check your data   ranksort check-data DIR\n"
+        f"  train on them     ranksort train {shlex.quote(recipe)} --data.root DIR\n"
         "where DIR is a COCO data set, or a COCO export of Roboflow, CVAT, Label Studio, ...; for YOLO and VOC: ranksort import-data."
     )
 
@@ -69,7 +71,7 @@ def train_command(defaults: Recipe) -> Callable[..., None]:
         evaluation: EvaluationSettings = defaults.evaluation,
         resume: bool = False,
     ) -> None:
-        """Train a detector.
+        """Train a detector. `ranksort train RECIPE --help` shows the recipe's settings as defaults.
 
         Args:
             recipe: a recipe's name, file.py:function for one of your own, or a run folder for its settings.
@@ -96,9 +98,13 @@ def _train(recipe: Recipe, resume: bool, run: Path | None = None) -> Path:
     return run
 
 
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))
+
+
 def _queued_again(folder: Path) -> Path | None:
     """The run in that folder which this SLURM job has begun, where it has been queued again."""
     if os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
         return None
     begun = [f.parent for f in sorted(folder.glob("*/slurm_job")) if f.read_text(encoding="utf-8") == slurm_job()]
-    return next((run for run in reversed(begun) if (run / "checkpoints" / "last.ckpt").is_file()), None)
+    return next((run for run in reversed(begun) if any(run.glob("checkpoints/*.ckpt"))), None)

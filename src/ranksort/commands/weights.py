@@ -1,11 +1,13 @@
 """`convert`."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
 from ..recipes.find import get_recipe
+from .arguments import check_file
 
 
 def convert(
@@ -29,6 +31,7 @@ def convert(
 
     if out.suffix not in (".safetensors", ".pth"):
         raise ValueError(f"--out must name a .safetensors file, or a .pth file for mmdetection 3, got {out}")
+    check_file(out)
     is_ours = weights.is_dir() or weights.suffix in (".ckpt", ".safetensors")
     if is_ours and recipe:
         raise ValueError(f"{weights} knows its recipe: leave {recipe} out")
@@ -56,4 +59,4 @@ def convert(
         print(f"wrote {out} for mmdetection 3: docs/elsewhere.md has the settings of its models")
     else:
         save_model(out, checkpoint.build(), checkpoint.recipe, checkpoint.categories)
-        print(f"wrote {out}; next: ranksort predict {out} IMAGE... --out DIR")
+        print(f"wrote {out}; next: ranksort predict {shlex.quote(str(out))} IMAGE... --out DIR")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from ..interrupt import ignore_in_worker
+from ..interrupt import end_workers_at_exit, ignore_in_worker
 from .coco import CocoDataset
 
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
@@ -44,6 +44,8 @@ def data_loader(
         sampler: for evaluation, image by image: the indices of those of this process; by default all.
         workers: processes that load; 0: this one.
     """
+    if workers:
+        end_workers_at_exit()
     return DataLoader(
         dataset,
         batch_sampler=batch_sampler,

@@ -1,5 +1,6 @@
 """Everything that is wrong with a data set, before a run finds it."""
 
+import contextlib
 import os
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from .coco_file import read_coco_file
 from .faults import USES, VALIDATION, Fault, Use
 from .ids import Id
 from .images import ImageFolder, darkness, read_image, require_folder, upright
+from .white import find_white
 
 
 class ClassCount(NamedTuple):
@@ -185,12 +187,14 @@ def _check_images(file: CocoFile, folder: ImageFolder) -> None:
         (images.widths > 0) & (images.heights > 0) & (np.diff(images.file_names.ends, prepend=0) > 0)
     )
 
+    white = _white(folder, numbers)
+
     def check(n: int) -> tuple[Path | None, list[tuple[str, str]]]:
         try:
             path = folder.path(n)
         except FileNotFoundError as error:
             return None, [("missing image", f"is not there: {error}")]
-        return path, _image_faults(path, int(images.widths[n]), int(images.heights[n]))
+        return path, _image_faults(path, int(images.widths[n]), int(images.heights[n]), white)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         console = Console(stderr=True)
@@ -210,7 +214,18 @@ def _check_images(file: CocoFile, folder: ImageFolder) -> None:
         file.add(kind, lines)
 
 
-def _image_faults(path: Path, width: int, height: int) -> list[tuple[str, str]]:
+def _white(folder: ImageFolder, numbers: np.ndarray) -> float:
+    """What is white in the images of a data set, as training finds it; 0 where it finds none."""
+    paths = []
+    for n in numbers.tolist():
+        with contextlib.suppress(FileNotFoundError):
+            paths.append(folder.path(n))
+    with contextlib.suppress(ValueError):
+        return find_white(paths)
+    return 0.0
+
+
+def _image_faults(path: Path, width: int, height: int, white: float) -> list[tuple[str, str]]:
     """Kinds of faults of an image file, and the particulars."""
     kind = "unreadable image"
     try:
@@ -229,6 +244,6 @@ def _image_faults(path: Path, width: int, height: int) -> list[tuple[str, str]]:
                 f"the stored pixels does not fit ({path})",
             )
         )
-    if problem := darkness(picture):
+    if problem := darkness(picture, white):
         faults.append(("nearly black", f"{problem} ({path})"))
     return faults

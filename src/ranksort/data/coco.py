@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
-from ..words import counted
+from ..words import counted, listed
 from .coco_checks import MIN_IMAGE_SIDE
 from .coco_columns import Category, CocoFile
 from .coco_file import read_coco_file
@@ -20,6 +20,7 @@ from .images import ImageFolder, read_image, require_folder, to_rgb, upright
 from .lvis import repeat_factors
 from .segmentations import decode_mask
 from .splits import Part, part_of
+from .white import find_white
 
 COCO_CATEGORIES = [
     Category(id, name)
@@ -37,7 +38,7 @@ def require_known(file: CocoFile, categories: Sequence[Category]) -> None:
         example = unknown[0]
         known = next((c for c in categories if example.id == c.id or example.name == c.name), categories[0])
         raise ValueError(
-            f"{file.source} has {len(unknown)} classes that the model does not know, such as {example.name!r} "
+            f"{file.source} has {counted(len(unknown), 'class')} that the model does not know, such as {example.name!r} "
             f"with id {example.id!r}; the model knows {len(categories)}, such as {known.name!r} with id {known.id!r}. "
             "Names and ids must be the same."
         )
@@ -62,13 +63,16 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
             name. By default the classes of the file but for placeholders, see `CocoFile.placeholders`.
         transform: called with (image, target); `ranksort.data.transforms`.
         min_box_size: the least width and height of a box in training, in pixels.
+        white: what is white in images of more than 8 bits, see `to_rgb`; 0: found from them, see `find_white`.
 
     Attributes:
         categories: the classes in the order of the labels, which is the order of the category ids of the file.
         file: the annotations, for evaluation; None in training, which is done with them.
         image_ids: of the images used, in the order of the file.
         landscape: whether each of them is wider than high.
+        white: as found or given.
         dropped: how much the rules of training leave out, by reason.
+        not_used: other annotation files beside one that is divided, to be named.
 
     Raises:
         ValueError: the file is malformed, or an object's class unknown to the model.
@@ -88,6 +92,7 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
         categories: Sequence[Category] | None = None,
         transform: Callable[[Any, dict[str, Any]], tuple[Any, dict[str, Any]]] | None = None,
         min_box_size: float = 1.0,
+        white: float = 0,
     ) -> None:
         require_folder(images)
         file = read_coco_file(annotations, segmentations=masks, keep_crowds=keep_crowds)
@@ -96,7 +101,7 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
             file.require("masks" if masks else "boxes", without=empty)
         else:
             file.require("mask_evaluation" if masks else "evaluation", also=VALIDATION)
-        self.annotations_path, self.part = annotations, part
+        self.annotations_path, self.part, self.not_used = annotations, part, list[Path]()
         groups = [group for group in file.placeholders() if group not in (categories or ())]
         file = file.without_categories(groups)
         self.categories = tuple(file.categories if categories is None else categories)
@@ -124,6 +129,7 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
         self._used, self._names = used, file.images.file_names
         self._folder = ImageFolder(images, file.images.file_names)
         self._folder.require(used.tolist())
+        self.white = white or find_white(self._sample_paths())
         # The objects stay in a few arrays and blocks of bytes: reading many small Python objects in a forked worker
         # changes their reference counts, and so copies their memory into every worker.
         kept = np.flatnonzero(is_object & is_used[objects.image])
@@ -159,6 +165,10 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
         """What a worker process gets where processes are not forked: it does not evaluate."""
         return {**vars(self), "file": None}
 
+    def _sample_paths(self) -> list[Path]:
+        """Of some hundred images, evenly spread; there may be millions."""
+        return [self._folder.path(n) for n in self._used[:: max(1, len(self._used) // 200)].tolist()]
+
     def file_name(self, index: int) -> str:
         """The name of an image in the annotation file."""
         return self._names[int(self._used[index])].decode("utf-8", "replace")
@@ -178,7 +188,8 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
         if self.part is None:
             return str(self.annotations_path)
         share = "four fifths" if self.part == "train" else "one fifth"
-        return f"{share} of {self.annotations_path}, which is divided by image in the same way each time"
+        others = f" (not used: {listed(self.not_used)})" if self.not_used else ""
+        return f"{share} of {self.annotations_path}, which is divided by image in the same way each time{others}"
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -209,8 +220,9 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
         index = range(len(self))[index]
         width, height = int(self._widths[index]), int(self._heights[index])
         path = self._folder.path(int(self._used[index]))
-        picture = to_rgb(upright(read_image(path), width, height, path))
-        image = tv_tensors.Image(torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous())
+        picture = to_rgb(upright(read_image(path), width, height, path), self.white)
+        # Its channels stay last, as they are read: half the time to resize it, with the same result.
+        image = tv_tensors.Image(torch.from_numpy(np.array(picture)).permute(2, 0, 1))
 
         of_image = slice(self._ends[index - 1] if index else 0, self._ends[index])
         boxes, labels = self._boxes[of_image], self._labels[of_image]

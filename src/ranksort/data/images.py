@@ -5,11 +5,15 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from .segmentations import Packed
+from .near import Near, beside, rename
+
+if TYPE_CHECKING:  # else reading an image would need all that reads annotations
+    from .segmentations import Packed
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 """By which image files are told from others, in lower case."""
@@ -27,8 +31,8 @@ class ImageFolder:
         names: of all images of the annotation file, UTF-8.
     """
 
-    def __init__(self, folder: Path, names: Packed) -> None:
-        self.folder, self.names = folder, names
+    def __init__(self, folder: Path, names: "Packed") -> None:
+        self.folder, self.names, self._near = folder, names, Near()
 
     def path(self, n: int) -> Path:
         """Return where an image is.
@@ -67,24 +71,19 @@ class ImageFolder:
     def _hint(self, parts: tuple[str, ...], is_unique: bool) -> str:
         if parts and not is_unique and _is_file(self.folder.joinpath(parts[-1])):
             return f"; {parts[-1]} is there, but the file names several images so"
-        near = self._listing.get(Path(parts[-1]).stem.casefold()) if parts else None
-        return f"; there is {near}: rename it, or change the file's name for it" if near else ""
+        near = next(filter(None, (self._near.find(self.folder, parts[n:]) for n in range(len(parts)))), "")
+        return rename(near, parts[-1]) if near else ""
 
     @cached_property
     def _base_names(self) -> Counter[str]:
         names = {name.decode("utf-8", "surrogatepass") for _, part in self.names.slices() for name in part}
         return Counter(name.replace("\\", "/").rpartition("/")[2] for name in names)
 
-    @cached_property
-    def _listing(self) -> dict[str, str]:
-        """The names in the folder, by what is left without suffix and case."""
-        return {Path(name).stem.casefold(): name for name in os.listdir(self.folder)} if self.folder.is_dir() else {}
-
 
 def require_folder(folder: Path) -> None:
     """Raise FileNotFoundError unless there is such a folder of images, and ValueError where it is a file."""
     if not folder.exists():
-        raise FileNotFoundError(f"The images folder {folder} does not exist.")
+        raise FileNotFoundError(f"The images folder {folder} does not exist{beside(folder)}.")
     if not folder.is_dir():
         raise ValueError(f"The images folder {folder} is a file: name the folder that it lies in.")
 
@@ -119,6 +118,12 @@ def read_image(path: Path) -> Image.Image:
             return image
     except FileNotFoundError:
         raise FileNotFoundError(f"The image {path} does not exist.") from None
+    except Image.DecompressionBombError:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        raise ValueError(
+            f"The image {path} has more pixels than Pillow reads unasked, {limit:.0f} million: cut it into "
+            "parts; `ranksort predict --tile` reads images of any size, and PIL.Image.MAX_IMAGE_PIXELS = None makes Python do so."
+        ) from None
     except Exception as error:  # a damaged file makes Pillow raise nearly anything
         raise ValueError(f"The image {path} cannot be read ({error}); replace it or take it out.") from error
 
@@ -155,26 +160,44 @@ def upright(image: Image.Image, width: int, height: int, path: Path) -> Image.Im
     raise ValueError(f"The image {path} is {image.width}x{image.height}, but its annotations are for {width}x{height}.")
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any kind of image to 8 bit RGB; 16 bit greyscale is scaled, which Pillow alone would clip."""
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+def to_rgb(image: Image.Image, white: float = 0) -> Image.Image:
+    """Convert any kind of image to 8 bit RGB.
+
+    Args:
+        image: of any mode.
+        white: what is white in one of floats or more than 8 bits of grey, which Pillow alone would clip; 0: 65535, or 255 for floats.
+    """
+    if image.mode[:1] in "IF":
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64)) * (255 / _white(image, white))
+        # What should come to a whole number may come to a little less.
+        image = Image.fromarray((values + 1e-6).clip(0, 255).astype(np.uint8))
     return image.convert("RGB")
 
 
-def darkness(image: Image.Image) -> str | None:
-    """Say why an image turns nearly black, or loses what is bright, by `to_rgb`; None: it does not."""
+def deep_colours(image: Image.Image) -> bool:
+    """Whether an image that is not decoded yet has 16 bits for each of its colours, of which Pillow takes the upper 8."""
+    return image.mode in ("RGB", "RGBA", "RGBX", "CMYK") and any(
+        ";16" in str(tile[3]) for tile in getattr(image, "tile", [])
+    )
+
+
+def darkness(image: Image.Image, white: float = 0) -> str | None:
+    """Say why an image turns nearly black, or loses what is bright, by `to_rgb` with this `white`; None: it does not."""
     if image.mode[:1] not in "IF":
         return None
     least, greatest = map(float, image.getextrema())  # type: ignore[arg-type]
-    white, bits = (65535, "16 bit") if image.mode.startswith("I") else (255, "floating point")
+    white, bits = _white(image, white), "16 bit" if image.mode.startswith("I") else "floating point"
     if greatest > white:
-        return f"is {bits} greyscale with values up to {greatest:g}, where {white} is white: what is above is lost"
+        return f"is {bits} greyscale with values up to {greatest:g}, where {white:g} is white: what is above is lost"
     if least < 0:
         return f"is {bits} greyscale with values down to {least:g}, where 0 is black: what is below is lost"
     if 0 < greatest < white / 8:
         return (
-            f"is {bits} greyscale whose brightest value is {greatest:g}, where {white} is white: it turns nearly black; "
+            f"is {bits} greyscale whose brightest value is {greatest:g}, where {white:g} is white: it turns nearly black; "
             f"multiply its values by {white // max(greatest, 1) if greatest >= 1 else white:g}"
         )
     return None
+
+
+def _white(image: Image.Image, white: float) -> float:
+    return white or (65535 if image.mode.startswith("I") else 255)

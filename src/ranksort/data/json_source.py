@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
+from .near import beside
+
 Row = TypeVar("Row")
 _CHUNK = 1 << 19  # bytes: what fits into the processor's cache with the rows made of it
 _BETWEEN = re.compile(rb"\}\s*,\s*(?=\{)")
@@ -44,7 +46,7 @@ class JsonSource:
         if path.exists() and not path.is_file():  # which may be read once only
             raise ValueError(f"The {what} {path} is no regular file: write it to one first.")
         if not path.is_file():
-            raise FileNotFoundError(f"The {what} {path} does not exist.")
+            raise FileNotFoundError(f"The {what} {path} does not exist{beside(path)}.")
         with path.open("rb") as file:  # an empty one cannot be mapped
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
         return JsonSource(content, f"{what} {path}")

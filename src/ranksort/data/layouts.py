@@ -1,15 +1,19 @@
 """Where the annotations and images of a data set are, by the layouts of COCO, Roboflow and the other tools that write COCO's format."""
 
+import itertools
 import json
 import re
-from pathlib import Path
+import shlex
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from .images import find_folder
 from .json_source import JsonSource
+from .near import Near, beside, rename
 from .splits import Part, split_of
 
-_SECTIONS = re.compile(rb'"(images|annotations|categories)"\s*:\s*\[\s*\{')  # none of them empty
+_LOOKED_FOR = 100  # images by which the folder of all is found
+_SECTIONS = re.compile(rb'"(images|annotations|categories)"\s*:\s*\[\s*(\{)?')
 
 
 class Split(NamedTuple):
@@ -45,7 +49,8 @@ def find_split(
         divide: whether a file may be divided: not where one of the two is named.
 
     Returns:
-        The images folder, the first of these that holds the first image of the annotation file; that file; and the part of it.
+        The images folder, the first of these that holds the first image of the annotation file that any holds; that file; and the part
+        of it.
 
     Raises:
         FileNotFoundError: one of the two is missing; the message names what was looked for.
@@ -65,7 +70,9 @@ def _find_annotations(root: Path, split: Part, style: str, divide: bool) -> tupl
             f"{root} is a file: name its folder with --data.root, or it with --data.{split}-annotations."
         )
     if not root.is_dir():
-        raise FileNotFoundError(f"The folder {root} does not exist: name that of the data with --data.root.")
+        raise FileNotFoundError(
+            f"The folder {root} does not exist{beside(root)}: name that of the data with --data.root."
+        )
     names = ("instances_{}2017.json", "instances_{}.json") if style == "coco" else ("lvis_v1_{}.json",)
     standard = {s: [root / "annotations" / name.format(s) for name in names] for s in ("train", "val")}
     usual = {s: next((file for file in files if file.is_file()), None) for s, files in standard.items()}
@@ -88,17 +95,18 @@ def _find_annotations(root: Path, split: Part, style: str, divide: bool) -> tupl
 
 def coco_files(root: Path) -> list[Path]:
     """The annotation files in a folder and in the folders in it."""
-    files = [*root.glob("*.json"), *root.glob("*/*.json")]
-    return sorted(file for file in files if not file.name.startswith(".") and _is_coco(file))
+    files = sorted([*root.glob("*.json"), *root.glob("*/*.json")], key=lambda file: (len(file.parts), file))
+    once = {file.resolve(): file for file in reversed(files) if not file.name.startswith(".")}  # a link may lead back
+    return sorted(file for file in once.values() if len(_sections(file, filled=True)) == 3)
 
 
-def _is_coco(file: Path) -> bool:
-    """Whether a file has something in all three sections of COCO's, which are searched for and not parsed."""
+def _sections(file: Path, *, filled: bool) -> set[str]:
+    """Which of COCO's three sections a file has, or has with something in them. They are searched for and not parsed."""
     try:
         content = JsonSource.open(file, "annotation file").content
     except (OSError, ValueError):
-        return False
-    return len({match[1] for match in _SECTIONS.finditer(content)}) == 3
+        return set()
+    return {match[1].decode() for match in _SECTIONS.finditer(content) if match[2] or not filled}
 
 
 def _only(files: list[Path], split: str) -> Path:
@@ -115,10 +123,15 @@ def _missing(root: Path, split: str, files: list[Path]) -> str:
 
     if not files and (name := recognize(root)):
         return (
-            f"{root} is a data set in {name} format: write COCO's of it by `ranksort import-data {root} --out DIR`, "
+            f"{root} is a data set in {name} format: write COCO's of it by `ranksort import-data {shlex.quote(str(root))} --out DIR`, "
             "and name DIR with --data.root."
         )
     others = f" (there are {', '.join(map(str, files[:5]))})" if files else ""
+    for file in sorted([*root.glob("*.json"), *root.glob("*/*.json")]) if not files else ():
+        has, filled = (_sections(file, filled=only) for only in (False, True))
+        if len(has) >= 2 and "images" in filled and filled != {"images", "annotations", "categories"}:
+            lacking = [name for name in ("annotations", "categories") if name not in filled]
+            others = f" ({file} has images, but no {' and no '.join(lacking)})"
     return (
         f"There are no annotations for {split} in {root}{others}, neither annotations/instances_{split}2017.json nor "
         f"annotations/instances_{split}.json, nor {'valid' if split == 'val' else split}/_annotations.coco.json, nor a single COCO "
@@ -131,14 +144,14 @@ def _find_images(root: Path, split: str, annotations: Path, style: str) -> Path:
     source = JsonSource.open(annotations, "annotation file")
     # Searched for and not parsed, which is the data set's business.
     key = "coco_url" if style == "lvis" else "file_name"
-    match = re.search(rb'"%s"\s*:\s*("(?:[^"\\]|\\.)*")' % key.encode(), source.content)
-    if match is None:
-        raise ValueError(f'{annotations} names no image (no "{key}").')
+    matches = re.finditer(rb'"%s"\s*:\s*("(?:[^"\\]|\\.)*")' % key.encode(), source.content)
     try:
-        file_name = json.loads(match[1])
+        file_names = [json.loads(match[1]) for match in itertools.islice(matches, _LOOKED_FOR)]
     except ValueError:
         source.parse()  # for its clear error
         raise
+    if not file_names:
+        raise ValueError(f'{annotations} names no image (no "{key}").')
     words = [split, *(word for word in re.findall("[A-Za-z]+", annotations.stem) if split_of(Path(word)))]
     names = [name for s in dict.fromkeys(words) for name in (f"{s}2017", f"images/{s}2017", f"images/{s}", s)]
     folders = [root / name for name in (*names, "images", "", "data", "images/default")]
@@ -146,11 +159,27 @@ def _find_images(root: Path, split: str, annotations: Path, style: str) -> Path:
         beside = [annotations.parent / name for name in ("", "images", "data")]
         folders = [*beside, *folders] if root in annotations.parents else [*folders, *beside]
     if style == "lvis":
-        file_name, folders = "/".join(file_name.split("/")[-2:]), [root, root / "images"]
-    images = find_folder([folder for folder in folders if folder.is_dir()], file_name)
-    if images is None:
-        raise FileNotFoundError(
-            f"The image {file_name} of {annotations} is in none of {', '.join(map(str, folders))}; "
-            f"name the folder with --data.{split}-images."
-        )
-    return images
+        file_names, folders = ["/".join(name.split("/")[-2:]) for name in file_names], [root, root / "images"]
+    existing = [folder for folder in folders if folder.is_dir()]
+    for file_name in file_names:  # some may be missing, which is no question of the folder
+        if images := find_folder(existing, file_name):
+            return images
+    raise FileNotFoundError(
+        f"The image {file_names[0]} of {annotations} is in none of {', '.join(map(str, folders))}"
+        f"{_near(root, folders, file_names[0])}; name the folder with --data.{split}-images."
+    )
+
+
+def _near(root: Path, folders: list[Path], file_name: str) -> str:
+    """What there is of nearly the name of a folder or of the image, as part of a sentence."""
+    near, parts = Near(), PurePosixPath(file_name.replace("\\", "/")).parts
+    for folder in folders:
+        if folder.is_dir():
+            found = next(filter(None, (near.find(folder, parts[n:]) for n in range(len(parts)))), "")
+            if found:
+                return rename(str(folder / found), parts[-1])
+            continue
+        other = near.find(root, folder.relative_to(root).parts) if folder.is_relative_to(root) else ""
+        if other and (root / other).is_dir() and find_folder([root / other], file_name):
+            return f"; it is in {root / other}: rename that folder to {folder.name}"
+    return ""

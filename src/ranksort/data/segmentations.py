@@ -234,6 +234,11 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and -MAX_COORDINATE < value < MAX_COORDINATE
 
 
+def are_polygons(value: Any) -> bool:
+    """Whether that is a list of polygons, one of three points or more among them."""
+    return isinstance(value, list) and _polygon_problem(value) is None
+
+
 def encode_polygons(polygons: list[Any], height: int, width: int) -> dict[str, Any] | None:
     """Polygons as a compressed RLE; None where they are no good."""
     return None if _polygon_problem(polygons) is not None else _encode_polygons(polygons, height, width)

@@ -45,15 +45,16 @@ class LogLines(pl.Callback):
         self.last = now
         self.batches += 1
         self.images += len(batch[0]) * trainer.world_size
-        self.losses = self.losses.to(module.device) + outputs["loss"] * trainer.accumulate_grad_batches
-        self.num_losses += 1
+        if module.loss is not None:
+            self.losses = self.losses.to(module.device) + module.loss
+            self.num_losses += 1
         if now >= self.due:
             accumulated, batches = trainer.accumulate_grad_batches, int(trainer.num_training_batches)
             self._print(
                 trainer,
                 f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}, "
                 f"step {-(-(batch_idx + 1) // accumulated)} of {-(-batches // accumulated)}: "
-                f"loss {float(self.losses) / self.num_losses:.3f}, {self.images / (now - self.since):.1f} images/s, "
+                f"loss {float(self.losses) / max(self.num_losses, 1):.3f}, {self.images / (now - self.since):.1f} images/s, "
                 f"{duration(self._seconds_left(trainer, batches - batch_idx - 1))} left",
             )
             self._forget()

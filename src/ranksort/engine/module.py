@@ -1,9 +1,12 @@
 """What Lightning has to know about a detector."""
 
+import math
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from ..checkpoints import metadata
@@ -12,9 +15,13 @@ from ..data.coco import CocoDataset
 from ..data.fingerprint import fingerprint
 from ..evaluation import Report
 from ..evaluation.evaluator import Evaluator
+from ..losses.not_finite import NotFinite
 from ..models import Detector
 from ..recipes import Recipe
 from ..recipes.build import build_optimizer, build_sampler, rate_factor
+from ..words import counted
+from .guard import Guard
+from .metrics_file import MetricsFile
 from .stopping import Stopping
 from .validation import ValidationLosses, computed_once
 
@@ -41,6 +48,14 @@ class DetectorModule(pl.LightningModule):
         self.losses = ValidationLosses(recipe.data.min_box_size)
         self.stopping = Stopping(recipe.training)
         self.progress = self.stopping.start()
+        self.guard = Guard(self)
+        self.run: Path | None = None  # its folder, in training
+        self.loss: Tensor | None = None  # of the last batch, the mean of all processes; None: it was left out
+        self.logged: tuple[
+            str, ...
+        ] = ()  # names of what is logged of a batch: its loss, the losses it is the sum of, and others
+        self.num_losses = 0  # of these
+        self.is_restored = False  # whether the state of a run that is resumed has been taken from its checkpoint
         self.awaits_evaluation = False  # whether a checkpoint of this moment has still to be evaluated
         self.fingerprint = fingerprint(train_set) if train_set else ""
 
@@ -56,20 +71,51 @@ class DetectorModule(pl.LightningModule):
         return data_loader(self.val_set, sampler=mine, workers=self.recipe.data.workers)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        torch.manual_seed(
-            hash((self.recipe.training.seed, self.current_epoch, batch_idx, self.global_rank)) & (2**63 - 1)
-        )
+        seed = hash((self.recipe.training.seed, self.current_epoch, batch_idx, self.global_rank)) & (2**63 - 1)
+        torch.manual_seed(seed)
+        self.guard.begin(batch, batch_idx, seed)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         images, targets = batch
-        found = self.model(images, targets, True)
-        total = sum(found.losses.values())
-        size = len(images)
-        self.log("train/loss", total.detach(), prog_bar=True, batch_size=size)
-        self.log_dict({f"train/{name}": loss.detach() for name, loss in found.losses.items()}, batch_size=size)
-        self.log_dict({f"train/{name}": value for name, value in found.logs().items()}, batch_size=size)
-        self.log("train/lr", self.optimizers().param_groups[0]["lr"], batch_size=size)  # type: ignore[union-attr]
+        losses: dict[str, Tensor] = {}
+        total: Any
+        try:
+            found = self.model(images, targets, True)
+        except NotFinite as error:
+            reason = str(error)
+            if not self.logged:
+                raise self.guard.unnamed(reason) from None
+            total = self._no_loss()
+            values = [total.new_full((), math.nan)] * len(self.logged)
+        except Exception:
+            self.guard.judge_previous()  # which may be why
+            raise
+        else:
+            reason, losses = "", {name: loss.detach() for name, loss in found.losses.items()}
+            total = sum(found.losses.values())
+            logs = {"loss": total.detach(), **losses, **found.logs()}
+            self.logged, self.num_losses = tuple(logs), 1 + len(losses)
+            values = [x if isinstance(x, Tensor) else total.new_full((), x) for x in logs.values()]
+        means = mean_of_processes(torch.stack([value.detach().float() for value in values]))
+        if not self.guard.look_at(losses, means[: self.num_losses], reason):
+            self.loss = None
+            return self._no_loss()
+        size, self.loss = len(images), means[0]
+        self.log("train/loss", means[0], prog_bar=True, batch_size=size)
+        others = zip(self.logged[1:], means[1:], strict=True)
+        self.log_dict({f"train/{name}": value for name, value in others}, batch_size=size)
+        rate = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
+        self.log(
+            "train/lr", means.new_full((), rate), batch_size=size
+        )  # a number would be brought to the device, which waits
         return total
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self.guard.look_at_gradients([p for group in optimizer.param_groups for p in group["params"]])
+
+    def _no_loss(self) -> Tensor:
+        """In place of a loss that is not finite: gradients of 0, which the other processes wait for."""
+        return sum((0 * p.sum() for p in self.parameters() if p.requires_grad), torch.zeros((), device=self.device))
 
     def on_validation_epoch_start(self) -> None:
         self.evaluator.reset()
@@ -103,12 +149,13 @@ class DetectorModule(pl.LightningModule):
         found, wanted = len(self.evaluator), len(self.report.matches.object_score)
         if at_limit := self.evaluator.missing(model.detections_per_image):
             self.print(
-                f"--model.detections-per-image {model.detections_per_image} leaves {at_limit} objects without a detection, "
+                f"--model.detections-per-image {model.detections_per_image} leaves {counted(at_limit, 'object')} without a detection, "
                 "in images that have more objects than that.\n"
             )
         if found + at_limit < wanted:
             self.print(
-                f"only {found} detections for {wanted} objects: --model.score-threshold {model.score_threshold} may be too "
+                f"only {counted(found, 'detection')} for {counted(wanted, 'object')}: "
+                f"--model.score-threshold {model.score_threshold} may be too "
                 f"high. After short runs scores are still near --model.prior {model.prior}.\n"
             )
 
@@ -125,6 +172,7 @@ class DetectorModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.progress["rows"] = sum(len(logger.rows) for logger in self.loggers if isinstance(logger, MetricsFile))
         about = {"progress": dict(self.progress), "fingerprint": self.fingerprint}
         checkpoint["ranksort"] = metadata(self.recipe, self.val_set.categories) | about
         if self.awaits_evaluation:
@@ -134,3 +182,18 @@ class DetectorModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.progress |= checkpoint["ranksort"]["progress"]  # an older version's has no more than its best AP
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        for optimizer in checkpoint["optimizer_states"]:
+            for number, state in optimizer["state"].items():
+                for value in state.values():
+                    fits = not isinstance(value, Tensor) or value.shape in ((), trained[number].shape)
+                    if not fits or not isinstance(value, Tensor | float | int | None):
+                        raise TypeError(f"the state of the optimiser does not fit the parameter {number}")
+
+
+def mean_of_processes(values: Tensor) -> Tensor:
+    """The mean of a tensor of one shape over the processes of a run, without waiting for the device."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(values)
+        values /= dist.get_world_size()
+    return values

@@ -3,17 +3,22 @@
 import contextlib
 import dataclasses
 import json
+import time
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 
-from ..checkpoints import Checkpoint, load_weights, read_checkpoint
+from ..checkpoints import Checkpoint, carry_scores, load_weights, read_checkpoint, read_to_resume
 from ..data.fingerprint import fingerprint
-from ..evaluation import Report
+from ..evaluation import Report, at_thresholds
+from ..evaluation.calibration_summary import calibrate_evaluation, remove_calibrations
 from ..evaluation.metrics import percent
+from ..evaluation.model_scores import MEANINGS, ModelCalibration, ModelThresholds, least_scores, read_report
 from ..evaluation.page import save_reports
 from ..evaluation.results import write_results
+from ..evaluation.thresholds import Wish
 from ..fine_tuning import read_weights
 from ..interrupt import Interrupt
 from ..launch import check_processes, slurm_job
@@ -26,11 +31,13 @@ from ..recipes.build import (
     summarize,
     with_pixel_statistics,
 )
-from ..visualize import worst_and_best_images
+from ..visualize import report_pictures
+from ..whole_file import replace_file
 from ..words import counted
 from .module import DetectorModule
-from .saving import plain_interrupts
-from .stopping import Enough
+from .peers import end_with_others, lost_peers
+from .saving import plain_interrupts, resume_command
+from .stopping import Enough, Stopping, read_progress
 from .trainer import build_trainer
 
 _NOTICE = "finishing this batch or evaluation, then writing a checkpoint; Ctrl-C or SIGTERM again to stop at once"
@@ -44,24 +51,28 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False) -> Report | None:
     Args:
         recipe: what to train on what. The classes are those of its training annotations.
         run: folder for checkpoints, metrics and the report; with `resume`, that of a run to go on with.
-        resume: continue from `run/checkpoints/last.ckpt`.
+        resume: continue from `run/checkpoints/last.ckpt`, or, where that is damaged, from `best.ckpt`.
 
     Returns:
-        The report of the best epoch, by masks where the detector has them; None on all processes but the first. Reports and pictures
-        of it are in `run/report`.
+        The report of the best epoch, by masks where the detector has them; None on all processes but the first, and where a run is
+        resumed of which nothing is left to do. Reports and pictures of it are in `run/report`.
 
     Raises:
         ValueError, FileNotFoundError: where data, settings or checkpoint cannot be used.
+        ConnectionError: where another process of the run has died.
         KeyboardInterrupt: after Ctrl-C, or SIGTERM or SIGHUP (`ranksort.interrupt.Terminated`), when the batch or evaluation is done and
             `last.ckpt` written; after a second one at once. SIGUSR1 writes `last.ckpt` and goes on.
     """
-    with Interrupt(_NOTICE) as interrupt, plain_interrupts():
+    end_with_others()
+    with Interrupt(_NOTICE) as interrupt, plain_interrupts(), lost_peers():
         return _train(recipe, run, resume, interrupt)
 
 
 def _train(recipe: Recipe, run: Path, resume: bool, interrupt: Interrupt) -> Report | None:
-    last = run / "checkpoints" / "last.ckpt"
-    previous = read_checkpoint(last) if resume else None
+    previous = read_to_resume(run) if resume else None
+    progress = read_progress(previous) if previous else None
+    if previous is not None and previous.note:
+        _say(f"warning: {previous.note}: going on from {previous.path}")
     recipe.check()
     recipe.data = recipe.data.absolute()
     weights = read_weights(recipe.training.weights, recipe) if recipe.training.weights and not resume else None
@@ -71,13 +82,18 @@ def _train(recipe: Recipe, run: Path, resume: bool, interrupt: Interrupt) -> Rep
     recipe.training.devices = recipe.training.devices or max(torch.cuda.device_count(), 1)
     check_processes(recipe.training)
     if previous is not None:
+        recipe.data.white = recipe.data.white or previous.recipe.data.white
         recipe.check_resumes(previous.recipe, moved_data=bool(previous.fingerprint))
+        if over := _over(recipe, run, previous):
+            _say(over)
+            return None
     train_set = build_dataset(recipe, "train", previous.categories if previous else None)
     if previous is not None and previous.fingerprint not in ("", fingerprint(train_set)):
         raise ValueError(
             f"{train_set.annotations_path} does not hold the images and objects that {run} was trained on: "
             "name those to resume, or begin a new run"
         )
+    recipe.data.white = train_set.white
     val_set = build_dataset(recipe, "val", train_set.categories)
     pl.seed_everything(recipe.training.seed, verbose=False)
     if previous is None:
@@ -85,75 +101,181 @@ def _train(recipe: Recipe, run: Path, resume: bool, interrupt: Interrupt) -> Rep
     else:
         settled = {f: getattr(previous.recipe.model, f) for f in ("num_classes", "frozen_stages", "train_batch_norm")}
         recipe.model = dataclasses.replace(recipe.model, **settled)
+        dataclasses.replace(previous, recipe=recipe).check_fits()
         model, taken = create_model(recipe, losses=build_losses(recipe, train_set)), None
-        load_weights(model, previous.state_dict, str(last))  # for its clear error: Lightning loads them again
+        load_weights(model, previous.state_dict, str(previous.path))  # for its clear error: Lightning loads them again
     module = DetectorModule(recipe, model, train_set, val_set)
-    trainer = build_trainer(module, run, resume, interrupt)
+    module.run = run
+    rows = progress.get("rows") if progress else 0  # an older version's checkpoint does not know
+    trainer = build_trainer(module, run, interrupt, rows)
     if len(val_set) < trainer.world_size:
         images = counted(len(val_set), "validation image")
         raise ValueError(f"{images} cannot be shared out to {trainer.world_size} devices: use fewer, or add images")
     if trainer.is_global_zero:
         run.mkdir(parents=True, exist_ok=resume)
-        (run / "recipe.json").write_text(json.dumps(recipe.as_dict(), indent=2) + "\n", encoding="utf-8")
+        replace_file(run / "recipe.json", f"{json.dumps(recipe.as_dict(), indent=2)}\n".encode())
         if slurm_job():
             (run / "slurm_job").write_text(slurm_job(), encoding="utf-8")  # by which the job finds it when queued again
         if taken:
             taken.save(run / "weights.json")
         print(f"run folder: {run}\n{describe(recipe, train_set, val_set, taken, resume)}")
-    with contextlib.suppress(Enough):
-        trainer.fit(module, ckpt_path=last if resume else None, weights_only=True)
+    _fit(trainer, module, previous.path if previous else None)
     run = trainer.strategy.broadcast(run)  # the other processes may have begun in another second
     # The best weights once more, now with pictures.
-    best, last = run / "checkpoints" / "best.ckpt", run / "checkpoints" / "last.ckpt"
-    trainer.validate(module, ckpt_path=best if best.is_file() else last, verbose=False, weights_only=True)
-    return _write_report(trainer, module, run / "report", run)
+    best = read_checkpoint(run)
+    if best.note:
+        _say(f"warning: {best.note}: reporting on {best.path}")
+    trainer.validate(module, ckpt_path=best.path, verbose=False, weights_only=True)
+    report = _write_report(trainer, module, run / "report", run)
+    best_file = run / "checkpoints" / "best.ckpt"
+    if trainer.is_global_zero and best.path == best_file:
+        try:
+            carry_scores(best_file, read_report(run / "report"))
+        except OSError as error:  # the run is complete without
+            print(f"{best_file} stays without the calibration, which {run / 'report'} has ({error})")
+    return report
 
 
-def test(checkpoint: Checkpoint, out: Path) -> Report | None:
+def _fit(trainer: pl.Trainer, module: DetectorModule, checkpoint: Path | None) -> None:
+    """Trains until it is enough, from a checkpoint on if there is one.
+
+    Raises:
+        OSError: something cannot be written.
+        ValueError: the checkpoint has other things in place of the state of a training.
+    """
+    try:
+        with contextlib.suppress(Enough):
+            trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
+    except OSError as error:  # of a log: it does not say which file
+        if error.errno is None or error.filename is not None:
+            raise
+        assert module.run is not None
+        resume = resume_command(module.run, module.recipe)
+        raise OSError(f"{module.run} cannot be written ({error.strerror}): make room, then {resume}") from None
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        if checkpoint is None or module.is_restored or isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{checkpoint} cannot be resumed from ({type(error).__name__}: {reason})") from error
+
+
+def _over(recipe: Recipe, run: Path, last: Checkpoint) -> str:
+    """Why there is nothing left to do for a run that is resumed, and how to train it longer; "": there is."""
+    progress, training = read_progress(last), recipe.training
+    report = run / "report" / "index.html"
+    assert last.path is not None
+    if not report.is_file() or report.stat().st_mtime < last.path.stat().st_mtime:
+        return ""
+    resume = resume_command(run, recipe)
+    if progress.get("epoch", 0) >= training.epochs:
+        said, option = f"all {counted(training.epochs, 'epoch')} have been trained", f"epochs {2 * training.epochs}"
+    elif enough := Stopping(training).enough(progress, out_of_time=False):
+        said, option = str(enough), f"patience {2 * training.patience}"
+    else:
+        return ""
+    return f"{said}: {report}\nto train longer: {resume} --training.{option}"
+
+
+@rank_zero_only
+def _say(text: str) -> None:
+    """Print on the first process only."""
+    print(text, flush=True)
+
+
+def test(
+    checkpoint: Checkpoint,
+    out: Path,
+    *,
+    calibration: ModelCalibration | None = None,
+    thresholds: ModelThresholds | None = None,
+    score_threshold: float | Wish | None = None,
+) -> Report | None:
     """Evaluates a checkpoint on the validation data of its recipe, and writes a report and the detections to the folder `out`.
+
+    The report comes with calibrations of the scores, unless these are calibrated or cut off already.
+
+    Args:
+        checkpoint: what to evaluate.
+        out: folder for the report.
+        calibration: calibrate the scores by this one first.
+        thresholds: what a `score_threshold` that is a wish needs.
+        score_threshold: leave detections of lower scores out.
 
     Raises:
         ValueError, FileNotFoundError: where data or checkpoint cannot be used.
     """
     val_set = build_dataset(checkpoint.recipe, "val", checkpoint.categories)
-    print(f"evaluation on {len(val_set)} images: {val_set.origin}")
+    print(f"evaluation on {counted(len(val_set), 'image')}: {val_set.origin}")
     if val_set.part is not None and checkpoint.fingerprint:
         train_set = build_dataset(checkpoint.recipe, "train", checkpoint.categories)
         if checkpoint.fingerprint != fingerprint(train_set):
             print(
                 "the model was not trained on just the other images of that file: what it was trained on may be among these"
             )
-    module = DetectorModule(checkpoint.recipe, checkpoint.build(), None, val_set)
+    model = checkpoint.build()
+    model.calibration, model.thresholds = calibration, thresholds
+    module = DetectorModule(checkpoint.recipe, model, None, val_set)
+    became = [] if calibration is None else [f"calibrated ({MEANINGS[calibration.target]})"]
+    if score_threshold is not None:
+        values, remarks = least_scores(score_threshold, model)
+        module.evaluator.thresholds = torch.tensor(values, dtype=torch.float64)
+        if isinstance(score_threshold, float):
+            model.score_threshold = min(model.score_threshold, score_threshold)
+        became.append(f"cut off at {score_threshold}, what is below does not count")
+        for remark in remarks:
+            print(remark)
     trainer = build_trainer(module)
     with plain_interrupts():
         trainer.validate(module, verbose=False, weights_only=True)
+    for report in module.reports.values():
+        report.scores_are = " and ".join(became) or "raw"
+        if module.evaluator.thresholds is not None:
+            ids = [category.id for category in val_set.categories]
+            at_thresholds.add_numbers(report, dict(zip(ids, module.evaluator.thresholds.tolist(), strict=True)))
     return _write_report(trainer, module, out)
 
 
 def _write_report(trainer: pl.Trainer, module: DetectorModule, folder: Path, run: Path | None = None) -> Report | None:
-    """Saves the reports of the last evaluation, their page and the detections; of a run's best weights, with its training curves.
+    """Saves the reports of the last evaluation, their page, calibrations and the detections; of a run's best weights, its curves, too.
 
     Returns as `DetectorModule.report`.
     """
+    text = ""
     if trainer.is_global_zero:
-        recipe, data = module.recipe, module.val_set
+        recipe, data, evaluator = module.recipe, module.val_set, module.evaluator
         limit = recipe.evaluation.pictures
-        pictures = {
-            kind: worst_and_best_images(data, module.evaluator.detections(kind), report, limit)
-            for kind, report in module.reports.items()
-        }
+        pictures = {kind: report_pictures(data, report, limit) for kind, report in module.reports.items()}
         save_reports(folder, module.reports.values(), summarize(recipe, data), pictures, run)
+        several = len(module.reports) > 1
+        if not several:  # of an earlier evaluation
+            remove_calibrations(folder / "masks")
+        texts = []
+        for kind, report in module.reports.items():
+            texts += [report.text()] if evaluator.thresholds is None else [report.text(), at_thresholds.table(report)]
+            texts.append(_calibrate(module, report, folder / "masks" if several and kind == "segm" else folder))
+        text = "\n\n".join(texts)
         assert data.file is not None
-        write_results(folder, module.evaluator.detections(module.iou_types[-1]), data.file)
-    text = "\n\n".join(map(str, module.reports.values()))
+        calibration = module.model.calibration
+        mark = None if calibration is None else calibration.target
+        write_results(folder, evaluator.detections(module.iou_types[-1]), data.file, mark)
     title = f"{_best(module)}\n" if run else ""
     trainer.print(f"\n{title}{text}\n\nreport: {folder / 'index.html'}")
     return module.report if module.reports else None
 
 
+def _calibrate(module: DetectorModule, report: Report, folder: Path) -> str:
+    """Fits and saves the calibrations of an evaluation. Returns what there is to say of the scores."""
+    evaluator, recipe = module.evaluator, module.recipe
+    truth, found = evaluator.truths[report.iou_type], evaluator.detections(report.iou_type)
+    about = {"recipe": recipe.name, "data": module.val_set.origin, "date": time.strftime("%Y-%m-%d %H:%M")}
+    return calibrate_evaluation(report, truth, found, folder, about, evaluator.max_detections)
+
+
 def _best(module: DetectorModule) -> str:
     """Which weights of a run are reported on."""
     progress, name = module.progress, module.recipe.training.best
-    if epoch := progress["best_epoch"]:
+    if (epoch := progress["best_epoch"]) and epoch == progress["epoch"]:
         return f"best: {name} {percent(progress['best'])} after epoch {epoch}, evaluated again"
+    if epoch:
+        return f"the weights of epoch {epoch}, which were the best, are lost: these are the last"
     return "no epoch has been evaluated before: these are the last weights"

@@ -1,6 +1,7 @@
 """When a run writes its checkpoints, and how it ends when it is stopped."""
 
 import contextlib
+import math
 import shlex
 import sys
 import time
@@ -9,15 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from ..checkpoint_file import save_checkpoint
 from ..interrupt import Interrupt, stopped_by
 from ..launch import queue_again
+from ..recipes import Recipe
 from ..recipes.detectors import DETECTORS
+from ..whole_file import UNFINISHED
+from ..words import counted
+from .agreement import Agreement
+from .guard import Diverged
 from .module import DetectorModule
 from .stopping import Enough
 
-_AUTOSAVE_MINUTES = 15
+_RETRY_SECONDS = 60.0  # after an autosave that failed
 
 
 class Stop(Exception):
@@ -25,6 +32,13 @@ class Stop(Exception):
 
     def __init__(self, number: int, is_global_zero: bool) -> None:
         self.number, self.is_global_zero = number, is_global_zero
+
+
+def resume_command(run: Path, recipe: Recipe) -> str:
+    """What to type to go on with a run."""
+    detector = recipe.model.detector
+    named = "" if detector in DETECTORS else f" --model.detector {shlex.quote(detector)}"
+    return f"ranksort train {shlex.quote(str(run))} --resume{named}"
 
 
 @contextlib.contextmanager
@@ -43,72 +57,141 @@ def plain_interrupts() -> Iterator[None]:
         raise
 
 
+class CheckpointFiles(TorchCheckpointIO):
+    """Writes checkpoints whole or not at all, where Lightning moves them from the folder for temporary files.
+
+    Attributes:
+        failure: why the last one could not be written; "": it was. It is not raised, for the other processes wait at a barrier.
+    """
+
+    failure = ""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write `checkpoint` to `path`; `failure` says why that was not possible."""
+        self.failure = ""
+        try:
+            save_checkpoint(checkpoint, Path(path))
+        except OSError as error:
+            self.failure = str(error)
+
+
+class Unsaved(OSError):
+    """A checkpoint that a run cannot go on without was not written."""
+
+
 class Checkpoints(pl.Callback):
-    """Writes `best.ckpt`, and `last.ckpt` before and after each evaluation, every quarter of an hour and where a signal asks for it.
+    """Writes `best.ckpt`, and `last.ckpt` at the start, before and after each evaluation, every so many minutes and where a signal asks.
 
     Signals take effect when the batch is done, or the evaluation: between the two there is no state to resume from.
     """
 
-    def __init__(self, module: DetectorModule, folder: Path, interrupt: Interrupt):
+    def __init__(self, module: DetectorModule, folder: Path, interrupt: Interrupt, files: CheckpointFiles):
         self.module, self.folder, self.interrupt, self.stopping = module, folder, interrupt, module.stopping
-        self.saved_at = time.monotonic()
+        self.agreement: Agreement | None = None  # of several processes
+        self.files, self.is_best = files, False  # whether the evaluation of this epoch is the best
+        minutes = module.recipe.training.autosave_minutes
+        self.interval = 60 * minutes if minutes else math.inf
+        self.due_at = time.monotonic() + self.interval
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         # Before the loader forks its workers: Python swallows what a handler raises while it forks.
         self.interrupt.waits = stage == "fit"
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.module.run = trainer.strategy.broadcast(
+            self.folder.parent
+        )  # other processes may have begun in another second
         if not trainer.is_global_zero:
             self.interrupt.notice = ""
-        elif self.module.progress["epoch"] or self.module.progress["batches"]:
+            return
+        for unfinished in self.folder.glob(f"*{UNFINISHED}"):  # of a run that was killed
+            unfinished.unlink(missing_ok=True)
+        progress = self.module.progress
+        if (progress["epoch"] or progress["batches"]) and not self.stopping.enough(progress, out_of_time=False):
             print(self._resumed())
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.module.is_restored = True
         if enough := self.stopping.enough(self.module.progress, out_of_time=False):
             raise enough  # as before it was resumed
+        if not (self.module.progress["epoch"] or self.module.progress["batches"]):
+            self._save(
+                trainer, "last.ckpt"
+            )  # so that there is something to resume from, and no disk turns out to be full later
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.interrupt.waits = False
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        # By which Lightning numbers rows and chooses the steps that it logs; within an epoch it resumes with another number.
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         is_last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         progress, batches = self.module.progress, self.module.progress["batches"] + 1
         progress |= {"epoch": progress["epoch"] + 1, "batches": 0} if is_last else {"batches": batches}
         if not is_last and batches % trainer.accumulate_grad_batches == 0:
-            self._obey(trainer, due=time.monotonic() - self.saved_at > 60 * _AUTOSAVE_MINUTES)
+            self._obey(trainer, autosave=time.monotonic() >= self.due_at, at_once=False)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == "fit":  # whatever becomes of the evaluation, the epoch is not lost
+            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step - 1
             self.module.awaits_evaluation = True
-            trainer.save_checkpoint(self.folder / "last.ckpt")
+            self._save(trainer, "last.ckpt")
             self.module.awaits_evaluation = False
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == "fit":
             value = self.module.numbers[self.module.iou_types[-1]][self.stopping.settings.best]
-            if self.stopping.take(value, self.module.progress):
-                trainer.save_checkpoint(self.folder / "best.ckpt")
+            self.is_best = self.stopping.take(value, self.module.progress)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.is_best:  # not before the evaluation is over: a run can go on from here, too
+            self._save(trainer, "best.ckpt")
+            self.is_best = False
         self._obey(trainer, due=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._obey(trainer, due=False)
+        self._obey(trainer)
 
-    def _obey(self, trainer: pl.Trainer, due: bool) -> None:
-        """Does what signals to any of the processes have asked for, or its time, in all of them; where it is `due`, saves anyway."""
-        stop, save, late = self.interrupt.stop, self.interrupt.save, self.stopping.seconds_left < 0
+    def _save(self, trainer: pl.Trainer, name: str, is_needed: bool = True) -> bool:
+        """Writes a checkpoint; returns whether that was possible.
+
+        Raises:
+            Diverged: on the first process, where the weights are not finite; the others end.
+            Unsaved: it cannot be written, on the first process; the others end. Where it is not needed, that is said and tried again.
+        """
+        self.module.guard.settle()
+        trainer.save_checkpoint(self.folder / name)
+        failure = trainer.strategy.broadcast(self.files.failure)
+        self.due_at = time.monotonic() + (min(self.interval, _RETRY_SECONDS) if failure else self.interval)
+        if failure and is_needed:
+            if trainer.is_global_zero:
+                raise Unsaved(failure)
+            sys.exit(0)
+        if failure and trainer.is_global_zero:
+            print(f"warning: {failure}. Training goes on, and tries again in a minute", file=sys.stderr)
+        return not failure
+
+    def _obey(self, trainer: pl.Trainer, *, due: bool = False, autosave: bool = False, at_once: bool = True) -> None:
+        """Does what signals to any of the processes have asked for, or its time, in all of them; where it is `due`, saves anyway.
+
+        An `autosave` may fail. Not `at_once`, several processes on GPUs do it a batch later: else these would be waited for after each.
+        """
+        asked: list[int] = [self.interrupt.stop, self.interrupt.save, self.stopping.seconds_left < 0, autosave]
         if trainer.world_size > 1:
-            asked = torch.tensor([stop, save, late, due], device=trainer.strategy.root_device)
-            torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
-            stop, save, late, due = asked.tolist()
+            self.agreement = self.agreement or Agreement(trainer.strategy.root_device)
+            asked = self.agreement.now(asked) if at_once else self.agreement.soon(asked)
+        stop, save, late, is_time = asked
         enough = self.stopping.enough(self.module.progress, bool(late))
-        if stop or save or due or enough:
-            trainer.save_checkpoint(self.folder / "last.ckpt")
-            self.saved_at = time.monotonic()
+        is_saved = False
+        if stop or save or due or enough or is_time:
+            if self.agreement:
+                self.agreement.forget()
+            is_saved = self._save(trainer, "last.ckpt", is_needed=bool(stop or due or enough))
         if save:
             self.interrupt.save = False
-            if trainer.is_global_zero:
+            if is_saved and trainer.is_global_zero:
                 print(f"wrote {self.folder / 'last.ckpt'}")
                 queue_again()  # the signal by which SLURM tells that the time of a job is over
         if stop:
@@ -117,21 +200,21 @@ class Checkpoints(pl.Callback):
             raise enough
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if not trainer.is_global_zero or not isinstance(exception, (KeyboardInterrupt, Stop, Enough)):
+        if not trainer.is_global_zero or not isinstance(
+            exception, (KeyboardInterrupt, Stop, Enough, Unsaved, Diverged)
+        ):
             return
         if isinstance(exception, Enough):
             print(f"\n{exception}")
         if not isinstance(exception, Enough) or exception.resumable:
-            detector = self.module.recipe.model.detector
-            named = "" if detector in DETECTORS else f" --model.detector {shlex.quote(detector)}"
-            resume = f"to continue: ranksort train {shlex.quote(str(self.folder.parent))} --resume{named}"
-            is_saved = (self.folder / "last.ckpt").is_file()
-            print(resume if is_saved else "stopped before there was a checkpoint to continue from")
+            resume = f"to continue: {resume_command(self.folder.parent, self.module.recipe)}"
+            exists = (self.folder / "last.ckpt").is_file()
+            print(resume if exists else "stopped before there was a checkpoint to continue from")
 
     def _resumed(self) -> str:
         """Where a run goes on that is resumed."""
         progress, epochs = self.module.progress, self.stopping.settings.epochs
         if progress["epoch"] >= epochs:
-            return f"all {epochs} epochs have been trained"
+            return f"all of {counted(epochs, 'epoch')} trained; what is left is the report"
         done = f", {progress['batches']} of its batches are done" if progress["batches"] else ""
         return f"continuing with epoch {progress['epoch'] + 1} of {epochs}{done}"

@@ -4,6 +4,7 @@ import math
 import time
 from typing import TypedDict
 
+from ..checkpoints import Checkpoint
 from ..evaluation.metrics import list_metrics
 from ..recipes.recipe import TrainingSettings
 from ..words import counted
@@ -29,6 +30,24 @@ class Progress(TypedDict):
     best: float  # value of the best evaluation so far, such as its AP in 0..1; infinitely bad before the first
     best_epoch: int  # after which epoch that was, from 1; 0: none, or unknown
     since_best: int  # evaluations since then
+    rows: int  # of metrics.csv
+
+
+def read_progress(checkpoint: Checkpoint) -> Progress:
+    """How far the run had come that wrote a checkpoint.
+
+    Raises:
+        ValueError: it does not say so.
+    """
+    known = {"epoch": 0, "batches": 0, "best": 0.0, "best_epoch": 0, "since_best": 0, "rows": 0}
+    said = checkpoint.progress
+    if not isinstance(said, dict) or not all(
+        isinstance(value, (float, int) if key == "best" else int) and (key == "best" or value >= 0)
+        for key, value in said.items()
+        if key in known
+    ):
+        raise ValueError(f"{checkpoint.path} cannot be resumed from: it does not say how far its run had come")
+    return said  # type: ignore[return-value]
 
 
 class Stopping:
@@ -46,7 +65,7 @@ class Stopping:
     def start(self) -> Progress:
         """The progress of a run that has not begun."""
         worst = -math.inf if self.higher_is_better else math.inf
-        return {"epoch": 0, "batches": 0, "best": worst, "best_epoch": 0, "since_best": 0}
+        return {"epoch": 0, "batches": 0, "best": worst, "best_epoch": 0, "since_best": 0, "rows": 0}
 
     def take(self, value: float, progress: Progress) -> bool:
         """Note the value of an evaluation after `progress["epoch"]` epochs; return whether it is the best so far. NaN never is."""

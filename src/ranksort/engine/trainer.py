@@ -1,6 +1,5 @@
 """Lightning's trainer with what a run shows and logs."""
 
-import csv
 import logging
 import sys
 import warnings
@@ -9,18 +8,18 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import EMAWeightAveraging, RichProgressBar
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins.environments import LightningEnvironment
 
 from ..interrupt import Interrupt
 from .log_lines import LogLines
+from .metrics_file import MetricsFile
 from .module import DetectorModule
-from .saving import Checkpoints
+from .saving import CheckpointFiles, Checkpoints
 
 _MISLEADING = (  # warnings of Lightning which are not for our users
     ".*does not have many workers.*",
     ".*ended before the epoch ended.*",  # we do resume there
-    ".*exists and is not empty.*",  # it is a resumed run's
     ".*in eval mode at the start of training.*",  # the frozen batch norms
     ".*isinstance.treespec, LeafSpec.*",
     ".*recommended to use .*sync_dist=True.*",  # all processes log the same report
@@ -28,27 +27,39 @@ _MISLEADING = (  # warnings of Lightning which are not for our users
 
 
 def build_trainer(
-    module: DetectorModule, run: Path | None = None, resume: bool = False, interrupt: Interrupt | None = None
+    module: DetectorModule,
+    run: Path | None = None,
+    interrupt: Interrupt | None = None,
+    rows: int | None = 0,
 ) -> pl.Trainer:
-    """Lightning's trainer; without a run folder and `interrupt`, one which only evaluates."""
+    """Lightning's trainer; without a run folder and `interrupt`, one which only evaluates.
+
+    Of `metrics.csv`, if there is one already, so many `rows` are kept; None: all.
+    """
     for message in _MISLEADING:
         warnings.filterwarnings("ignore", message)
     recipe, training = module.recipe, module.recipe.training
     steps = len(module.train_set) // training.batch_size if module.train_set else 0
     callbacks: list[pl.Callback] = [_ProgressBar() if sys.stdout.isatty() else LogLines(module.stopping)]
     loggers: list[Any] = []
+    # Evaluation is one process's work, however many SLURM has started.
+    plugins: list[Any] = [] if run else [LightningEnvironment()]
     if run is not None and interrupt is not None:
         if training.ema_decay:
             callbacks.append(EMAWeightAveraging(decay=training.ema_decay))
         # Last, for the others have state to be saved.
-        callbacks.append(Checkpoints(module, run / "checkpoints", interrupt))
-        loggers = [_csv_logger(run, resume), TensorBoardLogger(run, name="", version="tensorboard")]
+        files = CheckpointFiles()
+        plugins.append(files)
+        callbacks.append(Checkpoints(module, run / "checkpoints", interrupt, files))
+        metrics = MetricsFile(run / "metrics.csv", rows)
+        # What TensorBoard has of later steps is logged again.
+        purged = int(float(metrics.rows[-1]["step"])) + 1 if metrics.rows else None
+        loggers = [metrics, TensorBoardLogger(run, name="", version="tensorboard", purge_step=purged)]
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     trainer = pl.Trainer(
         default_root_dir=run,  # not the working directory: from there Lightning would resume what another job of SLURM has left
         accelerator="auto",
-        # Evaluation is one process's work, however many SLURM has started.
-        plugins=None if run else [LightningEnvironment()],
+        plugins=plugins,
         devices=training.devices if run else 1,
         num_nodes=training.nodes if run else 1,
         precision=training.precision,
@@ -68,16 +79,6 @@ def build_trainer(
     # Lightning's handlers would end a run unsaved, and save from within a batch: `Interrupt` has its own.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return trainer
-
-
-def _csv_logger(run: Path, resume: bool) -> CSVLogger:
-    """Writes `run/metrics.csv`; Lightning's logger would begin it again when a run is resumed."""
-    path = run / "metrics.csv"
-    rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines())) if resume and path.is_file() else []
-    logger = CSVLogger(run, name="", version="")
-    if rows:
-        logger.experiment.metrics = rows
-    return logger
 
 
 class _ProgressBar(RichProgressBar):

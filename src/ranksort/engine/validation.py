@@ -1,6 +1,7 @@
 """The losses on images to evaluate on, beside their detections."""
 
 import contextlib
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..losses.not_finite import NotFinite
 from ..models import Detector
 
 
@@ -47,6 +49,7 @@ class ValidationLosses:
     def reset(self) -> None:
         """Forget all images."""
         self.sums: dict[str, Tensor] = {}
+        self.spoilt = torch.zeros(())  # NaN where a loss was not finite
         self.images = 0
 
     def update(self, model: Detector, images: Sequence[Tensor], targets: Sequence[dict[str, Any]]) -> None:
@@ -55,7 +58,12 @@ class ValidationLosses:
         chosen = [index for index, target in enumerate(usable) if len(target["boxes"])]
         if chosen:
             batch, resized = model.transform([images[n] for n in chosen], [usable[n] for n in chosen])
-            for name, loss in model.losses(batch, resized).losses.items():
+            try:
+                losses = model.losses(batch, resized).losses
+            except NotFinite:  # no reason to lose the evaluation
+                self.spoilt += math.nan
+                return
+            for name, loss in losses.items():
                 self.sums[name] = self.sums.get(name, 0) + loss.detach().float() * len(chosen)
             self.images += len(chosen)
 
@@ -74,7 +82,7 @@ class ValidationLosses:
 
         All processes have to call it.
         """
-        parts = [({name: float(total) for name, total in self.sums.items()}, self.images)]
+        parts = [({name: float(total) + float(self.spoilt) for name, total in self.sums.items()}, self.images)]
         if dist.is_available() and dist.is_initialized():
             # As objects: a process may have no image with an object, and so no names of losses.
             gathered: list[Any] = [None] * dist.get_world_size()

@@ -10,8 +10,9 @@ import numpy as np
 from ..data.coco_columns import Category
 from ..data.ids import IdIndex
 from ..data.json_source import JsonSource
+from ..whole_file import replace_file
 from .calibration import Calibrator, Curve, Method, Target
-from .result_rows import Row
+from .result_rows import CALIBRATED, Row
 
 FORMAT, VERSION = "ranksort calibration", 1
 
@@ -39,27 +40,44 @@ class _Content(msgspec.Struct):
     about: dict[str, Any] = {}
 
 
-def save_calibrator(calibrator: Calibrator, path: str | Path, about: dict[str, Any] | None = None) -> None:
-    """Write a calibrator, a class a line; `about` says, as JSON can hold it, how it came about."""
-    lines: dict[str, Any] = {
+def calibrator_content(
+    calibrator: Calibrator, about: dict[str, Any] | None = None, thresholds: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """A calibrator as JSON has it.
+
+    Args:
+        calibrator: what scores are worth.
+        about: how it came about, as JSON can hold it.
+        thresholds: see `thresholds.thresholds_content`, of the same scores.
+    """
+    of_classes = zip(calibrator.categories, calibrator.num_detections.tolist(), calibrator.curves, strict=True)
+    return {
         "format": FORMAT,
         "version": VERSION,
         "target": calibrator.target,
         "method": calibrator.method,
         "about": about or {},
+        **({} if thresholds is None else {"thresholds": thresholds}),
         "all_classes": _entry(calibrator.all_classes),
+        "classes": [
+            {"id": category.id, "name": category.name, "detections": number, **(_entry(curve) if curve else {})}
+            for category, number, curve in of_classes
+        ],
     }
-    head = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in lines.items()]
-    of_classes = zip(calibrator.categories, calibrator.num_detections.tolist(), calibrator.curves, strict=True)
-    classes = [
-        json.dumps({"id": category.id, "name": category.name, "detections": number, **(_entry(curve) if curve else {})})
-        for category, number, curve in of_classes
-    ]
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        "{\n" + ",\n".join([*head, '"classes": [\n' + ",\n".join(classes) + "\n]"]) + "\n}\n", encoding="ascii"
-    )
+
+
+def save_calibrator(
+    calibrator: Calibrator,
+    path: str | Path,
+    about: dict[str, Any] | None = None,
+    thresholds: dict[str, Any] | None = None,
+) -> None:
+    """Write what `calibrator_content` returns, a class a line."""
+    content = calibrator_content(calibrator, about, thresholds)
+    classes = ",\n".join(map(json.dumps, content.pop("classes")))
+    head = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in content.items()]
+    text = "{\n" + ",\n".join([*head, f'"classes": [\n{classes}\n]']) + "\n}\n"
+    replace_file(Path(path), text.encode("ascii"))
 
 
 def load_calibrator(path: str | Path) -> Calibrator:
@@ -70,29 +88,37 @@ def load_calibrator(path: str | Path) -> Calibrator:
         ValueError: one sentence about why it is no calibration, or one that this version cannot read.
     """
     opened = JsonSource.open(path, "calibration")
-    parsed = opened.parse()
-    if not isinstance(parsed, dict) or parsed.get("format") != FORMAT:
-        raise ValueError(f"The {opened.name} is no calibration: `ranksort calibrate` writes one.")
-    if parsed.get("version") != VERSION:
+    return read_calibrator(opened.parse(), opened.name)
+
+
+def read_calibrator(content: Any, name: str) -> Calibrator:
+    """The inverse of `calibrator_content`, of parsed JSON that messages call by that name.
+
+    Raises:
+        ValueError: as `load_calibrator`.
+    """
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"The {name} is no calibration: `ranksort calibrate` writes one.")
+    if content.get("version") != VERSION:
         raise ValueError(
-            f"The {opened.name} is of version {parsed.get('version')}, but this ranksort reads version {VERSION}: "
+            f"The {name} is of version {content.get('version')}, but this ranksort reads version {VERSION}: "
             "install the one that wrote it, or calibrate again."
         )
     try:
-        content = msgspec.convert(parsed, _Content)
+        checked = msgspec.convert(content, _Content)
     except msgspec.ValidationError as error:
-        raise ValueError(f"The {opened.name} is damaged: {error}.") from None
+        raise ValueError(f"The {name} is damaged: {error}.") from None
     curves = [
-        None if entry.scores is None or entry.values is None else _curve(entry.scores, entry.values, opened.name)
-        for entry in content.classes
+        None if entry.scores is None or entry.values is None else _curve(entry.scores, entry.values, name)
+        for entry in checked.classes
     ]
     return Calibrator(
-        content.target,
-        content.method,
-        [Category(entry.id, entry.name) for entry in content.classes],
-        np.array([entry.detections for entry in content.classes], dtype=np.int64),
+        checked.target,
+        checked.method,
+        [Category(entry.id, entry.name) for entry in checked.classes],
+        np.array([entry.detections for entry in checked.classes], dtype=np.int64),
         curves,
-        _curve(content.all_classes.scores, content.all_classes.values, opened.name),
+        _curve(checked.all_classes.scores, checked.all_classes.values, name),
     )
 
 
@@ -100,12 +126,22 @@ def calibrate_rows(calibrator: Calibrator, rows: list[Row]) -> tuple[list[Row], 
     """Give rows, as `read_rows` returns them, calibrated scores; their classes are found by id.
 
     Returns:
-        Copies of the rows, and how many of them are of categories which the calibrator does not know.
+        Copies of the rows, each with the target of the calibration as `CALIBRATED`, and how many of them are of categories which the
+        calibrator does not know.
+
+    Raises:
+        ValueError: some are calibrated already.
     """
+    if done := sum(CALIBRATED in row for row in rows):
+        raise ValueError(
+            f"{done} of the {len(rows)} detections are calibrated already, as their '{CALIBRATED}' says: a calibration is for the scores "
+            "as the model gives them"
+        )
     index = IdIndex([category.id for category in calibrator.categories])
     category = index.find([row["category_id"] for row in rows])
     scores = calibrator(np.array([row["score"] for row in rows], dtype=np.float64), category)
-    calibrated = [{**row, "score": score} for row, score in zip(rows, scores.tolist(), strict=True)]
+    mark = {CALIBRATED: calibrator.target}
+    calibrated = [{**row, "score": score, **mark} for row, score in zip(rows, scores.tolist(), strict=True)]
     return calibrated, int((category < 0).sum())
 
 

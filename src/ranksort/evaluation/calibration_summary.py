@@ -1,31 +1,35 @@
 """How far the scores of a detector are from what they are worth, as given and calibrated: a table."""
 
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .calibration import CalibrationErrors, Calibrator, calibration_errors, cross_calibrated
-from .coco import evaluate
+from .calibration import CalibrationErrors, Calibrator, Target, calibration_errors, cross_calibrated, fit_calibrator
+from .calibration_file import save_calibrator
 from .inputs import Detections, GroundTruth
 from .metrics import percent
-from .overlaps import Samples
+from .model_scores import FILES
+from .overlaps import Samples, assess
+from .report import Report
+from .thresholds import thresholds_content
 
+_TITLE = "how far scores are from what they are worth"
 _EXAMPLES = (0.1, 0.3, 0.5, 0.7, 0.9)  # raw scores
 
 
 class Quality(NamedTuple):
-    """Of one set of scores: errors of all detections, and of those which score at or above the best threshold of their class."""
+    """Errors of one set of scores: of all detections, and of those which score at or above the best threshold of their class."""
 
     all: CalibrationErrors
     kept: CalibrationErrors
-    ap: float
-    olrp: float
 
 
 @dataclass
 class CalibrationSummary:
-    """Calibration errors, AP and oLRP, as fractions.
+    """Calibration errors, and perhaps AP and oLRP, as fractions.
 
     The errors after calibration are those of the scores of `cross_calibrated`. AP and oLRP depend on the order in each class alone,
     which one calibrator keeps and two for two halves do not: they are those of `calibrator`. Only where LVIS' limit of detections
@@ -36,6 +40,7 @@ class CalibrationSummary:
         num_kept: detections at or above the LRP-optimal thresholds of the raw scores.
         before, after: calibration.
         calibrator: the one which was fitted to all images.
+        metrics: (AP, oLRP) before and after; None: they were not looked at.
     """
 
     num_detections: int
@@ -44,6 +49,7 @@ class CalibrationSummary:
     before: Quality
     after: Quality
     calibrator: Calibrator
+    metrics: Sequence[tuple[float, ...]] | None = None
 
     def as_dict(self) -> dict[str, dict[str, float | None]]:
         """The errors, by "before" or "after" calibration and, after a dot, the detections: "all" or "kept". None is undefined."""
@@ -63,50 +69,95 @@ class CalibrationSummary:
             f"{self.num_detections} detections in {self.num_images} images; {own} of {len(curves)} classes have detections "
             "enough for a calibration of their own",
             "",
-            f"{'in %':<34}" + "".join(f"{name:>8}" for name in ("LaECE", "LaACE", "D-ECE", "AP", "oLRP")),
+            *self.table(),
         ]
-        for name, quality in (("scores as given", self.before), ("calibrated by other images", self.after)):
-            numbers = (*quality.all, quality.ap, quality.olrp)
-            lines.append(f"{name:<34}" + "".join(f"{percent(x):>8}" for x in numbers))
-        lines.append(f"the {self.num_kept} at or above the best threshold of their class (lowest LRP)")
-        for name, quality in (("scores as given", self.before), ("calibrated by other images", self.after)):
-            lines.append(f"{name:<34}" + "".join(f"{percent(x):>8}" for x in quality.kept))
         values = self.calibrator.all_classes(np.array(_EXAMPLES))
         shown = ", ".join(f"{score:g} is worth {value:.2f}" for score, value in zip(_EXAMPLES, values, strict=True))
         return "\n".join([*lines, "", f"over all classes, a score of {shown} ({meant[self.calibrator.target]})"])
 
+    def table(self) -> list[str]:
+        """The numbers, in lines."""
+        lines = [_heads(*(("AP", "oLRP") if self.metrics else ()))]
+        names = ("scores as given", "calibrated by other images")
+        for name, quality, metrics in zip(names, (self.before, self.after), self.metrics or [(), ()], strict=True):
+            lines.append(_line(name, (*quality.all, *metrics)))
+        lines.append(f"the {self.num_kept} at or above the best threshold of their class (lowest LRP)")
+        for name, quality in zip(names, (self.before, self.after), strict=True):
+            lines.append(_line(name, quality.kept))
+        return lines
 
-def summarize(
-    ground_truth: GroundTruth,
-    detections: Detections,
-    samples: Samples,
-    calibrator: Calibrator,
-    style: str = "coco",
-    max_detections: int | None = None,
-) -> CalibrationSummary:
-    """Compare the detections as they are with themselves, calibrated as the calibrator was fitted, but by other images.
+
+def _heads(*more: str) -> str:
+    return f"{'in %':<34}" + "".join(f"{name:>8}" for name in ("LaECE", "LaACE", "D-ECE", *more))
+
+
+def _line(name: str, values: Sequence[float]) -> str:
+    return f"{name:<34}" + "".join(f"{percent(x):>8}" for x in values)
+
+
+def summarize(samples: Samples, calibrator: Calibrator, report: Report) -> CalibrationSummary:
+    """Compare scores with themselves, calibrated as the calibrator was fitted, but by other images.
 
     Args:
-        ground_truth, detections: what `samples` was made of, by the same style and `max_detections`.
         samples: what the detections are worth.
         calibrator: for its target and method.
-        style, max_detections: as of `evaluate_detections`.
+        report: of the same detections, for its best thresholds.
 
     Raises:
         ValueError: fewer than two images have detections.
     """
     calibrated = cross_calibrated(samples, calibrator.categories, target=calibrator.target, method=calibrator.method)
-    in_use = replace(detections, scores=calibrator(detections.scores, detections.category))
-    reports = [evaluate(ground_truth, found, style, max_detections) for found in (detections, in_use)]
-    kept = samples.score >= reports[0].thresholds()[samples.category]
+    kept = samples.score >= report.thresholds()[samples.category]
     before, after = (
-        Quality(
-            calibration_errors(samples, scores),
-            calibration_errors(samples, scores, kept),
-            report.summary["AP"],
-            report.summary["oLRP"],
-        )
-        for scores, report in zip((samples.score, calibrated), reports, strict=True)
+        Quality(calibration_errors(samples, scores), calibration_errors(samples, scores, kept))
+        for scores in (samples.score, calibrated)
     )
     num_images = len(np.unique(samples.image))
     return CalibrationSummary(len(samples.score), num_images, int(kept.sum()), before, after, calibrator)
+
+
+def calibrate_evaluation(
+    report: Report,
+    ground_truth: GroundTruth,
+    detections: Detections,
+    folder: Path,
+    about: dict[str, Any],
+    max_detections: int | None = None,
+) -> str:
+    """Fit calibrations to detections that were evaluated, and write them to the folder of their report.
+
+    `calibration.json` gives the expected IoU and `calibration_precision.json` the probability that it is .5 or more; both hold the
+    thresholds of the report, too. Where nothing can be fitted, or the scores are not as the model gives them, what was there before is
+    removed.
+
+    Args:
+        report: of the detections.
+        ground_truth, detections, max_detections: what it is of.
+        folder: where to.
+        about: how the detections came about, as JSON can hold it.
+
+    Returns:
+        The honest errors before and after, or those of the scores as they are, as a table for people; or why there is no calibration.
+    """
+    samples, text = assess(ground_truth, detections, report.style, max_detections), ""
+    if report.scores_are != "raw":
+        remove_calibrations(folder)
+        return "\n".join([_TITLE, _heads(), _line("scores as given", calibration_errors(samples, samples.score))])
+    targets: tuple[Target, ...] = ("iou", "precision")
+    for target in targets:
+        try:
+            calibrator = fit_calibrator(samples, report.categories, target=target)
+            summary = summarize(samples, calibrator, report)
+        except ValueError as error:  # no detection that counts, or all in one image; or scipy is missing
+            remove_calibrations(folder)
+            return f"no calibration of the scores: {error}"
+        about = {**about, "iou_type": report.iou_type, "errors": summary.as_dict()}
+        save_calibrator(calibrator, folder / FILES[target], about, thresholds_content(report))
+        text = text or "\n".join(summary.table())
+    return f"{_TITLE}\n{text}"
+
+
+def remove_calibrations(folder: Path) -> None:
+    """Remove the calibrations of an earlier evaluation from the folder of its report."""
+    for target in ("iou", "precision"):
+        (folder / FILES[target]).unlink(missing_ok=True)

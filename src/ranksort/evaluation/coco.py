@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from ..data.coco_columns import CocoFile
-from .inputs import Detections, GroundTruth, read_detections, read_ground_truth
+from .image_names import doubts
+from .inputs import Detections, GroundTruth, open_ground_truth, read_detections, read_ground_truth
 from .lrp import evaluate_lrp
-from .matching import AREA_RANGES, DEFAULT_LIMITS, Candidates, Setting, match, take_part
+from .matching import AREA_RANGES, DEFAULT_LIMITS, Candidates, Matched, Setting, match, take_part
 from .metrics import AT_IOU_50, AT_IOU_75, AreaResult, list_metrics
 from .precision import evaluate_precision
 from .report import Cut, Report
@@ -42,9 +43,12 @@ def evaluate_detections(
     if iou_type not in ("bbox", "segm"):
         raise ValueError(f"iou_type must be one of bbox, segm; got {iou_type!r}.")
     _check_settings(style, max_detections)
-    truth = read_ground_truth(ground_truth, iou_type, style)
+    file = open_ground_truth(ground_truth, iou_type)
+    truth = read_ground_truth(file, iou_type, style)
     found = read_detections(detections, truth, iou_type)
-    return evaluate(truth, found, style, max_detections)
+    report = evaluate(truth, found, style, max_detections)
+    report.doubts += doubts(detections, file, truth, found, report)
+    return report
 
 
 def evaluate(
@@ -59,10 +63,11 @@ def evaluate(
     num_without_area = int(((ground_truth.areas == 0) & ~ground_truth.crowd).sum())
     if num_without_area:
         areas = {**areas, SMALL_WITH_AREA: (np.nextafter(0, 1), areas["s"][1])}
-    results = {
-        area: _area_result(ground_truth, candidates, setting, limits)
-        for area, setting in zip(areas, match(ground_truth, candidates, areas.values()), strict=True)
-    }
+    results: dict[str, AreaResult] = {}
+    for area, setting in zip(areas, match(ground_truth, candidates, areas.values()), strict=True):
+        results[area] = _area_result(ground_truth, candidates, setting, limits)
+        if area == "":
+            matched = Matched(ground_truth, candidates, setting)
     metrics = list_metrics(limits)
     columns = {metric.name: metric.compute(results) for metric in metrics}  # (C,) each
     summary = {metric.name: _mean(columns[metric.name]) for metric in metrics if metric.in_summary}
@@ -82,6 +87,7 @@ def evaluate(
         precision=overall.precision[[AT_IOU_50, AT_IOU_75]].transpose(1, 0, 2)[shown],
         lrp=overall.lrp.curves[shown],
         matches=overall.lrp.matches,
+        matched=matched,
         metrics=metrics,
         cut=Cut(limit, candidates.num_cut, candidates.most),
         num_without_area=num_without_area,

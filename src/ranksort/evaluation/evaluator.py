@@ -28,6 +28,9 @@ class Evaluator:
         masks: evaluate masks as well as boxes.
         style, max_detections: as of `evaluate_detections`.
 
+    Attributes:
+        thresholds: [C] of the model's labels: detections of lower scores are left out; None: none are.
+
     Raises:
         ValueError: what the file holds cannot be evaluated so.
     """
@@ -47,6 +50,7 @@ class Evaluator:
         self._image = {image.id: n for n, image in enumerate(truth.images)}
         known = {category.id: n for n, category in enumerate(truth.categories)}
         self._category = np.array([known.get(category.id, -1) for category in categories], dtype=np.int32)
+        self.thresholds: Tensor | None = None
         self.reset()
 
     def reset(self) -> None:
@@ -61,6 +65,9 @@ class Evaluator:
             boxes[:, 2:] -= boxes[:, :2]
             category = self._category[found["labels"].cpu().numpy()]
             kept = category >= 0
+            if self.thresholds is not None:
+                least = self.thresholds.to(found["scores"])[found["labels"]]
+                kept &= (found["scores"] >= least).cpu().numpy()
             columns = {
                 "image": np.full(int(kept.sum()), self._image[image_id], dtype=np.int32),
                 "category": category[kept],

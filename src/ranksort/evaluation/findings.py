@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from ..words import counted
 from .lrp import SCORE_GRID
 from .metrics import percent
 from .report import Report, olrp_parts, rank_correlation
@@ -17,11 +18,13 @@ def findings(report: Report) -> list[str]:
     shape = "mask" if report.iou_type == "segm" else "box"
     is_tp = matches.outcome == 1
     if not is_tp.any():
-        none = f"Everything: none of the {len(is_tp)} detections overlaps an object of its class by IoU .5."
+        none = f"Everything: none of the {counted(len(is_tp), 'detection')} overlaps an object of its class by IoU .5."
         return [none, *_cut(report), *_without_area(report)]
     parts = olrp_parts(rows).mean(axis=0)
     if parts.sum() == 0:
-        perfect = f"Nothing: all {len(matches.object_score)} objects are found exactly, without a false positive."
+        number_of_objects = len(matches.object_score)
+        all_ = f"all {number_of_objects} objects are" if number_of_objects > 1 else "the only object is"
+        perfect = f"Nothing: {all_} found exactly, without a false positive."
         return [perfect, *_cut(report), *_without_area(report)]
     names = ("poor localisation", "false positives", "missed objects")
     falling = np.argsort(-parts)
@@ -30,7 +33,7 @@ def findings(report: Report) -> list[str]:
     among = f"among the {report.cut.limit} best {_where(report)} " if report.cut.num_detections else ""
     said = [
         f"{much} of the error (oLRP {percent(number['oLRP'])} of 100) is {first}; then come {second} and {third}.",
-        f"{np.isnan(matches.object_score).mean():.0%} of the {len(matches.object_score)} objects are not detected at all "
+        f"{np.isnan(matches.object_score).mean():.0%} of the {counted(len(matches.object_score), 'object')} are not detected at all "
         f"(no {shape} of their class {among}overlaps them by IoU .5, whatever its score), and "
         f"{(matches.object_score < report.thresholds()[matches.object_category]).mean():.0%} only with a score under the "
         "best threshold of their class.",
@@ -53,12 +56,16 @@ def findings(report: Report) -> list[str]:
             f"The {'other ' if missed else ''}classes of most error: {', '.join(found[:3])}; of least: {', '.join(found[:-4:-1])}."
         )
     error = report.lrp.mean(axis=0)
+    above = (matches.outcome >= 0) & (matches.score >= SCORE_GRID[error.argmin()])
     said += [
         f"True positives overlap their objects by IoU {matches.iou[is_tp].mean():.2f} on average; AP is "
         f"{percent(number['AP50'])} at IoU .5 and {percent(number['AP75'])} at .75.",
-        f"If one score threshold is to serve all classes, {SCORE_GRID[error.argmin()]:.2f} is best: it costs "
+        f"If one score threshold is to serve all classes, {SCORE_GRID[error.argmin()]:.2f} is best: "
+        f"{is_tp[above].mean():.0%} of the detections above it are right, and they find "
+        f"{is_tp[above].sum() / len(matches.object_score):.0%} of the objects; it costs "
         f"{percent(error.min() - number['oLRP'])} points of LRP error over each class's own, which the table has.",
     ]
+    said += [*report.analysis.error_lines(report.categories), *report.analysis.score_lines()[:1]]
     correlation = rank_correlation(matches.score[is_tp], matches.iou[is_tp])
     if not math.isnan(correlation):
         order = (

@@ -75,6 +75,13 @@ class Detections(Instances):
         return replace(self, **{name: getattr(self, name)[indices] for name in names})
 
 
+def open_ground_truth(source: "str | Path | dict[str, Any] | CocoFile", iou_type: str) -> CocoFile:
+    """Read the file of `read_ground_truth`, unless that is done."""
+    if isinstance(source, CocoFile):
+        return source
+    return read_coco_file(source, segmentations=iou_type == "segm", pixels=False, what="ground truth")
+
+
 def read_ground_truth(source: "str | Path | dict[str, Any] | CocoFile", iou_type: str, style: str) -> GroundTruth:
     """Read annotations in COCO's or LVIS' format.
 
@@ -91,11 +98,7 @@ def read_ground_truth(source: "str | Path | dict[str, Any] | CocoFile", iou_type
         ValueError: one sentence about what is wrong and where.
     """
     with_masks = iou_type == "segm"
-    file = (
-        source
-        if isinstance(source, CocoFile)
-        else read_coco_file(source, segmentations=with_masks, pixels=False, what="ground truth")
-    )
+    file = open_ground_truth(source, iou_type)
     if with_masks and any(fault.kind == "no segmentation" for fault in file.faults):
         raise ValueError(f"{file.source} has objects without masks: compare boxes, by --iou-type bbox.")
     file.require("mask_evaluation" if with_masks else "evaluation")
@@ -180,7 +183,8 @@ class _Reader:
 
     def __init__(self, ground_truth: GroundTruth, with_masks: bool) -> None:
         self.with_masks, self.with_boxes = with_masks, not with_masks
-        self.images = IdIndex([image.id for image in ground_truth.images])
+        self.ids = [image.id for image in ground_truth.images]
+        self.images = IdIndex(self.ids)
         self.categories = IdIndex([category.id for category in ground_truth.categories])
         self.sizes = [(image.height, image.width) for image in ground_truth.images]
         self.pixels = np.array(self.sizes, dtype=np.int64).reshape(-1, 2).prod(axis=1)
@@ -308,7 +312,7 @@ class _Reader:
     def refuse(self, count: int) -> None:
         """Raise ValueError about what is wrong with the `count` rows, saying how many and the first few."""
         for problem, positions in self.wrong.items():  # the first one is raised
-            found, number = self.repair.found, positions[0] + 1
+            found, number, hint = self.repair.found, positions[0] + 1, ""
             if (number, "row") in found:
                 problem = f"are no objects but such as {found[number, 'row']}"
             elif problem in ("score", "bbox", "segmentation"):
@@ -324,9 +328,13 @@ class _Reader:
             elif problem == "unknown":
                 ids = list(dict.fromkeys(self.unknown))
                 problem = f"have an unknown image_id: {listed(ids, shown=reprlib.repr)}"
+                known = listed(self.ids, 3, shown=reprlib.repr)
+                hint = (
+                    f"; the ground truth has {known}, which `ranksort predict --annotations TRUTH.json` gives results"
+                )
             elif problem == "have a score outside 0..1" and 2 < self.highest <= 100:
                 problem += " and look like percent: divide them by 100"
-            raise ValueError(f"{len(positions)} of {count} detections {problem} (position {listed(positions)}).")
+            raise ValueError(f"{len(positions)} of {count} detections {problem} (position {listed(positions)}){hint}.")
 
 
 def _floats(values: list[Any], count: int) -> np.ndarray:

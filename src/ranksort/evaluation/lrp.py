@@ -86,7 +86,7 @@ def lrp_error(
     LRP(s) = (sum over TP of (1 - IoU) / (1 - tau) + FP + FN) / (TP + FP + FN), counting detections with score >= s.
 
     Args:
-        scores: (N,) in falling order. The minimum may lie between equal scores, as in the authors' evaluator.
+        scores: (N,) in falling order.
         is_tp: (N,) true positives.
         is_fp: (N,) false positives; a detection that is neither is ignored.
         iou: (N,) IoU of the true positives with their objects; other entries are not used.
@@ -94,8 +94,9 @@ def lrp_error(
         tau: IoU threshold of a true positive.
 
     Returns:
-        (N + 1,) errors of the first 0..N detections (of none: 1), and the first minimum over 1..N,
-        `NOTHING_FOUND` if that has no true positive.
+        (N + 1,) errors of the first 0..N detections (of none: 1), and the first minimum over the N' different scores as thresholds,
+        `NOTHING_FOUND` if that has no true positive. No threshold keeps some of the detections of equal score and drops others; the
+        authors' evaluator has a minimum between them count, too, which nobody who applies the threshold would reach.
     """
     tp = np.cumsum(np.append(False, is_tp))
     fp = np.cumsum(np.append(False, is_fp))
@@ -103,7 +104,8 @@ def lrp_error(
     localization = np.cumsum(np.append(0.0, np.where(is_tp, 1 - iou, 0.0)))
     errors = (localization / (1 - tau) + fp + fn) / (tp + fp + fn)
 
-    best = 1 + np.argmin(errors[1:]) if len(scores) else 0  # as the authors: one detection at least is kept
+    ends = 1 + np.flatnonzero(np.diff(scores, append=-1))  # of groups of equal scores
+    best = ends[np.argmin(errors[ends])] if len(scores) else 0  # as the authors: one detection at least is kept
     if tp[best] == 0:
         return errors, NOTHING_FOUND
     return errors, OptimalLRP(

@@ -50,6 +50,14 @@ class Setting(NamedTuple):
     matchings: list[Matching]  # one for each of IOU_THRESHOLDS
 
 
+class Matched(NamedTuple):
+    """Objects, the detections that take part, and what these come to."""
+
+    ground_truth: GroundTruth
+    candidates: Candidates
+    setting: Setting
+
+
 def take_part(ground_truth: GroundTruth, detections: Detections, *, federated: bool, limit: int) -> Candidates:
     """Which detections are evaluated: by COCO's rules the `limit` best of each class in an image.
 

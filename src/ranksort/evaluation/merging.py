@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..data.ids import Id, canonical, spelled
-from .result_rows import Row, read_boxes
+from .result_rows import CALIBRATED, Row, read_boxes
 
 _SOFT_NMS_SIGMA = 0.5  # Bodla et al., ICCV 2017
 _LEAST_SCORE = 1e-3  # what soft NMS takes below it is dropped; likewise
@@ -21,17 +21,19 @@ def merge_rows(parts: Mapping[str, Sequence[Row]], detections_per_image: int = 1
 
     In each image and class the best detection is kept, the scores of the others fall by exp(-IoU² / .5), and so on. Its box moves
     to the mean of the boxes around it, weighted by score times exp(-(1 - IoU)² / .025); where it has a mask, both stay as they are.
+    Of a row without a box that around its mask is compared.
 
     Args:
-        parts: the rows of each detector, as `read_rows` gives them, by the name that messages call them; with a "bbox" each, and
-            with comparable scores.
+        parts: the rows of each detector, as `read_rows` gives them, by the name that messages call them; with a "bbox" or a
+            "segmentation" each, and with comparable scores.
         detections_per_image: how many are kept at most.
 
     Returns:
-        The rows by image, in the order of their first appearance, and falling score. The rows given stay as they are.
+        The rows by image, in the order of their first appearance, and falling score; none is marked as calibrated any more, for soft
+        NMS has lowered their scores. The rows given stay as they are.
 
     Raises:
-        ValueError: a row has no box, or the detectors have no image in common.
+        ValueError: a row has neither box nor mask, or the detectors have no image in common.
     """
     boxes = np.concatenate([read_boxes(rows, name) for name, rows in parts.items()])
     _require_common_images(parts)
@@ -141,4 +143,6 @@ def _numbered(ids: list[Id]) -> np.ndarray:
 
 
 def _moved(row: Row, score: float, box: list[float]) -> Row:
-    return {**row, "score": score, **({} if row.get("segmentation") else {"bbox": box})}
+    moved = {**row, "score": score, **({} if row.get("segmentation") else {"bbox": box})}
+    moved.pop(CALIBRATED, None)
+    return moved

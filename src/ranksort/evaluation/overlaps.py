@@ -42,8 +42,12 @@ def assess(
         max_detections: how many of a class in an image (coco, default 100) or of an image (lvis, default 300).
     """
     limit = max_detections or DEFAULT_LIMITS[style]
-    candidates = take_part(ground_truth, detections, federated=style == "lvis", limit=limit)
-    pairs = _overlapping_pairs(ground_truth, candidates)
+    return assess_candidates(ground_truth, take_part(ground_truth, detections, federated=style == "lvis", limit=limit))
+
+
+def assess_candidates(ground_truth: GroundTruth, candidates: Candidates, overlaps: "Overlaps | None" = None) -> Samples:
+    """`assess` of the detections that take part, with their overlaps if these are known."""
+    pairs = (overlaps or compare(ground_truth, candidates)).pairs
     found = candidates.detections
     return Samples(
         candidates.place,
@@ -56,13 +60,26 @@ def assess(
     )
 
 
-def _overlapping_pairs(ground_truth: GroundTruth, candidates: Candidates) -> Matching:
-    """Pairs of the same image and class that overlap, by rank of the detection there, then by detection, the best object last.
+class Overlaps(NamedTuple):
+    """How the N detections overlap the objects of their images.
 
-    Their IoU is, with a crowd, the share of the detection inside.
+    Attributes:
+        pairs: those of the same class that overlap, by rank of the detection there, then by detection, the best object last. Their
+            IoU is, with a crowd, the share of the detection inside.
+        other: (N,) the largest IoU with an object of another class, but for crowds; 0 without one.
+        other_object: (N,) that object; 0 where `other` is.
     """
+
+    pairs: Matching
+    other: np.ndarray
+    other_object: np.ndarray
+
+
+def compare(ground_truth: GroundTruth, candidates: Candidates) -> Overlaps:
+    """Compare each detection with all objects of its image."""
     with_masks = ground_truth.masks is not None
     num_images = len(ground_truth.images)
+    category, crowd = candidates.detections.category, ground_truth.crowd
     of_objects, of_found = (
         np.argsort(image, kind="stable") for image in (ground_truth.image, candidates.detections.image)
     )
@@ -70,6 +87,7 @@ def _overlapping_pairs(ground_truth: GroundTruth, candidates: Candidates) -> Mat
         np.searchsorted(image[order], np.arange(num_images + 1)).tolist()
         for image, order in ((ground_truth.image, of_objects), (candidates.detections.image, of_found))
     )
+    other, other_object = np.zeros(len(category)), np.zeros(len(category), dtype=np.int64)
     parts: list[tuple[np.ndarray, ...]] = [(np.empty(0, dtype=np.int64),) * 2 + (np.empty(0),)]
     for n, (objects, found) in enumerate(zip(pairwise(object_bounds), pairwise(found_bounds), strict=True)):
         o, d = of_objects[slice(*objects)], of_found[slice(*found)]
@@ -79,20 +97,17 @@ def _overlapping_pairs(ground_truth: GroundTruth, candidates: Candidates) -> Mat
             _masks(instances, rows, ground_truth.images[n][1:]) if with_masks else _boxes(instances, rows)
             for instances, rows in ((candidates.detections, candidates.place[d]), (ground_truth, o))
         ]
-        iou = mask_utils.iou(*shapes, ground_truth.crowd[o].astype(np.uint8))  # (D, O)
-        same = candidates.detections.category[d][:, None] == ground_truth.category[o]
+        iou = mask_utils.iou(*shapes, crowd[o].astype(np.uint8))  # (D, O)
+        same = category[d][:, None] == ground_truth.category[o]
         row, column = np.nonzero(same & (iou > 0))
         parts.append((d[row], o[column], iou[row, column]))
+        iou[same | crowd[o]] = 0
+        nearest = iou.argmax(axis=1)
+        other[d], other_object[d] = iou[np.arange(len(d)), nearest], o[nearest]
     pairs = Matching(*map(np.concatenate, zip(*parts, strict=True)))
     # Objects to be found are preferred to crowds, then the higher IoU, then the later object, as pycocotools does it.
-    keys = (
-        pairs.object,
-        pairs.iou,
-        ~ground_truth.crowd[pairs.object],
-        pairs.detection,
-        candidates.rank[pairs.detection],
-    )
-    return pairs.select(np.lexsort(keys))
+    keys = (pairs.object, pairs.iou, ~crowd[pairs.object], pairs.detection, candidates.rank[pairs.detection])
+    return Overlaps(pairs.select(np.lexsort(keys)), other, other_object)
 
 
 def _boxes(instances: GroundTruth | Detections, rows: np.ndarray) -> np.ndarray:

@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ..whole_file import replace_file
+from .intervals import METRICS as INTERVALS
+from .intervals import difference_in_words
 from .metrics import list_metrics
 from .report import Report
 
@@ -55,14 +58,44 @@ def save_page(runs: Sequence[Path], out: Path, pictures: Pictures | None = None)
         ValueError: where a report cannot be read.
     """
     read = [_read_run(run) for run in runs]
+    _compare_runs(read)
     for evaluation in read[0]["evaluations"] if pictures else []:
         evaluation["pictures"] = (pictures or {})[evaluation["iou_type"]]
     # Class and file names are anybody's: as JSON without "<" none of them can end the script element.
     data = json.dumps({"runs": read, **_shown_metrics()}, allow_nan=False, separators=(",", ":")).replace(
         "<", "\\u003c"
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(TEMPLATE.read_text(encoding="utf-8").replace("{{data}}", data), encoding="utf-8")
+    replace_file(out, TEMPLATE.read_text(encoding="utf-8").replace("{{data}}", data).encode())
+
+
+def compare_reports(runs: Sequence[Path]) -> list[str]:
+    """How much better each run is than the first, with 95 % intervals: a line each, and one where there is no telling.
+
+    Raises: as `save_page`.
+    """
+    read = [_read_run(run) for run in runs]
+    _compare_runs(read)
+    kinds = {"bbox": "", "segm": " (masks)"}
+    return [
+        f"{run['name']} against {read[0]['name']}{kinds[evaluation['iou_type']] if len(run['evaluations']) > 1 else ''}: "
+        f"{evaluation['difference']}"
+        for run in read[1:]
+        for evaluation in run["evaluations"]
+        if evaluation["difference"]
+    ]
+
+
+def _compare_runs(runs: list[dict[str, Any]]) -> None:
+    """Add to each evaluation its `difference` to that of the first run, in words; take the resamples out, which are then of no use."""
+    first = {evaluation["iou_type"]: evaluation.get("intervals") for evaluation in runs[0]["evaluations"]}
+    for n, run in enumerate(runs):
+        for evaluation in run["evaluations"]:
+            base, own = first.get(evaluation["iou_type"]), evaluation.get("intervals")
+            evaluation["difference"] = difference_in_words(base, own) if n and base and own else ""
+    for run in runs:
+        for evaluation in run["evaluations"]:
+            for name in INTERVALS if evaluation.get("intervals") else ():
+                evaluation["intervals"][name].pop("values", None)
 
 
 def _shown_metrics() -> dict[str, Any]:
@@ -73,6 +106,10 @@ def _shown_metrics() -> dict[str, Any]:
 
 
 def _read_run(run: Path) -> dict[str, Any]:
+    if run.is_file():
+        raise ValueError(
+            f"{run} is a file: name a folder with a report, such as `ranksort evaluate TRUTH.json {run} --out FOLDER` writes"
+        )
     folder = run if (run / "report.json").is_file() else run / "report"
     files = [file for file in (folder / "report.json", folder / "masks" / "report.json") if file.is_file()]
     if not files:

@@ -42,6 +42,24 @@ def evaluate_precision(candidates: Candidates, setting: Setting, limits: list[in
     return precision, recall
 
 
+def average_precision(category: np.ndarray, is_tp: np.ndarray, num_objects: np.ndarray) -> np.ndarray:
+    """(C,) AP of C classes at one IoU threshold; 0 where a class has no true positive.
+
+    Args:
+        category: (N,) of the true and the false positives, by class and falling score.
+        is_tp: (N,) bool: which of them they are.
+        num_objects: (C,) objects to be found.
+    """
+    num_classes = len(num_objects)
+    place = np.flatnonzero(is_tp)
+    of_class = category[place]
+    counts = np.bincount(of_class, minlength=num_classes)
+    tp = 1 + np.arange(len(place)) - np.repeat(np.cumsum(counts) - counts, counts)
+    class_starts = np.searchsorted(category, np.arange(num_classes))
+    precision = tp / (1 + place - class_starts[of_class])
+    return _highest(precision, counts, needed_true_positives(num_objects)).mean(axis=1)
+
+
 def needed_true_positives(num_objects: np.ndarray) -> np.ndarray:
     """(C, 101): how many true positives, one at least, reach each of RECALLS where a class has `num_objects`, (C,)."""
     total = np.maximum(num_objects, 1)[:, None]

@@ -1,18 +1,23 @@
 """What an evaluation found: numbers, a table, JSON and CSV."""
 
 import csv
+import io
 import json
 import math
 import reprlib
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..words import listed
+from ..whole_file import replace_file
+from ..words import counted, listed
+from .analysis import Analysis, analyse
 from .inputs import CategoryInfo
-from .lrp import TAU, Matches
+from .lrp import SCORE_GRID, TAU, Matches
+from .matching import Matched
 from .metrics import Metric, percent
 from .score_cut import USUAL, find_score_cut
 
@@ -51,12 +56,15 @@ class Report:
         precision: (K, 2, 101) precision at IoU .5 and .75 and recall 0, .01, ..., 1.
         lrp: (K, 101) LRP error when detections scoring under 0, .01, ..., 1 are left out.
         matches: what became of each detection and each object.
+        matched: what these are, for `analysis`.
         metrics: those of the summary and the classes, in their order.
         cut: what the limit on detections left out.
         num_without_area: objects whose area is 0, which COCO counts as small.
         small_ap: APs without these.
         lowest_score: of all detections, also those beyond the limit; NaN where there are none.
         left_out: ids of categories which the ground truth lacks, and how many detections of each were left out.
+        scores_are: "raw", as the model gives them, or what became of them before, such as "calibrated".
+        doubts: sentences about what points to detections of other images than those of the ground truth.
     """
 
     summary: dict[str, float]
@@ -67,17 +75,25 @@ class Report:
     precision: np.ndarray
     lrp: np.ndarray
     matches: Matches
+    matched: Matched
     metrics: list[Metric]
     cut: Cut
     num_without_area: int
     small_ap: float
     lowest_score: float
     left_out: dict[Any, int] = field(default_factory=dict)
+    scores_are: str = "raw"
+    doubts: list[str] = field(default_factory=list)
 
     @property
     def classes_without_objects(self) -> int:
         """How many classes are left out of `per_class` and all means."""
         return len(self.categories) - len(self.per_class)
+
+    @cached_property
+    def analysis(self) -> Analysis:
+        """Causes of the errors, worth of the scores and 95 % intervals: computed at first use, in seconds for COCO."""
+        return analyse(self)
 
     def as_dict(self) -> dict[str, float]:
         """AP AP50 AP75 APs APm APl, AR1 AR10 AR100 (LVIS: AR300) ARs ARm ARl; oLRP and its components oLRP_loc (mean
@@ -88,9 +104,9 @@ class Report:
         return dict(self.summary)
 
     def __str__(self) -> str:
-        title = f"{self.style.upper()} {self.iou_type}, {len(self.per_class)} classes, in %"
-        if self.classes_without_objects:
-            title += f" ({self.classes_without_objects} more classes have no ground truth and do not count)"
+        title = f"{self.style.upper()} {self.iou_type}, {counted(len(self.per_class), 'class')}, in %"
+        if more := self.classes_without_objects:
+            title += f" ({counted(more, 'more class')} without ground truth {'does' if more == 1 else 'do'} not count)"
         lines = [title, *self.notes()]
         not_shown = {metric.name for metric in self.metrics if not metric.in_lines}
         for family in dict.fromkeys(metric.family for metric in self.metrics):
@@ -110,17 +126,24 @@ class Report:
         ]
         if len(table) > TABLE_ROWS:
             half = TABLE_ROWS // 2
-            table[half:-half] = [f"... {len(table) - 2 * half} classes between them ..."]
+            table[half:-half] = [f"... {counted(len(table) - 2 * half, 'class')} between them ..."]
         return "\n".join([*lines, "", f"{'class':<{width}}{heads}", *table])
+
+    def text(self) -> str:
+        """The table, and the most important of the `analysis`."""
+        return "\n".join([str(self), "", *self.analysis.lines(self)])
 
     def notes(self) -> list[str]:
         """What else one has to know of the detections to judge the numbers, in sentences."""
-        said = []
+        said = [*self.doubts]
         if self.left_out:
             ids, count = listed(list(self.left_out), shown=reprlib.repr), sum(self.left_out.values())
-            said += [f"{count} detections of categories that the ground truth does not have are left out: {ids}."]
+            what = f"{counted(count, 'detection')} of categories that the ground truth does not have"
+            said += [f"left out {what}: {ids}."]
+        if self.scores_are != "raw":
+            said += [f"The scores are {self.scores_are}."]
         score_cut = find_score_cut(self.lowest_score, self.matches)
-        if score_cut:
+        if score_cut and "cut off" not in self.scores_are:
             lowest, right, most = score_cut
             said += [
                 f"The lowest score is {lowest:.2f}, but {right:.0%} of the lowest-scoring tenth of the detections are right: "
@@ -144,7 +167,6 @@ class Report:
         from .findings import findings
         from .thresholds import save_thresholds
 
-        folder.mkdir(parents=True, exist_ok=True)
         content = {
             "iou_type": self.iou_type,
             "style": self.style,
@@ -157,13 +179,16 @@ class Report:
             "precision": self.precision[..., ::2].round(3).tolist(),  # at every second recall
             "lrp": self.lrp[:, ::2].round(3).tolist(),  # at every second score threshold
             "scores": self._score_statistics(),
+            "thresholds": self._curves_over_thresholds(),
+            **self.analysis.as_dict(self),
         }
         lines = (f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in content.items())
-        (folder / "report.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-        with (folder / "per_class.csv").open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            writer = csv.DictWriter(file, fieldnames=list(self.per_class[0]))
-            writer.writeheader()
-            writer.writerows(_without_nan(row) for row in self.per_class)
+        replace_file(folder / "report.json", ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+        table = io.StringIO()
+        writer = csv.DictWriter(table, fieldnames=list(self.per_class[0]))
+        writer.writeheader()
+        writer.writerows(_without_nan(row) for row in self.per_class)
+        replace_file(folder / "per_class.csv", table.getvalue().encode("utf-8", "backslashreplace"))
         save_thresholds(folder, self)
 
     def thresholds(self) -> np.ndarray:
@@ -189,6 +214,24 @@ class Report:
         with np.errstate(invalid="ignore"):
             error = (localization / (1 - TAU) + fp + fn) / (tp + fp + fn)
         return np.stack([error, fp, fn], axis=1)
+
+    def _curves_over_thresholds(self) -> dict[str, Any]:
+        """Precision, null without detections, and recall of the K classes, if detections under 0, .02, ..., 1 are left out."""
+        matches, grid = self.matches, SCORE_GRID[::2]
+        shown, objects = np.unique(matches.object_category, return_counts=True)
+        size = len(self.categories)
+        codes = matches.category.astype(np.int64) * len(grid) + np.searchsorted(grid, matches.score, side="right") - 1
+        tp, fp = (
+            np.bincount(codes[matches.outcome == kind], minlength=size * len(grid))
+            .reshape(size, len(grid))[shown, ::-1]
+            .cumsum(axis=1)[:, ::-1]
+            for kind in (1, 0)
+        )
+        precision: np.ndarray = np.where(tp + fp > 0, tp / np.maximum(tp + fp, 1), np.nan).round(3)
+        return {
+            "precision": [[None if math.isnan(value) else value for value in row] for row in precision.tolist()],
+            "recall": np.round(tp / objects[:, None], 3).tolist(),
+        }
 
     def _score_statistics(self) -> dict[str, Any]:
         """Scores of true and false positives, and how far the former follow the IoU."""

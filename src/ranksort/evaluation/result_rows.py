@@ -7,13 +7,17 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from pycocotools import mask as coco_mask
 
 from ..data.coco_rows import MAX_COORDINATE, is_number
 from ..data.ids import canonical
 from ..data.json_source import JsonSource, in_memory
+from ..data.segmentations import are_polygons, compress, rle_areas
+from ..whole_file import replace_file
 from ..words import listed
 
 Row = dict[str, Any]
+CALIBRATED = "calibrated"  # the key by which a detection says what its score is worth: "iou" or "precision", see `Calibrator.target`
 
 
 def read_rows(source: str | Path | list[Row]) -> list[Row]:
@@ -45,22 +49,66 @@ def read_rows(source: str | Path | list[Row]) -> list[Row]:
 
 
 def read_boxes(rows: Sequence[Row], name: str) -> np.ndarray:
-    """Return the boxes of N rows as xyxy, (N, 4) in pixels; `name` is what messages call their file.
+    """Return the boxes of N rows as xyxy, (N, 4) in pixels: their "bbox", or that around the mask of a row which has none.
+
+    `name` is what messages call their file.
 
     Raises:
-        ValueError: a row has no box, or none that is four sensible numbers.
+        ValueError: a row has neither, or a box that is not four sensible numbers, or a mask that is no good.
     """
 
     def has_box(row: Row) -> bool:
-        box = row["bbox"]
+        box = row.get("bbox")
         good = isinstance(box, list) and len(box) == 4 and all(is_number(x, MAX_COORDINATE) for x in box)
-        return good and box[2] >= 0 and box[3] >= 0
+        return box is None or (good and box[2] >= 0 and box[3] >= 0)
 
-    require(rows, name, "have no 'bbox', by which detections are compared", lambda row: row.get("bbox") is not None)
+    def has_any(row: Row) -> bool:
+        return row.get("bbox") is not None or bool(row.get("segmentation"))
+
+    require(rows, name, "have no 'bbox', by which detections are compared, and no mask to take it from", has_any)
     require(rows, name, "have a bbox that is not x, y, width and height in pixels", has_box)
-    boxes = np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(-1, 4)
+    boxes = np.array([row.get("bbox") or (np.nan,) * 4 for row in rows], dtype=np.float64).reshape(-1, 4)
+    with_masks_alone = np.flatnonzero(np.isnan(boxes[:, 0]))
+    boxes[with_masks_alone] = boxes_of_masks([rows[n]["segmentation"] for n in with_masks_alone.tolist()])
+    is_bad = np.isnan(boxes[:, 0]).tolist()
+    require(
+        list(zip(rows, is_bad, strict=True)),
+        name,
+        "have a mask that is neither a whole RLE nor polygons",
+        lambda x: not x[1],
+    )
     boxes[:, 2:] += boxes[:, :2]
     return boxes
+
+
+def boxes_of_masks(masks: Sequence[Any]) -> np.ndarray:
+    """Boxes around N masks as results have them, [x, y, width, height] in pixels, (N, 4); NaN for one that is no good."""
+    boxes = np.full((len(masks), 4), np.nan)
+    are_rles = np.array([_is_rle(mask) for mask in masks], dtype=bool)
+    for n in np.flatnonzero(~are_rles).tolist():
+        if are_polygons(masks[n]):
+            points = np.concatenate([polygon for polygon in masks[n] if len(polygon) >= 6]).reshape(-1, 2)
+            boxes[n] = [*points.min(0), *np.ptp(points, axis=0)]
+    places = np.flatnonzero(are_rles)
+    rles = [masks[n] for n in places.tolist()]
+    pixels = np.array([mask["size"][0] * mask["size"][1] for mask in rles], dtype=np.int64)
+    whole = rle_areas([mask["counts"] for mask in rles], pixels) >= 0  # pycocotools never returns from some others
+    rles = [
+        mask if isinstance(mask["counts"], str) else compress(mask)
+        for mask, good in zip(rles, whole, strict=True)
+        if good
+    ]
+    boxes[places[whole]] = coco_mask.toBbox(rles).reshape(-1, 4)
+    return boxes
+
+
+def _is_rle(mask: Any) -> bool:
+    if not isinstance(mask, dict) or not isinstance(mask.get("counts"), str | list):
+        return False
+    size = mask.get("size")
+    if not isinstance(size, list) or len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
+        return False
+    return size[0] * size[1] < 1 << 32
 
 
 def require(rows: Sequence[Any], name: str, problem: str, is_good: Callable[..., bool]) -> None:
@@ -71,6 +119,15 @@ def require(rows: Sequence[Any], name: str, problem: str, is_good: Callable[...,
 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:
-    """Write rows as a JSON list, one row a line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("[" + ",\n".join(map(json.dumps, rows)) + "]\n", encoding="ascii")
+    """Write rows as a JSON list, one row a line; where that fails, a file that is there stays as it is."""
+    replace_file(path, b"[" + b",\n".join(map(_to_json, rows)) + b"]\n")
+
+
+_encode = msgspec.json.Encoder().encode  # four times faster than json
+
+
+def _to_json(row: Row) -> bytes:
+    try:
+        return _encode(row)
+    except (UnicodeEncodeError, OverflowError):  # halves of characters, and integers of more than 64 bits
+        return json.dumps(row).encode("ascii")

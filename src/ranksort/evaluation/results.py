@@ -17,7 +17,9 @@ from torch import Tensor
 from ..data.coco_columns import Category, CocoFile
 from ..data.ids import Id, sort_key
 from ..json_list import GrowingFile, JsonList
+from .calibration import Target
 from .inputs import CategoryInfo, Detections
+from .result_rows import CALIBRATED
 
 COLUMNS = ("image_id", "file_name", "category_id", "class", "score", "x", "y", "width", "height")  # of results.csv
 
@@ -85,13 +87,22 @@ class ResultsWriter:
         folder: where to; created if need be.
         categories: those of the detections, with id and name.
         masks: whether the detections have masks.
+        calibrated: what their scores are, where they are calibrated, see `Calibrator.target`; each row says it.
 
     Raises:
         OSError: on a full disk, say; by every method. It names the file.
     """
 
-    def __init__(self, folder: Path, categories: Iterable[Category | CategoryInfo], *, masks: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        categories: Iterable[Category | CategoryInfo],
+        *,
+        masks: bool,
+        calibrated: Target | None = None,
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self._mark = {} if calibrated is None else {CALIBRATED: calibrated}
         self._names = {category.id: category.name for category in categories}
         classes = json.dumps([{"id": id, "name": name} for id, name in self._names.items()])
         with contextlib.ExitStack() as opened:
@@ -120,7 +131,9 @@ class ResultsWriter:
         for shape, growing in self._lists.items():
             # With a box, the size of a mask would be that of the box to COCO's evaluation.
             hidden = self._lists.keys() - {shape}
-            growing.extend({key: value for key, value in row.items() if key not in hidden} for row in results)
+            growing.extend(
+                {key: value for key, value in row.items() if key not in hidden} | self._mark for row in results
+            )
         if results:
             numbers = np.array([[row["score"], *row["bbox"]] for row in results], np.float32).astype(str).tolist()
             classes = ((row["category_id"], self._names[row["category_id"]]) for row in results)
@@ -136,20 +149,21 @@ class ResultsWriter:
         self._opened.close()
 
 
-def write_results(folder: Path, found: Detections, file: CocoFile) -> None:
+def write_results(folder: Path, found: Detections, file: CocoFile, calibrated: Target | None = None) -> None:
     """Write the detections of an evaluation as `ResultsWriter` does, so that `evaluate_detections` finds the same numbers in them.
 
     Args:
         folder: where to.
         found: boxes, and perhaps masks, of images of `file`.
         file: the ground truth that they were compared with; all its images are listed, in the order of their ids.
+        calibrated: as of `ResultsWriter`.
     """
     images = file.images
     in_order = sorted(range(len(images)), key=lambda n: sort_key(images.ids[n]))
     by_image = np.argsort(found.image, kind="stable")
     bounds = np.searchsorted(found.image[by_image], np.arange(len(images) + 1)).tolist()
     assert found.boxes is not None
-    with ResultsWriter(folder, file.categories, masks=found.masks is not None) as writer:
+    with ResultsWriter(folder, file.categories, masks=found.masks is not None, calibrated=calibrated) as writer:
         for n, (start, end) in zip(in_order, itertools.pairwise(bounds), strict=True):
             places, size = by_image[start:end], (int(images.heights[n]), int(images.widths[n]))
             categories = [file.categories[c].id for c in found.category[places].tolist()]

@@ -1,53 +1,220 @@
-"""`thresholds.json`: from which score on the detections of each class are worth showing, which is where it reaches its oLRP."""
+"""`thresholds.json`: which score thresholds of each class reach which precision, recall or LRP error on the images evaluated."""
 
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+import numpy as np
 
 from ..data.coco_columns import Category
+from ..whole_file import replace_file
+from ..words import listed
 from .report import Report
 
+_STEPS = np.arange(1, 1001) / 1000  # precisions and recalls that are told apart
 
-def save_thresholds(folder: Path, report: Report) -> None:
-    """Write `thresholds.json`: `iou_type`; `thresholds`, of each category of the ground truth `category_id`, `class` and `threshold`,
-    null where nothing right of it was found or it has no objects; and `default`, for those: the mean of the others, null without any.
+
+class Wish(NamedTuple):
+    """What score thresholds are to reach: each class its lowest LRP error, or a precision or recall at IoU .5 in 0..1."""
+
+    kind: Literal["lrp", "precision", "recall"]
+    share: float = math.nan
+
+    def __str__(self) -> str:
+        return self.kind if self.kind == "lrp" else f"{self.kind}:{self.share:g}"
+
+
+def parse_threshold(value: float | str) -> float | Wish:
+    """A score threshold as users say it: a number in 0..1, "lrp", "precision:.9" or "recall:.8".
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    kind, _, share = str(value).strip().partition(":")
+    try:
+        if kind == "lrp" and not share:
+            return Wish("lrp")
+        number = float(share) if kind in ("precision", "recall") else float(value)
+        if 0 <= number <= 1 and (kind not in ("precision", "recall") or number > 0):
+            return Wish(kind, number) if kind in ("precision", "recall") else number  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(
+        f'the score threshold must be a number within 0..1, "lrp", "precision:P" or "recall:R" with P or R such as .9; got {value!r}'
+    )
+
+
+class Reached(NamedTuple):
+    """Score thresholds of some classes, and what there is to say about them, in sentences."""
+
+    values: list[float]
+    remarks: list[str]
+
+
+class _Row(msgspec.Struct, rename={"name": "class"}):
+    """A class: its LRP-optimal threshold, None where nothing right was found; and at some scores how many detections of that score or
+    more there are, and how many of these are true positives."""
+
+    category_id: int | str
+    name: str
+    threshold: float | None
+    objects: int = 0
+    scores: list[float] = []
+    true_positives: list[int] = []
+    detections: list[int] = []
+
+
+class _Content(msgspec.Struct):
+    thresholds: list[_Row]
+    default: float | None
+    iou_type: str = ""
+    scores: str = "raw"
+
+
+@dataclass
+class Thresholds:
+    """What `thresholds.json` holds, by `name` for messages."""
+
+    content: _Content
+    name: str
+
+    def reach(self, wish: Wish, categories: Sequence[Category]) -> Reached:
+        """The threshold of each of some classes, found by id and name, which comes closest to a wish.
+
+        A precision is reached by the lowest threshold at a true positive that has it, so that as many objects as possible are found; a
+        recall by the highest threshold. A class that never reaches it has the threshold where it comes closest, and one of which nothing
+        is known the mean of the others; both are said.
+
+        Raises:
+            ValueError: there is no threshold of any of the classes.
+        """
+        rows = {(row.category_id, row.name): row for row in self.content.thresholds}
+        of_classes = [rows.get((category.id, category.name)) for category in categories]
+        if wish.kind != "lrp" and not any(row.scores for row in self.content.thresholds):
+            raise ValueError(f"{self.name} has no precisions and recalls: evaluate again by `ranksort test`")
+        found = [None if row is None else _reach(row, wish) for row in of_classes]
+        known = [threshold for threshold, _ in filter(None, found)]
+        if not known:
+            raise ValueError(f"{self.name} has no threshold of any class of the model: set a number from 0 to 1")
+        default = sum(known) / len(known)
+        if wish.kind == "lrp" and self.content.default is not None:
+            default = self.content.default
+        pairs = list(zip(categories, found, strict=True))
+        short = [f"{c.name} (at most {of[1]:.3f})" for c, of in pairs if of and of[1] < wish.share]
+        unknown = [category.name for category, of in pairs if of is None]
+        remarks = []
+        if short:
+            remarks.append(
+                f"{wish} is never reached, by the data of {self.name}, for {listed(short)}: the threshold is where it comes closest"
+            )
+        if unknown:
+            remarks.append(
+                f"{self.name} has nothing right found of {listed(unknown)}: the threshold is the mean of the other classes, {default:.3f}"
+            )
+        return Reached([default if of is None else of[0] for of in found], remarks)
+
+
+def _reach(row: _Row, wish: Wish) -> tuple[float, float] | None:
+    """The threshold of a class and the precision or recall there; None where nothing right was found."""
+    if wish.kind == "lrp":
+        return None if row.threshold is None else (row.threshold, math.nan)
+    if not row.scores:
+        return None
+    tp = np.array(row.true_positives)
+    shares = tp / np.array(row.detections) if wish.kind == "precision" else tp / row.objects
+    good = np.flatnonzero(shares >= min(wish.share, shares.max()))
+    place = good[-1 if wish.kind == "precision" else 0]
+    return row.scores[place], float(shares[place])
+
+
+def thresholds_content(report: Report) -> dict[str, Any]:
+    """What `thresholds.json` holds: `iou_type`; `scores`, what kind they are of; `thresholds`, of each category of the ground truth
+    `category_id`, `class` and `threshold`, the LRP-optimal one, null where nothing right was found or it has no objects; and `default`, for
+    those: the mean of the others, null without any. A category with true positives also has `objects`, and at falling `scores` the
+    numbers of `detections` and of `true_positives` among them from that score on, for each precision and recall that can be told apart by
+    a thousandth.
     """
     found = {row["category_id"]: row["oLRP_threshold"] for row in report.per_class}
     known = {id: threshold for id, threshold in found.items() if not math.isnan(threshold)}
-    rows = [{"category_id": c.id, "class": c.name, "threshold": known.get(c.id)} for c in report.categories]
-    default = json.dumps(sum(known.values()) / len(known) if known else None)
-    lines = ",\n".join(map(json.dumps, rows))
-    text = f'{{\n"iou_type": "{report.iou_type}",\n"default": {default},\n"thresholds": [\n{lines}\n]\n}}\n'
-    (folder / "thresholds.json").write_text(text, encoding="utf-8")
+    matches, count = report.matches, len(report.categories)
+    bounds = np.searchsorted(matches.category, np.arange(count + 1))
+    objects = np.bincount(matches.object_category, minlength=count).tolist()
+    rows: list[dict[str, Any]] = []
+    for c, category in enumerate(report.categories):
+        of_class = slice(bounds[c], bounds[c + 1])
+        points = _points(matches.score[of_class], matches.outcome[of_class], objects[c])
+        rows.append(
+            {"category_id": category.id, "class": category.name, "threshold": known.get(category.id)}
+            | ({"objects": objects[c], **points} if points["scores"] else {})
+        )
+    default = sum(known.values()) / len(known) if known else None
+    return {"iou_type": report.iou_type, "scores": report.scores_are, "default": default, "thresholds": rows}
 
 
-def read_thresholds(checkpoint: Path, categories: Sequence[Category]) -> list[float]:
-    """The LRP-optimal score threshold of each of a model's classes, from the report of its run; of masks where there is one.
+def _points(scores: np.ndarray, outcome: np.ndarray, num_objects: int) -> dict[str, list[Any]]:
+    """Where a precision or recall is first reached, of the (N,) detections of a class by falling score."""
+    ends = np.flatnonzero(np.diff(scores, append=-1))  # of groups of equal scores
+    tp, found = np.cumsum(outcome == 1)[ends], np.cumsum(outcome >= 0)[ends]
+    has_tp = np.diff(tp, prepend=0) > 0
+    ends, tp, found = ends[has_tp], tp[has_tp], found[has_tp]
+    if not len(ends) or not num_objects:
+        return {"scores": [], "detections": [], "true_positives": []}
+    precision = tp / found
+    highest = np.maximum.accumulate(precision[::-1])
+    last = len(ends) - 1
+    places = np.concatenate(
+        [
+            np.searchsorted(tp / num_objects, _STEPS),
+            last - np.searchsorted(highest, _STEPS),
+            [last, last - np.argmax(precision[::-1])],
+        ]
+    )
+    kept = np.unique(places[(places >= 0) & (places <= last)])
+    return {
+        "scores": scores[ends[kept]].tolist(),
+        "detections": found[kept].tolist(),
+        "true_positives": tp[kept].tolist(),
+    }
 
-    Args:
-        checkpoint: a run folder, or a checkpoint in one.
-        categories: of the model; those of the report are found by id and name.
+
+def save_thresholds(folder: Path, report: Report) -> None:
+    """Write `thresholds.json`, see `thresholds_content`."""
+    content = thresholds_content(report)
+    lines = ",\n".join(map(json.dumps, content.pop("thresholds")))
+    head = "".join(f'"{key}": {json.dumps(value)},\n' for key, value in content.items())
+    replace_file(folder / "thresholds.json", f'{{\n{head}"thresholds": [\n{lines}\n]\n}}\n'.encode())
+
+
+def read_thresholds(content: Any, name: str) -> Thresholds:
+    """What `thresholds_content` returned, which messages call by that name.
 
     Raises:
-        FileNotFoundError: the run has no report.
-        ValueError: it cannot be read, or has no threshold of any of the classes.
+        ValueError: it is damaged, or of scores that are not as the model gives them.
     """
-    runs = [checkpoint] if checkpoint.is_dir() else checkpoint.absolute().parents[:2]
-    folders = [run / "report" for run in runs]
-    files = [file for f in folders for file in (f / "masks/thresholds.json", f / "thresholds.json") if file.is_file()]
-    if not files:
-        raise FileNotFoundError(
-            f"there is no {folders[0] / 'thresholds.json'}, which --score-threshold lrp needs: write it by `ranksort test "
-            f"{checkpoint} --out {folders[0]}`, or set a number from 0 to 1"
-        )
     try:
-        content = json.loads(files[0].read_bytes())
-        default = content["default"]
-        known = {(row["category_id"], row["class"]): row["threshold"] for row in content["thresholds"]}
-        of_classes = [known.get((category.id, category.name)) for category in categories]
-        if any(threshold is not None for threshold in of_classes):
-            return [float(default if threshold is None else threshold) for threshold in of_classes]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        raise ValueError(f"{files[0]} is damaged: evaluate the run again by `ranksort test`") from None
-    raise ValueError(f"{files[0]} has no threshold of any class of {checkpoint}: set a number from 0 to 1")
+        checked = msgspec.convert(content, _Content)
+    except (msgspec.ValidationError, RecursionError):
+        checked = None
+    if checked is None or not all(map(_is_good, checked.thresholds)) or not _is_share(checked.default):
+        raise ValueError(f"{name} is damaged: evaluate the run again by `ranksort test`")
+    if checked.scores != "raw":
+        raise ValueError(
+            f"{name} is of scores that were {checked.scores}: evaluate the run again by `ranksort test` without --scores and "
+            "--score-threshold"
+        )
+    return Thresholds(checked, name)
+
+
+def _is_good(row: _Row) -> bool:
+    counts = zip(row.true_positives, row.detections, strict=False)
+    are_counts = all(0 < tp <= min(n, row.objects) for tp, n in counts)
+    are_columns = len(row.scores) == len(row.true_positives) == len(row.detections)
+    return are_counts and are_columns and _is_share(row.threshold) and all(map(_is_share, row.scores))
+
+
+def _is_share(value: float | None) -> bool:
+    return value is None or 0 <= value <= 1

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .counting import Breakpoints, NegativesAbove, find, has_float64
+from .not_finite import NotFinite
 
 _SAMPLE = 1 << 13  # logits which tell the share in reach
 
@@ -113,7 +114,7 @@ class _Local(NamedTuple):
 
 def _look_at(logits: Tensor, targets: Tensor, delta: float, errors: dict[str, Tensor]) -> _Local:
     """Finds the positives, and the extremes of everything. The host waits for the number of positives alone."""
-    _check_arguments(logits, targets, delta)
+    check_arguments(logits, targets, delta)
     s, y = _flat(logits), targets.reshape(-1).contiguous()
     places = find(y, lambda target: target > 0)
     for name, x in errors.items():
@@ -179,7 +180,8 @@ def _flat(logits: Tensor) -> Tensor:
     return logits.detach().reshape(-1).contiguous().to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _check_arguments(logits: Tensor, targets: Tensor, delta: float) -> None:
+def check_arguments(logits: Tensor, targets: Tensor, delta: float) -> None:
+    """Raises ValueError where shapes differ, logits are not floating point, or `delta` is no width."""
     if logits.shape != targets.shape:
         raise ValueError(f"logits and targets need one shape, got {tuple(logits.shape)} and {tuple(targets.shape)}")
     if not logits.is_floating_point():
@@ -194,12 +196,12 @@ def _check_values(seen: dict[str, Tensor], extremes: list[float]) -> None:
     """Raises ValueError by the least and the greatest value of each tensor, which come one after the other in `extremes`."""
     for (name, values), least, greatest in zip(seen.items(), extremes[::2], extremes[1::2], strict=bool(extremes)):
         if not (math.isfinite(least) and math.isfinite(greatest)):
-            raise ValueError(
+            raise NotFinite(
                 f"{name} must be finite, {int((~values.isfinite()).sum())} of {values.numel()} are NaN or infinite: "
                 "look for a diverged model (lower the learning rate, clip gradients) or an overflow in half precision"
             )
         if name == "logits" and greatest - least > torch.finfo(values.dtype).max:
-            raise ValueError(f"logits from {least:.3g} to {greatest:.3g} are too far apart to be subtracted")
+            raise NotFinite(f"logits from {least:.3g} to {greatest:.3g} are too far apart to be subtracted")
         if name == "targets" and greatest > 1:
             raise ValueError(f"targets are qualities in (0, 1], 0 or negative (ignored); the largest is {greatest:.9g}")
         if name not in ("logits", "targets") and least < 0:

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ._ranking import ErrorDrivenUpdate, gather, no_loss, select_examples
+from ._ranking import ErrorDrivenUpdate, Examples, gather, no_loss, select_examples
 from .counting import PositivesAbove
 
 _EPS = 1e-5
@@ -71,6 +71,16 @@ def average_lrp_loss(
     ignored logits are not finite.
     """
     examples = select_examples(logits, targets, float(delta), process_group, regression_losses=regression_losses)
+    return _losses(logits, examples, regression_losses, delta, process_group)
+
+
+def _losses(
+    logits: Tensor,
+    examples: Examples | None,
+    regression_losses: Tensor,
+    delta: float,
+    process_group: "dist.ProcessGroup | None",
+) -> AverageLRPOutput:
     losses = regression_losses.to(torch.promote_types(regression_losses.dtype, torch.float32))
     if examples is None:
         return AverageLRPOutput(no_loss(logits), losses.sum())
@@ -102,9 +112,9 @@ def _sum_at_or_below(p: Tensor, weights: Tensor, delta: float) -> Tensor:
 class ALRPLoss(nn.Module):
     """aLRP Loss with the self-balancing of its authors, which scales the localisation part up to the value of the whole loss.
 
-    Called as `average_lrp_loss`, it returns the same, with `localization` multiplied by `localization_weight`. That weight is 50 at
-    first. In training mode it becomes, after every `period` calls, the mean of (classification + localization) divided by the mean
-    of localization over these calls, without the weight. Calls without positives are not counted.
+    Called as `average_lrp_loss`, but without `delta`, it returns the same, with `localization` multiplied by `localization_weight`. That
+    weight is 50 at first. In training mode it becomes, after every `period` calls, the mean of (classification + localization) divided by
+    the mean of localization over these calls, without the weight. Calls without positives are not counted.
 
     The weight and the sums behind it are buffers: they move with the module, and a checkpoint carries on where it was saved.
 
@@ -124,9 +134,18 @@ class ALRPLoss(nn.Module):
         self.register_buffer("loss_sums", torch.zeros(2))  # classification, localization
         self.register_buffer("iterations", torch.tensor(0))
 
-    def forward(self, logits: Tensor, targets: Tensor, regression_losses: Tensor) -> AverageLRPOutput:
-        losses = average_lrp_loss(logits, targets, regression_losses, delta=self.delta)
-        if self.training and len(regression_losses) > 0:
+    def forward(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        regression_losses: Tensor,
+        process_group: "dist.ProcessGroup | None" = None,
+    ) -> AverageLRPOutput:
+        examples = select_examples(
+            logits, targets, float(self.delta), process_group, regression_losses=regression_losses
+        )
+        losses = _losses(logits, examples, regression_losses, self.delta, process_group)
+        if self.training and examples is not None:
             self._count(torch.stack(losses).detach())
         return AverageLRPOutput(losses.classification, self.localization_weight * losses.localization)
 

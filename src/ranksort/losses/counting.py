@@ -27,6 +27,7 @@ _GRID_PAYS = 4096  # logits from which on a grid is made to place them
 _CELLS_PER_EDGE, _LOGITS_PER_CELL, _MOST_CELLS = 32, 16, 1 << 18
 _SPARE_BINS = 64  # for logits below all edges, in turn: sums which all go to one place have to wait for one another
 
+_COPIES = 64  # of each bin, on a GPU
 _FEW = 0.1  # share of the logits in reach of a positive up to which they are taken out and the others left alone
 _FAN_OUT_BITS = 3  # a node of the tree over the positives has 2^3 children
 
@@ -289,9 +290,10 @@ def _histogram(bins: Tensor, weights: Tensor | None, size: int) -> Tensor:
     """Returns for each of `size` bins the number of examples in it, or the sum of their weights, float64."""
     if on_cpu(bins):
         return torch.bincount(bins, weights, minlength=size).double()
-    # On a GPU bincount waits for the largest bin.
+    # On a GPU sums that go to one bin wait for one another, and bincount for the largest bin. So there are several of each.
     weights = torch.ones_like(bins, dtype=torch.float64) if weights is None else weights
-    return weights.new_zeros(size).index_add_(0, bins, weights)
+    place = torch.arange(len(bins), dtype=torch.int32, device=bins.device).remainder_(_COPIES).mul_(size).add_(bins)
+    return weights.new_zeros(_COPIES * size).index_add_(0, place, weights).view(_COPIES, size).sum(0)
 
 
 class PositivesAbove:

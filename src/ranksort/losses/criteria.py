@@ -17,10 +17,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from .average_lrp import ALRPLoss
 from .average_precision import average_precision_loss
+from .counting import on_cpu
 from .detection import (
     Criterion,
     DetectionLosses,
@@ -29,8 +31,11 @@ from .detection import (
     quality_targets,
     rank_sort_detection_losses,
 )
+from .not_finite import NotFinite
+from .processes import all_processes, over_processes
 from .score_based import focal_loss, quality_focal_loss, varifocal_loss
 
+RANKING = ("rank_sort", "average_lrp", "average_precision")  # names of the losses which rank
 TASK_WEIGHT = 2.0  # of box and mask losses which are not self-balanced: ATSS's and GFL's of boxes
 COCO_EPOCH = 7330  # batches of 16 images
 
@@ -40,13 +45,13 @@ class FixedWeights:
     """A criterion of one classification loss, and of box and mask losses with a fixed weight: `classification`, `box`.
 
     Attributes:
-        loss: of logits and targets, [A, C] each: a scalar.
+        loss: of logits and targets, [A, C] each: a scalar. One that ranks may be called with a `process_group`, too.
         quality_as_target: whether the target of a positive is its quality; else it is 1.
         weights: of the positives in the box and mask losses, [P], from their logits [P, C] and qualities [P]; None: all the same.
         task_weight: what the box and mask losses are multiplied by.
     """
 
-    loss: Callable[[Tensor, Tensor], Tensor]
+    loss: Callable[..., Tensor]
     quality_as_target: bool = False
     weights: Callable[[Tensor, Tensor], Tensor] | None = None
     task_weight: float = TASK_WEIGHT
@@ -61,13 +66,19 @@ class FixedWeights:
         *,
         ignored: Tensor | None = None,
         quality: Tensor | None = None,
+        process_group: "dist.ProcessGroup | None" = None,
     ) -> DetectionLosses:
         logits = logits.float()
         quality, box = localization(boxes, object_boxes, quality)
         wanted = quality if self.quality_as_target else torch.ones_like(quality)
-        loss = self.loss(logits, quality_targets(logits, positive, labels, wanted, ignored))
+        targets = quality_targets(logits, positive, labels, wanted, ignored)
+        if process_group is None:
+            loss = self.loss(logits, targets)
+        else:
+            ranked = self.loss(logits, targets, process_group=process_group)
+            loss = over_processes(ranked, ranked, process_group)
         weights = self.weights(logits[positive], quality) if self.weights else None
-        found = DetectionLosses({"classification": loss}, quality, weights, self.task_weight)
+        found = DetectionLosses({"classification": loss}, quality, weights, self.task_weight, process_group)
         found = found if box is None else found.with_task("box", box)
         _check_finite(found.losses)
         return found
@@ -98,6 +109,7 @@ class AverageLRP(nn.Module):
         *,
         ignored: Tensor | None = None,
         quality: Tensor | None = None,
+        process_group: "dist.ProcessGroup | None" = None,
     ) -> DetectionLosses:
         logits = logits.float()
         quality, errors = localization(boxes, object_boxes, quality)
@@ -105,24 +117,60 @@ class AverageLRP(nn.Module):
             raise ValueError("aLRP Loss ranks the errors of boxes: it needs boxes and object_boxes")
         targets = quality_targets(logits, positive, labels, torch.ones_like(quality), ignored)
         in_order = (positive * logits.shape[1] + labels).argsort()  # as they are found among the targets
-        classification, localized = self.loss(logits, targets, errors[in_order])
-        return DetectionLosses({"classification": classification, "box": localized}, quality)
+        classification, localized = (
+            over_processes(loss, loss, process_group)
+            for loss in self.loss(logits, targets, errors[in_order], process_group)
+        )
+        return DetectionLosses(
+            {"classification": classification, "box": localized}, quality, process_group=process_group
+        )
 
 
-def build_criterion(name: str, batches_per_epoch: int = COCO_EPOCH) -> Criterion:
-    """Returns the criterion of that name in `CRITERIA`; `batches_per_epoch` of a process matter to aLRP Loss's self-balance alone.
+class GlobalRanking(nn.Module):
+    """A criterion over the examples of all processes in training, and over those of its own process in evaluation.
+
+    Its losses, and the mean of the processes' gradients, are those of one process with all images. Each process has to call it equally
+    often.
+
+    Args:
+        criterion: takes `process_group`, as `rank_sort_detection_losses`.
+    """
+
+    def __init__(self, criterion: Callable[..., DetectionLosses]):
+        super().__init__()
+        self.criterion = criterion
+        self.needs_boxes = getattr(criterion, "needs_boxes", False)
+
+    def forward(self, *args: Tensor | None, **kwargs: Tensor | None) -> DetectionLosses:
+        # Asked for at each call: models are built before processes meet.
+        return self.criterion(*args, **kwargs, process_group=all_processes() if self.training else None)
+
+
+def build_criterion(name: str, batches_per_epoch: int = COCO_EPOCH, *, global_ranking: bool = False) -> Criterion:
+    """Returns the criterion of that name in `CRITERIA`.
+
+    Args:
+        name: in `CRITERIA`.
+        batches_per_epoch: of a process; they matter to aLRP Loss's self-balance alone.
+        global_ranking: whether it ranks over the examples of all processes in training.
 
     Raises:
-        ValueError: where there is no such loss.
+        ValueError: where there is no such loss, or it does not rank.
     """
     if name not in CRITERIA:
         raise ValueError(f"there is no loss {name!r}: choose one of {', '.join(CRITERIA)}")
-    return CRITERIA[name](batches_per_epoch)
+    criterion = CRITERIA[name](batches_per_epoch)
+    if global_ranking and name not in RANKING:
+        raise ValueError(f"--training.global-ranking is for losses which rank, {', '.join(RANKING)}, not for {name}")
+    return GlobalRanking(criterion) if global_ranking else criterion
 
 
 def _check_finite(losses: dict[str, Tensor]) -> None:
+    """Raises ValueError where a loss is not finite. Not on a GPU, which would be waited for at each call: the loop sees the loss."""
+    if not all(map(on_cpu, losses.values())):
+        return
     if not bool(torch.stack(list(losses.values())).isfinite().all()):
-        raise ValueError(
+        raise NotFinite(
             f"the losses must be finite, got {', '.join(f'{name} {loss.item():g}' for name, loss in losses.items())}: "
             "look for a diverged model (lower the learning rate, clip gradients) or an overflow in half precision"
         )

@@ -14,9 +14,11 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from .localization import giou_loss, paired_iou
+from .processes import over_processes, sum_over_processes
 from .rank_sort import rank_sort_loss
 
 _TASKS = ("box", "mask")  # names of losses which are not the classification's
@@ -30,6 +32,7 @@ class DetectionLosses(NamedTuple):
     quality: Tensor  # how well each positive fits its object, in 0..1, without gradient, [P]; for the logs
     weights: Tensor | None = None  # of the positives in the box and mask losses, without gradient, [P]; None: equal
     task_weight: float | None = None  # what the box and mask losses are multiplied by; None: they are self-balanced
+    process_group: "dist.ProcessGroup | None" = None  # over whose positives the means are; None: this process's
 
     @property
     def classification(self) -> Tensor:
@@ -45,14 +48,18 @@ class DetectionLosses(NamedTuple):
             chosen: which positives these are, int64 [M].
         """
         weights = self.weights if self.weights is None or chosen is None else self.weights[chosen]
-        mean = weighted_mean(losses, torch.ones_like(losses) if weights is None else weights)
+        weights = torch.ones_like(losses) if weights is None else weights
+        mean = weighted_mean(losses, weights, self.process_group)
         balanced = self_balanced(mean, self.classification) if self.task_weight is None else self.task_weight * mean
         return self._replace(losses=self.losses | {name: balanced})
 
-    def logs(self) -> dict[str, Tensor | float]:
+    def logs(self) -> dict[str, Tensor]:
         """What is worth watching besides the losses: the number of `positives` and their mean `quality`, 0 where there are none."""
         positives = len(self.quality)
-        return {"positives": float(positives), "quality": self.quality.sum() / max(positives, 1)}
+        count = self.quality.new_full(
+            (), positives
+        )  # made where it is needed: a number would have to be brought there, which waits
+        return {"positives": count, "quality": self.quality.sum() / max(positives, 1)}
 
 
 class Criterion(Protocol):
@@ -132,12 +139,18 @@ def confidence(logits: Tensor) -> Tensor:
     return logits.detach().sigmoid().amax(-1)
 
 
-def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
+def weighted_mean(losses: Tensor, weights: Tensor, process_group: "dist.ProcessGroup | None" = None) -> Tensor:
     """Σ weights · losses / Σ weights, for losses and weights [P]; 0, connected to the graph, where P = 0.
 
     With `confidence` as weights this is the box or mask loss of section 4: what scores high is what gets reported, so it should fit.
+    With a process group the sums are over all its processes, each of which has to call; the gradient is as of `over_processes`.
     """
-    return (losses * weights).sum() / weights.sum().clamp(min=1e-10)
+    own = (losses * weights).sum()
+    if process_group is None:
+        return own / weights.sum().clamp(min=1e-10)
+    total, weight = sum_over_processes(torch.stack([own, weights.sum()]), process_group)
+    weight = weight.clamp(min=1e-10)
+    return over_processes(own / weight, total / weight, process_group)
 
 
 def self_balanced(task_loss: Tensor, *classification: Tensor) -> Tensor:
@@ -161,6 +174,7 @@ def rank_sort_detection_losses(
     ignored: Tensor | None = None,
     quality: Tensor | None = None,
     delta: float = 0.5,
+    process_group: "dist.ProcessGroup | None" = None,
 ) -> DetectionLosses:
     """RS Loss of a classifier with a box branch, for anchors and for RoIs alike, all images of the batch ranked as one.
 
@@ -173,6 +187,8 @@ def rank_sort_detection_losses(
         ignored: bool [A], examples which take no part in the ranking.
         quality: how well each positive fits its object, in 0..1, [P], such as the Dice coefficient of its mask; None: the IoU of its box.
         delta: half the width of RS Loss's smoothed step.
+        process_group: rank, weigh and balance over the examples of all its processes, as one process would that has them all. Each has to
+            call, and gets the same losses; the mean of their gradients, which DDP takes, is that process's gradient.
 
     Returns:
         The losses `ranking`, `sorting` and, with boxes, `box` (GIoU, confidence-weighted, self-balanced), float32 scalars to be summed as
@@ -183,8 +199,10 @@ def rank_sort_detection_losses(
     """
     logits = logits.float()
     quality, box = localization(boxes, object_boxes, quality)
-    ranking, sorting = rank_sort_loss(logits, quality_targets(logits, positive, labels, quality, ignored), delta=delta)
-    found = DetectionLosses({"ranking": ranking, "sorting": sorting}, quality, confidence(logits[positive]))
+    targets = quality_targets(logits, positive, labels, quality, ignored)
+    ranked = rank_sort_loss(logits, targets, delta=delta, process_group=process_group)
+    losses = {name: over_processes(loss, loss, process_group) for name, loss in ranked._asdict().items()}
+    found = DetectionLosses(losses, quality, confidence(logits[positive]), process_group=process_group)
     return found if box is None else found.with_task("box", box)
 
 

@@ -5,13 +5,14 @@ order of their localisation quality (*sorting*). Both errors are counts, so they
 hands its error, as *error-driven update*, to those examples which cause it by being scored above it.
 """
 
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ._ranking import ErrorDrivenUpdate, Examples, no_loss, select_examples
+from ._ranking import ErrorDrivenUpdate, Examples, check_arguments, no_loss, select_examples
 from .counting import WorsePositivesAbove
 
 _EPS = 1e-10
@@ -51,12 +52,30 @@ def rank_sort_loss(
         ValueError: where shapes differ, logits are not floating point, a target is above 1, or a value is not finite that is not ignored.
 
     The host waits for the device at most three times a call, five with a process group; once more where
-    ignored logits are not finite.
+    ignored logits are not finite. On CUDA, with Triton and without a process group, it is `kernels.py` that computes the losses, unless
+    `torch.use_deterministic_algorithms` is set.
     """
+    kernels = _kernels_for(logits) if process_group is None else None
+    if kernels is not None:
+        check_arguments(logits, targets, delta)
+        losses = kernels.rank_sort(logits, targets, float(delta))
+        if losses is not None:
+            return RankSortOutput(*losses)
     examples = select_examples(logits, targets, float(delta), process_group)
     if examples is None:
         return RankSortOutput(no_loss(logits), no_loss(logits))
     return RankSortOutput(*ErrorDrivenUpdate.apply(logits, examples, *_errors_and_updates(examples)))
+
+
+def _kernels_for(logits: Tensor) -> ModuleType | None:
+    """The module `kernels`, where it is of use; its sums depend on the order in which a GPU adds them up, by a part in 10^15 or so."""
+    if logits.device.type != "cuda" or torch.are_deterministic_algorithms_enabled() or torch.compiler.is_compiling():
+        return None
+    try:
+        from . import kernels
+    except ImportError:  # Triton comes with PyTorch on Linux alone
+        return None
+    return kernels if kernels.work_on(logits.device) else None
 
 
 @torch.no_grad()

@@ -95,10 +95,10 @@ class AnchorPredictions(NamedTuple):
             scores: class probabilities, float32 [R, C].
             anchor: which of the ΣA_l anchors each is, int64 [R].
         """
-        best = [level[image].amax(1).topk(min(limit, level.shape[1])).indices for level in self.logits]
+        best = [level[image].amax(1).topk(torch.sym_min(limit, level.shape[1])).indices for level in self.logits]
         levels = zip(self.deltas, self.anchors, best, strict=True)
         boxes = torch.cat([decode_boxes(d[image, i].float(), a[i]) for d, a, i in levels])
         scores = torch.cat([level[image, i].float().sigmoid() for level, i in zip(self.logits, best, strict=True)])
-        starts = accumulate((len(level) for level in self.anchors), initial=0)
+        starts = accumulate((level.shape[0] for level in self.anchors), initial=0)
         anchor = torch.cat([i + start for i, start in zip(best, starts, strict=False)])
         return clip_boxes_to_image(boxes, size), scores, anchor

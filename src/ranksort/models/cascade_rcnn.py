@@ -83,5 +83,5 @@ class CascadeRCNN(Detector):
             logits, deltas = head(features, regions)
             all_logits.append(logits.float())
             regions = [b.squeeze(1) for b in head.boxes(deltas, regions, batch.sizes)]
-        scores = torch.stack(all_logits).mean(0).sigmoid().split([len(r) for r in regions])
+        scores = torch.stack(all_logits).mean(0).sigmoid().split([r.shape[0] for r in regions])
         return [self.suppress(b, s) for b, s in zip(regions, scores, strict=True)]

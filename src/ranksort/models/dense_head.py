@@ -87,5 +87,5 @@ class DenseHead(nn.Module):
         """
         logits = [per_anchor(self.class_logits(self.class_tower(x)), self.num_classes) for x in features]
         deltas = [per_anchor(self.box_deltas(self.box_tower(x)), 4) for x in features]
-        deltas = [x * scale for x, scale in zip(deltas, self.scales, strict=True)]
+        deltas = [x.float() * scale for x, scale in zip(deltas, self.scales, strict=True)]
         return logits, deltas

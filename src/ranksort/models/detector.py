@@ -1,8 +1,9 @@
 """How all detectors are called: as torchvision's are, with lists of images and of targets."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from ..losses.detection import Criterion, DetectionLosses, rank_sort_detection_losses
@@ -11,6 +12,7 @@ from .images import ImageBatch, ImageTransform, check_input
 from .postprocess import non_maximum_suppression
 
 if TYPE_CHECKING:
+    from ..evaluation.model_scores import ModelCalibration, ModelThresholds
     from ..prediction import Prediction
 
 
@@ -33,7 +35,10 @@ class Detector(nn.Module):
 
     Attributes:
         class_names: of the labels, which a checkpoint knows; "0", "1", ... for other models.
-        lrp_thresholds: of each label the score at which it reaches its oLRP, where a report of the checkpoint's run says it, or None.
+        thresholds: which scores of each label reach which precision, recall or LRP error, where validation data of the checkpoint's run say
+            it, or None.
+        calibration: gives the detections of an image calibrated scores, see `load_model`; None: they are as the model gives them.
+        white: the value that is white in its greyscale images of more than 8 bits, where those it was trained on had such; 0: they had not.
     """
 
     has_boxes: ClassVar[bool] = True  # whether it learns boxes; else what it reports are those around its masks
@@ -77,7 +82,9 @@ class Detector(nn.Module):
             self.nms_threshold = nms_threshold
         self.detections_per_image = detections_per_image
         self.class_names = tuple(map(str, range(num_classes)))
-        self.lrp_thresholds: tuple[float, ...] | None = None
+        self.white = 0.0
+        self.thresholds: ModelThresholds | None = None
+        self.calibration: ModelCalibration | None = None
 
     def forward(
         self,
@@ -96,7 +103,8 @@ class Detector(nn.Module):
         Returns:
             In training mode the losses by name, scalars to be summed; or `DetectionLosses`, which has them, where `with_quality`. In
             evaluation mode one dict an image with `boxes` [D, 4] xyxy in pixels of the original image, `scores` [D] in 0..1, falling,
-            `labels` [D] and, from a detector of masks, `masks`, bool [D, H, W], of the original image's size.
+            float64 if calibrated, `labels` [D] and, from a detector of masks, `masks`, bool [D, H, W], of the original image's size;
+            tensors on the model's device, without gradients, which `detect` has. (`predict` takes files, too, and returns numpy arrays.)
 
         Raises:
             ValueError: in training mode without targets, or where an image or target has the wrong shape or a box has no area.
@@ -104,7 +112,9 @@ class Detector(nn.Module):
         check_input(images, targets, self.num_classes, self.training, masks=self.has_masks)
         batch, targets = self.transform(images, targets)
         if not self.training:
-            return self.to_original(self.detect(batch), batch)
+            with torch.no_grad():
+                detections = self.to_original(self.detect(batch), batch)
+            return detections if self.calibration is None else list(map(self.calibration, detections))
         found = self.losses(batch, targets)
         if not isinstance(found, DetectionLosses):
             raise ValueError(
@@ -116,7 +126,7 @@ class Detector(nn.Module):
         self,
         source: Any,
         *,
-        score_threshold: float | Literal["lrp"] | None = None,
+        score_threshold: float | str | None = None,
         batch_size: int | None = None,
         tile: int | None = None,
         overlap: float = 0.2,

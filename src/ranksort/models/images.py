@@ -5,12 +5,14 @@ Inside a model boxes are xyxy in pixels of the resized image, outside in pixels 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
 Size = tuple[int, int]  # height, width
+_OTHERS = "; files, PIL images and arrays are for model.predict"
 
 
 @dataclass
@@ -29,7 +31,8 @@ class ImageBatch:
 
 
 def _round_up(size: Size, divisor: int) -> Size:
-    return -(-size[0] // divisor) * divisor, -(-size[1] // divisor) * divisor
+    # Of positive numbers: in ONNX the division of integers is towards 0.
+    return (size[0] + divisor - 1) // divisor * divisor, (size[1] + divisor - 1) // divisor * divisor
 
 
 def resized_size(height: int, width: int, min_size: int, max_size: int) -> Size:
@@ -106,7 +109,7 @@ class ImageTransform(nn.Module):
 
 def _scale(size: Size, new_size: Size, like: Tensor) -> Tensor:
     y, x = new_size[0] / size[0], new_size[1] / size[1]
-    return like.new_tensor([x, y, x, y])
+    return torch.stack([like.new_full((), factor) for factor in (x, y, x, y)])  # which sizes in a graph can be, too
 
 
 def _resized_target(target: dict[str, Tensor], size: Size, new_size: Size) -> dict[str, Tensor]:
@@ -130,8 +133,8 @@ def check_input(
     Raises:
         ValueError: one sentence naming the place in the batch and what is wrong with it.
     """
-    if isinstance(images, Tensor) or not images:
-        raise ValueError("a model needs a list of at least one image, each a tensor [3, H, W]")
+    if not isinstance(images, list | tuple) or not images:
+        raise ValueError(f"a model needs a list of at least one image, each a tensor [3, H, W]{_OTHERS}")
     for i, image in enumerate(images):
         if problem := _image_problem(image):
             raise ValueError(f"image {i} of the batch must be {problem}")
@@ -144,7 +147,9 @@ def check_input(
             raise ValueError(f"target {i} of the batch {problem}")
 
 
-def _image_problem(image: Tensor) -> str | None:
+def _image_problem(image: Any) -> str | None:
+    if not isinstance(image, Tensor):
+        return f"a tensor [3, H, W], got {type(image).__name__}{_OTHERS}"
     if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
         return f"RGB of shape [3, H, W], got {tuple(image.shape)}"
     if image.dtype != torch.uint8 and not image.is_floating_point():

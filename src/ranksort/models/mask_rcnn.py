@@ -83,7 +83,7 @@ class MaskRCNN(Detector):
         detections = [self.suppress(*found) for found in self.box_head.detect(features, proposals, batch.sizes)]
         labels = [d["labels"] for d in detections]
         masks = self.mask_head(features, [d["boxes"] for d in detections], torch.cat(labels)).float().sigmoid()
-        of_image = masks.split([len(x) for x in labels])
+        of_image = masks.split([x.shape[0] for x in labels])
         return [{**d, "masks": m} for d, m in zip(detections, of_image, strict=True)]
 
     def to_original(self, detections: list[dict[str, Tensor]], batch: ImageBatch) -> list[dict[str, Tensor]]:

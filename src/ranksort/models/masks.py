@@ -31,12 +31,27 @@ def losses_in_parts(losses: Callable[..., Tensor], *of_masks: Tensor) -> Tensor:
     return torch.cat([checkpoint(losses, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
 
 
+def in_parts(make: Callable[..., Tensor], most: int, *columns: Tensor) -> Tensor:
+    """`make(*columns)`, which has a row for each of theirs, of not more than `most` rows at a time; an exported graph makes all at once."""
+    if torch.compiler.is_exporting():
+        return make(*columns)
+    parts = zip(*(column.split(most) for column in columns), strict=True)
+    first = make(*next(parts))
+    if len(first) == len(columns[0]):
+        return first
+    result = first.new_empty(len(columns[0]), *first.shape[1:])
+    result[:most] = first
+    for start, part in enumerate(parts, 1):
+        result[start * most : (start + 1) * most] = make(*part)
+    return result
+
+
 def resize_masks(masks: Tensor, size: Sequence[int]) -> Tensor:
     """Resizes masks or probabilities in 0..1, [D, H, W], and cuts them at 1/2; bool [D, *size]."""
-    if len(masks) == 0:
-        return masks.new_zeros(0, *size, dtype=torch.bool)
-    parts = masks.split(min(masks_at_once(size), masks_at_once(masks.shape[1:])))
-    return torch.cat([F.interpolate(part[None].float(), tuple(size), mode="bilinear")[0] > 0.5 for part in parts])
+    most = min(masks_at_once(size), masks_at_once(masks.shape[1:]))
+    return in_parts(
+        lambda part: F.interpolate(part[:, None].float(), tuple(size), mode="bilinear")[:, 0] > 0.5, most, masks
+    )
 
 
 def masks_at_once(size: Sequence[int]) -> int:
@@ -85,14 +100,15 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: Size) -> Tensor:
     Takes probabilities [D, M, M] in boxes xyxy [D, 4], in pixels of an image of (height, width) `size`, to bool [D, height, width]: where
     they are above 1/2.
     """
-    pasted = torch.zeros(len(masks), *size, dtype=torch.bool, device=masks.device)
-    for part in torch.arange(len(masks), device=masks.device).split(masks_at_once(size)):
+
+    def paste(masks: Tensor, boxes: Tensor) -> Tensor:
         # Bilinear interpolation is one matrix for the rows and one for the columns.
-        rows = _interpolation(boxes[part, 1], boxes[part, 3], size[0], masks.shape[1])
-        columns = _interpolation(boxes[part, 0], boxes[part, 2], size[1], masks.shape[2])
+        rows = _interpolation(boxes[:, 1], boxes[:, 3], size[0], masks.shape[1])
+        columns = _interpolation(boxes[:, 0], boxes[:, 2], size[1], masks.shape[2])
         with torch.autocast(masks.device.type, enabled=False):
-            pasted[part] = rows @ masks[part].float() @ columns.mT > 0.5
-    return pasted
+            return rows @ masks.float() @ columns.mT > 0.5
+
+    return in_parts(paste, masks_at_once(size), masks, boxes)
 
 
 def _interpolation(start: Tensor, end: Tensor, pixels: int, points: int) -> Tensor:

@@ -1,8 +1,10 @@
 """From class probabilities and boxes to the few detections which are reported."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, box_iou, nms
+from torchvision.ops import box_iou, nms
 
 from ..losses.localization import paired_iou
 
@@ -28,7 +30,7 @@ def non_maximum_suppression(
     while True:
         score, region, label, all_taken = _best_pairs(scores, score_threshold, most)
         candidates = boxes[region] if boxes.ndim == 2 else boxes[region, label]
-        kept = _nms_by_class(candidates, score, label, nms_threshold)[:detections_per_image]
+        kept = nms_by_group(candidates, score, label, nms_threshold)[:detections_per_image]
         if all_taken or len(kept) == detections_per_image:
             # What was left out scores less than all of these, so that it could neither drop any nor come before one.
             return {"boxes": candidates[kept], "scores": score[kept], "labels": label[kept]}
@@ -49,14 +51,36 @@ def _best_pairs(scores: Tensor, threshold: float, most: int) -> tuple[Tensor, Te
     return scores[region, label], region, label, len(region) == len(above)
 
 
-def _nms_by_class(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
-    """Which of some boxes no better one of their class covers, int64, by falling score; equal ones in the order given."""
-    if boxes.device.type != "cpu":
-        return batched_nms(boxes, scores, labels, threshold)  # which moves the classes apart and needs one call
-    order = labels.argsort(stable=True)
-    of_classes = order.split(labels.bincount(minlength=1).tolist())
-    kept = torch.cat([x if len(x) < 2 else x[nms(boxes[x], scores[x], threshold)] for x in of_classes]).sort().values
-    return kept[scores[kept].argsort(descending=True, stable=True)]
+def nms_by_group(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
+    """Non-maximum suppression within each group, be it a class or a level of the pyramid, alike in all of them.
+
+    Args:
+        boxes: xyxy in pixels, [N, 4]; taken as float32 at least.
+        scores: [N].
+        groups: of each box, from 0 on, int64 [N].
+        threshold: a box is dropped where its IoU with a better one of its group is above this.
+
+    Returns:
+        Which boxes no better one of their group covers, int64, by falling score; equal ones in the order given.
+    """
+    boxes, scores = boxes.float(), scores.float()
+    if boxes.device.type == "cuda" and len(boxes):
+        return nms(moved_apart(boxes, groups), scores.double(), threshold)  # one call for all groups
+    device = boxes.device
+    boxes, scores, groups = boxes.cpu(), scores.cpu(), groups.cpu()  # other devices have no float64
+    of_groups = groups.argsort(stable=True).split(groups.bincount(minlength=1).tolist())
+    kept = torch.cat([x if len(x) < 2 else x[nms(boxes[x], scores[x], threshold)] for x in of_groups]).sort().values
+    return kept[scores[kept].argsort(descending=True, stable=True)].to(device)
+
+
+def moved_apart(boxes: Tensor, groups: Tensor) -> Tensor:
+    """Boxes such that those of different groups do not overlap, and those of one do so as before; float64 [N, 4].
+
+    They are moved by a power of two, which leaves coordinates from 1/64 px on exactly as far from one another as they are. In float32 one
+    of LVIS's class 1202 in an image of 4,000 px would be rounded to half a pixel.
+    """
+    span = 2 ** (1 + boxes.abs().amax().clamp(min=1).double().log2().ceil())
+    return boxes.double() + (groups * span)[:, None]
 
 
 def fast_non_maximum_suppression(
@@ -80,7 +104,7 @@ def fast_non_maximum_suppression(
     counts = (scores > score_threshold).sum(0)
     present = counts.nonzero().squeeze(1)
     # Those below the threshold are not kept, and drop none which are.
-    most = min(top_k, len(scores), max(1, int(counts.max())))
+    most: Any = torch.sym_min(torch.sym_min(top_k, scores.shape[0]), torch.sym_max(1, counts.max().item()))
     score, region = scores[:, present].T.topk(most, dim=1)  # [classes which are present, K]
     of_class = boxes[region]
     iou_with_better = paired_iou(of_class[:, :, None], of_class[:, None]).triu(diagonal=1).amax(1)

@@ -54,7 +54,7 @@ def pool_regions(features: Sequence[Tensor], regions: Sequence[Tensor], side: in
     """
     rois = torch.cat([torch.cat([torch.full_like(boxes[:, :1], i), boxes], 1) for i, boxes in enumerate(regions)])
     level = (box_area(rois[:, 1:]).sqrt() / _FINEST_SIDE + 1e-6).log2().floor().clamp(0, len(_STRIDES) - 1)
-    pooled = features[0].new_zeros(len(rois), features[0].shape[1], side, side)
+    pooled = features[0].new_zeros(rois.shape[0], features[0].shape[1], side, side)
     for i, (x, stride) in enumerate(zip(features, _STRIDES, strict=False)):
         own = (level == i).nonzero().squeeze(1)
         aligned = roi_align(x.float(), rois[own], side, 1 / stride, aligned=True)  # in the precision of the coordinates
@@ -105,7 +105,7 @@ class BoxHead(nn.Module):
 
     def boxes(self, deltas: Tensor, regions: Sequence[Tensor], sizes: Sequence[Size]) -> list[Tensor]:
         """Takes box deltas [R, K, 4] of regions to boxes xyxy, clipped to the image, for each image [R_b, K, 4]."""
-        boxes = decode_boxes(deltas.float(), torch.cat(list(regions))[:, None]).split([len(r) for r in regions])
+        boxes = decode_boxes(deltas.float(), torch.cat(list(regions))[:, None]).split([r.shape[0] for r in regions])
         return [clip_boxes_to_image(b, size) for b, size in zip(boxes, sizes, strict=True)]
 
     def detect(
@@ -113,7 +113,7 @@ class BoxHead(nn.Module):
     ) -> list[tuple[Tensor, Tensor]]:
         """What the regions of each image show: boxes as of `boxes`, and class probabilities [R_b, C]."""
         logits, deltas = self(features, regions)
-        scores = logits.float().sigmoid().split([len(r) for r in regions])
+        scores = logits.float().sigmoid().split([r.shape[0] for r in regions])
         return list(zip(self.boxes(deltas, regions, sizes), scores, strict=True))
 
     def losses(

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
+from torchvision.ops import nms
 
 from ..losses.detection import Criterion, rank_sort_detection_losses
 from .anchors import AnchorGenerator, AnchorPredictions
 from .images import ImageBatch, Size
 from .layers import normal_convs, per_anchor
 from .matchers import collect, match_iou
+from .postprocess import nms_by_group
 
 STRIDES = (4, 8, 16, 32, 64)
 _LOSS_WEIGHT = 0.2
@@ -82,7 +83,19 @@ class RPN(nn.Module):
         """
         proposals = []
         for image, size in enumerate(image_sizes):
-            boxes, scores, anchor = output.best_regions(image, size, limit=2000 if self.training else 1000)
-            kept = batched_nms(boxes, scores[:, 0], output.level(anchor), self.nms_threshold)[: self.limit]
-            proposals.append(boxes[kept])
+            limit = 2000 if self.training else 1000
+            boxes, scores, anchor = output.best_regions(image, size, limit=limit)
+            if boxes.device.type == "cpu":  # which can be exported
+                counts = [torch.sym_min(limit, level.shape[0]) for level in output.anchors]
+                levels = zip(
+                    torch.arange(boxes.shape[0]).split(counts),
+                    boxes.float().split(counts),
+                    scores[:, 0].float().split(counts),
+                    strict=True,
+                )
+                kept = torch.cat([place[nms(b, s, self.nms_threshold)] for place, b, s in levels])
+                kept = kept[scores[kept, 0].sort(descending=True, stable=True).indices]
+            else:
+                kept = nms_by_group(boxes, scores[:, 0], output.level(anchor), self.nms_threshold)
+            proposals.append(boxes[kept[: self.limit]])
         return proposals

@@ -11,7 +11,8 @@ Next to SOLOv2 as published there is no focal loss, nor any weight between the t
 coefficient of its own mask; the authors' code gives a positive that of another one of its level and image.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,15 @@ from .detector import Detector
 from .fpn import FPN
 from .images import ImageBatch, ImageTransform, Size
 from .layers import ConvNormReLU, normal_convs, per_anchor, set_prior
-from .masks import boxes_around, centres_and_areas, losses_in_parts, quarter_masks, resize_masks
+from .masks import (
+    boxes_around,
+    centres_and_areas,
+    in_parts,
+    losses_in_parts,
+    masks_at_once,
+    quarter_masks,
+    resize_masks,
+)
 from .matchers import NEGATIVE, collect
 
 GRIDS = (40, 36, 24, 16, 12)  # cells on each side of the image, one a level
@@ -124,11 +133,11 @@ class SOLOv2(Detector):
         maskness[candidates] = rate_masks(features, all_kernels[candidates], _least_areas(scores.device)[candidates])
         score, cell, label = best_pairs(scores, maskness, self.score_threshold, _MATRIX_NMS_LIMIT)
 
-        masks = torch.cat([part > 0.5 for part in _masks_in_parts(features, all_kernels[cell])])
+        masks = in_parts(lambda part: cell_masks(features, part) > 0.5, _TESTED_AT_ONCE, all_kernels[cell])
         score, order = (score * matrix_nms_decay(masks, label)).sort(descending=True, stable=True)
         order = order[score >= _LEAST_SCORE][: self.detections_per_image]
         return {
-            "scores": score[: len(order)],
+            "scores": score[: order.shape[0]],
             "labels": label[order],
             "masks": cell_masks(features, all_kernels[cell[order]]),
         }
@@ -137,10 +146,9 @@ class SOLOv2(Detector):
         """Takes what `detect` found to the original images, with the boxes around the masks."""
         result = []
         for found, (height, width), size in zip(detections, batch.sizes, batch.original_sizes, strict=True):
-            soft = found["masks"]
-            if len(soft):
-                soft = F.interpolate(soft[None], scale_factor=4, mode="bilinear")[0, :, :height, :width]
-            masks = resize_masks(soft, size)
+            # A part at a time: at stride 1 and in float32, a hundred masks of a photo are 430 MB.
+            most = masks_at_once([4 * side for side in found["masks"].shape[1:]])
+            masks = in_parts(partial(_full_masks, inside=(height, width), size=size), most, found["masks"])
             result.append({"boxes": boxes_around(masks), **found, "masks": masks})
         return result
 
@@ -217,6 +225,12 @@ def with_coordinates(x: Tensor) -> Tensor:
     return torch.cat([x, column, row], 1)
 
 
+def _full_masks(soft: Tensor, inside: Size, size: Size) -> Tensor:
+    """Masks at stride 4 of a padded image, [D, h, w], of its part `inside` the image, resized to `size`; bool [D, *size]."""
+    height, width = inside
+    return resize_masks(F.interpolate(soft[:, None], scale_factor=4, mode="bilinear")[:, 0, :height, :width], size)
+
+
 def match_cells(boxes: Tensor, masks: Tensor, size: Size, ranges: Sequence[tuple[int, int]]) -> Tensor:
     """Which object each cell of the grids has to find.
 
@@ -280,11 +294,6 @@ def cell_masks(features: Tensor, kernels: Tensor) -> Tensor:
     return torch.einsum("pe,ehw->phw", kernels, features).float().sigmoid()
 
 
-def _masks_in_parts(features: Tensor, kernels: Tensor) -> Iterator[Tensor]:
-    """`cell_masks`, not more than `_TESTED_AT_ONCE` at a time."""
-    return (cell_masks(features, part) for part in kernels.split(_TESTED_AT_ONCE))
-
-
 def _least_areas(device: torch.device) -> Tensor:
     """How many pixels of the mask features the mask of each cell has to be larger than, int64 [ΣS²]."""
     return torch.tensor(STRIDES, device=device).repeat_interleave(torch.tensor(GRIDS, device=device) ** 2)
@@ -301,12 +310,14 @@ def rate_masks(features: Tensor, kernels: Tensor, least_area: Tensor) -> Tensor:
     Returns:
         float32 [P], in 1/2..1, or 0 where a mask is too small.
     """
-    rated = []
-    for masks, least in zip(_masks_in_parts(features, kernels), least_area.split(_TESTED_AT_ONCE), strict=True):
+
+    def rate(kernels: Tensor, least_area: Tensor) -> Tensor:
+        masks = cell_masks(features, kernels)
         inside = masks > 0.5
         area = inside.sum((1, 2), dtype=torch.int32)
-        rated.append(torch.where(area > least, (masks * inside).sum((1, 2)) / area, 0.0))
-    return torch.cat(rated)
+        return torch.where(area > least_area, (masks * inside).sum((1, 2)) / area, 0.0)
+
+    return in_parts(rate, _TESTED_AT_ONCE, kernels, least_area)
 
 
 def best_pairs(scores: Tensor, maskness: Tensor, threshold: float, most: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -344,6 +355,7 @@ def matrix_nms_decay(masks: Tensor, labels: Tensor) -> Tensor:
     area = flat.sum(1)
     iou = both / (area[:, None] + area - both)
     iou = torch.where(labels[:, None] == labels, iou, 0.0).triu(diagonal=1)
-    highest = iou.amax(0) if len(iou) else iou.new_zeros(0)
+    # Padded by a row which changes nothing, because there may be no masks.
+    highest = F.pad(iou, (0, 0, 1, 0)).amax(0)
     decay = (-_SIGMA * (iou.square() - highest.square()[:, None])).exp()
-    return decay.amin(0) if len(decay) else highest
+    return F.pad(decay, (0, 0, 1, 0), value=1.0).amin(0)

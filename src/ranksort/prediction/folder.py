@@ -21,6 +21,7 @@ from torch import Tensor
 from ..data.coco_columns import Category
 from ..data.ids import Id
 from ..evaluation.results import ResultsWriter, to_rows
+from ..words import counted
 from .images import RESULTS, VIDEOS
 from .predictor import Predictor
 from .result import Prediction
@@ -73,7 +74,9 @@ class PredictionFolder:
         self._ids = iter(itertools.count(1) if image_ids is None else image_ids)
         self._done = 0
         numbered = list(enumerate(files))
-        with ResultsWriter(self._out, self._categories, masks=self._predictor.model.has_masks) as self._results:
+        model = self._predictor.model
+        mark = None if model.calibration is None else model.calibration.target
+        with ResultsWriter(self._out, self._categories, masks=model.has_masks, calibrated=mark) as self._results:
             try:
                 for is_video, group in itertools.groupby(numbered, key=lambda one: one[1].suffix.lower() in VIDEOS):
                     (self._predict_videos if is_video else self._predict_images)(list(group))
@@ -86,7 +89,7 @@ class PredictionFolder:
                 raise
 
     def _kept(self, files: Sequence[Path]) -> str:
-        return f"{self._out / RESULTS} has the detections of the first {self._done} of {len(files)} images"
+        return f"{self._out / RESULTS} has the detections of the first {self._done} of {counted(len(files), 'image')}"
 
     def _predict_images(self, numbered: Sequence[tuple[int, Path]]) -> None:
         found = _progress(self._predictor.files([path for _, path in numbered]), len(numbered), "detecting")
@@ -117,9 +120,10 @@ class PredictionFolder:
             writer = closing.enter_context(VideoWriter(annotated, video, self._every)) if self._pictures else None
             total = None if video.count is None else math.ceil(video.count / self._every)
             frames = _progress(self._predictor.images(video.frames(self._every)), total, path.name)
-            for frame, found in frames:
+            for done, (frame, found) in enumerate(frames):
                 if isinstance(found, Exception):
-                    raise ValueError(_failure(path, found))
+                    kept = f" What was found in {counted(done, 'frame')} before it is kept." if done else ""
+                    raise ValueError(f"{_failure(path, found)}{kept}")
                 if writer is not None:
                     writer.add(found.draw(), frame)
                 self._add(found, next(self._ids), str(frame))

@@ -6,15 +6,16 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
-from torch import Tensor
 
-from ..data.images import IMAGE_SUFFIXES, read_image, to_rgb
+from ..data.images import IMAGE_SUFFIXES, darkness, read_image, to_rgb
 from ..words import counted
+
+if TYPE_CHECKING:  # exported models find their images by this file, without PyTorch
+    from torch import Tensor
 
 VIDEOS = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"}
 RESULTS = "results_bbox.json"  # a folder with a file of this name holds results of an earlier call
@@ -88,24 +89,32 @@ def _of_list(file: Path) -> list[Path]:
     return [path if path.exists() else file.parent / path for path in paths]
 
 
-def load_image(source: Any) -> Tensor:
+def load_image(source: Any, white: float = 0) -> "Tensor":
     """An image as a person sees it, turned as its EXIF orientation says: uint8 RGB [3, H, W].
 
     Args:
         source: a file; a PIL image; an array, uint8 [H, W, 3] RGB (OpenCV's are BGR: pass `image[..., ::-1]`), [H, W, 4] whose alpha is
             ignored, or [H, W] grey; or a tensor as models take it, RGB [3, H, W], uint8 or float in 0..1.
+        white: what is white in an image of floats or more than 8 bits of grey, see `to_rgb`; 0: not known, so that one which would turn
+            nearly black is refused.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no image, or damaged, or of another shape or type.
+        ValueError: it is no image, or damaged, or of another shape or type, or would turn nearly black.
     """
+    import torch
+
+    name = "the image"
     if isinstance(source, str | os.PathLike):
+        name = f"The image {os.fspath(source)}"
         source = read_image(Path(source))
     if isinstance(source, Image.Image):
-        source = np.array(to_rgb(ImageOps.exif_transpose(source)))
+        if not white and (problem := darkness(source)):
+            raise ValueError(f"{name} {problem}")
+        source = np.array(to_rgb(ImageOps.exif_transpose(source), white))
     if isinstance(source, np.ndarray):
         return _from_array(source)
-    if not isinstance(source, Tensor):
+    if not isinstance(source, torch.Tensor):
         raise ValueError(f"a {type(source).__name__} is no image: pass a file, a PIL image, an array or a tensor")
     if source.ndim != 3 or source.shape[0] != 3 or 0 in source.shape:
         raise ValueError(f"a tensor must be RGB of shape [3, H, W], got {tuple(source.shape)}")
@@ -118,7 +127,9 @@ def load_image(source: Any) -> Tensor:
     return source.detach().cpu()
 
 
-def _from_array(image: np.ndarray) -> Tensor:
+def _from_array(image: np.ndarray) -> "Tensor":
+    import torch
+
     if image.ndim == 2:
         image = image[..., None].repeat(3, axis=2)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (3, 4) or 0 in image.shape:
@@ -128,7 +139,9 @@ def _from_array(image: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image[..., :3].transpose(2, 0, 1)))
 
 
-def read_ahead(sources: Sequence[T], load: Callable[[T], Tensor], ahead: int) -> Iterator[tuple[T, Tensor | Exception]]:
+def read_ahead(
+    sources: Sequence[T], load: Callable[[T], "Tensor"], ahead: int
+) -> Iterator[tuple[T, "Tensor | Exception"]]:
     """Load images in threads while others are looked at, in their order; an exception stands for an image that cannot be loaded."""
     with ThreadPoolExecutor(min(_READERS, ahead)) as pool:
         pending: deque[Future[Tensor]] = deque()

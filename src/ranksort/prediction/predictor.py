@@ -2,17 +2,22 @@
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from ..evaluation.model_scores import least_scores
 from ..evaluation.results import encode_masks
+from ..evaluation.thresholds import Wish, parse_threshold
 from ..models import Detector
 from ..models.images import resized_size
 from .images import VIDEOS, find_images, load_image, read_ahead
@@ -30,7 +35,7 @@ def predict(
     model: Detector,
     source: Any,
     *,
-    score_threshold: float | Literal["lrp"] | None = None,
+    score_threshold: float | str | None = None,
     batch_size: int | None = None,
     tile: int | None = None,
     overlap: float = 0.2,
@@ -42,8 +47,9 @@ def predict(
         source: an image: a file, a PIL image, an array, uint8 [H, W, 3] **RGB** (OpenCV's are BGR: pass `image[..., ::-1]`) or [H, W]
             grey, or a tensor [3, H, W]. Or several: a list of images, a folder (in depth), a .txt file with a path a line, or a pattern
             such as "photos/*.jpg".
-        score_threshold: least score of a detection; "lrp": of each class that at which it reaches its oLRP in the report of the run. None:
-            "lrp" where the model comes with such a report, else .3.
+        score_threshold: least score of a detection; "lrp": of each class that at which it reaches its oLRP in the report of the run;
+            "precision:.9" or "recall:.8": that at which it reaches this precision or recall there. None: "lrp" where the model comes with
+            such a report, else .3.
         batch_size: images or tiles at once; None: 1 on a CPU, else 8. Where they do not fit into memory, fewer.
         tile: look at squares of this many pixels of the image, one by one, and at the image as a whole: for objects too small for the size
             at which the model sees a whole image. Best is a size at which objects are as large in a tile as in the images of the training.
@@ -54,8 +60,13 @@ def predict(
 
     Raises:
         FileNotFoundError, ValueError: an image or a setting cannot be used.
+
+    Warns:
+        UserWarning: a class does not reach the precision or recall asked for.
     """
     predictor = Predictor(model, score_threshold, batch_size=batch_size, tile=tile, overlap=overlap)
+    for remark in predictor.remarks if score_threshold is not None else ():
+        warnings.warn(remark, stacklevel=3)  # where `model.predict` is called
     several = isinstance(source, list | tuple)
     if isinstance(source, str | os.PathLike):
         files, _ = find_images([Path(source)])
@@ -82,52 +93,53 @@ class Predictor:
     Attributes:
         batch_size: images or tiles at once, less from the moment on that they do not fit into memory.
         thresholds: of each label, [C].
-        is_lrp: whether they are the LRP-optimal ones.
+        wish: what they reach; None: a number was given, or there is no report.
+        remarks: what there is to say about them, in sentences.
     """
 
     def __init__(
         self,
         model: Detector,
-        score_threshold: float | Literal["lrp"] | None = None,
+        score_threshold: float | str | None = None,
         *,
         batch_size: int | None = None,
         tile: int | None = None,
         overlap: float = 0.2,
     ) -> None:
-        if score_threshold not in (None, "lrp") and not 0 <= float(score_threshold) <= 1:
-            raise ValueError(f'the score threshold must be within 0..1 or "lrp", got {score_threshold}')
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"the batch size must be 1 or more, got {batch_size}")
-        if tile is not None and tile < 32:
-            raise ValueError(f"tiles must have 32 pixels or more, got {tile}")
-        if not 0 <= overlap <= 0.9:
-            raise ValueError(f"the overlap of tiles must be within 0..0.9, got {overlap}")
-        if score_threshold == "lrp" and model.lrp_thresholds is None:
-            raise ValueError(
-                'there is no report with thresholds for this model, which score_threshold="lrp" needs: '
-                "load it from its run folder, or set a number from 0 to 1"
-            )
+        asked = None if score_threshold is None else parse_threshold(score_threshold)
+        if batch_size is not None and not _is_whole(batch_size, 1):
+            raise ValueError(f"the batch size must be a whole number, 1 or more, got {batch_size!r}")
+        if tile is not None and not _is_whole(tile, 32):
+            raise ValueError(f"tiles must have a whole number of pixels, 32 or more, got {tile!r}")
+        if not _is_within(overlap, 0, 0.9):
+            raise ValueError(f"the overlap of tiles must be within 0..0.9, got {overlap!r}")
         self.model, self.tile, self.overlap = model, tile, overlap
         self.device = model.transform.mean.device
         self.batch_size = batch_size or (1 if self.device.type == "cpu" else _BATCH)
-        self.is_lrp = score_threshold == "lrp" or (score_threshold is None and model.lrp_thresholds is not None)
-        least = DEFAULT_THRESHOLD if score_threshold is None else score_threshold
-        values = model.lrp_thresholds if self.is_lrp else [least] * model.num_classes
-        self.thresholds = torch.tensor(values, dtype=torch.float32)
+        if asked is None:
+            asked = DEFAULT_THRESHOLD if model.thresholds is None else Wish("lrp")
+        values, self.remarks = least_scores(asked, model)
+        self.wish = asked if isinstance(asked, Wish) else None
+        self.thresholds = torch.tensor(values, dtype=torch.float64)
 
     def threshold_text(self) -> str:
         """From which score on detections are reported, and why."""
         low, high = float(self.thresholds.min()), float(self.thresholds.max())
-        if not self.is_lrp:
+        if self.wish is None:
             return f"from score {low:g} on"
-        return f"above the best threshold of their class in the run's report (where it reaches its oLRP): {low:.3f} to {high:.3f}"
+        if self.wish.kind == "lrp":
+            return f"above the best threshold of their class in the run's report (where it reaches its oLRP): {low:.3f} to {high:.3f}"
+        return (
+            f"from the score on at which their class reaches {self.wish} in the run's report: {low:.3f} to {high:.3f}"
+        )
 
     def files(self, sources: Sequence[Any]) -> Iterator[tuple[Any, Prediction | Exception]]:
         """Go through images, which are read ahead in threads: each with what is found in it, or why nothing can be said of it."""
         ahead = self._window + 2
-        for source, found in self.images(read_ahead(sources, load_image, ahead)):
+        load = partial(load_image, white=self.model.white)
+        for source, found in self.images(read_ahead(sources, load, ahead)):
             path = Path(source) if isinstance(source, str | os.PathLike) else None
-            yield source, found if isinstance(found, Exception) else replace(found, path=path)
+            yield source, found if isinstance(found, Exception) else replace(found, path=path, white=self.model.white)
 
     def images(self, images: Iterable[tuple[T, Tensor | Exception]]) -> Iterator[tuple[T, Prediction | Exception]]:
         """Go through images, uint8 [3, H, W], and exceptions in place of such, which are passed on, in their order.
@@ -188,16 +200,20 @@ class Predictor:
             return whole
         return join(parts, tiles, place(whole, (0, 0, width, height), (height, width)))
 
+    @property
+    def _least(self) -> float:
+        """The lowest score which the model has to report. With thresholds of its report it keeps its own, with which they were found."""
+        return float(self.thresholds.min()) if self.wish is None else 1.0
+
     def _run(self, images: Sequence[Tensor]) -> Iterator[Prediction]:
-        with torch.inference_mode(), _evaluating(self.model, float(self.thresholds.min()), self.is_lrp):
+        with torch.inference_mode(), _evaluating(self.model, self._least):
             detections = self.model([image.to(self.device) for image in images])
-        thresholds = self.thresholds.to(self.device)
         for image, of_image in zip(images, detections, strict=True):
-            kept = of_image["scores"] >= thresholds[of_image["labels"]]
+            kept = of_image["scores"] >= self.thresholds.to(of_image["scores"])[of_image["labels"]]
             of_image = {key: value[kept].cpu() for key, value in of_image.items()}
             yield Prediction(
                 of_image["boxes"].float().numpy(),
-                of_image["scores"].float().numpy(),
+                of_image["scores"].to(torch.float32 if self.model.calibration is None else torch.float64).numpy(),
                 of_image["labels"].numpy(),
                 self.model.class_names,
                 (image.shape[1], image.shape[2]),
@@ -206,21 +222,26 @@ class Predictor:
 
 
 @contextlib.contextmanager
-def _evaluating(model: Detector, least: float, is_lrp: bool) -> Iterator[None]:
-    """Puts a model into evaluation mode, in which it reports what scores `least`, and back.
-
-    With LRP-optimal thresholds it keeps its own: that with which they were found.
-    """
+def _evaluating(model: Detector, least: float) -> Iterator[None]:
+    """Puts a model into evaluation mode, in which it reports what scores `least`, and back."""
     modes = [(module, module.training) for module in model.modules()]
     own = model.score_threshold
     try:
         model.eval()
-        model.score_threshold = own if is_lrp else min(own, least)
+        model.score_threshold = min(own, least)
         yield
     finally:
         model.score_threshold = own
         for module, mode in modes:
             module.training = mode
+
+
+def _is_whole(number: Any, least: int) -> bool:
+    return isinstance(number, Integral) and int(number) >= least
+
+
+def _is_within(number: Any, least: float, most: float) -> bool:
+    return isinstance(number, Real) and least <= float(number) <= most
 
 
 def _with_image(found: Prediction | Exception, image: Tensor) -> Prediction | Exception:

@@ -22,12 +22,13 @@ class Prediction:
 
     Attributes:
         boxes: float32 [D, 4], x1, y1, x2, y2 in pixels of the image.
-        scores: float32 [D], in 0..1.
+        scores: float32 [D], in 0..1; float64 where they are calibrated, see `load_model`, so that no two become equal.
         labels: int64 [D], positions in `class_names`.
         class_names: of all classes that the model knows.
         size: height and width of the image in pixels, upright.
         rles: COCO's compressed RLE of the mask of each detection, None where the model predicts no masks.
         path: of the image file; None where it did not come from a file.
+        white: with which the file is read, see `load_image`.
         image: uint8 RGB [3, H, W]; None where it can be read from `path`, so that the results of many files take little memory.
     """
 
@@ -39,6 +40,7 @@ class Prediction:
     rles: list[dict[str, Any]] | None = None
     path: Path | None = None
     image: Tensor | None = None
+    white: float = 0.0
 
     @property
     def names(self) -> list[str]:
@@ -68,13 +70,33 @@ class Prediction:
         """What `plot` shows as uint8 [3, H, W]."""
         if self.image is None and self.path is None:
             raise ValueError("this prediction has neither an image nor a file to draw on")
-        image = load_image(self.path) if self.image is None else self.image
+        image = self._read(self.path) if self.image is None and self.path is not None else self.image
+        assert image is not None
         masks = None if self.rles is None else (torch.from_numpy(coco_mask.decode(rle)).bool() for rle in self.rles)
         return draw_detections(image, self.boxes, self.labels, self.scores, self.class_names, masks)
 
     def save(self, path: str | Path) -> None:
-        """Write what `plot` shows to a file; its suffix says the format, such as .jpg or .png."""
+        """Write what `plot` shows to a file; its suffix says the format, such as .jpg or .png.
+
+        Raises:
+            FileNotFoundError, ValueError: as `plot`, or there is no such format.
+            OSError: the file cannot be written.
+        """
+        path = Path(path)
+        if path.suffix.lower() not in Image.registered_extensions():
+            raise ValueError(f"{path} names no format of images by its suffix: use one such as .jpg or .png")
         self.plot().save(path)
+
+    def _read(self, path: Path) -> Tensor:
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"The image {path} is not there any longer, and a prediction reads it again to draw on it: put it back, or predict "
+                "on the image itself, as in model.predict(PIL.Image.open(...)), which keeps it."
+            )
+        image = load_image(path, self.white)
+        if image.shape[1:] != self.size:
+            raise ValueError(f"The image {path} has changed since it was looked at: it has another size.")
+        return image
 
     def __len__(self) -> int:
         return len(self.boxes)

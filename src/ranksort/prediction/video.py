@@ -66,7 +66,7 @@ class Video:
         while True:
             number += 1
             try:
-                with self._sentences():
+                with self._sentences(f" from frame {number} on" if number else ""):
                     frame = next(decoded, None)
             except ValueError as error:
                 yield Frame(self.path, number, None, None), error
@@ -85,12 +85,12 @@ class Video:
         self._container.close()
 
     @contextlib.contextmanager
-    def _sentences(self) -> Iterator[None]:
+    def _sentences(self, where: str = "") -> Iterator[None]:
         try:
             yield
         except (av.error.FFmpegError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise ValueError(f"The video {self.path} cannot be read ({reason}).") from None
+            raise ValueError(f"The video {self.path} cannot be read{where} ({reason}).") from None
 
 
 class VideoWriter:

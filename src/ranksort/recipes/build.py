@@ -14,7 +14,7 @@ from torch import nn
 from .. import __version__
 from ..data.coco import CocoDataset
 from ..data.coco_columns import Category
-from ..data.layouts import find_split
+from ..data.layouts import coco_files, find_split
 from ..data.samplers import AspectRatioBatchSampler
 from ..data.transforms import ssd_transforms, training_transforms
 from ..losses.criteria import build_criterion
@@ -113,7 +113,7 @@ def _build(recipe: Recipe, pretrained_backbone: bool, losses: Criterion | None =
         recipe.data.train_min_sizes,
         keep_ratio=detector.keeps_ratio,
     )
-    losses = losses or build_criterion(settings.loss)
+    losses = losses or build_criterion(settings.loss, global_ranking=recipe.training.global_ranking)
     options = {name: getattr(settings, name) for name in (*detector.settings, *_OF_EVERY_DETECTOR)}
     return detector(backbone, transform, settings.num_classes, losses=losses, **options)
 
@@ -154,7 +154,7 @@ def build_dataset(
     else:
         fill = with_pixel_statistics(model).pixel_mean if data.augmentation == "jitter" else None
         transform = training_transforms(data.train_min_sizes or (model.min_size,), model.max_size, data.flip, fill)
-    return CocoDataset(
+    dataset = CocoDataset(
         *files,
         training=split == "train",
         masks=model.has_masks,
@@ -163,7 +163,11 @@ def build_dataset(
         categories=categories,
         transform=transform if split == "train" else None,
         min_box_size=data.min_box_size,
+        white=data.white,
     )
+    if files.part is not None:
+        dataset.not_used = [file for file in coco_files(Path(data.root)) if file != files.annotations]
+    return dataset
 
 
 def build_untrained(
@@ -190,7 +194,8 @@ def build_untrained(
 def build_losses(recipe: Recipe, train_set: CocoDataset) -> Criterion:
     """What supervises a run; for what looks back on an epoch, one of these images."""
     world_size = max(recipe.training.devices, 1) * recipe.training.nodes
-    return build_criterion(recipe.model.loss, len(build_sampler(recipe, train_set, 0, world_size)))
+    batches = len(build_sampler(recipe, train_set, 0, world_size))
+    return build_criterion(recipe.model.loss, batches, global_ranking=recipe.training.global_ranking)
 
 
 def build_sampler(recipe: Recipe, train_set: CocoDataset, rank: int, world_size: int) -> AspectRatioBatchSampler:
@@ -253,7 +258,7 @@ def describe(
     steps = -(-batches // training.accumulate)
     return (
         f"training on {train_set}\n"
-        f"evaluation on {len(val_set)} images: {val_set.origin}\n"
+        f"evaluation on {counted(len(val_set), 'image')}: {val_set.origin}\n"
         f"images: {_image_sizes(recipe)}{'' if min(drawn) <= size <= max(drawn) else outside}\n"
         f"an epoch: {counted(steps, 'step')} of {counted(training.batch_size, 'image')}"
         f"{', images of rare classes more than once' if repeated else ''}\n"
@@ -314,7 +319,7 @@ def summarize(recipe: Recipe, val_set: CocoDataset) -> dict[str, str]:
         + (schedule if optimizer.schedule == "step" else optimizer.schedule),
         "seed": str(training.seed),
         "trained on": recipe.data.train_annotations or recipe.data.root,
-        "evaluated on": f"{val_set.origin}, {len(val_set)} images",
+        "evaluated on": f"{val_set.origin}, {counted(len(val_set), 'image')}",
         "detections": f"score at least {model.score_threshold:g}, at most {model.detections_per_image} an image",
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "versions": f"ranksort {__version__}, torch {torch.__version__}",

@@ -45,6 +45,8 @@ class DataSettings:
     min_box_size: float = 1.0  # objects with a side below this many pixels are not trained on
     repeat_threshold: float = 0.0
     """images with a class which is in less than this share of them are repeated within an epoch, as for LVIS; 0: none"""
+    white: float = 0.0
+    """the value that is white in greyscale images of more than 8 bits, such as 4095; 0: found from the images to train on, and kept"""
     workers: int = 4  # processes which load images, for each device; 0: load in the main process
 
     def absolute(self) -> "DataSettings":
@@ -123,6 +125,9 @@ class TrainingSettings:
     accumulate: int = 1  # batches whose gradients are added up for a step
     devices: int = 1  # GPUs (or CPU processes) on each machine; 0: all
     nodes: int = 1  # machines
+    global_ranking: bool = False
+    """rank the images of all devices as one batch, not those of each by themselves; the losses are then those of one device with all
+    images"""
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     ema_decay: float = 0.0
     """decay of an exponential moving average of the weights, which is what gets evaluated; 0: off"""
@@ -134,6 +139,11 @@ class TrainingSettings:
     max_minutes: float = 0.0
     """stop after so many minutes, at the end of a step; 0: never. The schedule is not shortened: the report on the best evaluation so far
     follows, which takes the time of one more, and --resume goes on, with as many minutes again"""
+    autosave_minutes: float = 15.0
+    """minutes after which a checkpoint is written within an epoch, besides those at its end; 0: never"""
+    on_nan: Literal["stop", "skip"] = "stop"
+    """what to do where a loss or a gradient is not finite: keep the batch and stop, with the last good checkpoint; or keep it, leave it out
+    and go on, which on GPUs costs a wait for each step"""
     seed: int = 0
     output: str = "runs"  # folder for runs; each gets <output>/<recipe>/<time>
 
@@ -181,6 +191,7 @@ class Recipe:
             ("training.validate-every", training.validate_every, 1),
             ("training.patience", training.patience, 0),
             ("training.max-minutes", training.max_minutes, 0),
+            ("training.autosave-minutes", training.autosave_minutes, 0),
             ("optimizer.lr-batch-size", optimizer.lr_batch_size, 1),
             ("optimizer.warmup-steps", optimizer.warmup_steps, 0),
             ("model.min-size", min(model.min_size, *data.train_min_sizes, model.max_size), 1),
@@ -189,11 +200,20 @@ class Recipe:
             ("model.detections-per-image", model.detections_per_image, 1),
             ("model.proposals", model.proposals, 1),
             ("data.workers", data.workers, 0),
+            ("data.white", data.white, 0),
             ("evaluation.max-detections", self.evaluation.max_detections, 0),
             ("evaluation.pictures", self.evaluation.pictures, 0),
         ):
             if value < least:
                 raise ValueError(f"--{option} must be {least} or more, got {value}")
+        # Anybody's checkpoint may say anything: so much, and a machine is not brought down by it.
+        for option, value, most in (
+            ("model.min-size", max(model.min_size, *data.train_min_sizes, model.max_size), 20_000),
+            ("model.num-classes", model.num_classes, 1_000_000),
+            ("model.head-convs", model.head_convs, 100),
+        ):
+            if value > most:
+                raise ValueError(f"--{option} must be {most} or less, got {value}")
         for option, share in (
             ("data.flip", data.flip),
             ("data.repeat-threshold", data.repeat_threshold),
@@ -224,7 +244,7 @@ class Recipe:
         `moved_data` allows the training data to be elsewhere, for those who compare what they hold.
         """
         free = ["root", "val_annotations", "val_images", "workers", "epochs", "nodes", "devices", "validate_every"]
-        free += ["patience", "max_minutes"]
+        free += ["patience", "max_minutes", "autosave_minutes", "on_nan"]
         free += ["output", "pictures", "max_detections", "milestones", "schedule"]
         free += ["num_classes", "pretrained_backbone", "frozen_stages", "train_batch_norm"]  # the engine sets these
         free += ["train_annotations", "train_images"] if moved_data else []
@@ -274,13 +294,15 @@ class Recipe:
             for key, value in settings.items():
                 if key not in known[group]:
                     raise ValueError(f"this version of ranksort has no setting {group}.{key}: update ranksort")
-                if _kind(value) is not _kind(known[group][key]):
+                if not _is_like(value, known[group][key]):
                     raise ValueError(f"the setting {group}.{key} of a recipe cannot be {value!r}")
                 setattr(getattr(recipe, group), key, tuple(value) if isinstance(value, list) else value)
         recipe.model.detector = recorded(str(recipe.model.detector))
         return recipe
 
 
-def _kind(value: Any) -> type:
-    """What a plain value is: all numbers are of one kind."""
-    return float if type(value) is int else type(value)
+def _is_like(value: Any, known: Any) -> bool:
+    """Whether a plain value can take the place of another; lists are of numbers."""
+    if isinstance(value, list):
+        return isinstance(known, list) and all(type(number) in (int, float) for number in value)
+    return type(value) is type(known) or (type(value) is int and type(known) is float)

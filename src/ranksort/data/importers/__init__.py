@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ..layouts import coco_files
+from ..near import beside
 from . import voc, yolo
 from .dataset import ImportedDataset, write
 
@@ -32,7 +33,7 @@ def import_data(folder: Path, out: Path, *, copy_images: bool = False) -> Import
         ValueError: it is in no known format, or nothing of it can be used.
     """
     if not folder.exists():
-        raise FileNotFoundError(f"The folder {folder} does not exist.")
+        raise FileNotFoundError(f"The folder {folder} does not exist{beside(folder)}.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} is there already and is not written over: name another folder with --out.")
     name = recognize(folder)

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import track
 
 from ...json_list import to_json
+from ...words import counted
 from ..coco_columns import Category
 
 _SHOWN = 5  # lines of a kind in a report
@@ -93,6 +94,27 @@ class ImportedDataset:
             finally:
                 pool.shutdown(cancel_futures=True)
 
+    def leave_out_unlabelled(self) -> None:
+        """Leave out the images for validation and testing where none has an object: nothing could be evaluated on them."""
+        for split in ("val", "test"):
+            if (images := self.splits.get(split)) and not any(image.objects for image in images):
+                del self.splits[split]
+                self.remark(
+                    "splits without an object, left out: nothing can be evaluated on them; are their label files missing?",
+                    [f"{split}, {counted(len(images), 'image')} such as {images[0].path}"],
+                )
+
+    def lacking(self) -> str:
+        """Why nothing can be trained on it, in words; "": it can."""
+        images = self.splits.get("train", [])
+        if any(image.objects for image in images):
+            return ""
+        return (
+            f"none of {counted(len(images), 'image')} for training has an object"
+            if images
+            else "no image is for training"
+        )
+
     def __str__(self) -> str:
         """What there is in each split, and the remarks."""
         splits = [split for split in ("train", "val", "test") if split in self.splits]
@@ -137,6 +159,7 @@ def write(dataset: ImportedDataset, out: Path, copy_images: bool) -> None:
     Raises:
         ValueError: there is nothing to write, or the images cannot be linked.
     """
+    dataset.leave_out_unlabelled()
     images = [image for split in dataset.splits.values() for image in split]
     if not any(image.objects for image in images):
         reasons = [f"{kind} ({len(lines)}), such as: {lines[0]}" for kind, lines in dataset.remarks.items()]

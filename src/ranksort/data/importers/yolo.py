@@ -16,8 +16,10 @@ from typing import Any
 
 import yaml
 
+from ...words import counted
 from ..coco_columns import Category
 from ..images import IMAGE_SUFFIXES, stated_sizes
+from ..near import Near
 from ..splits import split_of
 from .dataset import ImportedDataset, ImportedImage, ImportedObject, UnknownClass, new_object, walk
 
@@ -48,7 +50,10 @@ def find(folder: Path) -> Path | None:
     if folder.is_file():
         return folder if folder.suffix in _YAML and _has_classes(folder) else None
     files = [file for suffix in _YAML for file in folder.glob(f"*{suffix}") if _has_classes(file)]
-    files.sort(key=lambda file: (file.stem not in _YAML_STEMS, file.name))
+    # Others lie about, such as the settings of a training or a model, which has a number of classes.
+    files.sort(
+        key=lambda file: (not {"names", "train"} <= _load_yaml(file).keys(), file.stem not in _YAML_STEMS, file.name)
+    )
     files += sorted(file for file in folder.glob("*.data") if {"names", "train"} <= _darknet(file).keys())
     lists = [folder / name for name in _CLASS_LISTS if (folder / name).is_file()]
     if lists and _has_labels(folder):
@@ -77,10 +82,17 @@ def read(folder: Path) -> ImportedDataset:
     if labels == {None}:
         first = tasks[0][1]
         raise ValueError(
-            f"None of the {len(tasks)} images of {file} has a label file: that of {first} would be "
+            f"None of {counted(len(tasks), 'image')} of {file} has a label file: that of {first} would be "
             f"{' or '.join(map(str, _label_files(first)))}."
         )
     dataset.read(tasks, lambda image: _read_image(image, layout))
+    by_name: dict[str, list[int]] = {}
+    for number, name in enumerate(layout.names):
+        by_name.setdefault(name.strip().casefold(), []).append(number)
+    dataset.remark(
+        "classes of the same name, which a detector is to tell apart: join them, in the label files, too",
+        (f"{', '.join(map(str, same))}: {layout.names[same[0]]}" for same in by_name.values() if len(same) > 1),
+    )
     dataset.remark("images outside the folders of the splits, left out", map(str, layout.outside))
     dataset.remark("listed but not there, left out", layout.missing)
     trained = set(layout.splits.get("train", []))
@@ -138,15 +150,17 @@ def _from_yaml(file: Path) -> _Layout:
     for split in ("train", "val", "test"):
         entries = content.get(split) or []
         images: dict[Path, None] = {}
+        missing: list[ValueError] = []
         for entry in entries if isinstance(entries, list) else [entries]:
             try:
                 path = _existing(str(entry), roots[::-1], f"{split} of {file}")
-            except ValueError:
-                if split != "test":  # which Roboflow lists, whether it is exported or not
-                    raise
-                layout.missing.append(f"{entry}, which is test of {file}")
+            except ValueError as error:
+                missing.append(error)
+                layout.missing.append(f"{entry}, which is {split} of {file}")
             else:
-                images.update(dict.fromkeys(_images_of(path, roots)))
+                images.update(dict.fromkeys(_images_of(path, roots, layout.missing)))
+        if missing and not images and split != "test":  # which Roboflow lists, whether it is exported or not
+            raise missing[0]
         if images:
             layout.splits[split] = list(images)
     return layout if layout.splits else _by_folder(layout, file.parent)
@@ -177,17 +191,34 @@ def _existing(path: str, roots: list[Path], what: str) -> Path:
             candidate = Path(os.path.normpath(root.joinpath(*parts[start:])))
             if candidate.exists():
                 return candidate
-    raise ValueError(f"There is no {path}, which is {what}; it was looked for in {' and '.join(map(str, roots))}.")
+    ends = [parts[start:] for start in range(len(parts)) if parts[start:] != ("images",)]
+    near = next((root / found for end in ends for root in roots if (found := Near().find(root, end))), None)
+    hint = f"; there is {near}: write it so" if near else ""
+    raise ValueError(
+        f"There is no {path}, which is {what}; it was looked for in {' and '.join(map(str, roots))}{hint}."
+    )
 
 
-def _images_of(path: Path, roots: list[Path]) -> list[Path]:
-    """The images of a folder, in depth, or those that a text file lists."""
+def _images_of(path: Path, roots: list[Path], missing: list[str]) -> list[Path]:
+    """The images of a folder, in depth, or those that a text file lists; what it lists and is not there comes to `missing`.
+
+    Raises:
+        ValueError: nothing that it lists is there.
+    """
     if path.is_dir():
         return _images_in(path)
     if path.suffix != ".txt":
         return [path]
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    return [_existing(line.strip(), [path.parent, *roots], f"listed in {path}") for line in lines if line.strip()]
+    images, errors = [], []
+    for line in filter(None, map(str.strip, path.read_text(encoding="utf-8-sig").splitlines())):
+        try:
+            images.append(_existing(line, [path.parent, *roots], f"listed in {path}"))
+        except ValueError as error:
+            errors.append(error)
+            missing.append(f"{line}, which {path} lists")
+    if errors and not images:
+        raise errors[0]
+    return images
 
 
 def _images_in(folder: Path) -> list[Path]:
@@ -206,18 +237,20 @@ def _from_darknet(file: Path) -> _Layout:
     layout = _Layout(file, _lines(_existing(content["names"], roots, f"names of {file}")))
     for key, split in (("train", "train"), ("valid", "val"), ("val", "val"), ("test", "test")):
         if key in content:
-            layout.splits[split] = _images_of(_existing(content[key], roots, f"{key} of {file}"), roots)
+            path = _existing(content[key], roots, f"{key} of {file}")
+            layout.splits[split] = _images_of(path, roots, layout.missing)
     return layout
 
 
 def _by_folder(layout: _Layout, folder: Path) -> _Layout:
-    """Take all images in a folder, by the split that their folders are named by; without such names for training."""
-    images = _images_in(folder)
-    for image in images:
+    """Take all images in a folder, by the split that their folders are named by; those of none are for training where no others are."""
+    for image in _images_in(folder):
         layout.splits.setdefault(split_of(image.parent.relative_to(folder)), []).append(image)
-    if "train" not in layout.splits:
-        layout.splits = {"train": images}
-    layout.outside = layout.splits.pop("", [])
+    outside = layout.splits.pop("", [])
+    if "train" not in layout.splits and outside:
+        layout.splits["train"] = outside
+    else:
+        layout.outside = outside
     return layout
 
 

@@ -1,0 +1,70 @@
+"""`export`."""
+
+import contextlib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+from .arguments import CheckpointPath
+
+
+def export(
+    checkpoint: CheckpointPath,
+    /,
+    out: Annotated[Path, arg(metavar="ONNX")],
+    calibration: Annotated[Path | None, arg(metavar="JSON")] = None,
+    images: Annotated[list[Path], arg(metavar="IMAGE|FOLDER")] = [],  # noqa: B006
+    verify: bool = True,
+    overwrite: bool = False,
+    detector: Annotated[str, arg(name="model.detector", aliases=["--detector"])] = "",
+) -> None:
+    """Write a trained detector as an ONNX file: from the pixels of an image of any size to its detections.
+
+    Such a file runs without PyTorch: `ranksort predict model.onnx IMAGE... --out DIR`.
+
+    Args:
+        checkpoint: a run folder, .ckpt or .safetensors.
+        out: the file to write.
+        calibration: what `ranksort calibrate` wrote for this model, to go along; by default what the run's report or the checkpoint has.
+        images: to compare ONNX Runtime with PyTorch on, the first three of them; by default drawn ones.
+        verify: compare the two, and write no file where they differ.
+        overwrite: replace a file which is there.
+        detector: file.py:Class, where the checkpoint was trained with a detector of your own; its file is run.
+    """
+    for package in ("onnx", "onnxscript", *(["onnxruntime"] if verify else [])):
+        _require(package)
+    from ..checkpoints import load_model, read_checkpoint
+    from ..evaluation.model_scores import find_calibration
+    from ..export.onnx_file import check_path, export_onnx
+    from ..export.verification import drawn_images
+    from ..exported.detector import load_image
+    from ..prediction.images import find_images
+
+    check_path(out, overwrite)
+    trained = read_checkpoint(checkpoint)
+    model = load_model(checkpoint, detector=detector or None)
+    calibrations = []
+    targets: tuple[Literal["iou", "precision"], ...] = ("iou", "precision")
+    for target in targets if calibration is None else targets[:1]:
+        with contextlib.suppress(*([FileNotFoundError] if calibration is None else [])):
+            found = find_calibration(checkpoint, trained.scores, trained.categories, target, calibration)
+            calibrations.append(found)
+    pictures = [load_image(file) for file in find_images(images)[0][:3]] or drawn_images()
+    comparison = export_onnx(
+        model,
+        out,
+        trained.categories,
+        calibrations=calibrations,
+        images=pictures if verify else [],
+        overwrite=overwrite,
+    )
+    print(comparison or "not compared with PyTorch")
+    print(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB); next: ranksort predict {out} IMAGE... --out DIR")
+
+
+def _require(package: str) -> None:
+    import importlib.util
+
+    if importlib.util.find_spec(package) is None:
+        raise ValueError(f'export needs {package}: pip install "ranksort[export]"')

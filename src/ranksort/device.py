@@ -1,0 +1,17 @@
+"""The device that a model is put on."""
+
+import torch
+
+
+def usable_device(name: str | torch.device = "") -> torch.device:
+    """Return the device of a name, such as "cuda:1"; by default an accelerator where there is one, else the CPU.
+
+    Raises:
+        ValueError: it cannot be used.
+    """
+    place = name or torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    try:
+        return torch.empty(0, device=place).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f'the device {str(place)!r} cannot be used ({reason}); "cpu" always can') from None

@@ -1,0 +1,298 @@
+"""What becomes of losses and gradients that are NaN or infinite."""
+
+import contextlib
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, safe_open, save
+from torch import Tensor, nn
+
+from ..data.batch import Batch
+from ..data.ids import Id
+from ..whole_file import replace_file
+from ..words import listed
+
+if TYPE_CHECKING:
+    from .module import DetectorModule
+
+_MOST_SKIPPED = 10  # steps in a row, after which it is not the batches' fault
+_ADVICE = "Begin again with a lower --optimizer.lr, a --optimizer.clip-norm, or --training.precision 32-true"
+_MOST_KEPT = 20  # batches on the disk, of each process
+
+
+class Diverged(ValueError):
+    """A loss, a gradient or a weight is not finite."""
+
+
+@dataclass
+class _Step:
+    """What has to be known of a step if it turns out not to be finite."""
+
+    batch: Batch
+    index: int  # of the batch in its epoch
+    epoch: int  # from 0
+    number: int  # of the step of the optimiser in the run, from 1
+    seed: int  # of all that was drawn in it
+    losses: dict[str, Tensor] = field(default_factory=dict)  # of this process
+    reason: str = ""  # what a loss raised
+    finite_loss: Tensor | None = None  # bool, of the mean of all processes
+    finite_gradient: Tensor | None = None  # bool; the same on all processes
+    ready: Any = None  # when these have come from the device
+    is_bad: bool = False
+
+
+class Guard:
+    """Watches the numbers of a run.
+
+    Where training stops at the first that is not finite, on CUDA the host learns of it a step later, so that no step waits for the device;
+    until then nothing is saved. Where such batches are skipped, or on other devices, it is known before the weights change.
+
+    Args:
+        module: the run's.
+    """
+
+    def __init__(self, module: "DetectorModule") -> None:
+        self.module = module
+        self.skips = module.recipe.training.on_nan == "skip"
+        self.step: _Step | None = None
+        self.previous: _Step | None = None
+        self.buffers: list[Tensor] = []
+        self.in_a_row, self.kept = 0, 0
+        self.used = 0  # batches whose gradients the next step of the optimiser takes
+
+    @property
+    def _waits(self) -> bool:
+        """Whether the host waits for the device to know at once."""
+        return self.skips or self.module.device.type != "cuda"
+
+    def begin(self, batch: Batch, index: int, seed: int) -> None:
+        """Before a batch."""
+        self.previous = None if self._waits else self.step
+        if self.step is None or not self.step.is_bad:
+            self.in_a_row = 0
+        number = self.module.trainer.global_step + 1
+        self.step = _Step(batch, index, self.module.current_epoch, number, seed)
+        if self.skips:  # a batch norm takes what is not finite into its statistics
+            self.buffers = [buffer.clone() for buffer in self.module.model.buffers()]
+
+    def look_at(self, losses: dict[str, Tensor], means: Tensor, reason: str = "") -> bool:
+        """After the forward pass: whether the batch is used.
+
+        Args:
+            losses: of this process, by name; empty where one could not be computed.
+            means: losses as means of all processes.
+            reason: what was raised then.
+
+        Raises:
+            Diverged: on the first process, where the run is to stop; the others end.
+        """
+        step = self.step
+        assert step is not None
+        step.losses, step.reason = losses, reason
+        step.finite_loss = self._expect(step, means.isfinite().all())
+        self.judge_previous()
+        is_used = not self._waits or self._judge(step)
+        self.used += is_used
+        return is_used
+
+    def judge_previous(self) -> None:
+        """Look at the step before this one, where that is not done.
+
+        Raises:
+            Diverged: as `look_at`.
+        """
+        previous, self.previous = self.previous, None
+        if previous is not None:
+            self._judge(previous)
+
+    def look_at_gradients(self, parameters: list[nn.Parameter]) -> None:
+        """Before a step of the optimiser, which is left out where gradients are not finite, or where no batch is used.
+
+        All processes have the same gradients. With `16-mixed` the scale of the loss is found by those that overflow.
+
+        Raises:
+            Diverged: as `look_at`.
+        """
+        step, gradients = self.step, [p.grad for p in parameters if p.grad is not None]
+        used, self.used = self.used, 0
+        if not used:
+            for parameter in parameters:
+                parameter.grad = None
+        if step is None or not gradients or not used or self.module.recipe.training.precision == "16-mixed":
+            return
+        step.finite_gradient = self._expect(step, torch.nn.utils.get_total_norm(gradients).isfinite())
+        if self._waits and not self._judge(step):
+            for parameter in parameters:
+                parameter.grad = None
+
+    def unnamed(self, reason: str) -> Diverged:
+        """What to raise where the first batch of all has no loss, so that not even the names of losses are known."""
+        assert self.step is not None
+        self.step.reason = reason
+        return Diverged(f"{self._describe(self.step, 'the loss is not finite')}. {_ADVICE}")
+
+    def settle(self) -> None:
+        """Look at what is not known yet, and at the weights; before they are saved.
+
+        Raises:
+            Diverged: as `look_at`.
+        """
+        self.judge_previous()
+        if self.step is not None and not self.step.is_bad:
+            self._judge(self.step)
+        model = self.module.model
+        bad = [~p.isfinite().all() for p in model.parameters()] + [b.isnan().any() for b in model.buffers()]
+        if bool(torch.stack([x.to(bad[0].device) for x in bad]).any()):
+            self._stop([f"the weights are not finite after step {self.module.trainer.global_step}"])
+
+    def _expect(self, step: _Step, finite: Tensor) -> Tensor:
+        """The same on the host, sooner or later."""
+        if finite.device.type != "cuda" or self._waits:
+            return finite
+        finite = finite.to("cpu", non_blocking=True)
+        step.ready = torch.cuda.Event()
+        step.ready.record()
+        return finite
+
+    def _judge(self, step: _Step) -> bool:
+        """Whether a step was finite on all processes, which all call this."""
+        if step.ready is not None:
+            step.ready.synchronize()
+        by_loss = step.finite_loss is None or bool(step.finite_loss)
+        if by_loss and (step.finite_gradient is None or bool(step.finite_gradient)):
+            return True
+        step.is_bad = True
+        is_own = by_loss or bool(step.reason) or not _are_finite(step.losses)
+        what = "the gradient is not finite, though the loss is," if by_loss else "the loss is not finite"
+        own = [self._describe(step, what)] if is_own else []
+        sentences = own
+        if self.module.trainer.world_size > 1:
+            gathered: list[Any] = [None] * self.module.trainer.world_size
+            dist.all_gather_object(gathered, own)
+            sentences = [sentence for part in gathered for sentence in part]
+        self.in_a_row += 1
+        if not self.skips:
+            self._stop(sentences)
+        if self.in_a_row >= _MOST_SKIPPED:
+            self._stop([*sentences[:1], f"nor were {_MOST_SKIPPED - 1} steps before it"])
+        for buffer, before in zip(self.module.model.buffers(), self.buffers, strict=True):
+            buffer.copy_(before)
+        if self.module.trainer.is_global_zero:
+            print(f"\nskipped: {'; '.join(sentences)}", file=sys.stderr)
+        return False
+
+    def _stop(self, sentences: list[str]) -> None:
+        if not self.module.trainer.is_global_zero:
+            sys.exit(0)
+        or_skip = "" if self.skips else "; or resume with --training.on-nan skip to leave such batches out"
+        raise Diverged(f"{'; '.join(sentences)}. The last checkpoint is from before. {_ADVICE}{or_skip}")
+
+    def _describe(self, step: _Step, what: str) -> str:
+        """What is wrong where, after the batch has been kept."""
+        bad = [f"{name} {float(loss):g}" for name, loss in step.losses.items() if not bool(loss.isfinite())]
+        images = listed([_file_name(self.module, target["image_id"]) for target in step.batch[1]], 8)
+        module = _first_module(self.module.model, step) if self._waits else ""
+        where = f", first in {module}" if module else ""
+        reason = f" ({', '.join(bad) or step.reason}{where})" if bad or step.reason or where else ""
+        said = f"{what} at step {step.number}, epoch {step.epoch + 1}{reason}, with the images {images}"
+        return f"{said}; {self._keep(step, what)}"
+
+    def _keep(self, step: _Step, what: str) -> str:
+        """Writes a batch beside the checkpoints, and says where."""
+        folder = self.module.run / "not_finite" if self.module.run else None
+        if folder is None or self.kept >= _MOST_KEPT:
+            return "its batch is not kept"
+        self.kept += 1
+        path = folder / f"step_{step.number}_process_{self.module.global_rank}.safetensors"
+        try:
+            save_batch(path, step, what, self.module)
+        except OSError as error:
+            return f"its batch is not kept, for {error}"
+        return f"the batch is kept as {path}"
+
+
+def save_batch(path: Path, step: _Step, what: str, module: "DetectorModule") -> None:
+    """Writes the images and targets of a step, and what is known of it, as safetensors; `read_batch` reads them."""
+    images, targets = step.batch
+    tensors = {f"image.{n}": image for n, image in enumerate(images)}
+    for n, target in enumerate(targets):
+        tensors |= {f"{key}.{n}": value for key, value in target.items() if isinstance(value, Tensor)}
+    about = {
+        "what": what,
+        "step": step.number,
+        "epoch": step.epoch + 1,
+        "batch": step.index,
+        "seed": step.seed,
+        "precision": module.recipe.training.precision,
+        "image_ids": [target["image_id"] for target in targets],
+        "files": [_file_name(module, target["image_id"]) for target in targets],
+        "losses": {name: str(float(loss)) for name, loss in step.losses.items()},
+        "reason": step.reason,
+    }
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    replace_file(path, save(plain, metadata={"ranksort": json.dumps(about)}))
+
+
+def read_batch(path: str | Path) -> tuple[list[Tensor], list[dict[str, Tensor]], dict[str, Any]]:
+    """Reads a batch which a run has kept in its folder `not_finite`.
+
+    Returns:
+        Images and targets, as a detector takes them in training, and what was said of the step: its `seed`, for
+        `torch.manual_seed`, its `losses`, `files`, ...
+    """
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        about = json.loads(file.metadata()["ranksort"])
+    count = len(about["image_ids"])
+    targets: list[dict[str, Tensor]] = [{} for _ in range(count)]
+    for name, tensor in tensors.items():
+        key, _, number = name.rpartition(".")
+        if key != "image":
+            targets[int(number)][key] = tensor
+    return [tensors[f"image.{n}"] for n in range(count)], targets, about
+
+
+def _are_finite(losses: dict[str, Tensor]) -> bool:
+    return bool(torch.stack([loss.isfinite() for loss in losses.values()]).all())
+
+
+def _file_name(module: "DetectorModule", image_id: Id) -> str:
+    assert module.train_set is not None
+    return module.train_set.file_name(module.train_set.image_ids.index(image_id))
+
+
+@torch.no_grad()
+def _first_module(model: nn.Module, step: _Step) -> str:
+    """The first part of the model that makes numbers which are not finite of such which are; "": none does so alone."""
+    found: list[str] = []
+
+    def hook(name: str) -> Any:
+        def look(_: nn.Module, inputs: Any, output: Any) -> None:
+            if not found and not _is_finite(output) and _is_finite(inputs):
+                found.append(name)
+
+        return look
+
+    hooks = [
+        part.register_forward_hook(hook(name)) for name, part in model.named_modules() if not list(part.children())
+    ]
+    try:
+        devices = [step.batch[0][0].device] if step.batch[0][0].is_cuda else []
+        with torch.random.fork_rng(devices=devices), contextlib.suppress(ValueError):
+            torch.manual_seed(step.seed)
+            model(*step.batch)
+    finally:
+        for registered in hooks:
+            registered.remove()
+    return found[0] if found else ""
+
+
+def _is_finite(values: Any) -> bool:
+    if isinstance(values, Tensor):
+        return not values.is_floating_point() or bool(values.isfinite().all())
+    return all(map(_is_finite, values)) if isinstance(values, tuple | list) else True

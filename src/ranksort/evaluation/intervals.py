@@ -1,0 +1,78 @@
+"""95 % intervals in reports, and how much better one run is than another on the same images."""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from ..words import counted
+from .bootstrap import RESAMPLES, SEED, Bootstrap, Resampled, paired_difference
+from .inputs import GroundTruth
+from .metrics import percent
+
+_NAMES = {"ap": "AP", "olrp": "oLRP"}
+METRICS = tuple(_NAMES.values())
+
+
+def intervals_as_dict(result: Bootstrap, ground_truth: GroundTruth) -> dict[str, Any]:
+    """As report.json has them; `values`, of each resample, are those which runs are compared by."""
+    metrics = {
+        _NAMES[field]: {
+            "measured": values.measured,
+            "low": values.interval[0],
+            "high": values.interval[1],
+            "values": [None if np.isnan(value) else round(value, 6) for value in values.values.tolist()],
+        }
+        for field, values in result._asdict().items()
+    }
+    return {"resamples": RESAMPLES, "seed": SEED, "objects": fingerprint(ground_truth), **metrics}
+
+
+def fingerprint(ground_truth: GroundTruth) -> str:
+    """Hash the images, classes and objects but for their shapes, 64 hexadecimal digits: equal seeds draw equal images where it is equal."""
+    ids = [str([image.id for image in ground_truth.images]), str([c.id for c in ground_truth.categories])]
+    content = hashlib.sha256("\n".join(ids).encode("utf-8", "surrogatepass"))
+    order = np.lexsort((ground_truth.crowd, ground_truth.category, ground_truth.image))
+    for column in (ground_truth.image, ground_truth.category, ground_truth.crowd):
+        content.update(column[order].astype("<i4").tobytes())
+    return content.hexdigest()
+
+
+def interval_line(result: Bootstrap, num_images: int) -> str:
+    """Both intervals, for a terminal."""
+    said = [
+        f"{_NAMES[field]} {percent(values.interval[0])} to {percent(values.interval[1])}"
+        for field, values in result._asdict().items()
+    ]
+    return f"95 % intervals, over {counted(num_images, 'image')}: {', '.join(said)}."
+
+
+def differences(base: dict[str, Any], other: dict[str, Any]) -> Bootstrap | None:
+    """How much more `other` has than `base`: two entries `intervals` of report.json; None where the objects are not the same."""
+    if any(base[key] != other[key] for key in ("resamples", "seed", "objects")):
+        return None
+    first, second = (
+        Bootstrap(
+            *(Resampled(run[name]["measured"], np.array(run[name]["values"], dtype=np.float64)) for name in METRICS)
+        )
+        for run in (base, other)
+    )
+    return paired_difference(first, second)
+
+
+def difference_in_words(base: dict[str, Any], other: dict[str, Any]) -> str:
+    """Such as "AP better by 1.2 ± 0.9, oLRP the same (± 0.7)": ± is half of the 95 % interval of two entries `intervals` of report.json."""
+    found = differences(base, other)
+    if found is None:
+        return "not evaluated on the same images and objects, so that there is no paired difference"
+    return ", ".join(_words(_NAMES[field], values) for field, values in found._asdict().items())
+
+
+def _words(name: str, difference: Resampled) -> str:
+    low, high = difference.interval
+    size, half = percent(abs(difference.measured)), percent((high - low) / 2)
+    if size == "0.0":
+        return f"{name} the same (± {half})"
+    better = (difference.measured > 0) == (name == "AP")
+    chance = " (may be chance)" if low <= 0 <= high or abs(difference.measured) <= (high - low) / 2 else ""
+    return f"{name} {'better' if better else 'worse'} by {size} ± {half}{chance}"

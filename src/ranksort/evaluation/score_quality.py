@@ -1,0 +1,105 @@
+"""What scores are worth, as given and calibrated, judged honestly: on other images than the calibration is fitted to."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .calibration import CalibrationErrors, Reliability, calibration_errors, cross_calibrated, reliability
+from .inputs import CategoryInfo
+from .overlaps import Samples
+
+FEW, NEAREST = 20, 100  # detections of which a share is said
+
+
+class Judged(NamedTuple):
+    """Of one set of scores: the errors of all detections and of those kept, and the reliability diagrams of all."""
+
+    all: CalibrationErrors
+    kept: CalibrationErrors
+    iou: Reliability  # worth is the IoU
+    right: Reliability  # worth is whether the IoU is .5 or more
+
+
+class Example(NamedTuple):
+    """What a typical score is worth: that of the detections nearest to it."""
+
+    score: float  # the median of the kept detections
+    low: float  # of the nearest ones
+    high: float
+    number: int  # of these
+    right: float  # the share of true positives at IoU .5
+
+
+class ScoreQuality(NamedTuple):
+    """Attributes:
+    before: calibration.
+    after: what cross-calibrated scores would be; None where they cannot be had.
+    why_not: in a sentence.
+    example: None where there are too few detections to say.
+    """
+
+    before: Judged
+    after: Judged | None
+    why_not: str
+    example: Example | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON: `before`, `after` and `example`; the diagrams have a row [detections, mean score, mean worth] for each bin in use."""
+        return {
+            "before": _as_dict(self.before),
+            "after": None if self.after is None else _as_dict(self.after),
+            "why_not": self.why_not,
+            "example": None if self.example is None else self.example._asdict(),
+        }
+
+
+def judge_scores(samples: Samples, categories: Sequence[CategoryInfo], kept: np.ndarray) -> ScoreQuality:
+    """Compare scores with what the detections are worth.
+
+    Args:
+        samples: the detections.
+        categories: the classes.
+        kept: bool (N,): the detections at or above the best threshold of their class.
+    """
+    after, why_not = None, ""
+    try:
+        after = _judge(samples, cross_calibrated(samples, categories), kept)
+    except ValueError as error:  # fewer than two images with detections, or scipy is missing
+        why_not = str(error)
+    return ScoreQuality(_judge(samples, samples.score, kept), after, why_not, _example(samples, kept))
+
+
+def _judge(samples: Samples, scores: np.ndarray, kept: np.ndarray) -> Judged:
+    return Judged(
+        calibration_errors(samples, scores),
+        calibration_errors(samples, scores, kept),
+        reliability(scores, samples.iou),
+        reliability(scores, samples.correct),
+    )
+
+
+def _example(samples: Samples, kept: np.ndarray) -> Example | None:
+    counts = ~np.isnan(samples.correct)
+    scores, correct = samples.score[counts], samples.correct[counts]
+    if len(scores) < FEW or not kept[counts].any():
+        return None
+    score = float(np.median(scores[kept[counts]]))
+    distance = abs(scores - score)
+    number = min(NEAREST, max(FEW, len(scores) // 10))
+    near = distance <= np.partition(distance, number - 1)[number - 1]  # also those which are as near as the last one
+    return Example(
+        score, float(scores[near].min()), float(scores[near].max()), int(near.sum()), float(correct[near].mean())
+    )
+
+
+def _as_dict(judged: Judged) -> dict[str, Any]:
+    errors = {
+        which: {name: None if np.isnan(value) else value for name, value in numbers._asdict().items()}
+        for which, numbers in (("all", judged.all), ("kept", judged.kept))
+    }
+    diagrams = {
+        name: [[int(n), round(score, 4), round(worth, 4)] for n, score, worth in zip(*diagram, strict=True) if n]
+        for name, diagram in (("iou", judged.iou), ("right", judged.right))
+    }
+    return {**errors, **diagrams}

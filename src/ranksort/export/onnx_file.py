@@ -1,0 +1,203 @@
+"""An ONNX file of a detector: from the pixels of an image to its detections, with all that is to be known of them in the metadata."""
+
+import contextlib
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import compose, helper, numpy_helper
+
+from .. import __version__
+from ..data.coco_columns import Category
+from ..evaluation.model_scores import ModelCalibration
+from ..evaluation.thresholds import Wish
+from ..models import Detector
+from .graph import INPUTS, export_program
+from .operators import translations
+from .preprocessing import preprocessing_graph
+from .verification import Verification, drawn_images, verify
+
+OPSET = 20  # antialiased Resize is of 18, DeformConv of 19; newer ones have nothing that a detector needs
+_MOST_BYTES = 2**31 - 2**20  # of a file; protobuf ends at 2 GiB
+
+
+def export_onnx(
+    model: Detector,
+    path: str | Path,
+    categories: Sequence[Category] = (),
+    *,
+    calibrations: Sequence[ModelCalibration] = (),
+    images: Sequence[np.ndarray] | None = None,
+    overwrite: bool = False,
+) -> Verification | None:
+    """Write a detector as an ONNX file, if ONNX Runtime finds with it what PyTorch finds.
+
+    Its input `image` is uint8 RGB [H, W, 3] of any size; a second one, `score_threshold`, float32 [], is the model's own unless it is
+    given.
+    Its outputs are those of the model: `boxes`, float32 xyxy in pixels of the image [D, 4], `scores` [D], `labels`, int64 [D], and `masks`,
+    bool [D, H, W]. The metadata have JSON under the key "ranksort", see `docs/export.md`.
+
+    Args:
+        model: the detector, on a CPU.
+        path: of the file. It is written whole or not at all.
+        categories: its classes; none: those of `model.class_names`, with ids from 1 on.
+        calibrations: what its scores are worth, to be stated in the metadata; at most one of each target.
+        images: to compare on, uint8 RGB [H, W, 3] each; None: three drawn ones; empty: no comparison.
+        overwrite: replace a file which is there.
+
+    Raises:
+        ValueError: there is such a file, the model is not on the CPU, the network is larger than 2 GB, or ONNX Runtime finds
+            something else.
+    """
+    path = Path(path)
+    check_path(path, overwrite)
+    if model.transform.mean.device.type != "cpu":
+        raise ValueError("a model is exported from the CPU: move it there by model.cpu()")
+    was_training, own_calibration = model.training, model.calibration
+    model.eval()
+    model.calibration = None  # the graph gives scores as the network does
+    try:
+        content = _with_preprocessing(_network(model), model)
+        _add_metadata(content, model, categories, calibrations)
+        with _whole(path, overwrite) as temporary:
+            temporary.write_bytes(content.SerializeToString())
+            pictures = drawn_images() if images is None else images
+            found = verify(model, temporary, pictures) if pictures else None
+            if found is not None and not found.is_same:
+                raise ValueError(f"{path} is not written: {found}")
+    finally:
+        model.train(was_training)
+        model.calibration = own_calibration
+    return found
+
+
+def _add_metadata(
+    content: onnx.ModelProto, model: Detector, categories: Sequence[Category], calibrations: Sequence[ModelCalibration]
+) -> None:
+    categories = categories or [Category(n, name) for n, name in enumerate(model.class_names, 1)]
+    helper.set_model_props(content, {"ranksort": json.dumps(describe(model, categories, calibrations))})
+    if content.ByteSize() > _MOST_BYTES:
+        raise ValueError(f"the network has {content.ByteSize() / 1e9:.1f} GB of weights, and an ONNX file ends at 2 GB")
+    onnx.checker.check_model(content)
+
+
+def check_path(path: Path, overwrite: bool) -> None:
+    """Raise ValueError unless it ends in .onnx, and where there is such a file that is not to be replaced."""
+    if path.suffix != ".onnx":
+        raise ValueError(f"--out must name an .onnx file, got {path}")
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path} is there already: name another file by --out, or replace it by --overwrite")
+
+
+def describe(
+    model: Detector, categories: Sequence[Category], calibrations: Sequence[ModelCalibration] = ()
+) -> dict[str, Any]:
+    """What the metadata say, as plain values."""
+    transform = model.transform
+    mean, std = ((255 * x.flatten()).tolist() for x in (transform.mean, transform.std))
+    return {
+        "format": 1,
+        "ranksort": __version__,
+        "detector": type(model).__name__,
+        "categories": [{"id": c.id, "name": c.name} for c in categories],
+        "masks": model.has_masks,
+        "score_threshold": float(model.score_threshold),
+        "lrp_thresholds": None if model.thresholds is None else model.thresholds.reach(Wish("lrp")).values,
+        "nms_threshold": float(model.nms_threshold),
+        "detections_per_image": model.detections_per_image,
+        "preprocessing": {
+            "in_graph": True,
+            "min_size": transform.min_size,
+            "max_size": transform.max_size,
+            "keep_ratio": transform.keep_ratio,
+            "multiple_of": transform.divisor,
+            "mean": mean,
+            "std": std,
+        },
+        "calibrations": {calibration.target: _curves(calibration, categories) for calibration in calibrations},
+    }
+
+
+def _curves(calibration: ModelCalibration, categories: Sequence[Category]) -> list[dict[str, list[float]]]:
+    """Of each label the corners of the line which takes scores to their worth."""
+    calibrator = calibration.calibrator
+    own = {(c.id, c.name): curve for c, curve in zip(calibrator.categories, calibrator.curves, strict=True)}
+    curves = [own.get((c.id, c.name)) or calibrator.all_classes for c in categories]
+    return [{"scores": curve.scores.tolist(), "values": curve.values.tolist()} for curve in curves]
+
+
+def _network(model: Detector) -> onnx.ModelProto:
+    with _quiet():
+        program = export_program(model)
+        exported = torch.onnx.export(
+            program, dynamo=True, opset_version=OPSET, custom_translation_table=translations(), verbose=False
+        )
+    assert exported is not None
+    return exported.model_proto
+
+
+def _with_preprocessing(network: onnx.ModelProto, model: Detector) -> onnx.ModelProto:
+    """The network behind what makes its inputs of an image."""
+    before = preprocessing_graph(model.transform, OPSET)
+    before.ir_version = network.ir_version
+    before = compose.add_prefix(before, "image/", rename_inputs=False)
+    needed = [value.name for value in network.graph.input if value.name in INPUTS]
+    merged = compose.merge_models(
+        before,
+        network,
+        io_map=[(f"image/{name}", name) for name in needed],
+        outputs=[output.name for output in network.graph.output],
+        name="ranksort",
+        producer_name="ranksort",
+        producer_version=__version__,
+    )
+    threshold = numpy_helper.from_array(np.array(model.score_threshold, np.float32), "score_threshold")
+    merged.graph.initializer.append(threshold)  # of an input: its default
+    names = ["boxes", "scores", "labels", "masks"][: len(merged.graph.output)]
+    _rename_outputs(merged.graph, names)
+    return merged
+
+
+def _rename_outputs(graph: onnx.GraphProto, names: Sequence[str]) -> None:
+    shapes: dict[str, list[str | int | None]] = {
+        "boxes": ["detections", 4],
+        "masks": ["detections", "image_height", "image_width"],
+    }
+    for output, name in zip(graph.output, names, strict=True):
+        graph.node.append(helper.make_node("Identity", [output.name], [name]))
+        shape = shapes.get(name, ["detections"])
+        output.CopyFrom(helper.make_tensor_value_info(name, output.type.tensor_type.elem_type, shape))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's warnings, which are about its own code and about constants that are meant."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _whole(path: Path, overwrite: bool) -> Iterator[Path]:
+    """A file beside `path` that takes its place in the end, unless something fails, or another process has written one in the meantime."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.onnx")
+    try:
+        yield temporary
+        check_path(path, overwrite)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

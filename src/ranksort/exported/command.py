@@ -1,0 +1,62 @@
+"""`ranksort predict model.onnx`, also where nothing but onnxruntime, numpy and Pillow is installed."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..prediction.images import RESULTS, VIDEOS, find_images
+from ..words import counted
+from .detector import OnnxDetector
+from .folder import ResultFolder
+
+
+def predict_exported(arguments: Sequence[str]) -> None:
+    """Run `predict` with what follows it on the command line: detect objects in images, and write results and pictures.
+
+    Raises:
+        FileNotFoundError, ValueError: something cannot be used, or an image cannot be read; the results of the others are written.
+    """
+    parser = argparse.ArgumentParser(
+        prog="ranksort predict",
+        description="Detect objects in images with an ONNX file: pictures with boxes, COCO results and CSV.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", type=Path, metavar="MODEL.onnx", help="what `ranksort export` wrote")
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE|FOLDER")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--score-threshold", help='least score of a detection, or "lrp"; by default that, or 0.3')
+    parser.add_argument("--scores", choices=["raw", "calibrated", "precision"], default="raw")
+    parser.add_argument("--no-pictures", action="store_true", help="write results alone")
+    parser.add_argument("--threads", type=int, help="by default as many as there are cores")
+    _predict(parser.parse_args(arguments))
+
+
+def _predict(given: argparse.Namespace) -> None:
+    out: Path = given.out
+    if (out / RESULTS).exists():
+        raise ValueError(
+            f"{out} holds the results of an earlier prediction: name another folder by --out, or delete it"
+        )
+    files, passed_over = find_images(given.images, out)
+    if passed_over:
+        print(f"passed over: {passed_over}")
+    if not files:
+        raise ValueError(f"there are no images in {', '.join(map(str, given.images))}: name files or folders")
+    if films := [file for file in files if file.suffix.lower() in VIDEOS]:
+        raise ValueError(f"{films[0]} is a video, which ONNX models do not take: predict with the checkpoint")
+    if given.threads is not None and given.threads < 1:
+        raise ValueError(f"--threads must be 1 or more, got {given.threads}")
+    detector = OnnxDetector(given.model, given.threads)
+    thresholds = detector.thresholds(given.score_threshold)
+    detector.curves(given.scores)
+    low, high = float(thresholds.min()), float(thresholds.max())
+    print(f"detections from score {low:.3g}{f' to {high:.3g}, by class,' if high > low else ''} on")
+    folder = ResultFolder(out, detector, pictures=not given.no_pictures)
+    folder.predict(files, given.score_threshold, scores=given.scores)
+    counts = ", ".join(f"{count} {name}" for name, count in folder.detections.most_common(10))
+    numbers = f"{counted(folder.images, 'image')}, {counted(folder.detections.total(), 'detection')}"
+    print(f"{numbers}{f' ({counts})' if counts else ''}: {out}")
+    if folder.failures:
+        raise ValueError(
+            f"{len(folder.failures)} of {len(files)} images could not be read or processed: {'; '.join(folder.failures[:5])}"
+        )

@@ -1,0 +1,196 @@
+"""A detector in an ONNX file, run by onnxruntime."""
+
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ..data.images import read_image, to_rgb
+
+DEFAULT_THRESHOLD = 0.3  # where there are no better ones
+_FORMAT = 1
+
+
+@dataclass(eq=False)
+class Found:
+    """The D detections in an image, by falling score.
+
+    Attributes:
+        boxes: float32 [D, 4], x1, y1, x2, y2 in pixels of the image.
+        scores: float32 [D], in 0..1; float64 if calibrated.
+        labels: int64 [D], positions in `OnnxDetector.class_names`.
+        masks: bool [D, H, W], None where the model predicts none.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    masks: np.ndarray | None = None
+
+    def select(self, kept: np.ndarray) -> "Found":
+        """Some of the detections: bool [D], or their positions in the order wanted."""
+        masks = None if self.masks is None else self.masks[kept]
+        return Found(self.boxes[kept], self.scores[kept], self.labels[kept], masks)
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+class OnnxDetector:
+    """What `ranksort export` wrote.
+
+    Args:
+        path: of the file.
+        threads: for an image; None: as many as the machine has cores.
+
+    Attributes:
+        about: the metadata, see `docs/export.md`.
+        class_names: of the labels.
+        category_ids: of the labels, in COCO results.
+        has_masks: whether it predicts masks.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, or it is none that `ranksort export` wrote.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], threads: int | None = None) -> None:
+        try:
+            import onnxruntime
+        except ModuleNotFoundError:
+            raise ValueError(f"{path} needs onnxruntime: pip install onnxruntime") from None
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"there is no model {path}")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # that the threshold can be given is no fault
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        try:
+            self._session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's own, of which there are many
+            raise ValueError(f"{path} cannot be read as an ONNX model ({str(error).splitlines()[0]})") from None
+        self.about: dict[str, Any] = _about(self._session.get_modelmeta().custom_metadata_map, path)
+        self.class_names = tuple(category["name"] for category in self.about["categories"])
+        self.category_ids = [category["id"] for category in self.about["categories"]]
+        self.has_masks: bool = self.about["masks"]
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def __call__(self, image: np.ndarray, score_threshold: float | None = None) -> Found:
+        """Find the objects in an image, uint8 RGB [H, W, 3].
+
+        Args:
+            image: the image; OpenCV's are BGR: pass `image[..., ::-1]`.
+            score_threshold: scores above it are reported; None: the model's own, which is low. Of SOLOv2 it is for the class probability,
+                before maskness and Matrix NMS.
+
+        Raises:
+            ValueError: this is no such image.
+        """
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise ValueError(f"an image must be uint8 RGB of shape [H, W, 3], got {image.dtype} of shape {image.shape}")
+        given = {"image": np.ascontiguousarray(image)}
+        if score_threshold is not None:
+            given["score_threshold"] = np.array(score_threshold, np.float32)
+        return Found(**dict(zip(self._outputs, self._session.run(None, given), strict=True)))
+
+    def predict(self, source: Any, score_threshold: float | str | None = None, *, scores: str = "raw") -> Found:
+        """What is in a photo.
+
+        Args:
+            source: a file, a PIL image, or an array, uint8 [H, W, 3] RGB or [H, W] grey.
+            score_threshold: least score of a detection; "lrp": of each class that at which it reaches its oLRP in the report of the run.
+                None: "lrp" where the model comes with these, else .3.
+            scores: "raw", as the network gives them; "calibrated", the IoU to expect; "precision", the probability that it is .5 or more.
+                A threshold that is a number is for these.
+
+        Raises:
+            FileNotFoundError, ValueError: the image or a setting cannot be used.
+        """
+        thresholds, curves = self.thresholds(score_threshold), self.curves(scores)
+        found = self(load_image(source), self._least(score_threshold, thresholds))
+        is_number = self._is_number(score_threshold)
+        if not is_number:
+            found = found.select(found.scores >= thresholds[found.labels])
+        if curves is not None:
+            found = _calibrated(found, curves)
+        return found.select(found.scores >= thresholds[found.labels]) if is_number else found
+
+    def thresholds(self, score_threshold: float | str | None = None) -> np.ndarray:
+        """From which score on detections of each label are reported, float32 [C]; see `predict`."""
+        known = self.about["lrp_thresholds"]
+        if score_threshold == "lrp" and known is None:
+            raise ValueError("the model was exported without a report, which --score-threshold lrp needs: set a number")
+        if score_threshold == "lrp" or (score_threshold is None and known is not None):
+            return np.array(known, np.float32)
+        try:
+            least = DEFAULT_THRESHOLD if score_threshold is None else float(score_threshold)
+        except ValueError:
+            least = -1
+        if not 0 <= least <= 1:
+            raise ValueError(
+                f'the score threshold of an ONNX model must be within 0..1 or "lrp", got {score_threshold}'
+            )
+        return np.full(len(self.class_names), least, np.float32)
+
+    def _least(self, score_threshold: float | str | None, thresholds: np.ndarray) -> float:
+        """What the graph has to report; with LRP-optimal thresholds as much as when they were found."""
+        own = float(self.about["score_threshold"])
+        return min(own, float(thresholds.min(initial=1))) if self._is_number(score_threshold) else own
+
+    def _is_number(self, score_threshold: float | str | None) -> bool:
+        return score_threshold != "lrp" and (score_threshold is not None or self.about["lrp_thresholds"] is None)
+
+    def curves(self, scores: str) -> list[dict[str, list[float]]] | None:
+        """The lines which take the scores of each label to what is asked for, by their corners; None for raw ones.
+
+        Raises:
+            ValueError: the model was exported without them, or there is no such thing.
+        """
+        if scores == "raw":
+            return None
+        target = {"calibrated": "iou"}.get(scores, scores)
+        if target not in self.about["calibrations"]:
+            raise ValueError(
+                f"the model was exported without a calibration for scores={scores!r}, so that its scores are raw"
+            )
+        return self.about["calibrations"][target]
+
+
+def _calibrated(found: Found, curves: list[dict[str, list[float]]]) -> Found:
+    scores = found.scores.astype(
+        np.float64
+    )  # in float32, what the calibration tells apart by a thousandth would be equal
+    for label in np.unique(found.labels).tolist():
+        of_label = found.labels == label
+        scores[of_label] = np.interp(scores[of_label], curves[label]["scores"], curves[label]["values"])
+    return replace(found, scores=scores).select(np.argsort(-scores, kind="stable"))
+
+
+def load_image(source: Any) -> np.ndarray:
+    """An image as a person sees it, turned as its EXIF orientation says: uint8 RGB [H, W, 3].
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no image, or damaged.
+    """
+    if isinstance(source, str | os.PathLike):
+        source = read_image(Path(source))
+    if isinstance(source, Image.Image):
+        source = np.asarray(to_rgb(ImageOps.exif_transpose(source)))
+    if not isinstance(source, np.ndarray):
+        raise ValueError(f"a {type(source).__name__} is no image: pass a file, a PIL image or an array")
+    return source[..., None].repeat(3, axis=2) if source.ndim == 2 else source
+
+
+def _about(metadata: dict[str, str], path: str | os.PathLike[str]) -> dict[str, Any]:
+    try:
+        about = json.loads(metadata["ranksort"])
+        version = about["format"]
+    except (KeyError, ValueError, TypeError, RecursionError):
+        raise ValueError(f"{path} is no model that `ranksort export` wrote: its metadata lack what is needed") from None
+    if version != _FORMAT:
+        raise ValueError(f"{path} is of format {version}, this ranksort reads format {_FORMAT}: export it again")
+    return about

@@ -1,0 +1,345 @@
+"""RS Loss on a GPU in a few Triton kernels, where the time goes into starting operators and not into computing.
+
+The plain path (`_ranking.py`, `counting.py`) takes some 300 operators, most of them on data of the size of P: on a GPU several
+milliseconds. Here what has the size of N is one kernel forward and one backward, and what concerns pairs of positives is computed pair by
+pair, as the equations have it:
+
+    _sort        the positives by rising logit, and all their breakpoints
+    _count       how many negatives are in each interval between neighbouring breakpoints s_i ± δ, and the sum of their distances to its
+                 lower end
+    _errors      of each positive the ranking and the sorting error, from those and from the other positives
+    _hand_on     what each positive is handed of the sorting errors of better ones
+    _lines       value and slope, on each interval, of what negatives are handed: Σ_i weights_i H(s_j - s_i)
+    _update      the gradient
+
+All sums are in float64, and over what lies in the order of the logits, so that what no step reaches is passed over. Input which the plain
+path would refuse, or treat in some special way, is only detected here, and left to that.
+"""
+
+import functools
+import struct
+import warnings
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+MOST_POSITIVES = 1 << 15  # with more of them, pairs take longer than the operators of the plain path
+_BLOCK = 1024  # logits for each program
+_ROWS, _COLUMNS = 16, 128  # a program computes sums for so many, over so many at a time
+_COPIES, _MOST_BINS = 64, 1 << 21  # sums which all go to one place have to wait for one another
+
+
+@triton.jit
+def _step(x, scale, HARD: tl.constexpr):
+    """H(x), where `scale` is 1 / 2δ; HARD: δ is 0."""
+    if HARD:
+        return (x >= 0).to(tl.float64)
+    else:
+        return tl.minimum(tl.maximum(x * scale + 0.5, 0.0), 1.0)
+
+
+@triton.jit
+def _double(high, low):
+    """A float64 number, which Triton takes as two of float32."""
+    return tl.full((), 0.0, tl.float64) + high + low
+
+
+@triton.jit
+def _cast(x, dtype: tl.constexpr):
+    """Between half precision and float64 by way of float32."""
+    if x.dtype == dtype:
+        return x
+    return x.to(tl.float32).to(dtype)
+
+
+@triton.jit
+def _interval(x, edges, number, highest, BLOCK: tl.constexpr):
+    """How many of the edges are at or below x, by binary search; `highest` is the greatest power of 2 up to their number."""
+    found = tl.zeros([BLOCK], tl.int32)
+    width = highest
+    while width > 0:
+        probe = found + width
+        edge = tl.load(edges + probe - 1, mask=probe <= number, other=float("inf"))
+        found = tl.where((probe <= number) & (edge <= x), probe, found)
+        width = width // 2
+    return found
+
+
+@triton.jit(do_not_specialize=["positives", "delta", "delta_rest"])
+def _sort(
+    logits, targets, places, p, quality, place_of, begins, ends, edges, positives, delta, delta_rest,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    delta = _double(delta, delta_rest)
+    own = i < positives
+    place = tl.load(places + i, mask=own, other=0)
+    p_i = _cast(tl.load(logits + place, mask=own, other=0.0), tl.float64)
+    begin, end = p_i - delta, p_i + delta
+    lower = tl.zeros([ROWS, COLUMNS], tl.int32)
+    ends_below = tl.zeros([ROWS, COLUMNS], tl.int32)
+    begins_below = tl.zeros([ROWS, COLUMNS], tl.int32)
+    for start in range(0, positives, COLUMNS):
+        j = start + tl.arange(0, COLUMNS)
+        other = j < positives
+        p_j = _cast(tl.load(logits + tl.load(places + j, mask=other, other=0), mask=other, other=0.0), tl.float64)
+        is_lower = (p_j[None, :] < p_i[:, None]) | ((p_j[None, :] == p_i[:, None]) & (j[None, :] < i[:, None]))
+        lower += (other[None, :] & is_lower).to(tl.int32)
+        ends_below += (other[None, :] & (p_j[None, :] + delta < begin[:, None])).to(tl.int32)
+        begins_below += (other[None, :] & (p_j[None, :] - delta <= end[:, None])).to(tl.int32)
+    row = tl.sum(lower, 1)
+    tl.store(p + row, p_i, mask=own)
+    tl.store(quality + row, _cast(tl.load(targets + place, mask=own, other=0.0), tl.float64), mask=own)
+    tl.store(place_of + row, place, mask=own)
+    tl.store(begins + row, begin, mask=own)
+    tl.store(ends + row, end, mask=own)
+    # Both lists are sorted: the place among all edges is that in the own list plus that in the other one.
+    tl.store(edges + row + tl.sum(ends_below, 1), begin, mask=own)
+    tl.store(edges + row + tl.sum(begins_below, 1), end, mask=own)
+
+
+@triton.jit(do_not_specialize=["size", "number", "highest", "copies"])
+def _count(logits, targets, edges, totals, unusual, size, number, highest, copies, BLOCK: tl.constexpr):
+    program = tl.program_id(0)
+    place = program.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < size
+    x = _cast(tl.load(logits + place, mask=inside, other=0.0), tl.float64)
+    target = _cast(tl.load(targets + place, mask=inside, other=-1.0), tl.float64)
+    usual = (tl.abs(x) < 1e100) & (tl.abs(target) < 1e100) & (target <= 1)  # false for NaN
+    if tl.max((inside & (usual == 0)).to(tl.int32), 0) > 0:
+        tl.store(unusual, 1.0)
+
+    interval = _interval(x, edges, number, highest, BLOCK)
+    counted = inside & usual & (target == 0) & (interval > 0)  # below all edges no step has begun to rise
+    lower = tl.load(edges + interval - 1, mask=counted, other=0.0)
+    distance = tl.where(counted & (interval < number), x - lower, 0.0)  # above all edges every step has risen
+    number_of = totals + (program % copies).to(tl.int64) * 2 * (number + 1)
+    sum_of = number_of + number + 1
+    first = tl.min(tl.where(counted, interval, number), 0)
+    last = tl.max(tl.where(counted, interval, 0), 0)
+    if first == last:  # as before training
+        tl.atomic_add(number_of + first, tl.sum(counted.to(tl.float64), 0))
+        tl.atomic_add(sum_of + first, tl.sum(distance, 0))
+    elif first < last:
+        tl.atomic_add(number_of + interval, counted.to(tl.float64), mask=counted)
+        tl.atomic_add(sum_of + interval, distance, mask=counted)
+
+
+@triton.jit(do_not_specialize=["positives", "scale", "scale_rest"])
+def _errors(
+    p, quality, begins, ends, edges, totals, out, positives, scale, scale_rest,
+    HARD: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    scale = _double(scale, scale_rest)
+    own = i < positives
+    p_i = tl.load(p + i, mask=own, other=0.0)[:, None]
+    y_i = tl.load(quality + i, mask=own, other=0.0)[:, None]
+    begin = tl.load(begins + i, mask=own, other=0.0)[:, None]
+    end = tl.load(ends + i, mask=own, other=0.0)[:, None]
+
+    number = 2 * positives
+    fp = tl.zeros([ROWS, COLUMNS], tl.float64)
+    lowest = tl.load(begins + tl.program_id(0) * ROWS)
+    for start in range(0, number, COLUMNS):
+        if tl.load(edges + tl.minimum(start + COLUMNS, number) - 1) >= lowest:
+            k = start + tl.arange(0, COLUMNS)
+            known = k < number
+            edge = tl.load(edges + k, mask=known, other=0.0)[None, :]
+            count = tl.load(totals + k + 1, mask=known, other=0.0)[None, :]
+            distance = tl.load(totals + number + 1 + k + 1, mask=known, other=0.0)[None, :]
+            rising = (distance + count * (edge - begin)) * scale
+            fp += tl.where(edge >= end, count, tl.where(edge >= begin, rising, 0.0))
+
+    above = tl.zeros([ROWS, COLUMNS], tl.float64)
+    above_error = tl.zeros([ROWS, COLUMNS], tl.float64)
+    worse = tl.zeros([ROWS, COLUMNS], tl.float64)
+    worse_error = tl.zeros([ROWS, COLUMNS], tl.float64)
+    for start in range(0, positives, COLUMNS):
+        if tl.load(p + tl.minimum(start + COLUMNS, positives) - 1) >= lowest:
+            j = start + tl.arange(0, COLUMNS)
+            other = j < positives
+            p_j = tl.load(p + j, mask=other, other=0.0)[None, :]
+            y_j = tl.load(quality + j, mask=other, other=0.0)[None, :]
+            h = tl.where(other[None, :], _step(p_j - p_i, scale, HARD), 0.0)
+            is_worse = y_j < y_i
+            above += h
+            above_error += h * (1 - y_j)
+            worse += tl.where(is_worse, h, 0.0)
+            worse_error += tl.where(is_worse, h * (1 - y_j), 0.0)
+
+    fp_sum = tl.sum(fp, 1)
+    rank_positive, error_sum = tl.sum(above, 1), tl.sum(above_error, 1)
+    worse_sum, worse_error_sum = tl.sum(worse, 1), tl.sum(worse_error, 1)
+    rank = tl.where(own, rank_positive + fp_sum, 1.0)
+    target = (error_sum - worse_error_sum) / tl.where(own, rank_positive - worse_sum, 1.0)
+    current = error_sum / tl.where(own, rank_positive, 1.0)
+    sorting = tl.where(worse_sum > 1e-10, current - target, 0.0)
+    tl.store(out + i, fp_sum / rank, mask=own)
+    tl.store(out + positives + i, sorting, mask=own)
+    tl.store(out + 2 * positives + i, 1 / rank, mask=own)
+    tl.store(out + 3 * positives + i, sorting / tl.maximum(worse_sum, 1e-10), mask=own)
+
+
+@triton.jit(do_not_specialize=["positives", "scale", "scale_rest"])
+def _hand_on(
+    p, quality, begins, errors, to_positive, positives, scale, scale_rest,
+    HARD: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    j = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    scale = _double(scale, scale_rest)
+    own = j < positives
+    p_j = tl.load(p + j, mask=own, other=0.0)[:, None]
+    y_j = tl.load(quality + j, mask=own, other=0.0)[:, None]
+    handed = tl.zeros([ROWS, COLUMNS], tl.float64)
+    highest = tl.load(p + tl.minimum(tl.program_id(0) * ROWS + ROWS, positives) - 1)
+    for start in range(0, positives, COLUMNS):
+        if tl.load(begins + start) <= highest:
+            i = start + tl.arange(0, COLUMNS)
+            other = i < positives
+            p_i = tl.load(p + i, mask=other, other=0.0)[None, :]
+            y_i = tl.load(quality + i, mask=other, other=0.0)[None, :]
+            share = tl.load(errors + 3 * positives + i, mask=other, other=0.0)[None, :]
+            handed += tl.where(y_j < y_i, _step(p_j - p_i, scale, HARD) * share, 0.0)
+    ranking = tl.load(errors + j, mask=own, other=0.0)
+    sorting = tl.load(errors + positives + j, mask=own, other=0.0)
+    tl.store(to_positive + j, -ranking / positives, mask=own)
+    tl.store(to_positive + positives + j, (tl.sum(handed, 1) - sorting) / positives, mask=own)
+
+
+@triton.jit(do_not_specialize=["positives", "scale", "scale_rest"])
+def _lines(
+    begins, ends, edges, errors, lines, positives, scale, scale_rest, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):  # fmt: skip
+    k = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    scale = _double(scale, scale_rest)
+    number = 2 * positives
+    own = k < number
+    edge = tl.load(edges + k, mask=own, other=0.0)[:, None]
+    value = tl.zeros([ROWS, COLUMNS], tl.float64)
+    slope = tl.zeros([ROWS, COLUMNS], tl.float64)
+    highest = tl.load(edges + tl.minimum(tl.program_id(0) * ROWS + ROWS, number) - 1)
+    for start in range(0, positives, COLUMNS):
+        if tl.load(begins + start) <= highest:
+            i = start + tl.arange(0, COLUMNS)
+            other = i < positives
+            begin = tl.load(begins + i, mask=other, other=0.0)[None, :]
+            end = tl.load(ends + i, mask=other, other=0.0)[None, :]
+            share = tl.load(errors + 2 * positives + i, mask=other, other=0.0)[None, :]
+            rises = (edge >= begin) & (edge < end)
+            value += tl.where(edge >= end, share, tl.where(rises, share * (edge - begin) * scale, 0.0))
+            slope += tl.where(rises, share * scale, 0.0)
+    tl.store(lines + k, tl.sum(value, 1) / positives, mask=own)
+    tl.store(lines + number + k, tl.sum(slope, 1) / positives, mask=own)
+
+
+@triton.jit(do_not_specialize=["size", "number", "highest"])
+def _update(logits, targets, edges, lines, grads, update, size, number, highest, BLOCK: tl.constexpr):
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < size
+    x = _cast(tl.load(logits + place, mask=inside, other=0.0), tl.float64)
+    target = tl.load(targets + place, mask=inside, other=-1.0)
+    k = _interval(x, edges, number, highest, BLOCK) - 1
+    handed = inside & (target == 0) & (k >= 0)
+    edge = tl.load(edges + k, mask=handed, other=0.0)
+    value = tl.load(lines + k, mask=handed, other=0.0)
+    slope = tl.load(lines + number + k, mask=handed, other=0.0)
+    to_negative = tl.where(handed, value + slope * (x - edge), 0.0) * tl.load(grads)
+    tl.store(update + place, _cast(to_negative, update.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["positives"])
+def _update_positives(to_positive, place_of, grads, update, positives, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    own = i < positives
+    place = tl.load(place_of + i, mask=own, other=0)
+    ranking = tl.load(to_positive + i, mask=own, other=0.0) * tl.load(grads)
+    sorting = tl.load(to_positive + positives + i, mask=own, other=0.0) * tl.load(grads + 1)
+    tl.store(update + place, _cast(ranking + sorting, update.dtype.element_ty), mask=own)
+
+
+def _halves(x: float) -> tuple[float, float]:
+    """A number in two of float32, for `_double`."""
+    high = struct.unpack("f", struct.pack("f", x))[0]
+    return high, x - high
+
+
+class _RankSort(torch.autograd.Function):
+    """Both losses, [2], and whether the input was unusual, so that they are not to be used, bool []."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, places: Tensor, delta: float) -> tuple[Tensor, Tensor]:
+        s, y = logits.detach().reshape(-1).contiguous(), targets.detach().reshape(-1).contiguous()
+        positives, number = len(places), 2 * len(places)
+        highest = 1 << number.bit_length() - 1
+        copies = max(1, min(_COPIES, _MOST_BINS // number))
+        scale, hard = _halves(1 / (2 * delta) if delta > 0 else 0.0), delta == 0
+        pairs = {"ROWS": _ROWS, "COLUMNS": _COLUMNS}
+        rows, all_logits = (triton.cdiv(positives, _ROWS),), (triton.cdiv(len(s), _BLOCK),)
+
+        sizes = [positives, positives, positives, positives, number, 4 * positives, 2 * positives, 2 * number]
+        of_positives = torch.empty(sum(sizes), dtype=torch.float64, device=s.device)
+        p, quality, begins, ends, edges, errors, to_positive, lines = of_positives.split(sizes)
+        place_of = torch.empty_like(places)
+        sums = torch.zeros(copies * 2 * (number + 1) + 1, dtype=torch.float64, device=s.device)
+        totals, unusual = sums[:-1], sums[-1]
+        _sort[rows](s, y, places, p, quality, place_of, begins, ends, edges, positives, *_halves(delta), **pairs)
+        _count[all_logits](s, y, edges, totals, unusual, len(s), number, highest, copies, BLOCK=_BLOCK)
+        totals = totals.view(copies, -1).sum(0)
+        _errors[rows](p, quality, begins, ends, edges, totals, errors, positives, *scale, HARD=hard, **pairs)
+        _hand_on[rows](p, quality, begins, errors, to_positive, positives, *scale, HARD=hard, **pairs)
+        _lines[(triton.cdiv(number, _ROWS),)](begins, ends, edges, errors, lines, positives, *scale, **pairs)
+        ctx.save_for_backward(logits, targets)
+        ctx.of_positives = edges, lines, to_positive, place_of, highest
+        ctx.mark_non_differentiable(unusual)
+        return errors.view(4, positives)[:2].mean(1).to(torch.promote_types(logits.dtype, torch.float32)), unusual
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grads: Tensor, _: None) -> tuple[Tensor, None, None, None]:
+        logits, targets = ctx.saved_tensors
+        edges, lines, to_positive, place_of, highest = ctx.of_positives
+        s, y = logits.detach().reshape(-1).contiguous(), targets.detach().reshape(-1).contiguous()
+        update = torch.empty_like(s)
+        number, positives, grads = len(edges), len(place_of), grads.contiguous()
+        _update[(triton.cdiv(len(s), _BLOCK),)](
+            s, y, edges, lines, grads, update, len(s), number, highest, BLOCK=_BLOCK
+        )
+        _update_positives[(triton.cdiv(positives, _BLOCK),)](
+            to_positive, place_of, grads, update, positives, BLOCK=_BLOCK
+        )
+        return update.view(logits.shape), None, None, None
+
+
+def rank_sort(logits: Tensor, targets: Tensor, delta: float) -> Tensor | None:
+    """Ranking and sorting loss, [2], as of `rank_sort_loss`; None where the plain path is to compute them, or to refuse the input.
+
+    The host waits for the device twice: for the number of positives, and for whether the input is as usual.
+    """
+    places = (targets.detach().reshape(-1) > 0).nonzero().squeeze(1)
+    if not 0 < len(places) <= MOST_POSITIVES:
+        return None
+    losses, unusual = _RankSort.apply(logits, targets, places, delta)
+    return None if unusual.item() else losses
+
+
+@functools.cache
+def work_on(device: torch.device) -> bool:
+    """Whether Triton can compile and run kernels on a device; it needs a C compiler, for one. A warning says why not."""
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            logits = torch.zeros(2, device=device, requires_grad=True)
+            losses = rank_sort(logits, torch.tensor([0.0, 1.0], device=device), 0.5)
+            assert losses is not None
+            losses.sum().backward()
+        return True
+    except Exception as error:  # compilers fail in many ways
+        reason = str(error).strip().splitlines()[:1]
+        warnings.warn(
+            f"RS Loss takes its slower way on {device}, since Triton cannot compile for it ({''.join(reason)})",
+            stacklevel=3,
+        )
+        return False
