@@ -19,6 +19,7 @@ from ranksort import cli
 
 sys.path.append(str(Path(__file__).parent / "prediction"))
 from colour_detector import Colours, paint
+from test_predictor import thresholds_of
 
 demo = pytest.importorskip("ranksort.demo", reason="gradio is not installed: pip install gradio", exc_type=ImportError)
 
@@ -40,7 +41,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def address(images: list[Path]) -> Iterator[str]:
     model = Colours()
     model.class_names = ("dog", "cat", "<b>cow")
-    model.lrp_thresholds = (0.7, 0.87, 0.5)
+    model.thresholds = thresholds_of([0.7, 0.87, 0.5])
     page = demo.build_page({"raw": model}, "my_run", images[1:])
     yield demo.serve(page, "127.0.0.1", 0, limit=1, in_browser=False, blocks=False)
     page.close()

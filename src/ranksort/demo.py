@@ -44,9 +44,10 @@ class Found:
     def kept(self, threshold: float, is_lrp: bool, classes: Sequence[str]) -> Prediction:
         """The detections of some classes from a score on, or from the LRP-optimal threshold of their class on."""
         labels = self.prediction.labels
-        least = np.array(self.thresholds)[labels] if is_lrp and self.thresholds is not None else threshold
+        scores = self.prediction.scores
+        least = np.array(self.thresholds)[labels] if is_lrp and self.thresholds is not None else np.array(threshold)
         chosen = np.array([name in classes for name in self.prediction.names], dtype=bool)
-        return self.prediction.select(chosen & (self.prediction.scores >= np.float32(least)))
+        return self.prediction.select(chosen & (scores >= least.astype(scores.dtype)))
 
     def as_json(self, kept: Prediction, threshold: float, is_lrp: bool) -> str:
         """Those detections with the image's name and size: boxes x1, y1, x2, y2 in pixels, masks as COCO's RLE."""

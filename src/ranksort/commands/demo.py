@@ -50,8 +50,8 @@ def demo(
     options: dict[str, Any] = {"detector": detector} if detector else {}
     place = usable_device(device)
     models = {"raw": load_model(checkpoint, place, **options)}
-    with contextlib.suppress(TypeError, ValueError, FileNotFoundError):  # not every model has a calibration
-        models["calibrated"] = load_model(checkpoint, place, **(options | {"calibrated": True}))
+    with contextlib.suppress(ValueError, FileNotFoundError):  # not every model has a calibration
+        models["calibrated"] = load_model(checkpoint, place, calibrated=True, **options)
     recipe = read_checkpoint(checkpoint).recipe
     found = find_images(examples)[0] if examples else _validation_images(recipe.data)
     shown = [file for file in found if file.suffix.lower() not in VIDEOS and file.is_file()][:_EXAMPLES]
