@@ -19,6 +19,7 @@ from ranksort import cli
 
 sys.path.append(str(Path(__file__).parent / "prediction"))
 from colour_detector import Colours, paint
+from test_predictor import thresholds_of
 
 demo = pytest.importorskip("ranksort.demo", reason="gradio is not installed: pip install gradio", exc_type=ImportError)
 
@@ -40,7 +41,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def address(images: list[Path]) -> Iterator[str]:
     model = Colours()
     model.class_names = ("dog", "cat", "<b>cow")
-    model.lrp_thresholds = (0.7, 0.87, 0.5)
+    model.thresholds = thresholds_of([0.7, 0.87, 0.5])
     page = demo.build_page({"raw": model}, "my_run", images[1:])
     yield demo.serve(page, "127.0.0.1", 0, limit=1, in_browser=False, blocks=False)
     page.close()
@@ -173,6 +174,13 @@ def test_models_without_thresholds_and_with_calibrated_scores(images: list[Path]
     assert components["threshold"].value == 0.3
     assert "ranksort test" in components["scale"].value
     assert not components["examples"].visible
+
+
+def test_a_port_that_is_taken(address: str) -> None:
+    port = int(address.rstrip("/").rpartition(":")[2])
+    page = demo.build_page({"raw": Colours()}, "another")
+    with pytest.raises(ValueError, match=f"cannot be shown at 127.0.0.1:{port}: the port is taken"):
+        demo.serve(page, "127.0.0.1", port, limit=1, in_browser=False, blocks=False)
 
 
 def test_mistakes_get_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ import ranksort
 from ranksort.checkpoints import load_model, read_checkpoint, save_model
 from ranksort.data.coco import CocoDataset
 from ranksort.data.layouts import find_split
+from ranksort.evaluation.thresholds import Wish
 from ranksort.hub import _without_folders, from_pretrained, save_pretrained
 from ranksort.recipes import Recipe, create_model, get_recipe
 
@@ -48,6 +49,8 @@ def run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "trained on": REPORT,
         "epochs": "12",
     }
+    (folder / "report").mkdir()
+    (folder / "report/calibration.json").write_text(json.dumps({"about": {"ground truth": f"{REPORT}/val.json"}}))
     report.save(folder / "report", settings | {"evaluated on": f"{REPORT}/my data/val.json, 4 images"})
     return folder
 
@@ -61,11 +64,13 @@ def test_round_trip(run: Path, folder: Path) -> None:
     before, after = load_model(run / "checkpoints/model.safetensors"), from_pretrained(folder)
     assert not after.training
     assert after.class_names == before.class_names
-    assert after.lrp_thresholds == before.lrp_thresholds
-    assert after.lrp_thresholds is not None
+    assert after.thresholds is not None
+    assert before.thresholds is not None
+    assert after.thresholds.reach(Wish("lrp")).values == before.thresholds.reach(Wish("lrp")).values
     assert all(torch.equal(before.state_dict()[name], tensor) for name, tensor in after.state_dict().items())
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    assert names == {"model.safetensors", "recipe.json", "README.md", "report/thresholds.json"}
+    of_report = {"report/thresholds.json", "report/calibration.json"}
+    assert names == {"model.safetensors", "recipe.json", "README.md"} | of_report
     assert (
         Recipe.from_dict(json.loads((folder / "recipe.json").read_text()))
         == read_checkpoint(folder / "model.safetensors").recipe
@@ -98,7 +103,7 @@ def test_other_reports_and_none(run: Path, tmp_path: Path) -> None:
     checkpoint.write_bytes((run / "checkpoints/model.safetensors").read_bytes())
     alone = save_pretrained(checkpoint, tmp_path / "alone")
     assert "None were measured." in (alone / "README.md").read_text()
-    assert from_pretrained(alone).lrp_thresholds is None
+    assert from_pretrained(alone).thresholds is None
     other = save_pretrained(checkpoint, tmp_path / "other", report=run / "report")
     assert "4 images" in (other / "README.md").read_text()
     with pytest.raises(FileNotFoundError, match=r"ranksort test CHECKPOINT --out"):

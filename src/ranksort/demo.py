@@ -6,6 +6,7 @@ The model runs once an image. What moves afterwards, threshold and classes, choo
 import json
 import os
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -43,9 +44,10 @@ class Found:
     def kept(self, threshold: float, is_lrp: bool, classes: Sequence[str]) -> Prediction:
         """The detections of some classes from a score on, or from the LRP-optimal threshold of their class on."""
         labels = self.prediction.labels
-        least = np.array(self.thresholds)[labels] if is_lrp and self.thresholds is not None else threshold
+        scores = self.prediction.scores
+        least = np.array(self.thresholds)[labels] if is_lrp and self.thresholds is not None else np.array(threshold)
         chosen = np.array([name in classes for name in self.prediction.names], dtype=bool)
-        return self.prediction.select(chosen & (self.prediction.scores >= np.float32(least)))
+        return self.prediction.select(chosen & (scores >= least.astype(scores.dtype)))
 
     def as_json(self, kept: Prediction, threshold: float, is_lrp: bool) -> str:
         """Those detections with the image's name and size: boxes x1, y1, x2, y2 in pixels, masks as COCO's RLE."""
@@ -115,7 +117,7 @@ def build_page(models: Mapping[str, Detector], title: str, examples: Sequence[Pa
                 gallery = gr.Gallery(
                     [str(path) for path in examples],
                     label="or an example",
-                    columns=4,
+                    columns=3,
                     height=130,
                     allow_preview=False,
                     object_fit="contain",
@@ -188,11 +190,17 @@ def serve(page: gr.Blocks, host: str, port: int, limit: int, in_browser: bool, b
             theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
             css=_CSS,
         )
-    except OSError as error:
-        raise ValueError(f"the page cannot be served at {host}:{port or 7860}: {error}") from None
+    except OSError:
+        raise ValueError(
+            f"the page cannot be shown at {host}:{port or 7860}: the port is taken, or the address is not this machine's; "
+            "choose others by --port and --host"
+        ) from None
     if blocks:
         print(f"{address} shows it until Ctrl-C", flush=True)
-        page.block_thread()
+        try:
+            threading.Event().wait()
+        finally:
+            page.close(verbose=False)
     return address
 
 

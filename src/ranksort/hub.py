@@ -52,16 +52,18 @@ def save_pretrained(checkpoint: str | Path, folder: str | Path, *, report: str |
         raise ValueError(f"{folder} holds something: name a new folder")
     trained = read_checkpoint(checkpoint)
     trained.recipe = _without_paths(trained.recipe)
+    trained.scores = {kind: _without_origin(content) for kind, content in trained.scores.items()}
     own = _own_report(checkpoint)
     contents = list(_read_reports(Path(report) if report is not None else own, is_wanted=report is not None))
     model = trained.build()
     folder.mkdir(parents=True, exist_ok=True)
-    save_model(folder / _WEIGHTS, model, trained.recipe, trained.categories)
+    save_model(folder / _WEIGHTS, model, trained.recipe, trained.categories, trained.scores)
     (folder / "recipe.json").write_text(json.dumps(trained.recipe.as_dict(), indent=2) + "\n", encoding="utf-8")
     for name in [f"{part}{file}" for part in ("", "masks/") for file in _COPIED]:
         if own is not None and (own / name).is_file():
             (folder / "report" / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / "report" / name).write_bytes((own / name).read_bytes())
+            text = json.dumps(_without_origin(_parsed(own / name)))
+            (folder / "report" / name).write_text(text + "\n", encoding="utf-8")
     (folder / "README.md").write_text(_card(trained, folder.name, contents), encoding="utf-8")
     return folder
 
@@ -116,6 +118,18 @@ def _without_paths(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, data=data, training=training)
 
 
+def _without_origin(content: Any) -> Any:
+    """The content of a calibration without the files that it was fitted on."""
+    return {key: value for key, value in content.items() if key != "about"} if isinstance(content, dict) else content
+
+
+def _parsed(file: Path) -> Any:
+    try:
+        return json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        raise ValueError(f"{file} is damaged: evaluate again by `ranksort test`") from None
+
+
 def _own_report(checkpoint: Path) -> Path | None:
     """The report of the run that a checkpoint is or is in."""
     runs = [checkpoint] if checkpoint.is_dir() else checkpoint.absolute().parents[:2]
@@ -129,8 +143,8 @@ def _read_reports(folder: Path | None, is_wanted: bool) -> Iterator[dict[str, An
     if is_wanted and not found:
         raise FileNotFoundError(f"there is no {files[0]}: `ranksort test CHECKPOINT --out {folder}` writes it")
     for file in found:
+        content = _parsed(file)
         try:
-            content = json.loads(file.read_bytes())
             _numbers(content)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise ValueError(f"{file} is damaged: evaluate again by `ranksort test`") from None

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from tyro.conf import arg
 
+from ..words import listed
 from .arguments import CheckpointPath
 
 _EXAMPLES = 12  # most that are shown
@@ -14,7 +15,7 @@ _EXAMPLES = 12  # most that are shown
 def demo(
     checkpoint: CheckpointPath,
     /,
-    examples: list[Path] | None = None,
+    examples: tuple[Path, ...] = (),
     host: str = "127.0.0.1",
     port: int = 0,
     upload_limit: int = 20,
@@ -49,17 +50,15 @@ def demo(
     options: dict[str, Any] = {"detector": detector} if detector else {}
     place = usable_device(device)
     models = {"raw": load_model(checkpoint, place, **options)}
-    with contextlib.suppress(TypeError, ValueError, FileNotFoundError):  # not every model has a calibration
-        models["calibrated"] = load_model(checkpoint, place, **(options | {"calibrated": True}))
-    if examples is None:
-        found = _validation_images(read_checkpoint(checkpoint).recipe.data)
-    else:
-        found, _ = find_images(examples)
+    with contextlib.suppress(ValueError, FileNotFoundError):  # not every model has a calibration
+        models["calibrated"] = load_model(checkpoint, place, calibrated=True, **options)
+    recipe = read_checkpoint(checkpoint).recipe
+    found = find_images(examples)[0] if examples else _validation_images(recipe.data)
     shown = [file for file in found if file.suffix.lower() not in VIDEOS and file.is_file()][:_EXAMPLES]
     if examples and not shown:
-        raise ValueError(f"there are no images in {', '.join(map(str, examples))}")
-    name = checkpoint.absolute().name
-    serve(build_page(models, name, shown), host, port, upload_limit, open_browser)
+        raise ValueError(f"there are no images in {listed(list(map(str, examples)))}")
+    title = f"{recipe.name}, {checkpoint.absolute().name}"
+    serve(build_page(models, title, shown), host, port, upload_limit, open_browser)
 
 
 def _validation_images(data: Any) -> list[Path]:

@@ -58,5 +58,5 @@ def convert(
         save_mmdetection(out, checkpoint)
         print(f"wrote {out} for mmdetection 3: docs/elsewhere.md has the settings of its models")
     else:
-        save_model(out, checkpoint.build(), checkpoint.recipe, checkpoint.categories)
+        save_model(out, checkpoint.build(), checkpoint.recipe, checkpoint.categories, checkpoint.scores)
         print(f"wrote {out}; next: ranksort predict {shlex.quote(str(out))} IMAGE... --out DIR")
