@@ -18,6 +18,7 @@ import pickle
 import random
 import resource
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -388,6 +389,7 @@ def run(arguments: list[str], folder: Path) -> tuple[int, str, float, int]:
         code = 99
         try:
             os.chdir(folder)
+            signal.alarm(30 * CPU_SECONDS)  # one that waits for ever takes no time of the CPU
             resource.setrlimit(resource.RLIMIT_CPU, (3 * CPU_SECONDS, 3 * CPU_SECONDS))
             resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES, FILE_BYTES))
             with log.open("w", encoding="utf-8", errors="replace") as errors, open(os.devnull, "w") as nothing:

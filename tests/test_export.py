@@ -82,7 +82,7 @@ def assert_same(model: Detector, exported: OnnxDetector, image: np.ndarray, thre
         ("cascade_rcnn", {}),
         ("mask_rcnn", {"deformable_convs": RUNTIME >= (1, 32)}),  # earlier ones may lack them
         ("yolact", {"min_size": 96, "max_size": 96}),
-        ("solov2_light", {}),
+        ("solov2_light", {"prior": 0.3, "score_threshold": 0.2}),
     ],
 )
 def test_every_detector(detector: str, settings: dict[str, Any], tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def test_all_launchers_give_the_same_run(tiny_data: Path, tmp_path: Path) -> Non
             subprocess.Popen([*command, *train, "--training.output", str(tmp_path / way)], env=os.environ | variables)
             for command, variables in started
         ]
-        assert [run.wait(timeout=300) for run in runs] == [0] * len(runs)
+        assert [run.wait(timeout=900) for run in runs] == [0] * len(runs)
         (file,) = (tmp_path / way).glob("small/*/checkpoints/last.ckpt")
         weights[way] = torch.load(file, weights_only=True)["state_dict"]
         (report,) = (tmp_path / way).glob("small/*/report/report.json")

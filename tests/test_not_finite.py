@@ -22,7 +22,7 @@ from ranksort.recipes import Recipe
 
 @pytest.fixture
 def recipe(tiny_recipe: Recipe) -> Recipe:
-    tiny_recipe.evaluation.pictures = 0
+    tiny_recipe.evaluation.pictures, tiny_recipe.model.backbone = 0, "timm/lcnet_035"
     return tiny_recipe
 
 

@@ -1,4 +1,5 @@
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from pycocotools.coco import COCO
 
 from ranksort.data.coco import CocoDataset
 from ranksort.data.coco_columns import Category
+from ranksort.data.images import read_image, stated_sizes
 from ranksort.data.layouts import find_split
 from ranksort.data.transforms import training_transforms
 from ranksort.recipes import get_recipe
@@ -285,3 +287,11 @@ def test_an_image_without_objects_has_masks_of_the_same_type(content: dict[str, 
     del content["annotations"][2]
     target = CocoDataset(*write(content), training=False, masks=True)[1][1]
     assert (target["masks"].dtype, target["masks"].shape) == (torch.uint8, (0, 64, 48))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no such pipes here")
+def test_a_pipe_under_the_name_of_an_image_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for read in (read_image, stated_sizes):
+        with pytest.raises(ValueError, match=r"pipe.jpg is a pipe or a device"):
+            read(tmp_path / "pipe.jpg")

@@ -112,6 +112,7 @@ def read_image(path: Path) -> Image.Image:
         FileNotFoundError: there is no such file.
         ValueError: it is no image, or damaged.
     """
+    _require_regular(path)
     try:
         with Image.open(path) as image:
             image.load()
@@ -128,6 +129,12 @@ def read_image(path: Path) -> Image.Image:
         raise ValueError(f"The image {path} cannot be read ({error}); replace it or take it out.") from error
 
 
+def _require_regular(path: Path) -> None:
+    """Raise ValueError for a pipe or a device: to open one may wait for ever, and to read it, too."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError(f"The image {path} is a pipe or a device, not a file; take it out.")
+
+
 def stated_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
     """Read the width and height of an image file: turned as its EXIF orientation says, see `upright`, and as it is stored.
 
@@ -136,6 +143,7 @@ def stated_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
     Raises:
         ValueError: it is no image.
     """
+    _require_regular(path)
     try:
         with Image.open(path) as image:
             width, height = image.size

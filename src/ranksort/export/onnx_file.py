@@ -120,6 +120,7 @@ def describe(
             "multiple_of": transform.divisor,
             "mean": mean,
             "std": std,
+            "white": model.white,
         },
         "calibrations": {calibration.target: _curves(calibration, categories) for calibration in calibrations},
     }

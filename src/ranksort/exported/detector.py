@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..data.images import read_image, to_rgb
+from ..data.images import darkness, read_image, to_rgb
 
 DEFAULT_THRESHOLD = 0.3  # where there are no better ones
 _FORMAT = 1
@@ -96,6 +96,10 @@ class OnnxDetector:
             given["score_threshold"] = np.array(score_threshold, np.float32)
         return Found(**dict(zip(self._outputs, self._session.run(None, given), strict=True)))
 
+    def load(self, source: Any) -> np.ndarray:
+        """What `predict` takes as an image, uint8 RGB [H, W, 3], see `load_image`."""
+        return load_image(source, self.about["preprocessing"]["white"])
+
     def predict(self, source: Any, score_threshold: float | str | None = None, *, scores: str = "raw") -> Found:
         """What is in a photo.
 
@@ -110,7 +114,7 @@ class OnnxDetector:
             FileNotFoundError, ValueError: the image or a setting cannot be used.
         """
         thresholds, curves = self.thresholds(score_threshold), self.curves(scores)
-        found = self(load_image(source), self._least(score_threshold, thresholds))
+        found = self(self.load(source), self._least(score_threshold, thresholds))
         is_number = self._is_number(score_threshold)
         if not is_number:
             found = found.select(found.scores >= thresholds[found.labels])
@@ -169,17 +173,24 @@ def _calibrated(found: Found, curves: list[dict[str, list[float]]]) -> Found:
     return replace(found, scores=scores).select(np.argsort(-scores, kind="stable"))
 
 
-def load_image(source: Any) -> np.ndarray:
+def load_image(source: Any, white: float = 0) -> np.ndarray:
     """An image as a person sees it, turned as its EXIF orientation says: uint8 RGB [H, W, 3].
+
+    Args:
+        source: a file, a PIL image, or an array, uint8 [H, W, 3] RGB or [H, W] grey.
+        white: as of `ranksort.prediction.images.load_image`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no image, or damaged.
+        ValueError: it is no image, or damaged, or nearly black for want of `white`.
     """
+    name = os.fspath(source) if isinstance(source, str | os.PathLike) else None
     if isinstance(source, str | os.PathLike):
         source = read_image(Path(source))
     if isinstance(source, Image.Image):
-        source = np.asarray(to_rgb(ImageOps.exif_transpose(source)))
+        if not white and (problem := darkness(source)):
+            raise ValueError(f"the image{f' {name}' if name else ''} {problem}")
+        source = np.asarray(to_rgb(ImageOps.exif_transpose(source), white))
     if not isinstance(source, np.ndarray):
         raise ValueError(f"a {type(source).__name__} is no image: pass a file, a PIL image or an array")
     return source[..., None].repeat(3, axis=2) if source.ndim == 2 else source

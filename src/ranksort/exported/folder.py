@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .detector import Found, OnnxDetector, load_image
+from .detector import Found, OnnxDetector
 
 _COLUMNS = ("image_id", "file_name", "category_id", "class", "score", "x", "y", "width", "height")  # of results.csv
 _COLOURS = ((255, 170, 60), (90, 200, 250), (140, 230, 120), (250, 130, 180), (200, 170, 255), (240, 230, 90))
@@ -45,7 +45,7 @@ class ResultFolder:
         try:
             for number, path in enumerate(files):
                 try:
-                    image = load_image(path)
+                    image = self._detector.load(path)
                     found = self._detector.predict(image, score_threshold, scores=scores)
                 except (OSError, ValueError, RuntimeError, MemoryError) as error:
                     reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -220,9 +220,17 @@ class MaskFeatures(nn.Module):
 def with_coordinates(x: Tensor) -> Tensor:
     """Appends two channels, x and y from -1 to 1 over the map; [B, C, H, W] -> [B, C + 2, H, W]."""
     height, width = x.shape[-2:]
-    column = torch.linspace(-1, 1, width, device=x.device, dtype=x.dtype).expand(len(x), 1, height, width)
-    row = torch.linspace(-1, 1, height, device=x.device, dtype=x.dtype)[:, None].expand(len(x), 1, height, width)
+    column = _from_minus_1_to_1(width, x).expand(len(x), 1, height, width)
+    row = _from_minus_1_to_1(height, x)[:, None].expand(len(x), 1, height, width)
     return torch.cat([x, column, row], 1)
+
+
+def _from_minus_1_to_1(count: int, like: Tensor) -> Tensor:
+    """What `torch.linspace` gives, [`count`], which `torch.export` would take for a constant."""
+    place = torch.arange(count, device=like.device)
+    step = torch.full((), 2 / torch.sym_max(count - 1, 1), device=like.device)
+    from_start, from_end = -1 + step * place, 1 - step * (count - 1 - place)
+    return torch.where(place < torch.sym_max(count // 2, 1), from_start, from_end).to(like.dtype)
 
 
 def _full_masks(soft: Tensor, inside: Size, size: Size) -> Tensor:
