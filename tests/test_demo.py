@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import socket
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -42,9 +44,12 @@ def address(images: list[Path]) -> Iterator[str]:
     model = Colours()
     model.class_names = ("dog", "cat", "<b>cow")
     model.thresholds = thresholds_of([0.7, 0.87, 0.5])
-    page = demo.build_page({"raw": model}, "my_run", images[1:])
-    yield demo.serve(page, "127.0.0.1", 0, limit=1, in_browser=False, blocks=False)
-    page.close()
+    # gradio hands out files below the folders of temporary files and the current one by itself: these are in neither.
+    with tempfile.TemporaryDirectory(dir=Path.home()) as folder:
+        example = Path(shutil.copy(images[1], folder))
+        page = demo.build_page({"raw": model}, "my_run", [example])
+        yield demo.serve(page, "127.0.0.1", 0, limit=1, in_browser=False, blocks=False)
+        page.close()
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ The model runs once an image. What moves afterwards, threshold and classes, choo
 
 import json
 import os
+import shutil
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
@@ -160,7 +161,7 @@ def build_page(models: Mapping[str, Detector], title: str, examples: Sequence[Pa
         is_lrp.input(**draw)
         classes.input(**draw)
         if examples:
-            gallery.select(_choose(examples), None, upload, api_visibility="private")
+            gallery.select(_choose(examples, Path(downloads.name)), None, upload, api_visibility="private")
     return page
 
 
@@ -204,9 +205,15 @@ def serve(page: gr.Blocks, host: str, port: int, limit: int, in_browser: bool, b
     return address
 
 
-def _choose(examples: Sequence[Path]) -> Any:
+def _choose(examples: Sequence[Path], folder: Path) -> Any:
+    """What takes a click to the upload: a copy of the example in `folder`, because gradio hands out no file that lies anywhere else."""
+
     def choose(event: gr.SelectData) -> str:
-        return str(examples[event.index])
+        copy = folder / "examples" / str(event.index) / examples[event.index].name
+        if not copy.is_file():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(examples[event.index], copy)
+        return str(copy)
 
     return choose
 

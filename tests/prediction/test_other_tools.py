@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,11 +25,10 @@ def prediction(request: pytest.FixtureRequest, colours: Colours) -> Prediction:
     return found
 
 
-def _line(start: str) -> str:
-    """The code on the page that assigns to a name."""
-    found = re.search(rf"^{start} = .*?$", PAGE.read_text(), re.MULTILINE)
-    assert found is not None, start
-    return found[0]
+def _code(start: str) -> str:
+    """The code on the page that has a line with this beginning."""
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    return next(block for block in blocks if f"\n{start}" in block)
 
 
 @pytest.mark.parametrize("with_masks", [True, False])
@@ -36,7 +36,7 @@ def test_supervision(prediction: Prediction, with_masks: bool) -> None:
     sv = pytest.importorskip("supervision", reason="supervision is not installed: pip install supervision")
     prediction.rles = prediction.rles if with_masks else None
     names = {"sv": sv, "np": np, "prediction": prediction}
-    exec(_line("detections"), names)
+    exec(_code("detections = "), names)
     detections = names["detections"]
     assert np.array_equal(detections.xyxy, prediction.boxes)
     assert np.array_equal(detections.confidence, prediction.scores)
@@ -52,9 +52,9 @@ def test_supervision(prediction: Prediction, with_masks: bool) -> None:
 
 def test_fiftyone(prediction: Prediction) -> None:
     fo = pytest.importorskip("fiftyone", reason="fiftyone is not installed: pip install fiftyone")
-    names = {"fo": fo, "prediction": prediction}
-    exec(_line(r"sample\[\"ranksort\"\]").replace('sample["ranksort"]', "labels"), names)
-    labels = names["labels"].detections
+    sample: dict[str, Any] = {}
+    exec(_code('sample["ranksort"] = '), {"fo": fo, "prediction": prediction, "sample": sample})
+    labels = sample["ranksort"].detections
     assert [label.label for label in labels] == prediction.names
     assert [label.confidence for label in labels] == pytest.approx(prediction.scores.tolist())
     if labels:
