@@ -1,8 +1,12 @@
 import copy
+import os
 from pathlib import Path
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU; it has to be set before anything imports Triton
 
 from ranksort.data.synthetic import write_synthetic_dataset
 from ranksort.recipes import Recipe

@@ -244,9 +244,7 @@ def test_resuming_what_is_over(tiny_recipe: Recipe, tmp_path: Path, capsys: pyte
     report = run / "report" / "index.html"
     capsys.readouterr()
     assert engine.train(tiny_recipe, run, resume=True) is None
-    said = (
-        f"all 1 epoch have been trained: {report}\nto train longer: ranksort train {run} --resume --training.epochs 2\n"
-    )
+    said = f"1 epoch has been trained: {report}\nto train longer: ranksort train {run} --resume --training.epochs 2\n"
     assert capsys.readouterr().out == said
     report.unlink()
     assert engine.train(tiny_recipe, run, resume=True) is not None

@@ -65,4 +65,4 @@ def test_a_limit_of_the_detector_is_no_threshold() -> None:
     kept = [row for n, row in enumerate(best) if sum(r["image_id"] == row["image_id"] for r in best[:n]) < 3]
     shifted = [{**row, "score": 0.2 + 0.8 * row["score"]} for row in kept]
     assert evaluate_detections(truth, shifted).notes() == []
-    assert evaluate_detections(truth, shifted[:1]).notes() == []
+    assert not any("lowest score" in note for note in evaluate_detections(truth, shifted[:1]).notes())

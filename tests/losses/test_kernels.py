@@ -1,7 +1,6 @@
 """The Triton kernels of RS Loss, without a GPU: Triton's interpreter runs them on the CPU. On a GPU, `test_losses_cuda.py` runs them."""
 
 import math
-import os
 import sys
 
 import numpy as np
@@ -26,7 +25,6 @@ from ranksort.losses import rank_sort_loss
 
 if torch.cuda.is_available():
     pytest.skip("kernels are compiled where there is a GPU", allow_module_level=True)
-os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 kernels = pytest.importorskip("ranksort.losses.kernels", reason="Triton is not installed")
 # What is interpreted takes a while.
 CASES = [path.stem for path in sorted(GOLDEN.glob("ranksort_*.npz")) if "_P500" not in path.stem]

@@ -168,7 +168,8 @@ def _over(recipe: Recipe, run: Path, last: Checkpoint) -> str:
         return ""
     resume = resume_command(run, recipe)
     if progress.get("epoch", 0) >= training.epochs:
-        said, option = f"all {counted(training.epochs, 'epoch')} have been trained", f"epochs {2 * training.epochs}"
+        has = "has" if training.epochs == 1 else "have"
+        said, option = f"{counted(training.epochs, 'epoch')} {has} been trained", f"epochs {2 * training.epochs}"
     elif enough := Stopping(training).enough(progress, out_of_time=False):
         said, option = str(enough), f"patience {2 * training.patience}"
     else:
