@@ -116,7 +116,7 @@ def test_load_model(run: Path, name: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), same.state_dict().values(), strict=True))
     with pytest.raises(ValueError, match=r"is not run by itself: if you trust the file, name it .* detector='.*Centre"):
         load_model(run)
-    with pytest.raises(ValueError, match="the weights of .* do not fit this model"):
+    with pytest.raises(ValueError, match=r"the weights of .* do not fit this model"):
         load_model(run, detector="atss")
 
 
