@@ -7,6 +7,7 @@ import contextlib
 import copy
 import dataclasses
 import json
+import os
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
@@ -112,9 +113,10 @@ def save_model(
 
 def carry_scores(path: Path, scores: Mapping[str, Any]) -> None:
     """Writes a .ckpt of a run again, as it is, but with thresholds and calibrations, as of `Checkpoint.scores`."""
-    content = load_checkpoint(path)
+    content, times = load_checkpoint(path), path.stat()
     content["ranksort"]["scores"] = dict(scores)
     save_checkpoint(content, path)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # the weights are no newer than the report on them
 
 
 def _checksum(tensors: Mapping[str, Tensor], about: dict[str, Any]) -> int:

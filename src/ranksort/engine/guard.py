@@ -97,6 +97,8 @@ class Guard:
         step.finite_loss = self._expect(step, means.isfinite().all())
         self.judge_previous()
         is_used = not self._waits or self._judge(step)
+        if not is_used:
+            step.finite_loss = None  # is dealt with; batches before it may have left a gradient
         self.used += is_used
         return is_used
 
@@ -147,7 +149,10 @@ class Guard:
             self._judge(self.step)
         model = self.module.model
         bad = [~p.isfinite().all() for p in model.parameters()] + [b.isnan().any() for b in model.buffers()]
-        if bool(torch.stack([x.to(bad[0].device) for x in bad]).any()):
+        found = torch.stack([x.to(bad[0].device) for x in bad]).any().int()
+        if self.module.trainer.world_size > 1:  # buffers may differ
+            dist.all_reduce(found, dist.ReduceOp.MAX)
+        if bool(found):
             self._stop([f"the weights are not finite after step {self.module.trainer.global_step}"])
 
     def _expect(self, step: _Step, finite: Tensor) -> Tensor:
@@ -283,7 +288,7 @@ def _first_module(model: nn.Module, step: _Step) -> str:
     ]
     try:
         devices = [step.batch[0][0].device] if step.batch[0][0].is_cuda else []
-        with torch.random.fork_rng(devices=devices), contextlib.suppress(ValueError):
+        with torch.random.fork_rng(devices=devices), contextlib.suppress(ValueError, torch.OutOfMemoryError):
             torch.manual_seed(step.seed)
             model(*step.batch)
     finally:

@@ -191,9 +191,10 @@ class Checkpoints(pl.Callback):
             is_saved = self._save(trainer, "last.ckpt", is_needed=bool(stop or due or enough))
         if save:
             self.interrupt.save = False
-            if is_saved and trainer.is_global_zero:
-                print(f"wrote {self.folder / 'last.ckpt'}")
-                queue_again()  # the signal by which SLURM tells that the time of a job is over
+            if trainer.is_global_zero:
+                if is_saved:
+                    print(f"wrote {self.folder / 'last.ckpt'}")
+                queue_again()  # the signal by which SLURM tells that the time of a job is over; else an older checkpoint will do
         if stop:
             raise Stop(stop, trainer.is_global_zero)
         if enough:

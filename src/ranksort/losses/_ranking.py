@@ -60,9 +60,9 @@ def select_examples(
                 local = _without_ignored(local)
                 extremes = local.extremes.tolist()
             _check_values(local.seen, extremes)
-    except ValueError:
-        if group is not None:
-            _exchange_sizes(-1, group, logits.device)  # else the others would wait for this process
+    except ValueError as error:
+        if group is not None:  # else the others would wait for this process
+            _exchange_sizes(-2 if isinstance(error, NotFinite) else -1, group, logits.device)
         raise
     (p, qualities), own = gather(torch.stack([local.positives, local.qualities]), group)
     p, order = p.nan_to_num().sort()  # what is not finite is reported below
@@ -216,8 +216,9 @@ def gather(values: Tensor, group: "dist.ProcessGroup | None") -> tuple[Tensor, s
     if group is None:
         return values, slice(0, values.shape[1])
     sizes = _exchange_sizes(values.shape[1], group, values.device)
-    if -1 in sizes:
-        raise ValueError("another process of the group was given input which it cannot rank; its own message says what")
+    if min(sizes) < 0:  # a training loop leaves a batch that is not finite out in all processes, or in none
+        kind = ValueError if -1 in sizes else NotFinite
+        raise kind("another process of the group was given input which it cannot rank; its own message says what")
     padded = pad(values, (0, max(sizes) - values.shape[1]))
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded, group=group)

@@ -320,9 +320,10 @@ def rank_sort(logits: Tensor, targets: Tensor, delta: float) -> Tensor | None:
     The host waits for the device twice: for the number of positives, and for whether the input is as usual.
     """
     places = (targets.detach().reshape(-1) > 0).nonzero().squeeze(1)
-    if not 0 < len(places) <= MOST_POSITIVES:
+    if not 0 < len(places) <= MOST_POSITIVES or not (delta == 0 or 1e-30 < delta < 1e30):  # in float32, see `_halves`
         return None
-    losses, unusual = _RankSort.apply(logits, targets, places, delta)
+    with torch.cuda.device(logits.device if logits.is_cuda else -1):  # Triton starts kernels on the current one
+        losses, unusual = _RankSort.apply(logits, targets, places, delta)
     return None if unusual.item() else losses
 
 
