@@ -78,6 +78,10 @@ def test_calibrating_twice_is_refused_and_merging_ends_a_calibration(files, tmp_
     main(["apply-calibration", str(calibration), str(found), "--out", str(out)])
     again = refused(capsys, "apply-calibration", calibration, out, "--out", tmp_path / "twice.json")
     assert "240 of the 240 detections are calibrated already" in again
+    assert "are calibrated already" in refused(capsys, "calibrate", files / "truth.json", out, "--out", calibration)
+    report = evaluate_detections(files / "truth.json", out)
+    assert report.notes()[-1] == "The scores are calibrated (iou)."
+    assert report.scores_are != evaluate_detections(files / "truth.json", files / "found.json").scores_are == "raw"
     main(["merge", str(out), str(other), "--out", str(tmp_path / "merged.json")])
     said = capsys.readouterr().out
     assert (

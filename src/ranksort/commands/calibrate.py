@@ -43,11 +43,16 @@ def calibrate(
     from ..evaluation.calibration_summary import summarize
     from ..evaluation.inputs import read_detections, read_ground_truth
     from ..evaluation.overlaps import assess
+    from ..evaluation.result_rows import calibrated_marks
     from ..evaluation.thresholds import thresholds_content
 
     _keep(out, [ground_truth, detections])
     truth = read_ground_truth(ground_truth, iou_type, style)
     found = read_detections(detections, truth, iou_type)
+    if calibrated_marks(detections):
+        raise ValueError(
+            f"the scores of {detections} are calibrated already: fit a calibration to those that the model gives"
+        )
     samples = assess(truth, found, style, max_detections)
     calibrator = fit_calibrator(samples, truth.categories, target=target, method=method)
     in_use = replace(found, scores=calibrator(found.scores, found.category))
@@ -111,7 +116,7 @@ def merge(
         raise ValueError(f"--detections-per-image must be 1 or more; got {detections_per_image}.")
     _keep(out, detections)
     parts = {str(path): read_rows(path) for path in detections}
-    meanings = {row.get(CALIBRATED) for part in parts.values() for row in part}
+    meanings = {str(row.get(CALIBRATED)) for part in parts.values() for row in part}
     if len(meanings) > 1:
         of_each = "; ".join(f"{path}: {_meaning(part)}" for path, part in parts.items())
         print(f"the scores of these detectors do not mean the same, so that the wrong ones may win: {of_each}")
@@ -125,12 +130,12 @@ def _meaning(rows: Sequence[dict[str, Any]]) -> str:
     from ..evaluation.result_rows import CALIBRATED
 
     names = {
-        None: "as the model gives them",
+        "None": "as the model gives them",
         "iou": "the expected IoU",
         "precision": "the probability of IoU .5 or more",
     }
-    found = {row.get(CALIBRATED) for row in rows}
-    return " and ".join(sorted(names.get(mark, str(mark)) for mark in found)) or "there are none"
+    found = {str(row.get(CALIBRATED)) for row in rows}
+    return " and ".join(sorted(names.get(mark, mark) for mark in found)) or "there are none"
 
 
 def _keep(out: Path, inputs: Sequence[Path]) -> None:

@@ -96,6 +96,7 @@ def evaluate(
         overwrite: replace a report that is in the folder already.
     """
     from ..evaluation import evaluate_detections
+    from ..evaluation.calibration_summary import remove_calibrations
     from ..evaluation.page import save_reports
 
     if out:
@@ -110,6 +111,8 @@ def evaluate(
         settings |= {"date": time.strftime("%Y-%m-%d %H:%M"), "versions": f"ranksort {__version__}"}
         pictures = {str(iou_type): _pictures(images, ground_truth, result)} if images else None
         save_reports(out, [result], settings, pictures)
+        for folder in (out, out / "masks"):  # of an earlier evaluation
+            remove_calibrations(folder)
         print(f"\nreport: {out / 'index.html'}")
 
 

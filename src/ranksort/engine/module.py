@@ -152,7 +152,7 @@ class DetectorModule(pl.LightningModule):
                 f"--model.detections-per-image {model.detections_per_image} leaves {counted(at_limit, 'object')} without a detection, "
                 "in images that have more objects than that.\n"
             )
-        if found + at_limit < wanted:
+        if found + at_limit < wanted and self.evaluator.thresholds is None:  # else it was asked for
             self.print(
                 f"only {counted(found, 'detection')} for {counted(wanted, 'object')}: "
                 f"--model.score-threshold {model.score_threshold} may be too "

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..data.coco_columns import CocoFile
+from ..words import listed
 from .image_names import doubts
 from .inputs import Detections, GroundTruth, open_ground_truth, read_detections, read_ground_truth
 from .lrp import evaluate_lrp
@@ -13,6 +14,7 @@ from .matching import AREA_RANGES, DEFAULT_LIMITS, Candidates, Matched, Setting,
 from .metrics import AT_IOU_50, AT_IOU_75, AreaResult, list_metrics
 from .precision import evaluate_precision
 from .report import Cut, Report
+from .result_rows import calibrated_marks
 
 LVIS_FREQUENCIES = ("r", "c", "f")  # rare, common, frequent
 SMALL_WITH_AREA = "small, of an area above 0"
@@ -48,6 +50,8 @@ def evaluate_detections(
     found = read_detections(detections, truth, iou_type)
     report = evaluate(truth, found, style, max_detections)
     report.doubts += doubts(detections, file, truth, found, report)
+    if marks := calibrated_marks(detections):
+        report.scores_are = f"calibrated ({listed(sorted(marks))})"
     return report
 
 

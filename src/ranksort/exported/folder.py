@@ -37,11 +37,14 @@ class ResultFolder:
         self.images, self.detections = 0, Counter[str]()
         self.failures: list[str] = []
         self._rows: list[dict[str, Any]] = []
+        self._mark: dict[str, str] = {}
         self._about: list[dict[str, Any]] = []
 
     def predict(self, files: Sequence[Path], score_threshold: float | str | None, *, scores: str = "raw") -> None:
         """Write the results of some images. Whatever ends it, those of the images before are written."""
         self._out.mkdir(parents=True, exist_ok=True)
+        # As of `evaluation.result_rows`, which needs more packages.
+        self._mark = {} if scores == "raw" else {"calibrated": "iou" if scores == "calibrated" else scores}
         try:
             for number, path in enumerate(files):
                 try:
@@ -65,7 +68,7 @@ class ResultFolder:
         columns = (found.labels.tolist(), boxes.tolist(), found.scores.tolist(), masks)
         for label, box, score, mask in zip(*columns, strict=True):
             row = {"image_id": image_id, "category_id": self._detector.category_ids[label], "bbox": box, "score": score}
-            self._rows.append(row if mask is None else row | {"segmentation": encode_mask(mask)})
+            self._rows.append((row if mask is None else row | {"segmentation": encode_mask(mask)}) | self._mark)
             self.detections[self._detector.class_names[label]] += 1
         about = {"id": image_id, "file_name": str(path), "height": size[0], "width": size[1], "detections": len(found)}
         self._about.append(about)
