@@ -79,7 +79,7 @@ def assert_same(model: Detector, exported: OnnxDetector, image: np.ndarray, thre
     [
         ("paa", {}),
         ("faster_rcnn", {"upsampling": "carafe"}),
-        ("cascade_rcnn", {}),
+        pytest.param("cascade_rcnn", {}, marks=pytest.mark.slow),
         ("mask_rcnn", {"deformable_convs": RUNTIME >= (1, 32)}),  # earlier ones may lack them
         ("yolact", {"min_size": 96, "max_size": 96}),
         ("solov2_light", {"prior": 0.3, "score_threshold": 0.2}),

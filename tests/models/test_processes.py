@@ -90,7 +90,11 @@ def work(rank: int, processes: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module", params=CASES)
+# Two minutes of CPU time; two processes are enough for every day.
+NUMBERS = [pytest.param(number, marks=[pytest.mark.slow] if number > 2 else []) for number in CASES]
+
+
+@pytest.fixture(scope="module", params=NUMBERS)
 def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Outcome]]:
     """What each of the processes has found."""
     folder = tmp_path_factory.mktemp("processes")
