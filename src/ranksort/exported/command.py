@@ -50,7 +50,8 @@ def _predict(given: argparse.Namespace) -> None:
     thresholds = detector.thresholds(given.score_threshold)
     detector.curves(given.scores)
     low, high = float(thresholds.min()), float(thresholds.max())
-    print(f"detections from score {low:.3g}{f' to {high:.3g}, by class,' if high > low else ''} on")
+    of_model = "" if given.scores == "raw" else ", before calibration"
+    print(f"detections from score {low:.3g}{f' to {high:.3g}, by class,' if high > low else ''} on{of_model}")
     folder = ResultFolder(out, detector, pictures=not given.no_pictures)
     folder.predict(files, given.score_threshold, scores=given.scores)
     counts = ", ".join(f"{count} {name}" for name, count in folder.detections.most_common(10))
