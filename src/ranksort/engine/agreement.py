@@ -37,7 +37,7 @@ class Agreement:
         return [0] * len(numbers) if previous is None else self._wait(previous)
 
     def forget(self) -> None:
-        """Let the next `soon` begin anew, as after what was asked for is done."""
+        """Let the next `soon` start over, as after what was asked for is done."""
         self._pending = None
 
     def _begin(self, numbers: Sequence[int]) -> tuple[Tensor, "torch.cuda.Event | None"]:
