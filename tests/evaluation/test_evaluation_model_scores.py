@@ -11,7 +11,6 @@ from ranksort.evaluation import evaluate_detections
 from ranksort.evaluation.calibration import Calibrator, Curve
 from ranksort.evaluation.calibration_file import calibrator_content, save_calibrator
 from ranksort.evaluation.calibration_summary import calibrate_evaluation
-from ranksort.evaluation.inputs import read_detections, read_ground_truth
 from ranksort.evaluation.model_scores import ModelCalibration, find_calibration, find_thresholds, read_report
 from ranksort.evaluation.thresholds import Wish, thresholds_content
 
@@ -86,10 +85,9 @@ def test_a_file_that_is_named(tmp_path: Path) -> None:
 
 def test_an_evaluation_leaves_what_a_checkpoint_can_carry(tmp_path: Path) -> None:
     content, rows = random_masks(2)
-    truth = read_ground_truth(content, "bbox", "coco")
-    found, report = read_detections(rows, truth, "bbox"), evaluate_detections(content, rows)
+    report = evaluate_detections(content, rows)
     report.save(tmp_path)
-    text = calibrate_evaluation(report, truth, found, tmp_path, {"data": "some"})
+    text = calibrate_evaluation(report, tmp_path, {"data": "some"})
     assert "calibrated by other images" in text
     carried = read_report(tmp_path)
     assert set(carried) == {"thresholds", "iou", "precision"}
@@ -103,8 +101,7 @@ def test_an_evaluation_leaves_what_a_checkpoint_can_carry(tmp_path: Path) -> Non
     assert len(find_thresholds(model, carried, CATEGORIES).reach(Wish("recall", 0.5)).values) == 2
 
     report.scores_are = "calibrated"
-    assert "calibrated by other images" not in calibrate_evaluation(report, truth, found, tmp_path, {})
+    assert "calibrated by other images" not in calibrate_evaluation(report, tmp_path, {})
     assert not [*tmp_path.glob("calibration*.json")]
-    nothing = read_detections([], truth, "bbox")
-    text = calibrate_evaluation(evaluate_detections(content, []), truth, nothing, tmp_path, {})
+    text = calibrate_evaluation(evaluate_detections(content, []), tmp_path, {})
     assert "no calibration of the scores: There are no detections to calibrate" in text

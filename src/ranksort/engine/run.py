@@ -252,7 +252,8 @@ def _write_report(trainer: pl.Trainer, module: DetectorModule, folder: Path, run
             remove_calibrations(folder / "masks")
         texts = []
         for kind, report in module.reports.items():
-            texts += [report.text()] if evaluator.thresholds is None else [report.text(), at_thresholds.table(report)]
+            texts.append(report.text(score_errors=False))  # a table of them follows
+            texts += [] if evaluator.thresholds is None else [at_thresholds.table(report)]
             texts.append(_calibrate(module, report, folder / "masks" if several and kind == "segm" else folder))
         text = "\n\n".join(texts)
         assert data.file is not None
@@ -266,10 +267,8 @@ def _write_report(trainer: pl.Trainer, module: DetectorModule, folder: Path, run
 
 def _calibrate(module: DetectorModule, report: Report, folder: Path) -> str:
     """Fits and saves the calibrations of an evaluation. Returns what there is to say of the scores."""
-    evaluator, recipe = module.evaluator, module.recipe
-    truth, found = evaluator.truths[report.iou_type], evaluator.detections(report.iou_type)
-    about = {"recipe": recipe.name, "data": module.val_set.origin, "date": time.strftime("%Y-%m-%d %H:%M")}
-    return calibrate_evaluation(report, truth, found, folder, about, evaluator.max_detections)
+    about = {"recipe": module.recipe.name, "data": module.val_set.origin, "date": time.strftime("%Y-%m-%d %H:%M")}
+    return calibrate_evaluation(report, folder, about)
 
 
 def _best(module: DetectorModule) -> str:

@@ -12,7 +12,7 @@ from .confusion import MISSED, NAMES, Errors, Summary, find_errors, summarize_er
 from .inputs import CategoryInfo
 from .intervals import interval_line, intervals_as_dict
 from .metrics import percent
-from .overlaps import assess_candidates, compare
+from .overlaps import Samples, assess_candidates, compare
 from .score_quality import ScoreQuality, judge_scores
 from .worst_images import worst_images_of_classes, worst_images_of_pair
 
@@ -33,21 +33,23 @@ class Analysis:
         kept: (N,) bool: detections at or above the best threshold of their class (the one which reaches its oLRP).
         errors: what each detection and object is.
         summary: the errors counted.
-        scores: what they are worth.
+        samples: what each detection is worth.
+        scores: what their scores are worth.
         intervals: AP and oLRP on resampled images; None where scipy is missing.
     """
 
     kept: np.ndarray
     errors: Errors
     summary: Summary
+    samples: Samples
     scores: ScoreQuality
     intervals: Bootstrap | None
 
-    def lines(self, report: "Report") -> list[str]:
-        """The most important of it, for a terminal."""
+    def lines(self, report: "Report", score_errors: bool = True) -> list[str]:
+        """The most important of it, for a terminal; `score_errors`: with LaECE and D-ECE."""
         said = [interval_line(self.intervals, len(report.matched.ground_truth.images))] if self.intervals else []
         said += self.error_lines(report.categories)
-        return [*said, *self.score_lines()]
+        return [*said, *self.score_lines(score_errors)]
 
     def error_lines(self, categories: Sequence[CategoryInfo]) -> list[str]:
         """Which kinds of errors there are, what they cost, and which classes are confused."""
@@ -70,15 +72,15 @@ class Analysis:
         pairs = self.summary.pairs[self.summary.pairs[:, 3] > 1]
         return [f"{categories[o].name} taken for {categories[d].name} ({kept})" for d, o, _, kept in pairs.tolist()]
 
-    def score_lines(self) -> list[str]:
-        """What a score means here, and how far it is from what it is worth."""
+    def score_lines(self, score_errors: bool = True) -> list[str]:
+        """What a score means here and, if wanted, how far it is from what it is worth."""
         before, after, said = self.scores.before.all, self.scores.after, []
         if example := self.scores.example:
             said.append(
                 f"A score of {example.score:.2f} here means right in {100 * example.right:.0f} of 100: so many of the "
                 f"{example.number} detections nearest to it ({example.low:.3f} to {example.high:.3f}) overlap their object by IoU .5."
             )
-        if not np.isnan(before.laece):
+        if score_errors and not np.isnan(before.laece):
             calibrated = (
                 f"; calibrated on other images by {percent(after.all.laece)} and {percent(after.all.dece)}"
                 if after
@@ -147,4 +149,4 @@ def analyse(report: "Report") -> Analysis:
     except ValueError:  # scipy is missing
         intervals = None
     summary = summarize_errors(matched, errors, kept)
-    return Analysis(kept, errors, summary, judge_scores(samples, report.categories, kept), intervals)
+    return Analysis(kept, errors, summary, samples, judge_scores(samples, report.categories, kept), intervals)

@@ -9,10 +9,9 @@ import numpy as np
 
 from .calibration import CalibrationErrors, Calibrator, Target, calibration_errors, cross_calibrated, fit_calibrator
 from .calibration_file import save_calibrator
-from .inputs import Detections, GroundTruth
 from .metrics import percent
 from .model_scores import FILES
-from .overlaps import Samples, assess
+from .overlaps import Samples
 from .report import Report
 from .thresholds import thresholds_content
 
@@ -116,14 +115,7 @@ def summarize(samples: Samples, calibrator: Calibrator, report: Report) -> Calib
     return CalibrationSummary(len(samples.score), num_images, int(kept.sum()), before, after, calibrator)
 
 
-def calibrate_evaluation(
-    report: Report,
-    ground_truth: GroundTruth,
-    detections: Detections,
-    folder: Path,
-    about: dict[str, Any],
-    max_detections: int | None = None,
-) -> str:
+def calibrate_evaluation(report: Report, folder: Path, about: dict[str, Any]) -> str:
     """Fit calibrations to detections that were evaluated, and write them to the folder of their report.
 
     `calibration.json` gives the expected IoU and `calibration_precision.json` the probability that it is .5 or more; both hold the
@@ -132,14 +124,13 @@ def calibrate_evaluation(
 
     Args:
         report: of the detections.
-        ground_truth, detections, max_detections: what it is of.
         folder: where to.
         about: how the detections came about, as JSON can hold it.
 
     Returns:
         The honest errors before and after, or those of the scores as they are, as a table for people; or why there is no calibration.
     """
-    samples, text = assess(ground_truth, detections, report.style, max_detections), ""
+    samples, text = report.analysis.samples, ""
     if report.scores_are != "raw":
         remove_calibrations(folder)
         return "\n".join([_TITLE, _heads(), _line("scores as given", calibration_errors(samples, samples.score))])

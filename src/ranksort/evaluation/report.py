@@ -129,9 +129,9 @@ class Report:
             table[half:-half] = [f"... {counted(len(table) - 2 * half, 'class')} between them ..."]
         return "\n".join([*lines, "", f"{'class':<{width}}{heads}", *table])
 
-    def text(self) -> str:
-        """The table, and the most important of the `analysis`."""
-        return "\n".join([str(self), "", *self.analysis.lines(self)])
+    def text(self, score_errors: bool = True) -> str:
+        """The table, and the most important of the `analysis`, with the calibration errors of the scores if wanted."""
+        return "\n".join([str(self), "", *self.analysis.lines(self, score_errors)])
 
     def notes(self) -> list[str]:
         """What else one has to know of the detections to judge the numbers, in sentences."""
