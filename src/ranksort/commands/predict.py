@@ -68,7 +68,7 @@ def predict(
     from ..evaluation.thresholds import parse_threshold
     from ..prediction import Predictor
     from ..prediction.folder import PredictionFolder
-    from ..prediction.images import RESULTS, find_images
+    from ..prediction.images import RESULTS, find_images, say_what_was_found
 
     check_folder(out)
     if (out / RESULTS).exists():
@@ -113,13 +113,7 @@ def predict(
         print(remark)
     folder = PredictionFolder(out, predictor, trained.categories, pictures=pictures, every=every)
     folder.predict(files, image_ids)
-    counts = ", ".join(f"{count} {name}" for name, count in folder.detections.most_common(10))
-    numbers = f"{counted(folder.images, 'image')}, {counted(folder.detections.total(), 'detection')}"
-    print(f"{numbers}{f' ({counts})' if counts else ''}: {out}")
-    if folder.failures:
-        raise ValueError(
-            f"{len(folder.failures)} of {counted(len(files), 'image')} could not be read or processed: {'; '.join(folder.failures[:5])}"
-        )
+    say_what_was_found(folder.images, folder.detections, folder.failures, len(files), out)
 
 
 def _thresholds(

@@ -4,8 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..prediction.images import RESULTS, VIDEOS, find_images
-from ..words import counted
+from ..prediction.images import RESULTS, VIDEOS, find_images, say_what_was_found
 from .detector import OnnxDetector
 from .folder import ResultFolder
 
@@ -54,10 +53,4 @@ def _predict(given: argparse.Namespace) -> None:
     print(f"detections from score {low:.3g}{f' to {high:.3g}, by class,' if high > low else ''} on{of_model}")
     folder = ResultFolder(out, detector, pictures=not given.no_pictures)
     folder.predict(files, given.score_threshold, scores=given.scores)
-    counts = ", ".join(f"{count} {name}" for name, count in folder.detections.most_common(10))
-    numbers = f"{counted(folder.images, 'image')}, {counted(folder.detections.total(), 'detection')}"
-    print(f"{numbers}{f' ({counts})' if counts else ''}: {out}")
-    if folder.failures:
-        raise ValueError(
-            f"{len(folder.failures)} of {len(files)} images could not be read or processed: {'; '.join(folder.failures[:5])}"
-        )
+    say_what_was_found(folder.images, folder.detections, folder.failures, len(files), out)

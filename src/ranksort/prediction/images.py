@@ -89,6 +89,23 @@ def _of_list(file: Path) -> list[Path]:
     return [path if path.exists() else file.parent / path for path in paths]
 
 
+def say_what_was_found(
+    images: int, detections: "Counter[str]", failures: Sequence[str], num_files: int, out: Path
+) -> None:
+    """Print how many detections there are in how many images, by class; `out` is the folder that has them.
+
+    Raises:
+        ValueError: some of the files could not be read or processed: the first of the `failures`, a sentence each.
+    """
+    counts = ", ".join(f"{count} {name}" for name, count in detections.most_common(10))
+    numbers = f"{counted(images, 'image')}, {counted(detections.total(), 'detection')}"
+    print(f"{numbers}{f' ({counts})' if counts else ''}: {out}")
+    if failures:
+        raise ValueError(
+            f"{len(failures)} of {counted(num_files, 'image')} could not be read or processed: {'; '.join(failures[:5])}"
+        )
+
+
 def load_image(source: Any, white: float = 0) -> "Tensor":
     """An image as a person sees it, turned as its EXIF orientation says: uint8 RGB [3, H, W].
 
