@@ -1,5 +1,6 @@
 import copy
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,11 @@ if not torch.cuda.is_available():
 
 from ranksort.data.synthetic import write_synthetic_dataset
 from ranksort.recipes import Recipe
+
+
+def pytest_configure() -> None:
+    # A shell starts jobs in the background with Ctrl-C ignored, which Python and what the tests start would inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
