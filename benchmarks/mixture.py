@@ -1,4 +1,4 @@
-"""Is a mixture of calibrated detectors better than the best of them? RS-ATSS, RS-PAA and RS-Faster R-CNN; benchmarks/mixture.md has protocol and results.
+"""Is a mixture of calibrated detectors better than the best of them? RS-ATSS, RS-PAA and RS-Faster R-CNN; see mixture.md beside this.
 
     python benchmarks/mixture.py BCCD drawn --epochs 12 --min-size 192       # trains what is not trained yet, merges, prints the table
     python benchmarks/mixture.py BCCD drawn --detectors concordance          # trains what benchmarks/concordance.py is about
@@ -16,7 +16,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
