@@ -73,8 +73,8 @@ def recipe_of(detector: str, root: Path, epochs: int, min_size: int, seed: int) 
     if detector == "paa":
         recipe.model = paa().model
     elif detector == "faster_rcnn":
-        recipe = get_recipe("ranksort_mask_rcnn_lite0_small")  # its rate and its number of regions; without masks
-        recipe.model.detector = "faster_rcnn"
+        recipe = get_recipe("ranksort_mask_rcnn_lite0_small")  # for its rate; without masks
+        recipe.model.detector, recipe.model.proposals = "faster_rcnn", 100
     elif detector == "concordance":
         recipe.model.detector = CONCORDANT
     recipe.name = "mixture"
