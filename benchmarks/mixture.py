@@ -16,6 +16,7 @@ import platform
 import statistics
 import subprocess
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -23,10 +24,18 @@ from typing import Any
 
 from small_recipes import paa
 
+from ranksort.evaluation import evaluate
+from ranksort.evaluation.calibration import calibration_errors
+from ranksort.evaluation.calibration_file import calibrate_rows, load_calibrator
+from ranksort.evaluation.inputs import read_detections, read_ground_truth
+from ranksort.evaluation.merging import merge_rows
+from ranksort.evaluation.overlaps import assess
+from ranksort.evaluation.result_rows import read_rows
 from ranksort.recipes import Recipe, get_recipe
 
 MIXED = ("atss", "paa", "faster_rcnn")
 CONCORDANT = f"{Path(__file__).with_name('concordance.py')}:ConcordantATSS"
+ORDER = (*MIXED, "concordance", "mixture")
 METRICS = ("AP", "AP50", "oLRP", "LaECE")
 DRAWN = (400, 150)  # images to train on, and to validate as to test on
 
@@ -45,6 +54,7 @@ def main() -> None:
     if not options.table:
         for seed, data, detector in product(options.seeds, options.data, options.detectors):
             train(root(data, options.out), detector, seed, options)
+    print(table(read(options.out / "results.jsonl"), options.out, {root(data, options.out) for data in options.data}))
 
 
 def root(data: str, out: Path) -> Path:
@@ -109,12 +119,11 @@ def train(root: Path, detector: str, seed: int, options: argparse.Namespace) -> 
     checkpoint.recipe.model = dataclasses.replace(checkpoint.recipe.model, detector=recipe.model.detector)
     annotations, images = test_split(root)
     checkpoint.recipe.data.val_annotations, checkpoint.recipe.data.val_images = str(annotations), str(images)
-    report = engine.test(checkpoint, folder / "test")
+    engine.test(checkpoint, folder / "test")
     import torch
 
-    assert report is not None
     about = {
-        "test": numbers(report),
+        "test": judge(annotations, read_rows(folder / "test" / "results_bbox.json")),
         "CPU seconds": [round(trained - start), round(time.process_time() - trained)],
         "torch": torch.__version__,
         "machine": platform.machine(),
@@ -125,10 +134,46 @@ def train(root: Path, detector: str, seed: int, options: argparse.Namespace) -> 
         file.write(json.dumps(cell | about) + "\n")
 
 
-def numbers(report: Any) -> dict[str, float]:
-    """In %."""
-    found = report.as_dict() | {"LaECE": report.analysis.scores.before.all.laece}
-    return {name: round(100 * found[name], 2) for name in METRICS}
+def table(cells: list[dict[str, Any]], out: Path, roots: set[Path]) -> str:
+    """Each detector, raw and calibrated, and the mixtures, on the test images: mean ± standard deviation over the seeds."""
+    lines = []
+    for data in sorted(roots):
+        runs = [cell for cell in cells if cell["data"] == data.name]
+        for epochs, min_size in dict.fromkeys((cell["epochs"], cell["min_size"]) for cell in runs):
+            found: dict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)
+            seeds: dict[int, set[str]] = defaultdict(set)
+            for cell in runs:
+                if (cell["epochs"], cell["min_size"]) == (epochs, min_size):
+                    seeds[cell["seed"]].add(cell["detector"])
+            for seed, detectors in sorted(seeds.items()):
+                folders = {d: out / f"{data.name}-{d}-{epochs}-{min_size}-{seed}" for d in sorted(detectors)}
+                truth = test_split(data)[0]
+                raw = {d: read_rows(folder / "test" / "results_bbox.json") for d, folder in folders.items()}
+                calibrated = {
+                    d: calibrate_rows(load_calibrator(folders[d] / "report" / "calibration.json"), rows)[0]
+                    for d, rows in raw.items()
+                }
+                for scores, parts in (("raw", raw), ("calibrated", calibrated)):
+                    for d, rows in parts.items():
+                        found[d, scores].append(judge(truth, rows))
+                    if detectors.issuperset(MIXED):
+                        found["mixture", scores].append(judge(truth, merge_rows({d: parts[d] for d in MIXED})))
+            lines += [f"**{data.name}**, {epochs} epochs, {min_size} px", ""]
+            lines += [f"| | scores | {' | '.join(METRICS)} | seeds |", f"|---|---|{'---|' * len(METRICS)}---|"]
+            for (name, scores), values in sorted(found.items(), key=lambda item: ORDER.index(item[0][0])):
+                columns = (mean_and_spread([value[metric] for value in values]) for metric in METRICS)
+                lines.append(f"| {name} | {scores} | {' | '.join(columns)} | {len(values)} |")
+            lines.append("")
+    return "\n".join(lines)
+
+
+def judge(annotations: Path, rows: list[dict[str, Any]]) -> dict[str, float]:
+    """METRICS of detections, in %."""
+    truth = read_ground_truth(annotations, "bbox", "coco")
+    detections = read_detections(rows, truth, "bbox")
+    samples = assess(truth, detections)
+    found = evaluate(truth, detections).as_dict() | {"LaECE": calibration_errors(samples, samples.score).laece}
+    return {name: 100 * found[name] for name in METRICS}
 
 
 def read(results: Path) -> list[dict[str, Any]]:
