@@ -1,4 +1,6 @@
-"""Mixture of calibrated detectors (MoCaE, Oksuz et al., TMLR 2024): soft NMS and score voting over the detections of all."""
+"""Mixture of calibrated detectors: soft NMS and score voting over the detections of all (MoCaE, Oksuz et al., TMLR 2024), whose scores are
+the mean of what the detectors say of a place.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -10,18 +12,21 @@ from ..data.ids import Id, canonical, spelled
 from .result_rows import CALIBRATED, Row, read_boxes
 
 _SOFT_NMS_SIGMA = 0.5  # Bodla et al., ICCV 2017
-_LEAST_SCORE = 1e-3  # what soft NMS takes below it is dropped; likewise
+_LEAST_SCORE = 1e-6  # what soft NMS takes below it is dropped; calibrated scores can be as low as 1e-5
+_SUPPORT_SIGMA = 0.1  # how far the others' boxes may be off; chosen on validation images, see benchmarks/mixture.md
 _VOTING_SIGMA = 0.025  # as PAA's score voting
-_VOTING_IOU = 0.01
+_VOTING_IOU = 0.01  # boxes that overlap less have nothing to do with one another
 _BLOCK = 1 << 21  # pairs of boxes at a time
 
 
 def merge_rows(parts: Mapping[str, Sequence[Row]], detections_per_image: int = 100) -> list[Row]:
     """Merge what several detectors found on the same images.
 
-    In each image and class the best detection is kept, the scores of the others fall by exp(-IoU² / .5), and so on. Its box moves
-    to the mean of the boxes around it, weighted by score times exp(-(1 - IoU)² / .025); where it has a mask, both stay as they are.
-    Of a row without a box that around its mask is compared.
+    The score of a detection becomes the mean of its own and of what each other detector says of its place: its highest score there, times
+    exp(-(1 - IoU)² / .1), of the same class. Detectors that never find a class have no say in it. Then in each image and class the best
+    detection is kept, the scores of the others fall by exp(-IoU² / .5), and so on. Its box moves to the mean of the boxes around it,
+    weighted by the scores given times exp(-(1 - IoU)² / .025); where it has a mask, both stay as they are. Of a row without a box that
+    around its mask is compared.
 
     Args:
         parts: the rows of each detector, as `read_rows` gives them, by the name that messages call them; with a "bbox" or a
@@ -29,8 +34,8 @@ def merge_rows(parts: Mapping[str, Sequence[Row]], detections_per_image: int = 1
         detections_per_image: how many are kept at most.
 
     Returns:
-        The rows by image, in the order of their first appearance, and falling score; none is marked as calibrated any more, for soft
-        NMS has lowered their scores. The rows given stay as they are.
+        The rows by image, in the order of their first appearance, and falling score; none is marked as calibrated any more, for its
+        score is another one. The rows given stay as they are.
 
     Raises:
         ValueError: a row has neither box nor mask, or the detectors have no image in common.
@@ -40,12 +45,18 @@ def merge_rows(parts: Mapping[str, Sequence[Row]], detections_per_image: int = 1
     rows = [row for part in parts.values() for row in part]
     scores = np.array([row["score"] for row in rows], dtype=np.float64)
     image, category = (_numbered([_id(row[key]) for row in rows]) for key in ("image_id", "category_id"))
+    detector = np.repeat(np.arange(len(parts)), [len(part) for part in parts.values()])
+    finds = np.zeros((len(parts), 1 + category.max(initial=-1)), dtype=bool)  # whether a detector ever finds a class
+    finds[detector, category] = True
     merged, merged_scores = boxes.copy(), np.zeros(len(rows))
     for members in _groups(image, category):
         iou = _pairwise_iou(boxes[members])
         real = members >= 0
         group_scores = np.where(real, scores[members], 0.0)
-        merged_scores[members[real]] = soft_nms(group_scores, iou)[real]
+        of_detectors = detector[members] == np.arange(len(parts))[:, None, None]
+        says = _say(np.where(of_detectors, group_scores, 0.0), of_detectors, iou)
+        mean_scores = says.sum(axis=0) / finds[:, category[members[:, :1]]].sum(axis=0)
+        merged_scores[members[real]] = soft_nms(np.where(real, mean_scores, 0.0), iou)[real]
         merged[members[real]] = _vote(boxes[members], group_scores, iou)[real]
     order = np.lexsort((-merged_scores, image))
     order = order[merged_scores[order] > _LEAST_SCORE]
@@ -57,6 +68,13 @@ def merge_rows(parts: Mapping[str, Sequence[Row]], detections_per_image: int = 1
         _moved(rows[n], score, box)
         for n, score, box in zip(kept, merged_scores[kept].tolist(), moved.tolist(), strict=True)
     ]
+
+
+def _say(scores: np.ndarray, is_own: np.ndarray, iou: np.ndarray) -> np.ndarray:
+    """(D, G, n) what each of D detectors says of the boxes in G groups of n: of its own their scores, (D, G, n), 0 for boxes of others."""
+    near = np.where(iou > _VOTING_IOU, np.exp(-((1 - iou) ** 2) / _SUPPORT_SIGMA), 0.0)
+    says = np.stack([(near * own[:, None]).max(axis=2) for own in scores])
+    return np.where(is_own, scores, says)
 
 
 def soft_nms(scores: np.ndarray, iou: np.ndarray, sigma: float = _SOFT_NMS_SIGMA) -> np.ndarray:
