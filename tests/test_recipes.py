@@ -275,7 +275,7 @@ def test_description_says_how_large_images_are(
 def test_channels_which_the_norms_cannot_group() -> None:
     for recipe, channels, step in ((ATSS_R50, 80, 32), ("ranksort_solov2_light_448_r34_fpn_3x", 96, 64)):
         with pytest.raises(
-            ValueError, match=f"--model.channels must be a multiple of {step} from 64 on, got {channels}"
+            ValueError, match=f"--model.channels must be a multiple of {step} and at least 64, got {channels}"
         ):
             create_model(recipe, channels=channels)
 

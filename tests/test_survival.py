@@ -200,7 +200,7 @@ def test_training_goes_on_where_an_autosave_finds_no_room(
     full_disk[:] = [2, 4]
     engine.train(tiny_recipe, tmp_path / "run")
     said = capsys.readouterr().err
-    assert said.count("last.ckpt cannot be written (File too large)") == said.count("Training goes on") == 2
+    assert said.count("last.ckpt cannot be written (File too large)") == said.count("Training continues") == 2
     assert content(tmp_path / "run")["global_step"] == 6
 
 
@@ -223,7 +223,7 @@ def test_a_damaged_checkpoint_does_not_hide_the_other(
         engine.train(tiny_recipe, tmp_path / "copy", resume=True)
         out = capsys.readouterr().out
         assert f"warning: {tmp_path / 'copy' / 'checkpoints' / 'last.ckpt'} cannot be read as a checkpoint" in out
-        assert f": going on from {tmp_path / 'copy' / 'checkpoints' / 'best.ckpt'}\n" in out
+        assert f": continuing from {tmp_path / 'copy' / 'checkpoints' / 'best.ckpt'}\n" in out
         assert "continuing with epoch 2 of 2\n" in out
         assert_as_undisturbed(tmp_path / "copy", whole)
         shutil.rmtree(tmp_path / "copy")

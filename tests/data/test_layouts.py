@@ -361,7 +361,7 @@ def test_check_data_takes_what_train_takes(tmp_path: Path, capsys: pytest.Captur
     main(["check-data", str(tmp_path / "one")])
     said = capsys.readouterr().out
     assert said.startswith(f"{train}, images in {tmp_path}/one/images\n")
-    assert said.endswith("\n`train` divides this file by image into training and validation.\n")
+    assert said.endswith("\n`train` splits the images of this file into training and validation.\n")
     root = tmp_path / "two"
     for split in ("train", "valid"):
         write(root, f"{split}/_annotations.coco.json", split, names)
