@@ -100,7 +100,7 @@ def test_ids_may_be_spelled_as_strings_and_classes_be_unknown(files, tmp_path, c
     main(["apply-calibration", str(calibration), str(tmp_path / "rows.json"), "--out", str(out)])
     first, same, unknown, few = (row["score"] for row in json.loads(out.read_text()))
     assert first == same != unknown == few
-    assert "1 detections are of categories which the calibration does not know" in capsys.readouterr().out
+    assert "1 detections have categories unknown to the calibration" in capsys.readouterr().out
 
 
 def test_merging_calibrated_detectors_is_better_than_each(files, tmp_path):

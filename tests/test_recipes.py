@@ -302,7 +302,7 @@ def test_words_that_are_not_possible(option: str, value: str) -> None:
 
 
 def test_upsampling_of_a_detector_which_has_none_to_choose() -> None:
-    with pytest.raises(ValueError, match=r"--model\.upsampling carafe is for the R-CNNs, not for atss"):
+    with pytest.raises(ValueError, match=r"--model\.upsampling carafe is for R-CNNs, not for atss"):
         create_model(ATSS_R50, upsampling="carafe")
 
 

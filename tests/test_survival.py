@@ -181,7 +181,7 @@ def test_a_full_disk_ends_a_run_in_a_sentence_and_damages_nothing(
     tiny_recipe.evaluation.pictures = 0
     engine.train(tiny_recipe, tmp_path / "whole")
     full_disk[:] = [12 + 8]
-    sentence = r"cannot be written \(File too large\): it needs \d+\.\d MB, and [\d,.]+ MB are free there; the one before is kept"
+    sentence = r"cannot be written \(File too large\): it needs \d+\.\d MB, and [\d,.]+ MB are free there; the previous file is kept"
     with pytest.raises(saving.Unsaved, match=sentence) as raised:
         engine.train(tiny_recipe, run)
     assert "\n" not in str(raised.value)

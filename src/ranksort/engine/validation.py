@@ -49,7 +49,7 @@ class ValidationLosses:
     def reset(self) -> None:
         """Forget all images."""
         self.sums: dict[str, Tensor] = {}
-        self.spoilt = torch.zeros(())  # NaN where a loss was not finite
+        self.spoilt = torch.zeros(())  # NaN if a loss was not finite
         self.images = 0
 
     def update(self, model: Detector, images: Sequence[Tensor], targets: Sequence[dict[str, Any]]) -> None:

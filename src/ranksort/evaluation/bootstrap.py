@@ -39,7 +39,7 @@ class Resampled(NamedTuple):
 
 
 class Bootstrap(NamedTuple):
-    """AP and oLRP: means over the classes that have objects, in a resample those which have any there."""
+    """AP and oLRP: means over the classes that have objects, in a resample those that have any there."""
 
     ap: Resampled
     olrp: Resampled
@@ -59,7 +59,7 @@ def bootstrap(
     Args:
         ground_truth: the objects.
         detections: read for this ground truth.
-        style, max_detections: as of `evaluate_detections`.
+        style, max_detections: see `evaluate_detections`.
         resamples: B, how many.
         seed: of the draws.
 
@@ -151,7 +151,7 @@ class _Runs(NamedTuple):
     """P runs of true positives of a class at an IoU threshold, by falling score, in B resamples."""
 
     true: np.ndarray  # (P, B) true positives up to the end of each run
-    found: np.ndarray  # (Q, B) detections that count up to some places, but for odd ones
+    found: np.ndarray  # (Q, B) detections that count up to some places, except for odd ones
     rows: np.ndarray  # (P,) the places there
     odd: np.ndarray  # (K + 1, B) what the first 0, 1, ..., K odd ones add to it
     odd_rows: np.ndarray  # (P,) how many odd ones there are up to the end of each run
@@ -230,7 +230,7 @@ def _lrp_errors(
     errors += union  # FP
     errors += num_objects - number
     union += num_objects  # TP, FP and FN
-    with np.errstate(invalid="ignore"):  # where there is neither object nor detection
+    with np.errstate(invalid="ignore"):  # if there is neither object nor detection
         errors /= union
     return errors
 

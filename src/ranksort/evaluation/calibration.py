@@ -1,4 +1,4 @@
-"""How far scores are from what they are worth, and calibrators which map them to it.
+"""How far scores are from what they are worth, and calibrators that map them to it.
 
 Errors: LaECE (Oksuz et al., CVPR 2023), LaECE and LaACE at IoU above 0 (Kuzucu et al., ECCV 2024), D-ECE (Küppers et al., CVPR
 Workshops 2020). Calibrators: isotonic and linear regression by class, as in the second of these.
@@ -24,7 +24,7 @@ Method = Literal["isotonic", "linear"]
 
 
 class CalibrationErrors(NamedTuple):
-    """Fractions in 0..1, NaN where there is nothing to measure; lower is better."""
+    """Fractions in 0..1, NaN if there is nothing to measure; lower is better."""
 
     laece: float  # mean over the classes with detections and objects
     laace: float  # likewise
@@ -40,7 +40,7 @@ class Reliability(NamedTuple):
 
     @property
     def error(self) -> float:
-        """Mean distance of the two, each bin weighted by its detections; NaN where there are none."""
+        """Mean distance of the two, each bin weighted by its detections; NaN if there are none."""
         if not self.number.any():
             return np.nan
         return float(np.nansum(self.number * abs(self.score - self.worth)) / self.number.sum())
@@ -91,9 +91,9 @@ class Calibrator:
     Attributes:
         target: which of them.
         method: how the curves were fitted.
-        categories: C classes, in the order of the positions which `Samples` and `GroundTruth` use.
+        categories: C classes, in the order of the positions that `Samples` and `GroundTruth` use.
         num_detections: (C,) how many the curve of each class was fitted to.
-        curves: one for each class, None where it has fewer than MIN_DETECTIONS.
+        curves: one for each class, None if it has fewer than MIN_DETECTIONS.
         all_classes: the curve fitted to all detections, for these and for unknown classes.
     """
 
@@ -127,7 +127,7 @@ def fit_calibrator(
     """Fit the curve of each class, and the one for classes of few detections.
 
     Args:
-        samples: what the detections are worth; those which do not count are left out.
+        samples: what the detections are worth; those that do not count are left out.
         categories: the C classes, as of the ground truth.
         target: what a calibrated score is to be: see `Calibrator`.
         method: "isotonic", a rising step function, or "linear", a line clipped to 0..1.
@@ -201,7 +201,7 @@ def _fit_isotonic(scores: np.ndarray, worth: np.ndarray) -> Curve:
 
 
 def _fit_line(scores: np.ndarray, worth: np.ndarray) -> Curve:
-    """The rising line which fits the worth, (N,), best, clipped to 0..1."""
+    """The rising line that fits the worth, (N,), best, clipped to 0..1."""
     deviation = scores - scores.mean()
     variance = deviation @ deviation
     slope = max(0.0, float(deviation @ worth / variance)) if variance > 0 else 0.0
@@ -212,7 +212,7 @@ def _fit_line(scores: np.ndarray, worth: np.ndarray) -> Curve:
 
 
 def _curve(scores: np.ndarray, values: np.ndarray) -> Curve:
-    """The curve through points (K,) at rising scores, level beyond them but for the part that breaks ties."""
+    """The curve through points (K,) at rising scores, level beyond them except for the part that breaks ties."""
     ends = int(scores[0] > 0), int(scores[-1] < 1)
     scores, values = np.pad(scores, ends, constant_values=(0, 1)), np.pad(values.clip(0, 1), ends, mode="edge")
     return Curve(scores, (1 - TIE_BREAK) * values + TIE_BREAK * scores)

@@ -85,7 +85,7 @@ def load_calibrator(path: str | Path) -> Calibrator:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: one sentence about why it is no calibration, or one that this version cannot read.
+        ValueError: one sentence about why it is not a calibration, or one that this version cannot read.
     """
     opened = JsonSource.open(path, "calibration")
     return read_calibrator(opened.parse(), opened.name)
@@ -126,7 +126,7 @@ def calibrate_rows(calibrator: Calibrator, rows: list[Row]) -> tuple[list[Row], 
     """Give rows, as `read_rows` returns them, calibrated scores; their classes are found by id.
 
     Returns:
-        Copies of the rows, each with the target of the calibration as `CALIBRATED`, and how many of them are of categories which the
+        Copies of the rows, each with the target of the calibration as `CALIBRATED`, and how many of them are of categories that the
         calibrator does not know.
 
     Raises:

@@ -20,7 +20,7 @@ _EXAMPLES = (0.1, 0.3, 0.5, 0.7, 0.9)  # raw scores
 
 
 class Quality(NamedTuple):
-    """Errors of one set of scores: of all detections, and of those which score at or above the best threshold of their class."""
+    """Errors of one set of scores: of all detections, and of those that score at or above the best threshold of their class."""
 
     all: CalibrationErrors
     kept: CalibrationErrors
@@ -38,7 +38,7 @@ class CalibrationSummary:
         num_detections, num_images: how many there are; of the latter, with detections.
         num_kept: detections at or above the LRP-optimal thresholds of the raw scores.
         before, after: calibration.
-        calibrator: the one which was fitted to all images.
+        calibrator: the one that was fitted to all images.
         metrics: (AP, oLRP) before and after; None: they were not looked at.
     """
 

@@ -39,7 +39,7 @@ def evaluate_detections(
         max_detections: how many are the best, 1 or more; by default as published, 100 for "coco" and 300 for "lvis".
 
     Raises:
-        FileNotFoundError: a path is no file.
+        FileNotFoundError: a path is not a file.
         ValueError: one sentence about what is wrong in the input and where.
     """
     if iou_type not in ("bbox", "segm"):

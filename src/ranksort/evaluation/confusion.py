@@ -35,7 +35,7 @@ class Errors(NamedTuple):
     kind: np.ndarray  # (N,) int8 in KINDS; -1 for true positives and what does not count
     object: (
         np.ndarray
-    )  # (N,) position of the object which the error is about; -1 for BACKGROUND and where there is no error
+    )  # (N,) position of the object that the error is about; -1 for BACKGROUND and if there is no error
     missed: np.ndarray  # (A,) bool
     ap: np.ndarray  # (C,) AP at IoU .5, NaN without objects
     costs: np.ndarray  # (6, C) likewise, for each of KINDS, fractions
@@ -123,7 +123,7 @@ class Summary(NamedTuple):
     of_classes: np.ndarray  # (C, 6) `kept` by class: of the detection, and of the object that is missed
     pairs: (
         np.ndarray
-    )  # (P, 4): class of detections, that of the objects which they are instead, how many, how many are kept
+    )  # (P, 4): class of detections, that of the objects that they are instead, how many, how many are kept
 
 
 def summarize_errors(matched: Matched, errors: Errors, kept: np.ndarray) -> Summary:

@@ -24,9 +24,9 @@ class Evaluator:
 
     Args:
         file: the ground truth, with segmentations where masks are evaluated.
-        categories: the model's classes, in the order of their labels. Those which the file lacks do not count.
+        categories: the model's classes, in the order of their labels. Those that the file lacks do not count.
         masks: evaluate masks as well as boxes.
-        style, max_detections: as of `evaluate_detections`.
+        style, max_detections: see `evaluate_detections`.
 
     Attributes:
         thresholds: [C] of the model's labels: detections of lower scores are left out; None: none are.
@@ -59,7 +59,7 @@ class Evaluator:
         self._parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
 
     def update(self, detections: Sequence[dict[str, Tensor]], image_ids: Sequence[Id]) -> None:
-        """Take what a model has found in some images: as of `Detector.forward`, and the ids of the images."""
+        """Take what a model has found in some images: see `Detector.forward`, and the ids of the images."""
         for found, image_id in zip(detections, image_ids, strict=True):
             boxes = found["boxes"].float().cpu().clone()
             boxes[:, 2:] -= boxes[:, :2]
@@ -86,7 +86,7 @@ class Evaluator:
     def merge(self, device: torch.device) -> None:
         """Bring the detections of all processes to the first one, as arrays; without several processes, do nothing.
 
-        All have to call it. `device` is one which the processes can exchange tensors of.
+        All have to call it. `device` is one that the processes can exchange tensors of.
         """
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             columns = self._columns()

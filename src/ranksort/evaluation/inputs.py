@@ -85,7 +85,7 @@ def open_ground_truth(source: "str | Path | dict[str, Any] | CocoFile", iou_type
 def read_ground_truth(source: "str | Path | dict[str, Any] | CocoFile", iou_type: str, style: str) -> GroundTruth:
     """Read annotations in COCO's or LVIS' format.
 
-    Absent `iscrowd` means 0; where there is no sensible `area`, it is that of the box (iou_type "bbox") or mask ("segm"), within
+    Absent `iscrowd` means 0; if there is no sensible `area`, it is that of the box (iou_type "bbox") or mask ("segm"), within
     0..`MAX_AREA`, so that each object but the crowds is to be found.
 
     Args:
@@ -100,12 +100,12 @@ def read_ground_truth(source: "str | Path | dict[str, Any] | CocoFile", iou_type
     with_masks = iou_type == "segm"
     file = open_ground_truth(source, iou_type)
     if with_masks and any(fault.kind == "no segmentation" for fault in file.faults):
-        raise ValueError(f"{file.source} has objects without masks: compare boxes, by --iou-type bbox.")
+        raise ValueError(f"{file.source} has objects without masks: compare boxes, with --iou-type bbox.")
     file.require("mask_evaluation" if with_masks else "evaluation")
     if style == "lvis" and (file.images.federated is None or not {"r", "c", "f"}.issuperset(file.frequencies)):
         raise ValueError(
             f'{file.source} is no LVIS file: its images need "neg_category_ids" and "not_exhaustive_category_ids", its '
-            'categories a "frequency" of r, c or f. Other files are evaluated by --style coco.'
+            'categories a "frequency" of r, c or f. Other files are evaluated with --style coco.'
         )
     images, objects = file.images, file.annotations
     order = sorted(range(len(images)), key=lambda n: sort_key(images.ids[n]))
@@ -167,7 +167,7 @@ def read_detections(source: str | Path | list[dict[str, Any]], ground_truth: Gro
     Args:
         source: path of the JSON, or its content: a list of objects with `image_id`, `category_id`, `score` and `bbox`
             ([x, y, width, height] in pixels) or, for "segm", `segmentation` (RLE). An empty list is valid.
-        ground_truth: the objects which the detections will be compared with.
+        ground_truth: the objects that the detections will be compared with.
         iou_type: "bbox" or "segm".
 
     Raises:
@@ -241,7 +241,7 @@ class _Reader:
                 if id is None:
                     self.note([True], first + n, "have no 'category_id'")
                 elif canonical(id) is None:
-                    self.note([True], first + n, f"have a category_id that is no integer or string, but {id}")
+                    self.note([True], first + n, f"have a category_id that is not an integer or string, but {id}")
                 else:
                     self.left_out[id] = self.left_out.get(id, 0) + 1
             kept = np.flatnonzero(category >= 0)
@@ -322,9 +322,9 @@ class _Reader:
                     f"have no '{problem}'" if value is None else f"have a {problem} that is not {needed}, but {value}"
                 )
                 if problem == "have no 'bbox'" and len(positions) == count:
-                    problem += ": masks are compared by --iou-type segm"
+                    problem += ": masks are compared with --iou-type segm"
                 elif "segmentation" in problem:
-                    problem += ": boxes are compared by --iou-type bbox"
+                    problem += ": boxes are compared with --iou-type bbox"
             elif problem == "unknown":
                 ids = list(dict.fromkeys(self.unknown))
                 problem = f"have an unknown image_id: {listed(ids, shown=reprlib.repr)}"
@@ -351,7 +351,7 @@ def _others(values: list[Any], kind: type[Any]) -> list[int]:
 
 
 def _segmentation(value: Any) -> Any:
-    """A decoded segmentation as a row has it; None where it is neither an RLE nor polygons."""
+    """A decoded segmentation as a row has it; None if it is neither an RLE nor polygons."""
     try:
         return msgspec.convert(value, _Rle | list[list[float]])
     except (msgspec.ValidationError, OverflowError):

@@ -15,7 +15,7 @@ METRICS = tuple(_NAMES.values())
 
 
 def intervals_as_dict(result: Bootstrap, ground_truth: GroundTruth) -> dict[str, Any]:
-    """As report.json has them; `values`, of each resample, are those which runs are compared by."""
+    """As report.json has them; `values`, of each resample, are those that runs are compared by."""
     metrics = {
         _NAMES[field]: {
             "measured": values.measured,
@@ -29,7 +29,7 @@ def intervals_as_dict(result: Bootstrap, ground_truth: GroundTruth) -> dict[str,
 
 
 def fingerprint(ground_truth: GroundTruth) -> str:
-    """Hash the images, classes and objects but for their shapes, 64 hexadecimal digits: equal seeds draw equal images where it is equal."""
+    """Hash the images, classes and objects without their shapes, 64 hexadecimal digits: equal hashes and seeds draw equal images."""
     ids = [str([image.id for image in ground_truth.images]), str([c.id for c in ground_truth.categories])]
     content = hashlib.sha256("\n".join(ids).encode("utf-8", "surrogatepass"))
     order = np.lexsort((ground_truth.crowd, ground_truth.category, ground_truth.image))
@@ -48,7 +48,7 @@ def interval_line(result: Bootstrap, num_images: int) -> str:
 
 
 def differences(base: dict[str, Any], other: dict[str, Any]) -> Bootstrap | None:
-    """How much more `other` has than `base`: two entries `intervals` of report.json; None where the objects are not the same."""
+    """How much more `other` has than `base`: two entries `intervals` of report.json; None if the objects are not the same."""
     if any(base[key] != other[key] for key in ("resamples", "seed", "objects")):
         return None
     first, second = (
@@ -61,7 +61,7 @@ def differences(base: dict[str, Any], other: dict[str, Any]) -> Bootstrap | None
 
 
 def difference_in_words(base: dict[str, Any], other: dict[str, Any]) -> str:
-    """Such as "AP better by 1.2 ± 0.9, oLRP the same (± 0.7)": ± is half of the 95 % interval of two entries `intervals` of report.json."""
+    """Compare two entries `intervals` of report.json: "AP better by 1.2 ± 0.9, oLRP the same (± 0.7)", ± half the 95 % interval."""
     found = differences(base, other)
     if found is None:
         return "not evaluated on the same images and objects, so that there is no paired difference"

@@ -35,13 +35,13 @@ class Matches(NamedTuple):
     iou: np.ndarray  # (N,) with the matched object; 0 without one
     object_image: np.ndarray  # (A',) position of an object's image; crowds are left out
     object_category: np.ndarray  # (A',)
-    object_score: np.ndarray  # (A',) of the detection which found it, NaN where none did
+    object_score: np.ndarray  # (A',) of the detection that found it, NaN if none did
 
 
 class LRPResult(NamedTuple):
     """oLRP of C classes in one area range, LRP error over the score threshold, and what both come from."""
 
-    optima: np.ndarray  # (C, 5): the last axis is an OptimalLRP; NaN where undefined
+    optima: np.ndarray  # (C, 5): the last axis is an OptimalLRP; NaN if undefined
     curves: np.ndarray  # (C, 101): LRP error at the score thresholds SCORE_GRID
     matches: Matches
 

@@ -31,7 +31,7 @@ class Family:
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of each class, NaN where it is undefined; the summary has the mean over the classes.
+    """A number of each class, NaN if it is undefined; the summary has the mean over the classes.
 
     Attributes:
         name: in the files.
@@ -125,7 +125,7 @@ def list_metrics(limits: Sequence[int]) -> list[Metric]:
             in_summary=False,
             **everywhere,
             heading="threshold",
-            help="score threshold which reaches oLRP",
+            help="score threshold that reaches oLRP",
             is_fraction=False,
         ),
         *(

@@ -32,7 +32,7 @@ class ModelThresholds:
     _reached: dict[Wish, Reached] = field(default_factory=dict, init=False, repr=False)  # `predict` asks for each image
 
     def __post_init__(self) -> None:
-        """Raises ValueError where there is none of any label."""
+        """Raise ValueError if there is none of any label."""
         self.reach(Wish("lrp"))
 
     def reach(self, wish: Wish) -> Reached:
@@ -67,7 +67,7 @@ class ModelCalibration:
         )
 
     def __call__(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The detections of an image, as of `Detector.forward`, by their calibrated scores, which are float64.
+        """The detections of an image, as for `Detector.forward`, by their calibrated scores, which are float64.
 
         Float32 would make equal what differs: one thousandth of a calibrated score is what breaks ties. Only where the device knows no
         float64 (MPS) is it float32.
@@ -144,14 +144,15 @@ def find_calibration(
         calibrator, name = load_calibrator(file), str(file)
         if target == "precision" != calibrator.target:
             raise ValueError(
-                f"{file} gives the {MEANINGS['iou']}, not the {MEANINGS['precision']}: make one by `ranksort calibrate --target precision`"
+                f"{file} gives the {MEANINGS['iou']}, not the {MEANINGS['precision']}: "
+                "create one with `ranksort calibrate --target precision`"
             )
         return ModelCalibration(calibrator, name, categories)
     content, name = _find(checkpoint, carried, target)
     if content is None:
         raise FileNotFoundError(
             f"{checkpoint} has no calibration, and there is no {name}: write it by {_advice(checkpoint)}, or name one that "
-            "`ranksort calibrate` has made of detections on validation data, by --calibration FILE"
+            "`ranksort calibrate` has made of detections on validation data, with --calibration FILE"
         )
     return ModelCalibration(read_calibrator(content, name), name, categories)
 
@@ -159,7 +160,7 @@ def find_calibration(
 def _find(checkpoint: Path, carried: Mapping[str, Any], kind: str) -> tuple[Any, str]:
     """The parsed content of one of FILES and where it is from; None and where it was expected if there is none.
 
-    That in the report of the run which the checkpoint is in comes first, then what the checkpoint carries, then what lies beside it. Of
+    That in the report of the run that the checkpoint is in comes first, then what the checkpoint carries, then what lies beside it. Of
     reports of boxes and of masks those of masks come first.
     """
     is_run, parent = checkpoint.is_dir(), checkpoint.absolute().parent
@@ -182,7 +183,7 @@ def _parsed(file: Path) -> dict[str, Any]:
             return content
     except ValueError:
         pass
-    raise ValueError(f"{file} is damaged: evaluate the run again by `ranksort test`")
+    raise ValueError(f"{file} is damaged: evaluate the run again with `ranksort test`")
 
 
 def _advice(checkpoint: Path) -> str:
@@ -192,7 +193,7 @@ def _advice(checkpoint: Path) -> str:
 
 
 def read_report(folder: Path) -> dict[str, Any]:
-    """What a checkpoint of a run carries: the contents of FILES in the folder of its report, of masks where there are any."""
+    """What a checkpoint of a run carries: the contents of FILES in the folder of its report, of masks if there are any."""
     places = [folder / "masks", folder]
     found = {kind: [f / name for f in places if (f / name).is_file()] for kind, name in FILES.items()}
     return {kind: _parsed(files[0]) for kind, files in found.items() if files}

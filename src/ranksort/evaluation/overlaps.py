@@ -23,7 +23,7 @@ class Samples(NamedTuple):
     num_objects: np.ndarray  # (C,) objects to be found
 
     def select(self, rows: np.ndarray) -> "Samples":
-        """Those detections which are marked, bool (N,)."""
+        """Those detections that are marked, bool (N,)."""
         return self._replace(**{name: getattr(self, name)[rows] for name in self._fields[:-1]})
 
 
@@ -66,7 +66,7 @@ class Overlaps(NamedTuple):
     Attributes:
         pairs: those of the same class that overlap, by rank of the detection there, then by detection, the best object last. Their
             IoU is, with a crowd, the share of the detection inside.
-        other: (N,) the largest IoU with an object of another class, but for crowds; 0 without one.
+        other: (N,) the largest IoU with an object of another class, except for crowds; 0 without one.
         other_object: (N,) that object; 0 where `other` is.
     """
 
@@ -121,7 +121,7 @@ def _masks(instances: GroundTruth | Detections, rows: np.ndarray, size: tuple[in
 
 
 def _match(ground_truth: GroundTruth, candidates: Candidates, pairs: Matching, threshold: float) -> np.ndarray:
-    """(N,) IoU of each detection with the object which it takes, 0 if it takes none; NaN where it does not count."""
+    """(N,) IoU of each detection with the object that it takes, 0 if it takes none; NaN if it does not count."""
     crowd = ground_truth.crowd
     close = pairs.select(pairs.iou >= np.where(crowd[pairs.object], TAU, threshold))
     matched = match_greedily(close, candidates.rank[close.detection], crowd)

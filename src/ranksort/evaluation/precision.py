@@ -8,7 +8,7 @@ RECALLS = np.linspace(0, 1, 101)
 
 
 def evaluate_precision(candidates: Candidates, setting: Setting, limits: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Precision and recall of C classes in one area range, at T IoU thresholds. NaN where a class has no object.
+    """Precision and recall of C classes in one area range, at T IoU thresholds. NaN if a class has no object.
 
     Args:
         candidates: the detections.
@@ -88,7 +88,7 @@ def _false_positives(
 
 
 def _highest(values: np.ndarray, counts: np.ndarray, needed: np.ndarray) -> np.ndarray:
-    """(C, 101) the highest of the values of each class from the `needed`-th one on, 0 where there are not so many.
+    """(C, 101) the highest of the values of each class from the `needed`-th one on, 0 if there are not so many.
 
     Args:
         values: (P,) by class.

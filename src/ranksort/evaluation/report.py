@@ -43,7 +43,7 @@ class Cut:
 
 @dataclass
 class Report:
-    """Metrics of detections, as fractions 0..1, NaN where undefined.
+    """Metrics of detections, as fractions 0..1, NaN if undefined.
 
     Attributes:
         summary: name to value, averaged over the classes for which the metric is defined; see `as_dict`.

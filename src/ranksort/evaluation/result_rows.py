@@ -30,7 +30,7 @@ def read_rows(source: str | Path | list[Row]) -> list[Row]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: one sentence about what is wrong and where: it is no list of objects with ids of an image and a category and a
+        ValueError: one sentence about what is wrong and where: it is not a list of objects with ids of an image and a category and a
             score in 0..1.
     """
     with in_memory(source, "detections", "split the file by images"):
@@ -53,7 +53,7 @@ def read_rows(source: str | Path | list[Row]) -> list[Row]:
 def calibrated_marks(source: str | Path | list[Row]) -> set[str]:
     """What the detections say their scores are worth, see `CALIBRATED`; nothing where they are as the model gives them.
 
-    A file is only searched for the key first, which takes a fraction of the time of reading it. `source`: as of `read_rows`.
+    A file is only searched for the key first, which takes a fraction of the time of reading it. `source`: see `read_rows`.
     """
     if not isinstance(source, list):
         with Path(source).open("rb") as file:
@@ -66,7 +66,7 @@ def calibrated_marks(source: str | Path | list[Row]) -> set[str]:
 
 
 def read_boxes(rows: Sequence[Row], name: str) -> np.ndarray:
-    """Return the boxes of N rows as xyxy, (N, 4) in pixels: their "bbox", or that around the mask of a row which has none.
+    """Return the boxes of N rows as xyxy, (N, 4) in pixels: their "bbox", or that around the mask of a row that has none.
 
     `name` is what messages call their file.
 

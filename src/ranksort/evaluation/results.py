@@ -27,7 +27,7 @@ COLUMNS = ("image_id", "file_name", "category_id", "class", "score", "x", "y", "
 def to_coco_results(
     detections: Sequence[dict[str, Tensor]], image_ids: Sequence[Id], category_ids: Sequence[Id]
 ) -> list[dict[str, Any]]:
-    """Turns the detections of some images into COCO results.
+    """Turn the detections of some images into COCO results.
 
     Args:
         detections: for each image `boxes` [D, 4] xyxy in pixels of the original image, `scores` [D] and `labels` [D], and perhaps `masks`
@@ -36,7 +36,7 @@ def to_coco_results(
         category_ids: the category id of each label.
 
     Returns:
-        One `{image_id, category_id, bbox: [x, y, width, height], score}` a detection, with `segmentation` where there are masks.
+        One `{image_id, category_id, bbox: [x, y, width, height], score}` a detection, with `segmentation` if there are masks.
     """
     results = []
     for found, image_id in zip(detections, image_ids, strict=True):
@@ -124,7 +124,7 @@ class ResultsWriter:
         """Write the detections of an image.
 
         Args:
-            results: as of `to_coco_results`; there may be none.
+            results: see `to_coco_results`; there may be none.
             image_id, file_name: of the image.
             height, width: of the image in pixels; 0 where they are not known.
         """
@@ -156,7 +156,7 @@ def write_results(folder: Path, found: Detections, file: CocoFile, calibrated: T
         folder: where to.
         found: boxes, and perhaps masks, of images of `file`.
         file: the ground truth that they were compared with; all its images are listed, in the order of their ids.
-        calibrated: as of `ResultsWriter`.
+        calibrated: see `ResultsWriter`.
     """
     images = file.images
     in_order = sorted(range(len(images)), key=lambda n: sort_key(images.ids[n]))

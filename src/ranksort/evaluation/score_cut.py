@@ -8,7 +8,7 @@ from .lrp import Matches
 
 USUAL = 0.05  # thresholds up to this one are usual in published results
 _ROUNDED = 0.005  # by which the lowest score may exceed the threshold
-_LOWEST = 0.1  # share of the detections which are looked at
+_LOWEST = 0.1  # share of the detections that are looked at
 _RIGHT = 0.1  # share of them that have to be right
 
 
@@ -29,11 +29,11 @@ def find_score_cut(lowest: float, matches: Matches) -> ScoreCut | None:
     most they reach recall 1 at the precision of all that is there; for a class of which nothing is there, at that of all classes.
 
     Args:
-        lowest: score of all detections, also of those beyond the limit; NaN where there are none.
+        lowest: score of all detections, also of those beyond the limit; NaN if there are none.
         matches: of the detections and objects, at IoU .5.
 
     Returns:
-        None where nothing points to a threshold, or it costs less than 1 point of AP50.
+        None if nothing points to a threshold, or it costs less than 1 point of AP50.
     """
     counts, is_tp = matches.outcome >= 0, matches.outcome == 1
     if not lowest >= USUAL + _ROUNDED or not counts.any():

@@ -34,9 +34,9 @@ class Example(NamedTuple):
 class ScoreQuality(NamedTuple):
     """Attributes:
     before: calibration.
-    after: what cross-calibrated scores would be; None where they cannot be had.
+    after: what cross-calibrated scores would be; None if they cannot be had.
     why_not: in a sentence.
-    example: None where there are too few detections to say.
+    example: None if there are too few detections to say.
     """
 
     before: Judged
@@ -87,7 +87,7 @@ def _example(samples: Samples, kept: np.ndarray) -> Example | None:
     score = float(np.median(scores[kept[counts]]))
     distance = abs(scores - score)
     number = min(NEAREST, max(FEW, len(scores) // 10))
-    near = distance <= np.partition(distance, number - 1)[number - 1]  # also those which are as near as the last one
+    near = distance <= np.partition(distance, number - 1)[number - 1]  # also those that are as near as the last one
     return Example(
         score, float(scores[near].min()), float(scores[near].max()), int(near.sum()), float(correct[near].mean())
     )

@@ -56,8 +56,12 @@ class Reached(NamedTuple):
 
 
 class _Row(msgspec.Struct, rename={"name": "class"}):
-    """A class: its LRP-optimal threshold, None where nothing right was found; and at some scores how many detections of that score or
-    more there are, and how many of these are true positives."""
+    """The thresholds of a class.
+
+    Its LRP-optimal threshold (None without true positives) and, at some scores, the number of detections of at least that score, and of
+    true
+    positives among them.
+    """
 
     category_id: int | str
     name: str
@@ -95,7 +99,7 @@ class Thresholds:
         rows = {(row.category_id, row.name): row for row in self.content.thresholds}
         of_classes = [rows.get((category.id, category.name)) for category in categories]
         if wish.kind != "lrp" and not any(row.scores for row in self.content.thresholds):
-            raise ValueError(f"{self.name} has no precisions and recalls: evaluate again by `ranksort test`")
+            raise ValueError(f"{self.name} has no precisions and recalls: evaluate again with `ranksort test`")
         found = [None if row is None else _reach(row, wish) for row in of_classes]
         known = [threshold for threshold, _ in filter(None, found)]
         if not known:
@@ -119,7 +123,7 @@ class Thresholds:
 
 
 def _reach(row: _Row, wish: Wish) -> tuple[float, float] | None:
-    """The threshold of a class and the precision or recall there; None where nothing right was found."""
+    """The threshold of a class and the precision or recall there; None if nothing right was found."""
     if wish.kind == "lrp":
         return None if row.threshold is None else (row.threshold, math.nan)
     if not row.scores:
@@ -133,7 +137,8 @@ def _reach(row: _Row, wish: Wish) -> tuple[float, float] | None:
 
 def thresholds_content(report: Report) -> dict[str, Any]:
     """What `thresholds.json` holds: `iou_type`; `scores`, what kind they are of; `thresholds`, of each category of the ground truth
-    `category_id`, `class` and `threshold`, the LRP-optimal one, null where nothing right was found or it has no objects; and `default`, for
+    `category_id`, `class` and `threshold`, the LRP-optimal one, null where nothing right was found or it has no objects; and `default`,
+    for
     those: the mean of the others, null without any. A category with true positives also has `objects`, and at falling `scores` the
     numbers of `detections` and of `true_positives` among them from that score on, for each precision and recall that can be told apart by
     a thousandth.
@@ -200,10 +205,10 @@ def read_thresholds(content: Any, name: str) -> Thresholds:
     except (msgspec.ValidationError, RecursionError):
         checked = None
     if checked is None or not all(map(_is_good, checked.thresholds)) or not _is_share(checked.default):
-        raise ValueError(f"{name} is damaged: evaluate the run again by `ranksort test`")
+        raise ValueError(f"{name} is damaged: evaluate the run again with `ranksort test`")
     if checked.scores != "raw":
         raise ValueError(
-            f"{name} is of scores that were {checked.scores}: evaluate the run again by `ranksort test` without --scores and "
+            f"{name} is of scores that were {checked.scores}: evaluate the run again with `ranksort test` without --scores and "
             "--score-threshold"
         )
     return Thresholds(checked, name)
