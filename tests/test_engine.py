@@ -97,7 +97,7 @@ def test_scores_are_calibrated_and_cut_off(
     run = tmp_path / "run"
     report = engine.train(tiny_recipe, run)
     assert report is not None
-    assert "calibrated by other images" in capsys.readouterr().out
+    assert "calibrated on other images" in capsys.readouterr().out
     trained = read_checkpoint(run)
     assert set(trained.scores) == {"thresholds", "iou", "precision"}
     assert trained.scores["iou"] == json.loads((run / "report" / "calibration.json").read_bytes())

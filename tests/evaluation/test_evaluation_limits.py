@@ -41,7 +41,7 @@ def test_the_limit_is_an_argument_and_names_the_recall(style, names, default):
 
 @pytest.mark.parametrize("limit", [0, -1, 2.5, True, "100"])
 def test_no_other_limit(limit):
-    with pytest.raises(ValueError, match="max_detections must be a whole number from 1 on; got"):
+    with pytest.raises(ValueError, match="max_detections must be a whole number, 1 or more; got"):
         evaluate_detections(*crowded(5), max_detections=limit)
 
 
