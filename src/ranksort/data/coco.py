@@ -76,6 +76,18 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
     Raises:
         ValueError: the file is malformed, or the model does not have the class of an object.
         FileNotFoundError: there is no such file or folder, or an image is missing.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from ranksort.data.coco import CocoDataset
+        >>> from ranksort.data.synthetic import write_synthetic_dataset
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     root = write_synthetic_dataset(Path(folder), train_images=2, val_images=1)
+        ...     dataset = CocoDataset(root / "images", root / "annotations/instances_train.json", training=True)
+        ...     image, target = dataset[0]
+        >>> image.dtype, image.shape[0], target["boxes"].shape[1], len(dataset.categories)
+        (torch.uint8, 3, 4, 8)
     """
 
     def __init__(

@@ -55,6 +55,14 @@ def read_coco_file(
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it does not fit into memory, or parsed contents are not valid JSON values.
+
+    Example:
+        >>> from ranksort.data.coco_file import read_coco_file
+        >>> truth = {"images": [{"id": 1, "file_name": "a.jpg", "width": 64, "height": 64}], "categories": [{"id": 1, "name": "cat"}]}
+        >>> truth["annotations"] = [{"id": 5, "image_id": 1, "category_id": 1, "bbox": [4, 4, 0, 8], "area": 0, "iscrowd": 0}]
+        >>> file = read_coco_file(truth, segmentations=False)
+        >>> file.annotations.boxes.tolist(), [(fault.kind, *fault.lines) for fault in file.faults][:1]
+        ([[4.0, 4.0, 0.0, 8.0]], [('box without area', 'annotation 5 has no area (bbox [4.0, 4.0, 0.0, 8.0], area 0)')])
     """
     opened = JsonSource.open(source, what)
     file = CocoFile(f"The {opened.name}")

@@ -31,6 +31,12 @@ def repeat_factors(image: np.ndarray, label: np.ndarray, num_images: int, thresh
 
     Returns:
         float64 [I], 1 or more; 1 for images without objects.
+
+    Example:
+        >>> import numpy as np
+        >>> from ranksort.data.lvis import repeat_factors
+        >>> repeat_factors(np.array([0, 1, 2, 3]), np.array([0, 0, 0, 1]), num_images=4, threshold=1).tolist()
+        [1.1547, 1.1547, 1.1547, 2.0]
     """
     pairs = np.unique(np.stack((image, label), axis=1), axis=0)
     share = np.bincount(pairs[:, 1]) / num_images

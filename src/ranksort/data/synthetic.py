@@ -292,6 +292,15 @@ def write_synthetic_dataset(
 
     Raises:
         ValueError: `root` has the annotations of another data set.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from ranksort.data.synthetic import write_synthetic_dataset
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     root = write_synthetic_dataset(Path(folder), train_images=2, val_images=1)
+        ...     [path.name for path in sorted(root.rglob("*.*"))]
+        ['instances_train.json', 'instances_val.json', 'train_00000.jpg', 'train_00001.jpg', 'val_00000.jpg']
     """
     root, counts = Path(root), {"train": train_images, "val": val_images}
     parameters = {"version": GENERATOR_VERSION, "images": counts, "image_size": list(image_size)}

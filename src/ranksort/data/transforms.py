@@ -24,6 +24,13 @@ class ResizeShortSide(v2.Transform):
     Args:
         min_sizes: lengths of the short side in pixels, to draw from.
         max_size: maximum length of the long side in pixels, which may make the short side shorter than drawn.
+
+    Example:
+        >>> import torch
+        >>> from torchvision import tv_tensors
+        >>> from ranksort.data.transforms import ResizeShortSide
+        >>> ResizeShortSide([32], max_size=100)(tv_tensors.Image(torch.zeros(3, 64, 96, dtype=torch.uint8))).shape
+        torch.Size([3, 32, 48])
     """
 
     def __init__(self, min_sizes: Sequence[int], max_size: int) -> None:

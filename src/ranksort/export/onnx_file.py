@@ -54,6 +54,17 @@ def export_onnx(
 
     Raises:
         ValueError: the file exists, the model is not on the CPU, the network is larger than 2 GB, or ONNX Runtime and PyTorch disagree.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from ranksort import create_model
+        >>> from ranksort.export import export_onnx
+        >>> model = create_model("ranksort_atss_r50_fpn_1x_coco", class_names=["cat"], backbone="resnet18", channels=64, head_convs=1, min_size=64)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     comparison = export_onnx(model, Path(folder) / "model.onnx")  # compares with PyTorch on drawn images
+        >>> comparison.is_same
+        True
     """
     path = Path(path)
     check_path(path, overwrite)

@@ -24,6 +24,13 @@ class Found:
         scores: float32 [D], in 0..1; float64 if calibrated.
         labels: int64 [D], positions in `OnnxDetector.class_names`.
         masks: bool [D, H, W], None if the model predicts none.
+
+    Example:
+        >>> import numpy as np
+        >>> from ranksort.exported import Found
+        >>> found = Found(np.zeros((2, 4), np.float32), np.array([0.9, 0.4], np.float32), np.array([0, 1]))
+        >>> len(found.select(found.scores > 0.5))
+        1
     """
 
     boxes: np.ndarray

@@ -21,6 +21,13 @@ class AverageLRPOutput(NamedTuple):
     """The two parts of aLRP Loss, scalars >= 0; `L_aLRP = classification + localization`.
 
     The gradient of `classification` reaches only the logits, that of `localization` only the regression losses.
+
+    Example:
+        >>> import torch
+        >>> from ranksort import average_lrp_loss
+        >>> losses = average_lrp_loss(torch.tensor([3.0, -3.0]), torch.tensor([1.0, 0.0]), torch.tensor([0.2]))
+        >>> sum(losses).item()  # only the localisation error is left
+        0.2
     """
 
     classification: Tensor
@@ -67,6 +74,14 @@ def average_lrp_loss(
             positive or one is negative, or a value that is not ignored is not finite.
 
     The host waits for the device at most three times per call, five with a process group, and once more if ignored logits are not finite.
+
+    Example:
+        >>> import torch
+        >>> from ranksort import average_lrp_loss
+        >>> logits = torch.tensor([3.0, 0.0, -3.0])
+        >>> losses = average_lrp_loss(logits, torch.tensor([1.0, 0.0, 1.0]), regression_losses=torch.tensor([0.2, 0.6]))
+        >>> losses.classification.item(), losses.localization.item()
+        (0.1667, 0.2333)
     """
     examples = select_examples(logits, targets, float(delta), process_group, regression_losses=regression_losses)
     return _losses(logits, examples, regression_losses, delta, process_group)
@@ -119,6 +134,16 @@ class ALRPLoss(nn.Module):
     Args:
         delta: as for `average_lrp_loss`.
         period: number of iterations; the default is an epoch of COCO in batches of 16.
+
+    Example:
+        >>> import torch
+        >>> from ranksort import ALRPLoss
+        >>> loss = ALRPLoss(period=2)  # balance the losses every two calls
+        >>> batch = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 1.0]), torch.tensor([0.2])
+        >>> loss(*batch).localization.item()  # 50 * 0.2 / 2
+        5.0
+        >>> loss(*batch).localization.item()  # balanced: equal to classification + unweighted localization
+        0.6
     """
 
     localization_weight: Tensor

@@ -40,6 +40,13 @@ def average_precision_loss(
         ValueError: shapes differ, logits are not floating point, a target is above 1, or a value that is not ignored is not finite.
 
     The host waits for the device at most three times per call, five with a process group, and once more if ignored logits are not finite.
+
+    Example:
+        >>> import torch
+        >>> from ranksort import average_precision_loss
+        >>> logits = torch.tensor([3.0, 1.0, -1.0, -3.0])
+        >>> average_precision_loss(logits, torch.tensor([1.0, 0.0, 1.0, 0.0])).item()  # 1 - (1 / 1 + 2 / 3) / 2
+        0.1667
     """
     examples = select_examples(logits, targets, float(delta), process_group)
     if examples is None:
@@ -63,7 +70,14 @@ def _error_and_update(examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class APLoss(nn.Module):
-    """`average_precision_loss` as a module without state; see there for shapes, ranges and errors."""
+    """`average_precision_loss` as a module without state; see there for shapes, ranges and errors.
+
+    Example:
+        >>> import torch
+        >>> from ranksort import APLoss
+        >>> APLoss()(torch.tensor([3.0, -3.0]), torch.tensor([0.0, 1.0])).item()  # precision 1 / 2 at the only positive
+        0.5
+    """
 
     def __init__(self, delta: float = 1.0):
         super().__init__()

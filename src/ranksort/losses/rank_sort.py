@@ -19,7 +19,15 @@ _EPS = 1e-10
 
 
 class RankSortOutput(NamedTuple):
-    """The two parts of RS Loss, scalars in [0, 1]; `L_RS = ranking + sorting`. Each carries its own gradient."""
+    """The two parts of RS Loss, scalars in [0, 1]; `L_RS = ranking + sorting`. Each carries its own gradient.
+
+    Example:
+        >>> import torch
+        >>> from ranksort import rank_sort_loss
+        >>> losses = rank_sort_loss(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0]))  # the positive is below the negative
+        >>> losses.ranking.item(), losses.sorting.item()
+        (0.6667, 0.0)
+    """
 
     ranking: Tensor
     sorting: Tensor
@@ -54,6 +62,18 @@ def rank_sort_loss(
     The host waits for the device at most three times per call, five with a process group, and once more if ignored logits are not
     finite. On CUDA with Triton and without a process group, `kernels.py` computes the losses, unless
     `torch.use_deterministic_algorithms` is set.
+
+    Example:
+        >>> import torch
+        >>> from ranksort import rank_sort_loss
+        >>> logits = torch.tensor([2.0, 0.0, 1.0], requires_grad=True)
+        >>> targets = torch.tensor([0.6, 0.9, 0.0])  # two positives with their IoUs, one negative
+        >>> ranking, sorting = rank_sort_loss(logits, targets)
+        >>> ranking.item(), sorting.item()
+        (0.2, 0.1)
+        >>> (ranking + sorting).backward()
+        >>> logits.grad  # descent raises the better positive, and lowers the negative and the positive above it
+        tensor([ 0.1000, -0.3000,  0.2000])
     """
     kernels = _kernels_for(logits) if process_group is None else None
     if kernels is not None:
@@ -107,7 +127,15 @@ def _sorting(examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class RankSortLoss(nn.Module):
-    """`rank_sort_loss` as a module without state; see there for shapes, ranges and errors."""
+    """`rank_sort_loss` as a module without state; see there for shapes, ranges and errors.
+
+    Example:
+        >>> import torch
+        >>> from ranksort import RankSortLoss
+        >>> loss = RankSortLoss(delta=0.5)
+        >>> sum(loss(torch.tensor([3.0, 2.0, -2.0]), torch.tensor([0.9, 0.6, 0.0]))).item()  # perfectly ranked and sorted
+        0.0
+    """
 
     def __init__(self, delta: float = 0.5):
         super().__init__()

@@ -31,6 +31,12 @@ def focal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.25, gamma: f
 
     Raises:
         ValueError: the shapes differ.
+
+    Example:
+        >>> import torch
+        >>> from ranksort.losses import focal_loss
+        >>> focal_loss(torch.zeros(2), torch.tensor([1.0, 0.0])).item()  # (0.25 + 0.75) * 0.5**2 * log(2)
+        0.1733
     """
     s, y = _prepare(logits, targets)
     y = (y > 0).to(s)
@@ -53,6 +59,13 @@ def quality_focal_loss(logits: Tensor, targets: Tensor, *, beta: float = 2.0) ->
 
     Raises:
         ValueError: as for `focal_loss`.
+
+    Example:
+        >>> import torch
+        >>> from ranksort.losses import quality_focal_loss
+        >>> logits = torch.zeros(1)  # a probability of 0.5
+        >>> quality_focal_loss(logits, torch.tensor([0.5])).item(), quality_focal_loss(logits, torch.tensor([0.9])).item()
+        (0.0, 0.1109)
     """
     s, y = _prepare(logits, targets)
     return _per_positive((y - s.sigmoid()).abs() ** beta * _cross_entropy(s, y), y)
@@ -74,6 +87,13 @@ def varifocal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.75, gamm
 
     Raises:
         ValueError: as for `focal_loss`.
+
+    Example:
+        >>> import torch
+        >>> from ranksort.losses import varifocal_loss
+        >>> logits = torch.zeros(1)
+        >>> varifocal_loss(logits, torch.tensor([0.4])).item(), varifocal_loss(logits, torch.tensor([0.8])).item()  # IoU as weight
+        (0.2773, 0.5545)
     """
     s, y = _prepare(logits, targets)
     weight = torch.where(y > 0, y, alpha * s.sigmoid() ** gamma)

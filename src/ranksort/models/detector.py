@@ -39,6 +39,14 @@ class Detector(nn.Module):
             or None.
         calibration: calibrates the scores of an image's detections, see `load_model`; None: scores are raw.
         white: value of white in greyscale images of more than 8 bits, if it was trained on such; 0: it was not.
+
+    Example:
+        >>> import torch
+        >>> from ranksort import create_model
+        >>> model = create_model("ranksort_atss_r50_fpn_1x_coco", num_classes=3, backbone="resnet18", min_size=64, channels=64)
+        >>> detections = model.eval()([torch.rand(3, 48, 64), torch.rand(3, 64, 64)])  # images may differ in size
+        >>> len(detections), sorted(detections[0])
+        (2, ['boxes', 'labels', 'scores'])
     """
 
     has_boxes: ClassVar[bool] = True  # whether it learns boxes; otherwise it reports the boxes around its masks

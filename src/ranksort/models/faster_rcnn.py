@@ -32,6 +32,14 @@ class FasterRCNN(Detector):
         upsampling: upsampling of the pyramid, see `region_pyramid`.
         proposals: maximum number of proposals per image for the box head.
         prior: class probability at the start of training.
+
+    Example:
+        >>> import torch
+        >>> from ranksort import create_model
+        >>> model = create_model("ranksort_faster_rcnn_r50_fpn_1x_coco", num_classes=3, backbone="resnet18", min_size=64, channels=64)
+        >>> target = {"boxes": torch.tensor([[8.0, 8.0, 40.0, 40.0]]), "labels": torch.tensor([1])}
+        >>> sorted(model([torch.rand(3, 64, 64)], [target]))
+        ['box', 'ranking', 'rpn_box', 'rpn_ranking', 'rpn_sorting', 'sorting']
     """
 
     backbone_levels = 4

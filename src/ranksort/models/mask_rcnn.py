@@ -28,7 +28,17 @@ MOST_MASKS = 200  # in a training batch
 
 
 class MaskRCNN(Detector):
-    """RS-Mask R-CNN: losses as for `FasterRCNN`, and `mask`. For the arguments see `FasterRCNN`."""
+    """RS-Mask R-CNN: losses as for `FasterRCNN`, and `mask`. For the arguments see `FasterRCNN`.
+
+    Example:
+        >>> import torch
+        >>> from ranksort import create_model
+        >>> model = create_model("ranksort_mask_rcnn_r50_fpn_1x_coco", num_classes=3, backbone="resnet18", min_size=64, channels=64)
+        >>> target = {"boxes": torch.tensor([[8.0, 8.0, 40.0, 40.0]]), "labels": torch.tensor([1]), "masks": torch.zeros(1, 64, 64)}
+        >>> target["masks"][0, 8:40, 8:40] = 1
+        >>> sorted(model([torch.rand(3, 64, 64)], [target]))
+        ['box', 'mask', 'ranking', 'rpn_box', 'rpn_ranking', 'rpn_sorting', 'sorting']
+    """
 
     has_masks = True
     backbone_levels = 4

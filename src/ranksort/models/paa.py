@@ -25,7 +25,16 @@ from .postprocess import score_voting
 
 
 class PAA(DenseDetector):
-    """RS-PAA: losses `ranking`, `sorting` and `box`. For the arguments see `DenseDetector`."""
+    """RS-PAA: losses `ranking`, `sorting` and `box`. For the arguments see `DenseDetector`.
+
+    Example:
+        >>> import torch
+        >>> from ranksort import create_model
+        >>> model = create_model("ranksort_paa_r50_fpn_1x_coco", num_classes=3, backbone="resnet18", min_size=64, channels=64)
+        >>> target = {"boxes": torch.tensor([[8.0, 8.0, 40.0, 40.0]]), "labels": torch.tensor([1])}
+        >>> sorted(model([torch.rand(3, 64, 64)], [target]))
+        ['box', 'ranking', 'sorting']
+    """
 
     def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> DetectionLosses:
         output = self.outputs(batch)

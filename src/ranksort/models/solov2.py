@@ -62,6 +62,15 @@ class SOLOv2(Detector):
         channels: channels of the pyramid, a multiple of 64.
         head_convs: depth of the head's towers.
         prior: class probability at the start of training.
+
+    Example:
+        >>> import torch
+        >>> from ranksort import create_model
+        >>> model = create_model("ranksort_solov2_r101_fpn_3x", num_classes=3, backbone="resnet18", min_size=64, channels=64)
+        >>> target = {"boxes": torch.tensor([[8.0, 8.0, 40.0, 40.0]]), "labels": torch.tensor([1]), "masks": torch.zeros(1, 64, 64)}
+        >>> target["masks"][0, 8:40, 8:40] = 1
+        >>> sorted(model([torch.rand(3, 64, 64)], [target]))
+        ['mask', 'ranking', 'sorting']
     """
 
     has_boxes = False
@@ -159,7 +168,14 @@ class SOLOv2(Detector):
 
 
 class SOLOv2Light(SOLOv2):
-    """RS-SOLOv2 with a head of half the width, for images of half the size."""
+    """RS-SOLOv2 with a head of half the width, for images of half the size.
+
+    Example:
+        >>> from ranksort import create_model
+        >>> model = create_model("ranksort_solov2_light_448_r34_fpn_3x", num_classes=3, backbone="resnet18")
+        >>> type(model).__name__, model.has_masks, model.has_boxes
+        ('SOLOv2Light', True, False)
+    """
 
     widening = 1
     ranges = LIGHT_RANGES

@@ -41,6 +41,15 @@ class YOLACT(Detector):
         channels: channels of the pyramid and the head.
         prototypes: number of prototypes.
         prior: class probability at the start of training.
+
+    Example:
+        >>> import torch
+        >>> from ranksort import create_model
+        >>> model = create_model("ranksort_yolact_r50_55e_coco", num_classes=3, backbone="resnet18", min_size=64, max_size=64, channels=64)
+        >>> target = {"boxes": torch.tensor([[8.0, 8.0, 40.0, 40.0]]), "labels": torch.tensor([1]), "masks": torch.zeros(1, 64, 64)}
+        >>> target["masks"][0, 8:40, 8:40] = 1
+        >>> sorted(model([torch.rand(3, 64, 64)], [target]))
+        ['box', 'mask', 'ranking', 'sorting']
     """
 
     has_masks = True

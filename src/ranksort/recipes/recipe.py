@@ -160,7 +160,16 @@ class EvaluationSettings:
 
 @dataclass
 class Recipe:
-    """All settings of a run, in five groups."""
+    """All settings of a run, in five groups.
+
+    Example:
+        >>> from ranksort import Recipe
+        >>> recipe = Recipe(name="mine")
+        >>> recipe.model.detector, recipe.training.epochs = "faster_rcnn", 24
+        >>> recipe.check()  # raises ValueError for settings that are out of range
+        >>> Recipe.from_dict(recipe.as_dict()) == recipe
+        True
+    """
 
     name: str = ""  # names the run folder; by default the name of the recipe function
     data: DataSettings = field(default_factory=DataSettings)

@@ -30,6 +30,22 @@ def import_data(folder: Path, out: Path, *, copy_images: bool = False) -> Import
         FileNotFoundError: there is no such folder.
         FileExistsError: `out` exists.
         ValueError: the format is unknown, or nothing can be used.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from ranksort.data.importers import import_data
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     yolo = Path(folder) / "yolo"
+        ...     for name in ("images", "labels"):
+        ...         (yolo / name).mkdir(parents=True)
+        ...     Image.new("RGB", (64, 48)).save(yolo / "images/a.jpg")
+        ...     _ = (yolo / "labels/a.txt").write_text("0 0.5 0.5 0.25 0.5")  # class, centre, width and height
+        ...     _ = (yolo / "classes.txt").write_text("cat")
+        ...     dataset = import_data(yolo, Path(folder) / "coco")
+        >>> dataset.splits["train"][0].objects[0].box
+        (24.0, 12.0, 16.0, 24.0)
     """
     if not folder.exists():
         raise FileNotFoundError(f"The folder {folder} does not exist{beside(folder)}.")
