@@ -11,11 +11,12 @@ BIN = .venv/bin
 INSTALLED = .venv/installed
 
 .DEFAULT_GOAL = help
-.PHONY: help quickstart test gpu lint types format bench docs build clean
+.PHONY: help quickstart test doctest gpu lint types format bench docs build clean
 
 help:
 	@echo "make quickstart  make a small data set, train a detector on it in minutes, show what it finds"
-	@echo "make test        run the tests"
+	@echo "make test        run the tests, and the examples in docstrings"
+	@echo "make doctest     run the examples in docstrings"
 	@echo "make gpu         on a machine with a GPU: check the losses and detectors there, and measure them"
 	@echo "make lint        check style and formatting"
 	@echo "make types       check the type annotations"
@@ -30,6 +31,11 @@ quickstart: $(INSTALLED)
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "not slow" -n $(TEST_WORKERS) $(ARGS)
+	$(if $(ARGS),,@$(MAKE) --no-print-directory doctest)
+
+# Modules that need an extra which is not installed are skipped.
+doctest: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(TEST_WORKERS) --doctest-modules --doctest-ignore-import-errors src/ranksort
 
 gpu: $(INSTALLED)
 	$(BIN)/python benchmarks/gpu_check.py $(ARGS)

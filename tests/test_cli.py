@@ -146,7 +146,7 @@ def test_resume_finds_the_latest_run(run: Path, tmp_path: Path, capsys: pytest.C
     recipe = f"{run.parent.parent.parent}/my_recipes.py:small"
     cli.main(["train", recipe, "--resume", "--training.output", str(run.parent.parent), "--training.epochs", "1"])
     assert f"1 epoch has been trained: {run}" in capsys.readouterr().out
-    assert "to begin one" in fails("train", recipe, "--resume", "--training.output", str(tmp_path))
+    assert "to start one" in fails("train", recipe, "--resume", "--training.output", str(tmp_path))
     with pytest.raises(SystemExit):
         cli.main(["train", recipe, "--resume", "--training.output"])
 
@@ -280,7 +280,7 @@ def test_predict_with_the_thresholds_of_the_report(
     predict(None)
     said = capsys.readouterr().out
     assert "thresholds.json is damaged" in said
-    assert "detections from score 0.3 on" in said
+    assert "detections with a score of 0.3 or more" in said
     report.unlink()
     assert "there is no" in fails(*arguments("lrp"))
 
@@ -357,7 +357,7 @@ def test_evaluate_draws_the_images_and_keeps_an_earlier_report(
     truth, out = tiny_data / "annotations" / "instances_val.json", tmp_path / "report"
     (tmp_path / "d.json").write_text("[]")
     command = ["evaluate", str(truth), str(tmp_path / "d.json"), "--images", str(tiny_data / "images")]
-    assert "by --out" in fails(*command)
+    assert "with --out" in fails(*command)
     cli.main([*command, "--out", str(out)])
     assert "points: missed 100.0." in capsys.readouterr().out
     assert "data:image/jpeg" in (out / "index.html").read_text()
@@ -445,7 +445,7 @@ def test_broken_image_in_training(run: Path, tiny_data: Path, tmp_path: Path, wo
         (["test", "nothing.ckpt"], "nothing.ckpt"),
         (["predict", "nothing.ckpt", "a.jpg", "--out", "x"], "nothing.ckpt"),
         (["evaluate", "no.json", "no.json"], "The ground truth no.json does not exist"),
-        (["evaluate", "no.json", "no.json", "--max-detections", "0"], "from 1 on; got 0"),
+        (["evaluate", "no.json", "no.json", "--max-detections", "0"], "1 or more; got 0"),
         (["check-data", "no", "no.json"], "no"),
         (["train", "ranksort_atss_lite0_small", "--data.root", "/nowhere", "--model.prior", "0"], "--model.prior"),
         (["quickstart", "--recipe", "ranksort_mask_rcnn_r50_fpn_1x_coco"], "ranksort_mask_rcnn_lite0_small"),

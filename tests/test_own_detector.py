@@ -98,14 +98,14 @@ def test_predict(run: Path, name: str, tiny_data: Path, tmp_path: Path, capsys: 
         cli.main([*arguments, option, name, f"--out={out}"])
         found = json.loads((out / "results_bbox.json").read_text())
         assert len(found) > 0
-    assert f"name it by --model.detector {name}" in fails(capsys, *arguments, f"--out={tmp_path / 'none'}")
+    assert f"name it with --model.detector {name}" in fails(capsys, *arguments, f"--out={tmp_path / 'none'}")
 
 
 def test_evaluate(run: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["test", str(run), "--model.detector", name, "--out", str(tmp_path / "report")])
     assert "oLRP" in capsys.readouterr().out
     assert (tmp_path / "report" / "report.json").is_file()
-    assert f"name it by --model.detector {name}" in fails(capsys, "test", run)
+    assert f"name it with --model.detector {name}" in fails(capsys, "test", run)
 
 
 def test_load_model(run: Path, name: str) -> None:
@@ -114,7 +114,9 @@ def test_load_model(run: Path, name: str) -> None:
     assert not model.training
     same = load_model(run, detector=get_detector(name))
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), same.state_dict().values(), strict=True))
-    with pytest.raises(ValueError, match=r"is not run by itself: if you trust the file, name it .* detector='.*Centre"):
+    with pytest.raises(
+        ValueError, match=r"are not executed automatically: if you trust the file, name it .* detector='.*Centre"
+    ):
         load_model(run)
     with pytest.raises(ValueError, match=r"the weights of .* do not fit this model"):
         load_model(run, detector="atss")
@@ -124,7 +126,7 @@ def test_resume(run: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixt
     mine = tmp_path / "run"
     shutil.copytree(run, mine)
     resume = ["train", str(mine), "--resume", "--training.epochs", "2"]
-    assert f"name it by --model.detector {name}" in fails(capsys, *resume)
+    assert f"name it with --model.detector {name}" in fails(capsys, *resume)
     assert "another --model.detector (my_detector.py:CentreDetector before, atss now)" in fails(
         capsys, *resume, "--model.detector", "atss"
     )
@@ -199,7 +201,7 @@ def test_a_checkpoint_does_not_run_the_file_that_it_names(
         ("train", run, *root),
         ("train", run, "--resume", *root),
     ):
-        assert "a file that a checkpoint or run names is not run by itself" in fails(capsys, *command)
+        assert "files named by a checkpoint or run are not executed automatically" in fails(capsys, *command)
     for use in (
         lambda: load_model(evil),
         lambda: checkpoint.build(),
@@ -224,7 +226,7 @@ def test_no_disguise_runs_a_file(evil: Path, disguise: str, monkeypatch: pytest.
     values["model"]["detector"] = disguise.format("evil.py:Evil")
     recipe = Recipe.from_dict(values)
     for again in (recipe, Recipe.from_dict(recipe.as_dict())):
-        with pytest.raises(ValueError, match=r"is not run by itself|there is no detector"):
+        with pytest.raises(ValueError, match=r"not executed automatically|there is no detector"):
             create_model(again)
     assert not (evil.parent / "it_ran").exists()
 
@@ -258,7 +260,7 @@ def test_names_that_are_no_detectors(tmp_path: Path) -> None:
     for name, sentence in (
         (
             "mask-rcnn",
-            "there is no detector 'mask-rcnn': choose one of atss, paa, .*, or file.py:Class for one of your",
+            "there is no detector 'mask-rcnn': choose one of atss, paa, .*, or file.py:Class for your",
         ),
         ("", "there is no detector ''"),
         (str(file), "there is no detector"),

@@ -242,4 +242,4 @@ def test_images_that_the_annotations_do_not_have_are_passed_over(
     only = arguments(model, images / "0.png", out=tmp_path / "none")
     with pytest.raises(SystemExit, match="2"):
         cli.main([*only, "--annotations", str(tmp_path / "val.json")])
-    assert "there is nothing but 1 image that" in capsys.readouterr().err
+    assert "there is nothing to detect in: 1 image not listed in" in capsys.readouterr().err

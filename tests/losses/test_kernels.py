@@ -145,7 +145,7 @@ def test_a_device_for_which_triton_cannot_compile_is_said_once(monkeypatch: pyte
 
     monkeypatch.setattr(kernels, "rank_sort", fails)
     kernels.work_on.cache_clear()
-    with pytest.warns(UserWarning, match=r"slower way on cpu.*Failed to find C compiler"):
+    with pytest.warns(UserWarning, match=r"slower implementation on cpu.*Failed to find C compiler"):
         assert not kernels.work_on(torch.device("cpu"))
     assert not kernels.work_on(torch.device("cpu"))
     kernels.work_on.cache_clear()

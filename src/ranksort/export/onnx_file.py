@@ -60,7 +60,8 @@ def export_onnx(
         >>> from pathlib import Path
         >>> from ranksort import create_model
         >>> from ranksort.export import export_onnx
-        >>> model = create_model("ranksort_atss_r50_fpn_1x_coco", class_names=["cat"], backbone="resnet18", channels=64, head_convs=1, min_size=64)
+        >>> options = {"backbone": "resnet18", "channels": 64, "head_convs": 0, "min_size": 64}
+        >>> model = create_model("ranksort_atss_r50_fpn_1x_coco", class_names=["cat"], **options)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     comparison = export_onnx(model, Path(folder) / "model.onnx")  # compares with PyTorch on drawn images
         >>> comparison.is_same
