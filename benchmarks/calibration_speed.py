@@ -15,7 +15,7 @@ from ranksort.evaluation.overlaps import Samples
 
 
 def random_samples(detections: int, classes: int) -> Samples:
-    """Detections of which about half are right, the more the higher they score."""
+    """Detections, about half of them true positives, more of them at higher scores."""
     random = np.random.default_rng(0)
     score = random.random(detections) ** 3
     iou = (score + random.normal(0, 0.2, detections)).clip(0, 1) * (random.random(detections) < 0.5)

@@ -1,9 +1,9 @@
-"""What do the validation losses add to the time of an evaluation?
+"""How much do the validation losses add to the time of an evaluation?
 
     python benchmarks/validation_losses.py DATA RECIPE [--images 16] [--min-size 256] [--backbone NAME]
 
-DATA is a folder as for `--data.root`; the model is untrained. CPU seconds of one thread, with and without the losses in turn, medians of
-`--runs`.
+DATA is a folder as for `--data.root`; the model is untrained. CPU seconds of one thread, with and without the losses alternating,
+medians of `--runs`.
 """
 
 import argparse
