@@ -168,7 +168,7 @@ def test_load_weights_names_what_differs(model: nn.Module) -> None:
     assert "of the file" in sentence
     assert "lacks 1 tensor (head.scales.4)" in sentence
     assert "has unexpected 1 tensor (head.scales.7)" in sentence
-    assert "has in other shapes 1 tensor (head.box_deltas.bias (3,) for (12,))" in sentence
+    assert "has with other shapes 1 tensor (head.box_deltas.bias (3,) for (12,))" in sentence
     assert "\n" not in sentence
     _assert_same(model.state_dict(), before)
 

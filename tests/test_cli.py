@@ -122,7 +122,7 @@ def test_results_of_test_are_evaluated_as_they_are(
 ) -> None:
     tested, again, truth = tmp_path / "tested", tmp_path / "again", tiny_data / "annotations" / "instances_val.json"
     cli.main(["test", str(run), "--out", str(tested), "--model.score-threshold", "0"])
-    table = capsys.readouterr().out.partition("COCO bbox")[2].partition("\n\nhow far scores are")[0]
+    table = capsys.readouterr().out.partition("COCO bbox")[2].partition("\n\ncalibration errors of the scores")[0]
     cli.main(["evaluate", str(truth), str(tested / "results_bbox.json"), "--out", str(again)])
     assert table
     summary, _, score_errors = (
@@ -274,7 +274,7 @@ def test_predict_with_the_thresholds_of_the_report(
     assert len(expected) < len(everything)
 
     report.write_text('{"default": 0.5, "thresholds": [{"category_id": 77, "class": "elk", "threshold": 0.5}]}')
-    assert "no threshold of any class" in fails(*arguments("lrp"))
+    assert "no threshold for any class" in fails(*arguments("lrp"))
     report.write_text("{}")
     assert "damaged" in fails(*arguments("lrp"))
     predict(None)
@@ -359,7 +359,7 @@ def test_evaluate_draws_the_images_and_keeps_an_earlier_report(
     command = ["evaluate", str(truth), str(tmp_path / "d.json"), "--images", str(tiny_data / "images")]
     assert "with --out" in fails(*command)
     cli.main([*command, "--out", str(out)])
-    assert "points: missed 100.0." in capsys.readouterr().out
+    assert "points of AP50: missed 100.0." in capsys.readouterr().out
     assert "data:image/jpeg" in (out / "index.html").read_text()
     before = (out / "report.json").read_bytes()
     assert "replace it with --overwrite" in fails(*command, "--out", out, "--max-detections", "1")

@@ -116,7 +116,7 @@ def test_the_page_in_use(browser: Browser, address: str, images: list[Path], tmp
     assert found["box"] == [24, 8, 40, 40]
     assert found["mask"]["size"] == [60, 90]
     _slide(browser, 1)
-    _says(browser, "0 detections: nothing from this score on")
+    _says(browser, "0 detections: nothing above this score")
     assert [complaint for complaint in browser.complaints if '"request"' in complaint] == []  # nothing from elsewhere
 
 

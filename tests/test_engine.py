@@ -74,11 +74,11 @@ def test_run_folder(tiny_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureF
     assert report.as_dict()["AP"] == pytest.approx(best, abs=1e-6)
     out = capsys.readouterr().out
     assert (
-        "an epoch: 6 steps of 2 images\nlearning rate 0.01; it rises over the first epoch, not over 500 steps; it does not fall\n"
+        "epoch: 6 steps of 2 images\nlearning rate 0.01; warm-up over the first epoch instead of 500 steps; constant\n"
         in out
     )
     assert (
-        "warning: it would fall after epochs 8 and 11, but the run ends with epoch 2: set --optimizer.milestones" in out
+        "warning: it would drop after epochs 8 and 11, but the run ends with epoch 2: set --optimizer.milestones" in out
     )
     assert "of 8 classes" in out
 

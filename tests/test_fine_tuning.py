@@ -149,7 +149,7 @@ def test_another_backbone_is_no_half_of_one(atss: Path, capsys: pytest.CaptureFi
     for name, x in model.state_dict().items():
         assert torch.equal(x, (before if name.startswith("backbone.") else old)[name]), name
     assert taken.parts["backbone"][0] == 0
-    assert taken.notes == ["settings which differ: backbone resnet34 (resnet18 there)"]
+    assert taken.notes == ["settings that differ: backbone resnet34 (resnet18 there)"]
 
 
 def test_deformable_convolutions_are_added_to_a_backbone(atss: Path) -> None:

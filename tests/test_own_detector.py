@@ -209,7 +209,7 @@ def test_a_checkpoint_does_not_run_the_file_that_it_names(
         lambda: checkpoint.recipe.model.has_masks,
         lambda: create_model(Recipe.from_dict(checkpoint.recipe.as_dict())),
     ):
-        with pytest.raises(ValueError, match="is not run by itself"):
+        with pytest.raises(ValueError, match="are not executed automatically"):
             use()
     for command in ("test", "train"):  # nor for their help
         with pytest.raises(SystemExit):
@@ -271,7 +271,7 @@ def test_names_that_are_no_detectors(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=sentence):
             create_model("ranksort_atss_r50_fpn_1x_coco", detector=name)
-    with pytest.raises(FileNotFoundError, match=r"no file .*gone\.py to take the detector Mine from"):
+    with pytest.raises(FileNotFoundError, match=r"no file .*gone\.py with the detector Mine"):
         create_model("ranksort_atss_r50_fpn_1x_coco", detector=f"{tmp_path}/gone.py:Mine")
 
 

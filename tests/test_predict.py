@@ -212,14 +212,14 @@ def test_scores_are_calibrated_where_that_can_be_done(
     raw, calibrated, refused = (tmp_path / name for name in ("raw", "calibrated", "refused"))
     cli.main(arguments(model, images, out=raw))
     cli.main([*arguments(model, images, out=calibrated), "--scores", "calibrated", "--calibration", str(file)])
-    assert f"scores are the expected IoU, by {file} (1 of 2 classes" in capsys.readouterr().out
+    assert f"scores are the expected IoU, from {file} (1 of 2 classes" in capsys.readouterr().out
     before, after = (json.loads((out / "results_bbox.json").read_text()) for out in (raw, calibrated))
     assert [{**row, "score": row["score"] / 2, "calibrated": "iou"} for row in before] == after
     for options, message in (
         (["--scores", "calibrated"], f"{model} has no calibration, and there is no"),
         (["--scores", "precision", "--calibration", str(file)], "gives the expected IoU, not the probability"),
         (["--calibration", str(file)], "add --scores calibrated or --scores precision"),
-        (["--score-threshold", "recall:.9"], "which such a score threshold needs: write it by `ranksort test"),
+        (["--score-threshold", "recall:.9"], "which this score threshold needs: create it with `ranksort test"),
         (["--score-threshold", "high"], 'must be a number within 0..1, "lrp", "precision:P" or "recall:R"'),
     ):
         with pytest.raises(SystemExit, match="2"):

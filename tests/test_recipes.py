@@ -179,7 +179,7 @@ def test_recipe_of_the_users_own(tmp_path: Path) -> None:
         get_recipe(f"{file}:number")
     with pytest.raises(ValueError, match="must return a ranksort Recipe, not a NoneType"):
         get_recipe(f"{file}:nothing")
-    with pytest.raises(FileNotFoundError, match=r"no file .*other\.py to take the recipe small from"):
+    with pytest.raises(FileNotFoundError, match=r"no file .*other\.py with the recipe small"):
         get_recipe(f"{tmp_path / 'other.py'}:small")
 
 

@@ -160,7 +160,7 @@ def test_slurm_queues_a_job_again(tiny_data: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     done = train(tmp_path, tiny_data)
     assert done.returncode == 0, done.stderr
-    assert "which this SLURM job began" in done.stdout
+    assert "which this SLURM job started" in done.stdout
     assert last(tmp_path)["global_step"] > 4  # of the only run
 
 

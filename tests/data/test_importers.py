@@ -241,7 +241,7 @@ def test_class_lists_of_yolo(tmp_path: Path) -> None:
     ("line", "reason"),
     [
         ("0 320 240 100 80", "the coordinate 320 is not within 0..1"),
-        ("0 nan 0.5 0.1 0.1", "there is a number which is not finite"),
+        ("0 nan 0.5 0.1 0.1", "there is a number that is not finite"),
         ("0 0.5 0.5 0.1", "there are 4 numbers; a class and a box need 5"),
         ("0 0.5 0.5 0.1 0.1 0.9", "is the last one a score, as in detections?"),
         ("0 .5 .5 .1 .1 .5 .5 2", "keypoints need kpt_shape"),
@@ -506,7 +506,7 @@ def test_labels_beside_the_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wrong", ["names:\n\t- cat", "names: [cat, , dog]"])
 def test_yaml_files_with_an_error_of_syntax(yolo: Path, tmp_path: Path, wrong: str) -> None:
     (yolo / "data.yaml").write_text(f"train: images/train\nval: images/val\n{wrong}\n")
-    with pytest.raises(ValueError, match=r"data\.yaml, line [34]: this is no YAML"):
+    with pytest.raises(ValueError, match=r"data\.yaml, line [34]: this is not YAML"):
         import_data(yolo, tmp_path / "out")
 
 

@@ -40,7 +40,7 @@ def test_lists_and_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(ValueError, match=r"empty\.txt lists no images"):
         find_images(["empty.txt"])
     Path("image.txt").write_bytes(b"\xff\xd8\xff")
-    with pytest.raises(ValueError, match=r"image\.txt is no list of images"):
+    with pytest.raises(ValueError, match=r"image\.txt is not a list of images"):
         find_images(["image.txt"])
 
 
