@@ -187,7 +187,7 @@ def test_a_full_disk_ends_a_run_in_a_sentence_and_damages_nothing(
     tiny_recipe.evaluation.pictures = 0
     engine.train(tiny_recipe, tmp_path / "whole")
     full_disk[:] = [12 + 8]
-    sentence = r"cannot be written \(File too large\): it needs \d+\.\d MB, and [\d,.]+ MB are free there; the one before is kept"
+    sentence = r"cannot be written \(File too large\): it needs \d+\.\d MB, and [\d,.]+ MB are free there; the previous file is kept"
     with pytest.raises(saving.Unsaved, match=sentence) as raised:
         engine.train(tiny_recipe, run)
     assert "\n" not in str(raised.value)
@@ -206,7 +206,7 @@ def test_training_goes_on_where_an_autosave_finds_no_room(
     full_disk[:] = [2, 4]
     engine.train(tiny_recipe, tmp_path / "run")
     said = capsys.readouterr().err
-    assert said.count("last.ckpt cannot be written (File too large)") == said.count("Training goes on") == 2
+    assert said.count("last.ckpt cannot be written (File too large)") == said.count("Training continues") == 2
     assert content(tmp_path / "run")["global_step"] == 6
 
 
@@ -229,7 +229,7 @@ def test_a_damaged_checkpoint_does_not_hide_the_other(
         engine.train(tiny_recipe, tmp_path / "copy", resume=True)
         out = capsys.readouterr().out
         assert f"warning: {tmp_path / 'copy' / 'checkpoints' / 'last.ckpt'} cannot be read as a checkpoint" in out
-        assert f": going on from {tmp_path / 'copy' / 'checkpoints' / 'best.ckpt'}\n" in out
+        assert f": continuing from {tmp_path / 'copy' / 'checkpoints' / 'best.ckpt'}\n" in out
         assert "continuing with epoch 2 of 2\n" in out
         assert_as_undisturbed(tmp_path / "copy", whole)
         shutil.rmtree(tmp_path / "copy")

@@ -1,8 +1,8 @@
-"""How far AP and oLRP would differ on other images: bootstrap over images, exact in each resample.
+"""Uncertainty of AP and oLRP: bootstrap over images, exact in each resample.
 
-A resample draws as many images as there are, with replacement (Efron, 1979); an image drawn twice counts twice, detections and
-objects. Its numbers are those of the evaluator on such a data set. Nothing is matched or sorted again: with the detections in
-order, a resample is a weight of 0, 1, 2, ... for each image, and all counts are cumulative sums of weights.
+A resample draws as many images as there are, with replacement (Efron, 1979); the detections and objects of an image drawn twice count
+twice. Its metrics are those of the evaluator on such a data set. Nothing is matched or sorted again: with sorted detections, a resample
+is a weight of 0, 1, 2, ... per image, and all counts are cumulative sums of weights.
 """
 
 from itertools import pairwise
@@ -16,31 +16,31 @@ from .matching import AREA_RANGES, DEFAULT_LIMITS, Candidates, Matched, Matching
 from .precision import RECALLS, needed_true_positives
 
 RESAMPLES, SEED = 1000, 0
-_CELLS = 2**23  # of true positives in resamples, which are kept in memory at a time
+_CELLS = 2**23  # entries for true positives in resamples that are in memory at a time
 _FEWEST = 50  # resamples at a time
 _ROWS = 64  # true positives at a time
 _TINY = np.float32(1e-30)  # for 0 in denominators: nothing next to 1
 
 
 class Resampled(NamedTuple):
-    """A metric, or a difference, as measured, and in B resamples of the images; fractions."""
+    """A metric or difference as measured, and in B resamples of the images; fractions."""
 
     measured: float
     values: np.ndarray  # (B,)
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Where it would lie in 95 % of the cases: the percentiles 2.5 and 97.5 of the resamples, moved so that their mean is as measured.
+        """The 95 % interval: the percentiles 2.5 and 97.5 of the resamples, shifted so that their mean is the measured value.
 
-        Resamples are a little off on average, since images drawn twice have equal scores: precision, which AP takes the highest of,
-        varies more than in as many different images.
+        Resamples are slightly biased, because images drawn twice have equal scores: the precision, of which AP takes the maximum,
+        varies more than for as many different images.
         """
         low, high = np.nanquantile(self.values, (0.025, 0.975)) - np.nanmean(self.values) + self.measured
         return float(low), float(high)
 
 
 class Bootstrap(NamedTuple):
-    """AP and oLRP: means over the classes that have objects, in a resample those which have any there."""
+    """AP and oLRP: means over the classes that have objects, in each resample over those that have any there."""
 
     ap: Resampled
     olrp: Resampled
@@ -60,9 +60,10 @@ def bootstrap(
     Args:
         ground_truth: the objects.
         detections: read for this ground truth.
-        style, max_detections: as of `evaluate_detections`.
-        resamples: B, how many.
-        seed: of the draws.
+        style: as in `evaluate_detections`.
+        max_detections: as in `evaluate_detections`.
+        resamples: their number B.
+        seed: seed of the draws.
 
     Raises:
         ValueError: scipy is missing.
@@ -74,7 +75,7 @@ def bootstrap(
 
 
 def bootstrap_matched(matched: Matched, *, resamples: int = RESAMPLES, seed: int = SEED) -> Bootstrap:
-    """`bootstrap` of what has been matched already."""
+    """`bootstrap` for detections that have already been matched."""
     ground_truth, candidates, setting = matched
     random, num_images = np.random.default_rng(seed), len(ground_truth.images)
     most = np.bincount(candidates.detections.category[setting.matchings[0].detection], minlength=1).max()
@@ -89,9 +90,9 @@ def bootstrap_matched(matched: Matched, *, resamples: int = RESAMPLES, seed: int
 
 
 def paired_difference(first: Bootstrap, second: Bootstrap) -> Bootstrap:
-    """What `second` has more than `first`, resample by resample: of two detectors on the same images, drawn by the same seed.
+    """The difference of `second` from `first`, resample by resample, for two detectors on the same images and with the same seed.
 
-    Both are better or worse on the same images, which cancels out: the interval is narrower than those of the two suggest.
+    Both are better or worse on the same images, which cancels out: the interval is narrower than their separate intervals suggest.
     """
     pairs = zip(first, second, strict=True)
     return Bootstrap(*(Resampled(b.measured - a.measured, b.values - a.values) for a, b in pairs))
@@ -100,13 +101,13 @@ def paired_difference(first: Bootstrap, second: Bootstrap) -> Bootstrap:
 def evaluate_weighted(
     ground_truth: GroundTruth, candidates: Candidates, setting: Setting, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """AP and oLRP, (B,) each, where each image counts so many times.
+    """AP and oLRP, (B,) each, with a weight for each image.
 
     Args:
         ground_truth: the objects.
         candidates: the detections.
-        setting: what they come to.
-        weights: (I, B) whole numbers from 0 on, float32: of the images, in each of B resamples.
+        setting: the outcome of matching.
+        weights: (I, B) whole numbers >= 0, float32: the weight of each image in each of B resamples.
     """
     category, image, scores = (getattr(candidates.detections, name) for name in ("category", "image", "scores"))
     num_classes, num_resamples = len(setting.num_objects), weights.shape[1]
@@ -131,7 +132,8 @@ def evaluate_weighted(
         for t, matching in enumerate(matchings):
             is_found = ~setting.ignored[matching.object]
             found = matching.detection[is_found]
-            # A true positive may be one that could not be wrong; a detection matched to what is ignored does not count, though it could.
+            # A true positive may be a detection that could not be wrong; one matched to an ignored object does not count, although it
+            # could.
             signs = is_found.astype(np.int8) - setting.can_be_wrong[matching.detection]
             is_odd = signs != 0
             odd, signs = matching.detection[is_odd], signs[is_odd]
@@ -190,7 +192,7 @@ class _Passed(NamedTuple):
 
 
 class _Buffers:
-    """Memory for `_ROWS` runs in B resamples, which stays in the processor's cache."""
+    """Buffers for `_ROWS` runs in B resamples, which fit into the processor's cache."""
 
     def __init__(self, num_resamples: int) -> None:
         shape = (_ROWS, num_resamples)
@@ -271,7 +273,7 @@ def _last_of_runs(wrong: np.ndarray) -> np.ndarray:
 
 
 def _range(detections: np.ndarray, of_class: slice) -> np.ndarray:
-    """Which of some rising positions are of a class."""
+    """The range of ascending positions that belong to a class."""
     return np.arange(*np.searchsorted(detections, [of_class.start, of_class.stop]))
 
 
