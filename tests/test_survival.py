@@ -17,7 +17,7 @@ import torch
 
 from ranksort import engine
 from ranksort.checkpoints import read_checkpoint
-from ranksort.engine import saving
+from ranksort.engine import saving, trainer
 from ranksort.engine.module import DetectorModule
 from ranksort.recipes import Recipe
 
@@ -97,7 +97,12 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
 
 
 @pytest.mark.usefixtures("elsewhere")
-def test_killed_runs_end_as_undisturbed_ones(tiny_recipe: Recipe, tmp_path: Path) -> None:
+def test_killed_runs_end_as_undisturbed_ones(
+    tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        trainer, "LOG_EVERY", 2
+    )  # steps, so that a checkpoint within an epoch falls on one that is logged
     tiny_recipe.training.autosave_minutes, tiny_recipe.evaluation.pictures = ALWAYS, 0
     whole, parts, batches = tmp_path / "whole", tmp_path / "parts", tmp_path / "batches"
     assert trained(tiny_recipe, whole, None, batches) == 0
@@ -105,7 +110,7 @@ def test_killed_runs_end_as_undisturbed_ones(tiny_recipe: Recipe, tmp_path: Path
     for at, progress in (
         (("step", 1), (0, 0)),
         (("step", 4), (0, 3)),
-        (("write", 5), (0, 4)),
+        (("write", 7), (0, 4)),
         (("evaluation", 2), (1, 0)),
     ):
         assert trained(tiny_recipe, parts, at, batches) == -signal.SIGKILL
@@ -115,6 +120,7 @@ def test_killed_runs_end_as_undisturbed_ones(tiny_recipe: Recipe, tmp_path: Path
     assert list(parts.rglob("*.part"))
     assert trained(tiny_recipe, parts, None, batches) == 0
     assert_as_undisturbed(parts, whole)
+    assert len({row["step"] for row in rows(whole) if row["train/loss"]}) == 6
     lines = batches.read_text().splitlines()
     assert len(lines) > len(set(lines)) == 12  # whatever was trained on again were the same images
 

@@ -43,13 +43,12 @@ def calibrate(
     from ..evaluation.calibration_summary import summarize
     from ..evaluation.inputs import read_detections, read_ground_truth
     from ..evaluation.overlaps import assess
-    from ..evaluation.result_rows import calibrated_marks
     from ..evaluation.thresholds import thresholds_content
 
     _keep(out, [ground_truth, detections])
     truth = read_ground_truth(ground_truth, iou_type, style)
     found = read_detections(detections, truth, iou_type)
-    if calibrated_marks(detections):
+    if found.calibrated:
         raise ValueError(
             f"the scores of {detections} are already calibrated: fit the calibration to the raw scores of the model"
         )
@@ -57,7 +56,7 @@ def calibrate(
     calibrator = fit_calibrator(samples, truth.categories, target=target, method=method)
     in_use = replace(found, scores=calibrator(found.scores, found.category))
     reports = [evaluate(truth, scored, style, max_detections) for scored in (found, in_use)]
-    summary = summarize(samples, calibrator, reports[0])
+    summary = summarize(samples, calibrator, samples.score >= reports[0].thresholds()[samples.category])
     summary.metrics = [(report.summary["AP"], report.summary["oLRP"]) for report in reports]
     about = {
         "ground_truth": str(ground_truth),

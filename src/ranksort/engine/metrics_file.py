@@ -42,8 +42,10 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Add a row."""
+        """Add a row, unless it is the last one again: that of a step in which a checkpoint was saved comes twice."""
         row: dict[str, Any] = {**metrics, "step": len(self.rows) if step is None else step}
+        if self.rows and row == self.rows[-1]:
+            return
         self.rows.append(row)
         if row.keys() <= set(self._columns):
             with self.path.open("a", encoding="utf-8", newline="") as file:

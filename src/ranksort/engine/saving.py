@@ -188,6 +188,8 @@ class Checkpoints(pl.Callback):
         if stop or save or due or enough or is_time:
             if self.agreement:
                 self.agreement.forget()
+            if not at_once:  # Lightning writes the row of this step later, and the checkpoint counts the rows
+                trainer._logger_connector.update_train_step_metrics()
             is_saved = self._save(trainer, "last.ckpt", is_needed=bool(stop or due or enough))
         if save:
             self.interrupt.save = False

@@ -17,6 +17,7 @@ from .metrics_file import MetricsFile
 from .module import DetectorModule
 from .saving import CheckpointFiles, Checkpoints
 
+LOG_EVERY = 10  # steps; in smaller epochs once
 _MISLEADING = (  # warnings of Lightning that do not apply to our users
     ".*does not have many workers.*",
     ".*ended before the epoch ended.*",  # we do resume there
@@ -67,7 +68,7 @@ def build_trainer(
         accumulate_grad_batches=training.accumulate,
         gradient_clip_val=recipe.optimizer.clip_norm or None,
         check_val_every_n_epoch=training.validate_every,
-        log_every_n_steps=min(max(steps, 1), 10),
+        log_every_n_steps=min(max(steps, 1), LOG_EVERY),
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         enable_model_summary=False,

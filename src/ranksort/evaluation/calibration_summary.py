@@ -3,27 +3,21 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from .calibration import CalibrationErrors, Calibrator, Target, calibration_errors, cross_calibrated, fit_calibrator
+from .calibration import Calibrator, Target, calibration_errors, fit_calibrator
 from .calibration_file import save_calibrator
 from .metrics import percent
 from .model_scores import FILES
 from .overlaps import Samples
 from .report import Report
+from .score_quality import Judged, ScoreQuality, judge_scores
 from .thresholds import thresholds_content
 
 _TITLE = "calibration errors of the scores"
 _EXAMPLES = (0.1, 0.3, 0.5, 0.7, 0.9)  # raw scores
-
-
-class Quality(NamedTuple):
-    """Errors of one set of scores: of all detections, and of those at or above the best threshold of their class."""
-
-    all: CalibrationErrors
-    kept: CalibrationErrors
 
 
 @dataclass
@@ -47,20 +41,17 @@ class CalibrationSummary:
     num_detections: int
     num_images: int
     num_kept: int
-    before: Quality
-    after: Quality
+    before: Judged
+    after: Judged
     calibrator: Calibrator
     metrics: Sequence[tuple[float, ...]] | None = None
 
     def as_dict(self) -> dict[str, dict[str, float | None]]:
-        """The errors, with keys "before" or "after" calibration and, after a dot, the detections: "all" or "kept". None is undefined."""
-        qualities = {"before": self.before, "after": self.after}
+        """The errors, by "before" or "after" calibration and, after a dot, the detections: "all" or "kept". None is undefined."""
         return {
-            f"{when}.{which}": {
-                name: None if np.isnan(x) else x for name, x in getattr(quality, which)._asdict().items()
-            }
-            for when, quality in qualities.items()
-            for which in ("all", "kept")
+            f"{when}.{which}": numbers
+            for when, judged in (("before", self.before), ("after", self.after))
+            for which, numbers in judged.errors().items()
         }
 
     def __str__(self) -> str:
@@ -96,25 +87,25 @@ def _line(name: str, values: Sequence[float]) -> str:
     return f"{name:<34}" + "".join(f"{percent(x):>8}" for x in values)
 
 
-def summarize(samples: Samples, calibrator: Calibrator, report: Report) -> CalibrationSummary:
-    """Compare raw scores with scores calibrated in the same way, but on other images.
+def summarize(
+    samples: Samples, calibrator: Calibrator, kept: np.ndarray, quality: ScoreQuality | None = None
+) -> CalibrationSummary:
+    """Compare scores with themselves, calibrated as the calibrator was fitted, but by other images.
 
     Args:
-        samples: the detections and their IoUs.
-        calibrator: gives target and method.
-        report: report on the same detections, for its best thresholds.
+        samples: what the detections are worth.
+        calibrator: for its target and method.
+        kept: bool (N,): the detections at or above the best threshold of their class.
+        quality: what `judge_scores` says of them, if that is known.
 
     Raises:
         ValueError: fewer than two images have detections.
     """
-    calibrated = cross_calibrated(samples, calibrator.categories, target=calibrator.target, method=calibrator.method)
-    kept = samples.score >= report.thresholds()[samples.category]
-    before, after = (
-        Quality(calibration_errors(samples, scores), calibration_errors(samples, scores, kept))
-        for scores in (samples.score, calibrated)
-    )
-    num_images = len(np.unique(samples.image))
-    return CalibrationSummary(len(samples.score), num_images, int(kept.sum()), before, after, calibrator)
+    quality = quality or judge_scores(samples, calibrator.categories, kept, calibrator.target, calibrator.method)
+    if quality.after is None:
+        raise ValueError(quality.why_not)
+    num_images, num_kept = len(np.unique(samples.image)), int(kept.sum())
+    return CalibrationSummary(len(samples.score), num_images, num_kept, quality.before, quality.after, calibrator)
 
 
 def calibrate_evaluation(report: Report, folder: Path, about: dict[str, Any]) -> str:
@@ -131,7 +122,7 @@ def calibrate_evaluation(report: Report, folder: Path, about: dict[str, Any]) ->
     Returns:
         A table of the cross-fitted errors before and after, or of the errors of the scores as they are; or why there is no calibration.
     """
-    samples, text = report.analysis.samples, ""
+    analysis, samples, text = report.analysis, report.analysis.samples, ""
     if report.scores_are != "raw":
         remove_calibrations(folder)
         return "\n".join([_TITLE, _heads(), _line("scores as given", calibration_errors(samples, samples.score))])
@@ -139,8 +130,8 @@ def calibrate_evaluation(report: Report, folder: Path, about: dict[str, Any]) ->
     for target in targets:
         try:
             calibrator = fit_calibrator(samples, report.categories, target=target)
-            summary = summarize(samples, calibrator, report)
-        except ValueError as error:  # no detection counts, all are in one image, or scipy is missing
+            summary = summarize(samples, calibrator, analysis.kept, analysis.scores if target == "iou" else None)
+        except ValueError as error:  # no detection that counts, or all in one image; or scipy is missing
             remove_calibrations(folder)
             return f"no calibration of the scores: {error}"
         about = {**about, "iou_type": report.iou_type, "errors": summary.as_dict()}

@@ -14,7 +14,6 @@ from .matching import AREA_RANGES, DEFAULT_LIMITS, Candidates, Matched, Setting,
 from .metrics import AT_IOU_50, AT_IOU_75, AreaResult, list_metrics
 from .precision import evaluate_precision
 from .report import Cut, Report
-from .result_rows import calibrated_marks
 
 LVIS_FREQUENCIES = ("r", "c", "f")  # rare, common, frequent
 SMALL_WITH_AREA = "small, of an area above 0"
@@ -65,8 +64,8 @@ def evaluate_detections(
     found = read_detections(detections, truth, iou_type)
     report = evaluate(truth, found, style, max_detections)
     report.doubts += doubts(detections, file, truth, found, report)
-    if marks := calibrated_marks(detections):
-        report.scores_are = f"calibrated ({listed(sorted(marks))})"
+    if found.calibrated:
+        report.scores_are = f"calibrated ({listed(sorted(found.calibrated))})"
     return report
 
 

@@ -67,9 +67,10 @@ class Detections(Instances):
     """The detections in the order of the results."""
 
     scores: np.ndarray  # (N,) in 0..1
-    left_out: dict[Any, int] = field(
-        default_factory=dict
-    )  # ids of categories that are not in the ground truth -> number of detections
+    left_out: dict[Any, int] = field(default_factory=dict)  # ids of categories that the truth lacks: how many had them
+    calibrated: set[str] = field(
+        default_factory=set
+    )  # what they say their scores are worth, see `result_rows.CALIBRATED`
 
     def select(self, indices: np.ndarray) -> "Detections":
         """The detections at `indices`, in that order; boxes and masks stay in their places."""
@@ -154,6 +155,7 @@ class _Row(msgspec.Struct, gc=False):
     category_id: int = None  # type: ignore[assignment]
     score: float = None  # type: ignore[assignment]
     bbox: Box = None  # type: ignore[assignment]
+    calibrated: Any = None
 
 
 class _MaskRow(_Row, gc=False):
@@ -194,12 +196,13 @@ class _Reader:
         self.wrong: dict[str, list[int]] = {}  # positions by problem
         self.unknown: list[Any] = []  # image ids
         self.left_out: dict[Any, int] = {}
+        self.calibrated: set[str] = set()
         self.highest = 0.0  # score
 
     def read(self, source: Any) -> Detections:
         opened = JsonSource.open(source, "list of detections")
         kind: type[Any] = _MaskRow if self.with_masks else _Row
-        convert = self.repair.rows(kind, segmentation=_segmentation)
+        convert = self.repair.rows(kind, segmentation=_segmentation, calibrated=str)
         is_list = bytes(opened.content[:1000]).lstrip()[:1] == b"["
         content = opened.content if is_list else opened.parse()
         if not is_list and not isinstance(content, list):
@@ -218,14 +221,15 @@ class _Reader:
             raise ValueError(f"The {opened.name} cannot be read: {error}.") from None
         self.refuse(first)
         columns = {name: [vars(part).pop(name) for part in parts] for name in list(vars(parts[0]))}
-        columns["left_out"] = [self.left_out]
-        return Detections(**{name: _join(columns.pop(name)) for name in list(columns)})  # its parts are then freed
+        columns |= {"left_out": [self.left_out], "calibrated": [self.calibrated]}
+        return Detections(**{name: _join(columns.pop(name)) for name in list(columns)})  # whose parts are then freed
 
     def columns(self, rows: Sequence[Any], first: int) -> Detections:
         """The columns of some rows, the first of which is at this position. They are not used if something is wrong."""
         get = {
             name: list(map(operator.attrgetter(name), rows)) for name in ("image_id", "category_id", "score", "bbox")
         }
+        self.calibrated |= {str(row.calibrated) for row in rows if row.calibrated is not None}
         image, category = self.images.find(get["image_id"]), self.categories.find(get["category_id"])
         scores = _floats(get["score"], len(rows))
         bad_scores = ~((scores >= 0) & (scores <= 1))

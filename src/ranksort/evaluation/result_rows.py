@@ -1,8 +1,6 @@
 """Read and write results of any detector, to change scores or boxes; needs no ground truth."""
 
 import json
-import mmap
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,21 +46,6 @@ def read_rows(source: str | Path | list[Row]) -> list[Row]:
     require(rows, opened.name, "have no 'score' that is a number", lambda row: is_number(row.get("score")))
     require(rows, opened.name, "have a score outside 0..1", lambda row: 0 <= row["score"] <= 1)
     return rows
-
-
-def calibrated_marks(source: str | Path | list[Row]) -> set[str]:
-    """What the scores of the detections mean, according to `CALIBRATED`; empty for raw scores.
-
-    A file is first searched for the key, which takes a fraction of the time of reading it. `source`: see `read_rows`.
-    """
-    if not isinstance(source, list):
-        with Path(source).open("rb") as file:
-            if not os.fstat(file.fileno()).st_size:
-                return set()
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                if content.find(f'"{CALIBRATED}"'.encode()) < 0:
-                    return set()
-    return {str(row[CALIBRATED]) for row in read_rows(source) if CALIBRATED in row}
 
 
 def read_boxes(rows: Sequence[Row], name: str) -> np.ndarray:

@@ -5,7 +5,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .calibration import CalibrationErrors, Reliability, calibration_errors, cross_calibrated, reliability
+from ..data.coco_columns import Category
+from .calibration import (
+    CalibrationErrors,
+    Method,
+    Reliability,
+    Target,
+    calibration_errors,
+    cross_calibrated,
+    reliability,
+)
 from .inputs import CategoryInfo
 from .overlaps import Samples
 
@@ -19,6 +28,13 @@ class Judged(NamedTuple):
     kept: CalibrationErrors
     iou: Reliability  # the value is the IoU
     right: Reliability  # the value is whether the IoU is .5 or more
+
+    def errors(self) -> dict[str, dict[str, float | None]]:
+        """Those of "all" and "kept", as JSON can hold them; None is undefined."""
+        return {
+            which: {name: None if np.isnan(value) else value for name, value in numbers._asdict().items()}
+            for which, numbers in (("all", self.all), ("kept", self.kept))
+        }
 
 
 class Example(NamedTuple):
@@ -54,17 +70,24 @@ class ScoreQuality(NamedTuple):
         }
 
 
-def judge_scores(samples: Samples, categories: Sequence[CategoryInfo], kept: np.ndarray) -> ScoreQuality:
-    """Compare scores with the IoUs of the detections.
+def judge_scores(
+    samples: Samples,
+    categories: Sequence[Category | CategoryInfo],
+    kept: np.ndarray,
+    target: Target = "iou",
+    method: Method = "isotonic",
+) -> ScoreQuality:
+    """Compare scores with what the detections are worth.
 
     Args:
         samples: the detections.
         categories: the classes.
         kept: bool (N,): the detections at or above the best threshold of their class.
+        target, method: of the calibration, as of `fit_calibrator`.
     """
     after, why_not = None, ""
     try:
-        after = _judge(samples, cross_calibrated(samples, categories), kept)
+        after = _judge(samples, cross_calibrated(samples, categories, target=target, method=method), kept)
     except ValueError as error:  # fewer than two images with detections, or scipy is missing
         why_not = str(error)
     return ScoreQuality(_judge(samples, samples.score, kept), after, why_not, _example(samples, kept))
@@ -94,12 +117,8 @@ def _example(samples: Samples, kept: np.ndarray) -> Example | None:
 
 
 def _as_dict(judged: Judged) -> dict[str, Any]:
-    errors = {
-        which: {name: None if np.isnan(value) else value for name, value in numbers._asdict().items()}
-        for which, numbers in (("all", judged.all), ("kept", judged.kept))
-    }
     diagrams = {
         name: [[int(n), round(score, 4), round(worth, 4)] for n, score, worth in zip(*diagram, strict=True) if n]
         for name, diagram in (("iou", judged.iou), ("right", judged.right))
     }
-    return {**errors, **diagrams}
+    return {**judged.errors(), **diagrams}
