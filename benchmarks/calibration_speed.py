@@ -37,11 +37,11 @@ def main() -> None:
         categories = [Category(n, str(n)) for n in range(classes)]
         times: dict[str, list[float]] = {"fit": [], "apply": []}
         for _ in range(arguments.runs):
-            begun = time.process_time()
+            started_at = time.process_time()
             calibrator = fit_calibrator(samples, categories)
             fitted = time.process_time()
             calibrator(samples.score, samples.category)
-            times["fit"].append(fitted - begun)
+            times["fit"].append(fitted - started_at)
             times["apply"].append(time.process_time() - fitted)
         shown = ", ".join(f"{name} {statistics.median(values):.3f} s" for name, values in times.items())
         print(f"{arguments.detections} detections of {classes} classes: {shown}")

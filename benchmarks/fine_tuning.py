@@ -68,12 +68,12 @@ def run_cell(bccd: Path, weights: Path, cell: str, folder: Path) -> dict[str, fl
     for option, values in options.items():
         command += [f"--{option}", *values]
     folder.mkdir(parents=True, exist_ok=True)
-    begun = time.monotonic()
+    started_at = time.monotonic()
     with (folder / "log.txt").open("w") as log:
         subprocess.run(list(map(str, command)), stdout=log, stderr=subprocess.STDOUT, check=True)
     (metrics,) = Path(str(options["training.output"][0])).glob("*/*/metrics.csv")
     evaluated = [row for row in csv.DictReader(metrics.open()) if row["val/AP"]]
-    return {name: float(evaluated[-1][f"val/{name}"]) for name in METRICS} | {"seconds": time.monotonic() - begun}
+    return {name: float(evaluated[-1][f"val/{name}"]) for name in METRICS} | {"seconds": time.monotonic() - started_at}
 
 
 def read_results(file: Path) -> dict[str, dict[str, str]]:

@@ -61,13 +61,13 @@ def run_cell(arguments: argparse.Namespace, images: int, schedule: str, seed: in
     command += ["--optimizer.milestones", round(epochs * 9 / 12), round(epochs * 11 / 12), "--data.workers", 1]
     command += ["--training.output", folder / "runs", "--evaluation.pictures", 0]
     command += ["--training.weights", arguments.weights] if arguments.weights else []
-    begun = time.monotonic()
+    started_at = time.monotonic()
     with (folder / "log.txt").open("w") as log:
         subprocess.run(list(map(str, command)), stdout=log, stderr=subprocess.STDOUT, check=True)
     report = next((folder / "runs").glob("*/*/report/report.json"))
     numbers = json.loads(report.read_text())
     numbers = {name: numbers["summary"][name] for name in ("AP", "AP50", "oLRP")} | {
-        "seconds": time.monotonic() - begun
+        "seconds": time.monotonic() - started_at
     }
     (folder / "result.json").write_text(json.dumps(numbers))
 

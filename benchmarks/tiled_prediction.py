@@ -107,8 +107,8 @@ def main() -> None:
         runs.append((what, partial(model.predict, pixels, tile=tile, overlap=overlap)))
         runs.append((f"{what}, NMS of all detections", partial(plain_nms, model, pixels, tile, overlap)))
     for what, run in runs:
-        begun = time.process_time()
-        found, seconds = run(), time.process_time() - begun
+        started_at = time.process_time()
+        found, seconds = run(), time.process_time() - started_at
         cells = ["{:.1f} % / {} / {} / {}".format(*compare(found, boxes, classes, name)) for name in model.class_names]
         print(f"| {what} | {' | '.join(cells)} | {seconds:.1f} s |", flush=True)
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB")

@@ -184,7 +184,7 @@ def test_models_without_thresholds_and_with_calibrated_scores(images: list[Path]
 def test_a_port_that_is_taken(address: str) -> None:
     port = int(address.rstrip("/").rpartition(":")[2])
     page = demo.build_page({"raw": Colours()}, "another")
-    with pytest.raises(ValueError, match=f"cannot be shown at 127.0.0.1:{port}: the port is taken"):
+    with pytest.raises(ValueError, match=f"cannot be shown at 127.0.0.1:{port}: the port is in use"):
         demo.serve(page, "127.0.0.1", port, limit=1, in_browser=False, blocks=False)
 
 

@@ -69,7 +69,7 @@ def save_page(runs: Sequence[Path], out: Path, pictures: Pictures | None = None)
 
 
 def compare_reports(runs: Sequence[Path]) -> list[str]:
-    """How much better each run is than the first, with 95 % intervals: one line each, also where that cannot be told.
+    """How much better each run is than the first, with 95 % intervals: one line each, also if that is unknown.
 
     Raises:
         FileNotFoundError: as for `save_page`.

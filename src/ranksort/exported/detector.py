@@ -17,7 +17,7 @@ _FORMAT = 1
 
 @dataclass(eq=False)
 class Found:
-    """The D detections in an image, by falling score.
+    """The D detections in an image, by descending score.
 
     Attributes:
         boxes: float32 [D, 4], x1, y1, x2, y2 in pixels of the image.

@@ -67,9 +67,10 @@ class Breakpoints:
     Attributes:
         edges: the breakpoints p ± delta, sorted, [2P]. Interval k reaches from edge k - 1 up to edge k; interval 0 is below all.
         order: positions of the edges in the concatenation of p - delta and p + delta, int64 [2P].
-        lower, upper: the inverse: where p - delta and p + delta are among the edges, int64 [P].
-        axis: coordinates x of the edges in units of 2δ, [2P], with wider gaps cut down to one unit. No step rises all through such a
-            gap, so H stays the same, and sums of coordinates stay precise however far apart the scores are.
+        lower: positions of p - delta among the edges, int64 [P].
+        upper: positions of p + delta among the edges, int64 [P].
+        axis: coordinates x of the edges in units of 2δ, [2P], with wider gaps shortened to one unit. No step rises throughout such a
+            gap, so H does not change, and sums of coordinates stay precise however far apart the scores are.
         foot: coordinates of p - delta, [P].
     """
 
@@ -77,7 +78,7 @@ class Breakpoints:
         self.positives, self.delta = positives, delta
         begins, ends = positives - delta, positives + delta
         number = torch.arange(2 * len(positives), device=positives.device)
-        # Both lists are sorted: the place among all edges is that in the own list plus that in the other one.
+        # Both lists are sorted: the position among all edges is that in the own list plus that in the other list.
         self.lower = number[: len(positives)] + torch.searchsorted(ends, begins)
         self.upper = number[: len(positives)] + torch.searchsorted(begins, ends, right=True)
         self.order = torch.empty_like(number).scatter_(0, torch.cat([self.lower, self.upper]), number)
@@ -90,12 +91,12 @@ class Breakpoints:
 class NegativesAbove:
     """The relation H(n_j - p_i) between P positives and N negatives, in O((P + N) log P) time and O(P + N) memory.
 
-    It does not hold the logits, which are passed again to `count` and `spread`. What `count` finds out about where they are is kept for
-    the first `spread`, which turns its memory into the result.
+    It does not store the logits, which are passed to `count` and `spread` again. The positions that `count` finds are kept for the
+    first `spread`, which reuses their memory for the result.
 
     Args:
         breakpoints: of the positives.
-        logits: float32 or float64 [A], those of the negatives and of others.
+        logits: float32 or float64 [A], of the negatives and others.
         targets: [A], 0 for the negatives.
         positive: int64, where the targets are above 0.
         ignored: whether some targets are below 0.
