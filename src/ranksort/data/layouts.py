@@ -38,11 +38,10 @@ def find_split(
     Args:
         root: holds annotation files in COCO's format, `annotations/instances_<split>2017.json` or `annotations/instances_<split>.json`.
             Otherwise those in it or its folders whose path names the split, as in `valid/_annotations.coco.json`; for `val`, those of
-            `test` if there are none. A single file without a split in its path, or only one for `train`, is split into both.
-            Images are in `<split>2017/`, `images/<split>2017/`, `images/<split>/`, `<split>/`, `images/`, the root, beside the
-            annotation file, or where other tools put them. For LVIS, the root holds `annotations/lvis_v1_<split>.json`, and the images
-            in
-            `train2017/` and `val2017/`.
+            `test` if there are none. A single file without a split in its path, or only one for `train`, is split into both. Images are
+            in `<split>2017/`, `images/<split>2017/`, `images/<split>/`, `<split>/`, `images/`, the root, beside the annotation file, or
+            where other tools put them. For LVIS, the root holds `annotations/lvis_v1_<split>.json`, and the images in `train2017/` and
+            `val2017/`.
         split: `train` or `val`.
         annotations: the annotation file, if it is elsewhere.
         images: the images folder, likewise.

@@ -11,9 +11,9 @@ from .lvis import random_repeats
 class AspectRatioBatchSampler(Sampler[list[tuple[int, int]]]):
     """Batches of images with the same orientation, to reduce padding, reshuffled each epoch.
 
-    As published, the images of each orientation are shuffled and some of them repeated until they fill a whole number
-    of batches on every process; the batches of both orientations are then shuffled. An epoch depends only on `seed` and its number, and
-    has a seed for the augmentation of each image.
+    As published, the images of each orientation are shuffled and some of them repeated until they fill a whole number of batches on every
+    process; the batches of both orientations are then shuffled. An epoch depends only on `seed` and its number, and has a seed for the
+    augmentation of each image.
 
     Args:
         landscape: for each image, whether it is wider than high.

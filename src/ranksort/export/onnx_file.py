@@ -41,8 +41,7 @@ def export_onnx(
 
     The input `image` is uint8 RGB [H, W, 3] of any size; the optional input `score_threshold`, float32 [], defaults to the model's own.
     The outputs are those of the model: `boxes`, float32 xyxy in pixels of the image [D, 4], `scores` [D], `labels`, int64 [D], and
-    `masks`,
-    bool [D, H, W]. The metadata has JSON under the key "ranksort"; see `docs/export.md`.
+    `masks`, bool [D, H, W]. The metadata has JSON under the key "ranksort"; see `docs/export.md`.
 
     Args:
         model: the detector, on a CPU.

@@ -1,8 +1,7 @@
 """Losses that treat each score independently, for comparison with RS Loss: focal, quality focal and varifocal loss.
 
 All three are binary cross-entropy, weighted so that the many easy negatives do not dominate the few positives. s is a logit, p =
-sigmoid(s)
-its probability and y its target, as for the ranking losses: above 0 a positive of this quality, 0 a negative, below 0 ignored.
+sigmoid(s) its probability and y its target, as for the ranking losses: above 0 a positive of this quality, 0 a negative, below 0 ignored.
 
 Each is the sum over all examples, divided by the number of positives.
 """

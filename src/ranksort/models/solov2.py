@@ -104,8 +104,7 @@ class SOLOv2(Detector):
 
         Returns:
             For each level the class logits [B, S²_l, C] and the kernels [B, S²_l, E] of the cells, by row and column; and the mask
-            features
-            [B, E, H / 4, W / 4].
+            features [B, E, H / 4, W / 4].
         """
         features = self.fpn(self.backbone(pixels)[-4:])
         logits, kernels = self.head(features)
