@@ -129,6 +129,15 @@ def quality_targets(
 
     Returns:
         [A, C]: the quality at (positive, label), -1 in ignored rows, else 0.
+
+    Example:
+        >>> import torch
+        >>> from ranksort.losses.detection import quality_targets
+        >>> logits = torch.zeros(3, 2)
+        >>> quality_targets(logits, torch.tensor([1]), torch.tensor([0]), torch.tensor([0.8]), torch.tensor([False, False, True]))
+        tensor([[ 0.0000,  0.0000],
+                [ 0.8000,  0.0000],
+                [-1.0000, -1.0000]])
     """
     targets = torch.zeros_like(logits)
     if ignored is not None:
@@ -200,6 +209,17 @@ def rank_sort_detection_losses(
 
     Raises:
         ValueError: logits or boxes are not finite, or there is neither a box nor a quality.
+
+    Example:
+        >>> import torch
+        >>> from ranksort.losses.detection import rank_sort_detection_losses
+        >>> logits = torch.zeros(100, 3, requires_grad=True)  # 100 anchors or proposals, 3 classes
+        >>> boxes = torch.tensor([[10.0, 10.0, 30.0, 30.0]], requires_grad=True)  # predicted by the only positive, number 7
+        >>> positive, labels = torch.tensor([7]), torch.tensor([2])
+        >>> found = rank_sort_detection_losses(logits, positive, labels, boxes, torch.tensor([[10.0, 10.0, 30.0, 20.0]]))
+        >>> sum(found.losses.values()).backward()
+        >>> sorted(found.losses), found.quality  # the quality is the IoU
+        (['box', 'ranking', 'sorting'], tensor([0.5000]))
     """
     logits = logits.float()
     quality, box = localization(boxes, object_boxes, quality)

@@ -42,6 +42,12 @@ def giou_loss(boxes: Tensor, targets: Tensor) -> Tensor:
 
     Returns:
         One loss per pair, in [0, 2], [P].
+
+    Example:
+        >>> import torch
+        >>> from ranksort.losses.localization import giou_loss
+        >>> giou_loss(torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[0.0, 0, 2, 1]]))  # IoU 1 / 2, and an enclosing box without gaps
+        tensor([0.5000])
     """
     intersection, union = _intersection_and_union(boxes, targets)
     corners = torch.minimum(boxes[..., :2], targets[..., :2]), torch.maximum(boxes[..., 2:], targets[..., 2:])

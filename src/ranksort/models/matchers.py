@@ -65,6 +65,13 @@ def match_iou(
 
     Returns:
         int64 [A], index of the object, NEGATIVE or IGNORED.
+
+    Example:
+        >>> import torch
+        >>> from ranksort.models.matchers import match_iou
+        >>> anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5], [40, 40, 50, 50]])
+        >>> match_iou(anchors, torch.tensor([[0.0, 0, 10, 9]]), positive=0.7, negative=0.3, low_quality=None)  # -2: ignored, -1: negative
+        tensor([ 0, -2, -1])
     """
     if usable is not None:
         matches = torch.full_like(usable, IGNORED, dtype=torch.int64)
