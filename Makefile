@@ -11,7 +11,7 @@ BIN = .venv/bin
 INSTALLED = .venv/installed
 
 .DEFAULT_GOAL = help
-.PHONY: help quickstart test doctest gpu lint types format bench docs build clean
+.PHONY: help quickstart test doctest gpu lint types format bench docs site build clean
 
 help:
 	@echo "make quickstart  make a small data set, train a detector on it in minutes, show what it finds"
@@ -22,9 +22,10 @@ help:
 	@echo "make types       check the type annotations"
 	@echo "make format      fix style and formatting"
 	@echo "make bench       compare the cost of the losses with focal loss"
-	@echo "make docs        draw the figures of docs/ again"
+	@echo "make docs        draw the figures and write the tables of docs/ again"
+	@echo "make site        build the documentation into site/; open site/index.html"
 	@echo "make build       build the sdist and the wheel into dist/"
-	@echo "make clean       remove caches and dist/ (never .venv, data or runs)"
+	@echo "make clean       remove caches, dist/ and site/ (never .venv, data or runs)"
 
 quickstart: $(INSTALLED)
 	$(BIN)/ranksort quickstart $(ARGS)
@@ -56,13 +57,18 @@ bench: $(INSTALLED)
 
 docs: $(INSTALLED)
 	$(BIN)/python docs/figures.py
+	$(BIN)/python docs/tables.py
+
+site: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet $(ARGS)
+	@echo "site/index.html"
 
 build: $(INSTALLED)
 	rm -rf dist
 	$(BIN)/python -m build
 
 clean:
-	rm -rf dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -prune -exec rm -rf {} +
 
 # One call of pip, so that torch and torchvision are resolved together.

@@ -94,9 +94,9 @@ RCNNS = {  # detector, backbone, CARAFE, DCN, short sides in training, epochs
     "mask_rcnn_r50_fpn_1x": ("mask_rcnn", "resnet50", False, False, (), 12),
     "mask_rcnn+_r50_fpn_1x": ("mask_rcnn", "resnet50", True, False, (), 12),
     "mask_rcnn_r101_fpn_mstrain_3x": ("mask_rcnn", "resnet101", False, False, range(640, 801, 32), 36),
-    "mask_rcnn+_r101_fpn_mstrain_3x": ("mask_rcnn", "resnet101", True, False, range(640, 801, 32), 36),
-    "mask_rcnn+_r101_dcn_fpn_mstrain_3x": ("mask_rcnn", "resnet101", True, True, range(640, 801, 32), 36),
-    "mask_rcnn+_x101_dcn_fpn_mstrain_3x": ("mask_rcnn", "resnext101_64x4d", True, True, range(640, 801, 32), 36),
+    "mask_rcnn+_r101_fpn_mstrain_3x": ("mask_rcnn", "resnet101", True, False, range(480, 961, 80), 36),
+    "mask_rcnn+_r101_dcn_fpn_mstrain_3x": ("mask_rcnn", "resnet101", True, True, range(480, 961, 80), 36),
+    "mask_rcnn+_x101_dcn_fpn_mstrain_3x": ("mask_rcnn", "resnext101_64x4d", True, True, range(480, 961, 80), 36),
 }
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from .arguments import check_folder
+from .arguments import check_folder, default
 
 if TYPE_CHECKING:
     from ..data.layouts import Split
@@ -75,19 +75,26 @@ def _splits(root: Path) -> "dict[str, Split]":
 
 
 def import_data(
-    folder: Annotated[Path, Positional, arg(metavar="FOLDER")], /, out: Path, copy_images: bool = False
+    folder: Annotated[Path, Positional, arg(metavar="FOLDER")],
+    /,
+    out: Path,
+    copy_images: bool = False,
+    reader: Annotated[str | None, default("YOLO or VOC, as recognized")] = None,
 ) -> None:
-    """Convert a data set from YOLO or PASCAL VOC format to COCO annotations.
+    """Convert a data set from YOLO or PASCAL VOC format, or a format of your own, to COCO annotations.
 
     Args:
         folder: the data set, or its YAML file.
         out: output folder, which must not exist yet; it links to the images.
         copy_images: copy the images instead of linking to them.
+        reader: file.py:function that reads a format of your own.
     """
     from ..data.importers import import_data as run_import
+    from ..recipes.detectors import from_file
 
     check_folder(out)
-    dataset = run_import(folder, out, copy_images=copy_images)
+    read = from_file(reader, "reader") if reader else None
+    dataset = run_import(folder, out, copy_images=copy_images, read=read)
     print(dataset)
     if lacking := dataset.lacking():
         print(f"\nwrote {out}; it cannot be trained on: {lacking}")

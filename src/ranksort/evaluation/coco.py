@@ -1,5 +1,6 @@
 """Evaluation of detections by the rules of COCO and LVIS: AP, AR and oLRP."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from .image_names import doubts
 from .inputs import Detections, GroundTruth, open_ground_truth, read_detections, read_ground_truth
 from .lrp import evaluate_lrp
 from .matching import AREA_RANGES, DEFAULT_LIMITS, Candidates, Matched, Setting, match, take_part
-from .metrics import AT_IOU_50, AT_IOU_75, AreaResult, list_metrics
+from .metrics import AT_IOU_50, AT_IOU_75, AreaResult, Metric, list_metrics
 from .precision import evaluate_precision
 from .report import Cut, Report
 
@@ -25,6 +26,7 @@ def evaluate_detections(
     iou_type: str = "bbox",
     style: str = "coco",
     max_detections: int | None = None,
+    metrics: Sequence[Metric] = (),
 ) -> Report:
     """Compute AP, AR and oLRP of detections. Prints nothing and does not change its arguments.
 
@@ -36,6 +38,7 @@ def evaluate_detections(
         style: "coco" (the highest-scoring detections per class and image count) or "lvis" (the highest-scoring per image; classes that
             are not annotated in an image do not count there).
         max_detections: how many detections count, 1 or more; by default as published, 100 for "coco" and 300 for "lvis".
+        metrics: additional metrics, listed in the report after the standard ones.
 
     Raises:
         FileNotFoundError: a path is not a file.
@@ -62,7 +65,7 @@ def evaluate_detections(
     file = open_ground_truth(ground_truth, iou_type)
     truth = read_ground_truth(file, iou_type, style)
     found = read_detections(detections, truth, iou_type)
-    report = evaluate(truth, found, style, max_detections)
+    report = evaluate(truth, found, style, max_detections, metrics)
     report.doubts += doubts(detections, file, truth, found, report)
     if found.calibrated:
         report.scores_are = f"calibrated ({listed(sorted(found.calibrated))})"
@@ -70,7 +73,11 @@ def evaluate_detections(
 
 
 def evaluate(
-    ground_truth: GroundTruth, detections: Detections, style: str = "coco", max_detections: int | None = None
+    ground_truth: GroundTruth,
+    detections: Detections,
+    style: str = "coco",
+    max_detections: int | None = None,
+    metrics: Sequence[Metric] = (),
 ) -> Report:
     """`evaluate_detections` for columns: of masks if the ground truth has any, else of boxes.
 
@@ -96,7 +103,9 @@ def evaluate(
         results[area] = _area_result(ground_truth, candidates, setting, limits)
         if area == "":
             matched = Matched(ground_truth, candidates, setting)
-    metrics = list_metrics(limits)
+    metrics = [*list_metrics(limits), *metrics]
+    if len({metric.name for metric in metrics}) < len(metrics):
+        raise ValueError(f"two metrics have one name: {', '.join(metric.name for metric in metrics)}")
     columns = {metric.name: metric.compute(results) for metric in metrics}  # (C,) each
     summary = {metric.name: _mean(columns[metric.name]) for metric in metrics if metric.in_summary}
     if style == "lvis":

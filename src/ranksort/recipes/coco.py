@@ -77,7 +77,9 @@ def ranksort_mask_rcnn_r101_fpn_mstrain_3x_coco() -> Recipe:
 
 def ranksort_mask_rcnn_plus_r101_fpn_mstrain_3x_coco() -> Recipe:
     """RS-Mask R-CNN with CARAFE, ResNet-101, multi-scale, 36 epochs; paper: box AP 46.2, mask AP 41.5, box oLRP 62.6, mask oLRP 65.9."""
-    return _with_model(ranksort_mask_rcnn_r101_fpn_mstrain_3x_coco(), upsampling="carafe")
+    recipe = _with_model(ranksort_mask_rcnn_r101_fpn_mstrain_3x_coco(), upsampling="carafe")
+    recipe.data.train_min_sizes = tuple(range(480, 961, 80))  # as published: wider than without CARAFE
+    return recipe
 
 
 def ranksort_mask_rcnn_plus_r101_dcn_fpn_mstrain_3x_coco() -> Recipe:

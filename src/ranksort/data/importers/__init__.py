@@ -1,5 +1,6 @@
 """Convert data sets in other formats to COCO: one file per format finds and reads it, and `dataset.py` writes COCO."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from ..layouts import coco_files
@@ -15,13 +16,20 @@ def recognize(folder: Path) -> str:
     return next((name for name, module in _FORMATS.items() if module.find(folder)), "")
 
 
-def import_data(folder: Path, out: Path, *, copy_images: bool = False) -> ImportedDataset:
+def import_data(
+    folder: Path,
+    out: Path,
+    *,
+    copy_images: bool = False,
+    read: Callable[[Path], ImportedDataset] | None = None,
+) -> ImportedDataset:
     """Convert a data set in another format to COCO JSON.
 
     Args:
         folder: a folder in the layout of YOLO or VOC, or YOLO's YAML file.
         out: the new folder. It gets `annotations/instances_{train,val,test}.json` and `images`, a link to the folder of the images.
         copy_images: make `images` a folder with copies.
+        read: reads a folder in your own format; None: the format is YOLO or VOC.
 
     Returns:
         What was read and what was left out; its `str` is a report.
@@ -51,6 +59,15 @@ def import_data(folder: Path, out: Path, *, copy_images: bool = False) -> Import
         raise FileNotFoundError(f"The folder {folder} does not exist{beside(folder)}.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} already exists: name another folder with --out.")
+    if read is None:
+        read = _FORMATS[_require_known(folder)].read
+    dataset = read(folder)
+    write(dataset, out, copy_images)
+    return dataset
+
+
+def _require_known(folder: Path) -> str:
+    """The format of a folder as from `recognize`; raises ValueError if there is none."""
     name = recognize(folder)
     if not name and coco_files(folder):
         raise ValueError(
@@ -61,6 +78,4 @@ def import_data(folder: Path, out: Path, *, copy_images: bool = False) -> Import
             f"{folder} is neither in YOLO's format (a .yaml file with names and train, or classes.txt with images/ and labels/) nor in "
             "VOC's (XML files of annotations with their images)."
         )
-    dataset = _FORMATS[name].read(folder)
-    write(dataset, out, copy_images)
-    return dataset
+    return name
