@@ -23,7 +23,7 @@ def public_names(package: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("package", "name"), [pair for package in PACKAGES for pair in public_names(package)])
 def test_public_names_have_an_example_with_output(package: str, name: str) -> None:
     docstring = getattr(importlib.import_module(package), name).__doc__
-    assert "\n    Example:\n" in docstring
+    assert "\n    Examples:\n" in docstring
     examples = doctest.DocTestParser().get_examples(docstring)
     assert any(example.want for example in examples)
 

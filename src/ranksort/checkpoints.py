@@ -249,7 +249,7 @@ def load_model(
         FileNotFoundError: there is no such file, or no calibration although one is needed.
         ValueError: as for `read_checkpoint` and `Checkpoint.build`.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from ranksort import Recipe, create_model, load_model
         >>> from ranksort.checkpoints import save_model
@@ -322,7 +322,7 @@ def convert_checkpoint(source: str | Path | Mapping[str, Any], recipe: str | Rec
         FileNotFoundError: there is no such file.
         ValueError: a tensor is missing, unexpected or has another shape.
 
-    Example:
+    Examples:
         >>> from ranksort import Recipe, convert_checkpoint, create_model
         >>> from ranksort.mmdetection import to_mmdetection
         >>> recipe = Recipe(name="mine")

@@ -48,7 +48,7 @@ def save_pretrained(checkpoint: str | Path, folder: str | Path, *, report: str |
         FileNotFoundError: there is no such checkpoint or report.
         ValueError: the checkpoint or the report cannot be read, or the folder is not empty.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from pathlib import Path
         >>> from ranksort import Recipe, create_model, save_pretrained
@@ -98,7 +98,7 @@ def from_pretrained(
         FileNotFoundError: it is neither a folder nor available on the Hub.
         ValueError: it is not a model of this package.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from pathlib import Path
         >>> from ranksort import Recipe, create_model, from_pretrained, save_pretrained

@@ -137,7 +137,7 @@ def check_data(images: Path, annotations: Path, *, keep_crowds: bool = False) ->
     Raises:
         FileNotFoundError: the folder or the file does not exist. Everything else that is wrong is reported as a fault.
 
-    Example:
+    Examples:
         >>> import json, tempfile
         >>> from pathlib import Path
         >>> from ranksort.data.check import check_data

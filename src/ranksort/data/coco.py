@@ -77,7 +77,7 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
         ValueError: the file is malformed, or the model does not have the class of an object.
         FileNotFoundError: there is no such file or folder, or an image is missing.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from pathlib import Path
         >>> from ranksort.data.coco import CocoDataset

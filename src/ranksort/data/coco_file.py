@@ -56,7 +56,7 @@ def read_coco_file(
         FileNotFoundError: there is no such file.
         ValueError: it does not fit into memory, or parsed contents are not valid JSON values.
 
-    Example:
+    Examples:
         >>> from ranksort.data.coco_file import read_coco_file
         >>> truth = {"images": [{"id": 1, "file_name": "a.jpg", "width": 64, "height": 64}], "categories": [{"id": 1, "name": "cat"}]}
         >>> truth["annotations"] = [{"id": 5, "image_id": 1, "category_id": 1, "bbox": [4, 4, 0, 8], "area": 0, "iscrowd": 0}]

@@ -32,7 +32,7 @@ def repeat_factors(image: np.ndarray, label: np.ndarray, num_images: int, thresh
     Returns:
         float64 [I], 1 or more; 1 for images without objects.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from ranksort.data.lvis import repeat_factors
         >>> repeat_factors(np.array([0, 1, 2, 3]), np.array([0, 0, 0, 1]), num_images=4, threshold=1).tolist()

@@ -26,7 +26,7 @@ class AspectRatioBatchSampler(Sampler[list[tuple[int, int]]]):
     Yields:
         Lists of (index, seed), the indices of `CocoDataset`.
 
-    Example:
+    Examples:
         >>> from ranksort.data.samplers import AspectRatioBatchSampler
         >>> sampler = AspectRatioBatchSampler([True, False, True, False], batch_size=2, seed=0)
         >>> sorted(sorted(index for index, seed in batch) for batch in sampler)  # landscape and portrait images apart

@@ -293,7 +293,7 @@ def write_synthetic_dataset(
     Raises:
         ValueError: `root` has the annotations of another data set.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from pathlib import Path
         >>> from ranksort.data.synthetic import write_synthetic_dataset

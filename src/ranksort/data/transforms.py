@@ -25,7 +25,7 @@ class ResizeShortSide(v2.Transform):
         min_sizes: lengths of the short side in pixels, to draw from.
         max_size: maximum length of the long side in pixels, which may make the short side shorter than drawn.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torchvision import tv_tensors
         >>> from ranksort.data.transforms import ResizeShortSide

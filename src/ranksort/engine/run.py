@@ -64,7 +64,7 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False) -> Report | None:
         KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGHUP (`ranksort.interrupt.Terminated`), when the batch or evaluation is done and
             `last.ckpt` written; immediately after a second signal. SIGUSR1 writes `last.ckpt` and continues.
 
-    Example:
+    Examples:
         >>> import contextlib, io, tempfile
         >>> from pathlib import Path
         >>> from ranksort.data.synthetic import write_synthetic_dataset
@@ -229,7 +229,7 @@ def test(
         ValueError: data or checkpoint cannot be used.
         FileNotFoundError: a file is missing.
 
-    Example:
+    Examples:
         >>> import contextlib, io, tempfile
         >>> from pathlib import Path
         >>> from ranksort import Recipe, create_model

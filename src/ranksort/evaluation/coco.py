@@ -44,7 +44,7 @@ def evaluate_detections(
         FileNotFoundError: a path is not a file.
         ValueError: the input is wrong; one sentence says what and where.
 
-    Example:
+    Examples:
         >>> from ranksort import evaluate_detections
         >>> truth = {
         ...     "images": [{"id": 1, "width": 100, "height": 100}],
@@ -81,7 +81,7 @@ def evaluate(
 ) -> Report:
     """`evaluate_detections` for columns: of masks if the ground truth has any, else of boxes.
 
-    Example:
+    Examples:
         >>> from ranksort.evaluation import evaluate
         >>> from ranksort.evaluation.inputs import read_detections, read_ground_truth
         >>> box = {"image_id": 1, "category_id": 7, "bbox": [10, 10, 40, 40]}

@@ -35,7 +35,7 @@ def merge_rows(parts: Mapping[str, Sequence[Row]], detections_per_image: int = 1
     Raises:
         ValueError: a row has neither box nor mask, or the detectors have no image in common.
 
-    Example:
+    Examples:
         >>> from ranksort.evaluation.merging import merge_rows
         >>> row = {"image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20], "score": 0.9}
         >>> parts = {"a": [row], "b": [{**row, "score": 0.5}, {**row, "bbox": [60, 60, 9, 9], "score": 0.4}]}

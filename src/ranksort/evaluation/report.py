@@ -66,7 +66,7 @@ class Report:
         scores_are: "raw", as the model gives them, or how they were changed before, such as "calibrated".
         doubts: sentences about signs that the detections belong to other images than the ground truth.
 
-    Example:
+    Examples:
         >>> from ranksort import evaluate_detections
         >>> truth = {
         ...     "images": [{"id": 1}],

@@ -54,7 +54,7 @@ def export_onnx(
     Raises:
         ValueError: the file exists, the model is not on the CPU, the network is larger than 2 GB, or ONNX Runtime and PyTorch disagree.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from pathlib import Path
         >>> from ranksort import create_model

@@ -25,7 +25,7 @@ class Found:
         labels: int64 [D], positions in `OnnxDetector.class_names`.
         masks: bool [D, H, W], None if the model predicts none.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from ranksort.exported import Found
         >>> found = Found(np.zeros((2, 4), np.float32), np.array([0.9, 0.4], np.float32), np.array([0, 1]))

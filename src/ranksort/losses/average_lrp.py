@@ -22,7 +22,7 @@ class AverageLRPOutput(NamedTuple):
 
     The gradient of `classification` reaches only the logits, that of `localization` only the regression losses.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ranksort import average_lrp_loss
         >>> losses = average_lrp_loss(torch.tensor([3.0, -3.0]), torch.tensor([1.0, 0.0]), torch.tensor([0.2]))
@@ -75,7 +75,7 @@ def average_lrp_loss(
 
     The host waits for the device at most three times per call, five with a process group, and once more if ignored logits are not finite.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ranksort import average_lrp_loss
         >>> logits = torch.tensor([3.0, 0.0, -3.0])
@@ -135,7 +135,7 @@ class ALRPLoss(nn.Module):
         delta: as for `average_lrp_loss`.
         period: number of iterations; the default is an epoch of COCO in batches of 16.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ranksort import ALRPLoss
         >>> loss = ALRPLoss(period=2)  # balance the losses every two calls

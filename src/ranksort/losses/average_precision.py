@@ -41,7 +41,7 @@ def average_precision_loss(
 
     The host waits for the device at most three times per call, five with a process group, and once more if ignored logits are not finite.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ranksort import average_precision_loss
         >>> logits = torch.tensor([3.0, 1.0, -1.0, -3.0])
@@ -72,7 +72,7 @@ def _error_and_update(examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
 class APLoss(nn.Module):
     """`average_precision_loss` as a module without state; see there for shapes, ranges and errors.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ranksort import APLoss
         >>> APLoss()(torch.tensor([3.0, -3.0]), torch.tensor([0.0, 1.0])).item()  # precision 1 / 2 at the only positive

@@ -130,7 +130,7 @@ def quality_targets(
     Returns:
         [A, C]: the quality at (positive, label), -1 in ignored rows, else 0.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ranksort.losses.detection import quality_targets
         >>> logits = torch.zeros(3, 2)
@@ -210,7 +210,7 @@ def rank_sort_detection_losses(
     Raises:
         ValueError: logits or boxes are not finite, or there is neither a box nor a quality.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ranksort.losses.detection import rank_sort_detection_losses
         >>> logits = torch.zeros(100, 3, requires_grad=True)  # 100 anchors or proposals, 3 classes

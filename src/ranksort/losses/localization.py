@@ -43,7 +43,7 @@ def giou_loss(boxes: Tensor, targets: Tensor) -> Tensor:
     Returns:
         One loss per pair, in [0, 2], [P].
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ranksort.losses.localization import giou_loss
         >>> giou_loss(torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[0.0, 0, 2, 1]]))  # IoU 1 / 2, and an enclosing box without gaps

@@ -21,7 +21,7 @@ _EPS = 1e-10
 class RankSortOutput(NamedTuple):
     """The two parts of RS Loss, scalars in [0, 1]; `L_RS = ranking + sorting`. Each carries its own gradient.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ranksort import rank_sort_loss
         >>> losses = rank_sort_loss(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0]))  # the positive is below the negative
@@ -63,7 +63,7 @@ def rank_sort_loss(
     finite. On CUDA with Triton and without a process group, `kernels.py` computes the losses, unless
     `torch.use_deterministic_algorithms` is set.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ranksort import rank_sort_loss
         >>> logits = torch.tensor([2.0, 0.0, 1.0], requires_grad=True)
@@ -129,7 +129,7 @@ def _sorting(examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
 class RankSortLoss(nn.Module):
     """`rank_sort_loss` as a module without state; see there for shapes, ranges and errors.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ranksort import RankSortLoss
         >>> loss = RankSortLoss(delta=0.5)

@@ -31,7 +31,7 @@ def focal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.25, gamma: f
     Raises:
         ValueError: the shapes differ.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ranksort.losses import focal_loss
         >>> focal_loss(torch.zeros(2), torch.tensor([1.0, 0.0])).item()  # (0.25 + 0.75) * 0.5**2 * log(2)
@@ -59,7 +59,7 @@ def quality_focal_loss(logits: Tensor, targets: Tensor, *, beta: float = 2.0) ->
     Raises:
         ValueError: as for `focal_loss`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ranksort.losses import quality_focal_loss
         >>> logits = torch.zeros(1)  # a probability of 0.5
@@ -87,7 +87,7 @@ def varifocal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.75, gamm
     Raises:
         ValueError: as for `focal_loss`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ranksort.losses import varifocal_loss
         >>> logits = torch.zeros(1)

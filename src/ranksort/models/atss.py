@@ -20,7 +20,7 @@ from .matchers import collect, match_atss
 class ATSS(DenseDetector):
     """RS-ATSS: losses `ranking`, `sorting` and `box`. For the arguments see `DenseDetector`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ranksort import create_model
         >>> model = create_model("ranksort_atss_r50_fpn_1x_coco", num_classes=3, backbone="resnet18", min_size=64, channels=64)

@@ -31,7 +31,7 @@ class CascadeRCNN(Detector):
 
     Positives are regions of the last head. For the arguments see `FasterRCNN`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ranksort import create_model
         >>> model = create_model("ranksort_cascade_rcnn_r50_fpn_1x_coco", num_classes=3, backbone="resnet18", min_size=64, channels=64)

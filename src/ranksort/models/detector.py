@@ -40,7 +40,7 @@ class Detector(nn.Module):
         calibration: calibrates the scores of an image's detections, see `load_model`; None: scores are raw.
         white: value of white in greyscale images of more than 8 bits, if it was trained on such; 0: it was not.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ranksort import create_model
         >>> model = create_model("ranksort_atss_r50_fpn_1x_coco", num_classes=3, backbone="resnet18", min_size=64, channels=64)

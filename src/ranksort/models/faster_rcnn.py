@@ -33,7 +33,7 @@ class FasterRCNN(Detector):
         proposals: maximum number of proposals per image for the box head.
         prior: class probability at the start of training.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ranksort import create_model
         >>> model = create_model("ranksort_faster_rcnn_r50_fpn_1x_coco", num_classes=3, backbone="resnet18", min_size=64, channels=64)

@@ -30,7 +30,7 @@ MOST_MASKS = 200  # in a training batch
 class MaskRCNN(Detector):
     """RS-Mask R-CNN: losses as for `FasterRCNN`, and `mask`. For the arguments see `FasterRCNN`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ranksort import create_model
         >>> model = create_model("ranksort_mask_rcnn_r50_fpn_1x_coco", num_classes=3, backbone="resnet18", min_size=64, channels=64)

@@ -66,7 +66,7 @@ def match_iou(
     Returns:
         int64 [A], index of the object, NEGATIVE or IGNORED.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ranksort.models.matchers import match_iou
         >>> anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5], [40, 40, 50, 50]])

@@ -27,7 +27,7 @@ from .postprocess import score_voting
 class PAA(DenseDetector):
     """RS-PAA: losses `ranking`, `sorting` and `box`. For the arguments see `DenseDetector`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ranksort import create_model
         >>> model = create_model("ranksort_paa_r50_fpn_1x_coco", num_classes=3, backbone="resnet18", min_size=64, channels=64)

@@ -63,7 +63,7 @@ class SOLOv2(Detector):
         head_convs: depth of the head's towers.
         prior: class probability at the start of training.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ranksort import create_model
         >>> model = create_model("ranksort_solov2_r101_fpn_3x", num_classes=3, backbone="resnet18", min_size=64, channels=64)
@@ -169,7 +169,7 @@ class SOLOv2(Detector):
 class SOLOv2Light(SOLOv2):
     """RS-SOLOv2 with a head of half the width, for images of half the size.
 
-    Example:
+    Examples:
         >>> from ranksort import create_model
         >>> model = create_model("ranksort_solov2_light_448_r34_fpn_3x", num_classes=3, backbone="resnet18")
         >>> type(model).__name__, model.has_masks, model.has_boxes

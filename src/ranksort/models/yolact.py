@@ -42,7 +42,7 @@ class YOLACT(Detector):
         prototypes: number of prototypes.
         prior: class probability at the start of training.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ranksort import create_model
         >>> model = create_model("ranksort_yolact_r50_55e_coco", num_classes=3, backbone="resnet18", min_size=64, max_size=64, channels=64)

@@ -66,7 +66,7 @@ def predict(
     Warns:
         UserWarning: a class does not reach the precision or recall asked for.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from ranksort import create_model
         >>> from ranksort.prediction import predict
@@ -107,7 +107,7 @@ class Predictor:
         wish: what the thresholds reach; None: a number was given, or there is no report.
         remarks: remarks about the thresholds, in sentences.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ranksort import create_model
         >>> from ranksort.prediction import Predictor

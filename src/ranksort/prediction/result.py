@@ -31,7 +31,7 @@ class Prediction:
         white: value of white for reading the file, see `load_image`.
         image: uint8 RGB [3, H, W]; None if it can be read from `path`, so that results of many files need little memory.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from ranksort.prediction import Prediction
         >>> boxes = np.array([[1, 2, 5, 6], [3, 3, 9, 9]], dtype=np.float32)

@@ -66,7 +66,7 @@ def create_model(
         ValueError: a name is unknown, the loss does not suit the detector, the weights cannot be read, or hardly any of them fit.
         FileNotFoundError: there are no such weights.
 
-    Example:
+    Examples:
         >>> from ranksort import create_model
         >>> model = create_model("ranksort_atss_r50_fpn_1x_coco", backbone="resnet18", class_names=["cat", "dog"], min_size=320)
         >>> type(model).__name__, model.num_classes, model.training

@@ -17,7 +17,7 @@ def recipe_functions() -> dict[str, Callable[[], Recipe]]:
 def list_recipes() -> list[str]:
     """The names of the recipes, ours and the paper's.
 
-    Example:
+    Examples:
         >>> from ranksort import list_recipes
         >>> [name for name in list_recipes() if name.endswith("_small")]
         ['ranksort_atss_lite0_small', 'ranksort_mask_rcnn_lite0_small']
@@ -32,7 +32,7 @@ def get_recipe(name: str) -> Recipe:
         ValueError: there is no such recipe, or the function does not return one.
         FileNotFoundError: there is no such file.
 
-    Example:
+    Examples:
         >>> from ranksort.recipes import get_recipe
         >>> recipe = get_recipe("ranksort_atss_r50_fpn_1x_coco")
         >>> recipe.model.detector, recipe.model.backbone, recipe.optimizer.lr

@@ -161,7 +161,7 @@ class EvaluationSettings:
 class Recipe:
     """All settings of a run, in five groups.
 
-    Example:
+    Examples:
         >>> from ranksort import Recipe
         >>> recipe = Recipe(name="mine")
         >>> recipe.model.detector, recipe.training.epochs = "faster_rcnn", 24

@@ -39,7 +39,7 @@ def import_data(
         FileExistsError: `out` exists.
         ValueError: the format is unknown, or nothing can be used.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from pathlib import Path
         >>> from PIL import Image
