@@ -6,7 +6,7 @@
     python benchmarks/compare_losses.py --table
 
 A cell is one run: a data set, a loss, a learning rate and a seed. The first seed tries all learning rates; the others take the one of the
-highest AP. What is finished is a line of the results file and not run again; what was interrupted goes on where it was.
+highest AP. What is finished is a line of the results file and not run again; what was interrupted continues where it was.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def compare(root: Path, loss: str, options: argparse.Namespace, cells: Executor) -> None:
-    """Run the cells of a data set and a loss which are not in the results yet."""
+    """Run the cells of a data set and a loss that are not in the results yet."""
     common = {
         "data": root.name,
         "recipe": options.recipe or SMALL.get(root.name, "ranksort_atss_lite0_small"),

@@ -55,7 +55,7 @@ def ours(peer: str, size: int) -> nn.Module:
 
 
 def with_same_regions(our: nn.Module, their: nn.Module, images: list[Tensor]) -> None:
-    """Gives two Faster R-CNNs about the same regions to look at, and scores as after some training."""
+    """Give two Faster R-CNNs about the same regions to look at, and scores as after some training."""
     calm(their, their.rpn.head.bbox_pred, images, std=0.2, bias=0)
     same_proposals(our, their)
     calm(our, our.box_head.class_logits, images, std=1, bias=-4.6)
@@ -63,7 +63,7 @@ def with_same_regions(our: nn.Module, their: nn.Module, images: list[Tensor]) ->
 
 
 def calm(model: nn.Module, layer: nn.Module, images: list[Tensor], std: float, bias: float) -> None:
-    """Gives the outputs of a layer of a network which knows nothing the spread of one which has learnt a little."""
+    """Give the outputs of a layer of a network that knows nothing the spread of one that has learnt a little."""
     outputs: list[Tensor] = []
     hook = layer.register_forward_hook(lambda module, inputs, output: outputs.append(output))
     with torch.inference_mode():
@@ -76,7 +76,7 @@ def calm(model: nn.Module, layer: nn.Module, images: list[Tensor], std: float, b
 
 @torch.no_grad()
 def same_proposals(our: nn.Module, their: nn.Module) -> None:
-    """Gives both the same backbone, pyramid and RPN, so that they have about the same regions to look at."""
+    """Give both the same backbone, pyramid and RPN, so that they have about the same regions to look at."""
 
     def layers(*parts: nn.Module) -> list[nn.Module]:
         return [m for part in parts for m in part.modules() if isinstance(m, nn.Conv2d)]

@@ -29,7 +29,7 @@ NEAR = 4  # detections near each object
 
 @dataclass(frozen=True)
 class DataSet:
-    """How large it is; `seen` are the classes which an image seems to show besides its objects."""
+    """How large it is; `seen` are the classes that an image seems to show besides its objects."""
 
     style: str
     iou_type: str
@@ -73,7 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", choices=DATA, default=["coco-boxes", "coco-masks"])
     parser.add_argument("--peer", choices=PEERS, default="pycocotools", help="pycocotools does not know LVIS' rules")
-    parser.add_argument("--peer-python", default=sys.executable, help="the Python which has the peer")
+    parser.add_argument("--peer-python", default=sys.executable, help="the Python that has the peer")
     parser.add_argument("--baseline", type=Path, help="source folder of another version of ranksort, measured too")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the files are kept; default: nowhere")
@@ -141,7 +141,7 @@ def write_files(truth: Path, found: Path, data: DataSet) -> None:
         for image_id in image_ids.tolist():
             num_objects = rng.poisson(data.objects)
             classes = rng.choice(data.classes, num_objects, p=weights)
-            # Whatever is detected where there is nothing belongs to some of the classes.
+            # Whatever is detected if there is nothing belongs to some of the classes.
             seen = rng.choice(data.classes, data.seen)
             absent = np.setdiff1d(seen[:8], classes)
             content["images"].append(

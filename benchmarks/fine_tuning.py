@@ -7,8 +7,8 @@ evaluated once, at its end; cells that are done are not run again.
     python benchmarks/fine_tuning.py BCCD WEIGHTS --out DIR --table
 
 A cell is called START-FACTOR-WARMUP-EPOCHS-SEED-SPLIT, as weights-0.5-10-3-0-val: from the weights, half the recipe's learning rate, 10
-steps of warm-up, 3 epochs, seed 0, evaluated on the validation images. `rates` are those which the learning rate is chosen by, on the
-validation images; `compare` those which the two starts are compared by, on the test images.
+steps of warm-up, 3 epochs, seed 0, evaluated on the validation images. `rates` are those that the learning rate is chosen by, on the
+validation images; `compare` those that the two starts are compared by, on the test images.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def run_cell(bccd: Path, weights: Path, cell: str, folder: Path) -> dict[str, fl
         "training.epochs": [epochs],
         "training.validate-every": [epochs],
         "training.seed": [seed],
-        "training.output": [folder / f"runs-{time.time_ns()}"],  # one which was stopped is not mistaken for this
+        "training.output": [folder / f"runs-{time.time_ns()}"],  # one that was stopped is not mistaken for this
         "evaluation.pictures": [0],
     }
     if start == "weights":

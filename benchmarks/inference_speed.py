@@ -2,7 +2,7 @@
 
 python benchmarks/inference_speed.py [RUN|RECIPE ...] --images DIR [--count 8] [--runs 7]
 
-A recipe stands for its network with random weights, which has far more pairs above the threshold than one which has learnt something; a run
+A recipe stands for its network with random weights, which has far more pairs above the threshold than one that has learnt something; a run
 folder for what was trained there. One thread and CPU time, which other jobs on the machine hardly disturb; the two in turn.
 """
 

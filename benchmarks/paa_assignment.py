@@ -33,7 +33,7 @@ def make(objects: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def best_of_each(losses: Tensor, owner: Tensor, level: Tensor) -> list[Tensor]:
-    """The losses which each object's mixture is fitted to."""
+    """The losses that each object's mixture is fitted to."""
     rows = []
     for i in range(int(owner.max()) + 1):
         of_levels = [losses[(owner == i) & (level == k)] for k in range(LEVELS)]

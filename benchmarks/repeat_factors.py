@@ -2,7 +2,7 @@
 
     python benchmarks/repeat_factors.py DATA [--thresholds 0 .01 .02 .05 .1]
 
-DATA is a folder as of `--data.root`. Counts are means of five epochs.
+DATA is a folder as for `--data.root`. Counts are means of five epochs.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
     python benchmarks/validation_losses.py DATA RECIPE [--images 16] [--min-size 256] [--backbone NAME]
 
-DATA is a folder as of `--data.root`; the model is untrained. CPU seconds of one thread, with and without the losses in turn, medians of
+DATA is a folder as for `--data.root`; the model is untrained. CPU seconds of one thread, with and without the losses in turn, medians of
 `--runs`.
 """
 

@@ -1,4 +1,4 @@
-"""AP Loss against cross-entropy: a linear classifier of rare positives which has to rank well within each of several groups.
+"""AP Loss against cross-entropy: a linear classifier of rare positives that has to rank well within each of several groups.
 
 python examples/ap_loss_classifier.py                     # less than a minute
 
@@ -79,7 +79,7 @@ def mean_ap(model: nn.Linear, x: Tensor, y: Tensor) -> float:
 
 
 def tuned_ap(loss: Loss, offset: float, steps: int, seed: int) -> float:
-    """The test AP of the setting which is best in validation."""
+    """The test AP of the setting that is best in validation."""
     x, y = make_groups(offset, seed)
     models = [
         train(loss, x[TRAINING], y[TRAINING], lr, decay, steps, seed)

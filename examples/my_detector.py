@@ -1,4 +1,4 @@
-"""A detector of one's own in a file of one's own: RS Loss on a single square at every cell, without shapes of anchors to choose.
+"""A detector of your own in a file of your own: RS Loss on a single square at every cell, without shapes of anchors to choose.
 
 ranksort train ranksort_atss_lite0_small --model.detector examples/my_detector.py:CentreDetector --data.root DIR
 ranksort test RUN --model.detector examples/my_detector.py:CentreDetector           # so do `predict` and `--resume`
@@ -17,7 +17,7 @@ from ranksort.models.matchers import NEGATIVE, collect
 
 
 class CentreDetector(Detector):
-    settings = ("channels", "prior")  # those of a recipe which the constructor takes
+    settings = ("channels", "prior")  # those of a recipe that the constructor takes
 
     def __init__(self, backbone, transform, num_classes: int, *, channels: int = 256, prior: float = 0.01, **common):
         super().__init__(backbone, transform, num_classes, **common)

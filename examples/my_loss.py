@@ -1,4 +1,4 @@
-"""A loss of one's own in place of RS Loss, in any detector: cross-entropy that asks for the IoU as score, and GIoU for the boxes.
+"""A loss of your own in place of RS Loss, in any detector: cross-entropy that asks for the IoU as score, and GIoU for the boxes.
 
 python examples/my_loss.py [my_data]     # a folder in COCO format; none: drawn images
 """

@@ -1,4 +1,4 @@
-"""Deformable DETR of transformers trained by RS Loss at every layer of its decoder. So are Conditional and DAB-DETR.
+"""Deformable DETR of transformers trained with RS Loss at every layer of its decoder. So are Conditional and DAB-DETR.
 
 pip install transformers; python examples/rs_loss_in_deformable_detr.py [my_data]     # a folder in COCO format; none: drawn images
 

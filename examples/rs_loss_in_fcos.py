@@ -1,4 +1,4 @@
-"""torchvision's FCOS trained by RS Loss: classifier and boxes alone. Scores that are sorted by IoU need no centreness beside them.
+"""torchvision's FCOS trained with RS Loss: classifier and boxes alone. Scores that are sorted by IoU need no centreness beside them.
 
 python examples/rs_loss_in_fcos.py [my_data]     # a folder in COCO format; none: drawn images
 """

@@ -1,4 +1,4 @@
-"""RT-DETR of transformers trained by RS Loss: the decoder's layers, the encoder's proposals and the denoising queries.
+"""RT-DETR of transformers trained with RS Loss: the decoder's layers, the encoder's proposals and the denoising queries.
 
 pip install transformers; python examples/rs_loss_in_rt_detr.py [my_data]     # a folder in COCO format; none: drawn images
 """

@@ -1,4 +1,4 @@
-"""torchvision's RetinaNet trained by RS Loss in place of focal loss and L1: only `compute_loss` of its head changes.
+"""torchvision's RetinaNet trained with RS Loss in place of focal loss and L1: only `compute_loss` of its head changes.
 
 python examples/rs_loss_in_your_detector.py [my_data]     # a folder in COCO format; none: drawn images
 """

@@ -1,4 +1,4 @@
-"""A timm classifier that gives an image several labels, trained by RS Loss: first those it has, and of these the largest first.
+"""A timm classifier that gives an image several labels, trained with RS Loss: first those it has, and of these the largest first.
 
 python examples/rs_loss_multilabel.py my_data     # a folder in COCO format
 

@@ -291,7 +291,7 @@ def test_nothing_there(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "gone.ckpt")
     with pytest.raises(FileNotFoundError, match=r"no checkpoint .*gone\.safetensors"):
         load_model(tmp_path / "gone.safetensors")
-    with pytest.raises(FileNotFoundError, match=r"is no run folder: .* checkpoints/best\.ckpt nor last\.ckpt"):
+    with pytest.raises(FileNotFoundError, match=r"is not a run folder: .* checkpoints/best\.ckpt nor last\.ckpt"):
         read_checkpoint(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no checkpoint .*gone\.pth"):
         convert_checkpoint(tmp_path / "gone.pth", _recipe())
@@ -383,6 +383,6 @@ def test_training_states_that_nobody_saved(tiny_recipe: Recipe, tmp_path: Path, 
         content["ranksort"]["progress"]["epoch"] = "abc"
     torch.save(content, last)
     tiny_recipe.training.epochs = 2
-    with pytest.raises(ValueError, match=r"last\.ckpt cannot be resumed from") as raised:
+    with pytest.raises(ValueError, match=r"last\.ckpt cannot be resumed") as raised:
         engine.train(tiny_recipe, tmp_path / "run", resume=True)
     assert "\n" not in str(raised.value)

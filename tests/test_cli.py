@@ -139,7 +139,7 @@ def test_results_of_test_are_evaluated_as_they_are(
     assert len(images) == 4
     assert sum(image["detections"] for image in images) == len(found) > 0
     assert len((tested / "results.csv").read_text().splitlines()) == 1 + len(found)
-    assert "replace it by --overwrite" in fails("test", run, "--out", tested)
+    assert "replace it with --overwrite" in fails("test", run, "--out", tested)
 
 
 def test_resume_finds_the_latest_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -362,7 +362,7 @@ def test_evaluate_draws_the_images_and_keeps_an_earlier_report(
     assert "points: missed 100.0." in capsys.readouterr().out
     assert "data:image/jpeg" in (out / "index.html").read_text()
     before = (out / "report.json").read_bytes()
-    assert "replace it by --overwrite" in fails(*command, "--out", out, "--max-detections", "1")
+    assert "replace it with --overwrite" in fails(*command, "--out", out, "--max-detections", "1")
     assert (out / "report.json").read_bytes() == before
     cli.main([*command, "--out", str(out), "--max-detections", "1", "--overwrite"])
     assert (out / "report.json").read_bytes() != before

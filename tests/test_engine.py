@@ -97,7 +97,7 @@ def test_scores_are_calibrated_and_cut_off(
     run = tmp_path / "run"
     report = engine.train(tiny_recipe, run)
     assert report is not None
-    assert "calibrated by other images" in capsys.readouterr().out
+    assert "calibrated on other images" in capsys.readouterr().out
     trained = read_checkpoint(run)
     assert set(trained.scores) == {"thresholds", "iou", "precision"}
     assert trained.scores["iou"] == json.loads((run / "report" / "calibration.json").read_bytes())
@@ -370,7 +370,7 @@ def test_resuming_with_moved_data(tiny_recipe: Recipe, tiny_data: Path, tmp_path
     annotations = json.loads(file.read_text())
     next(a for a in annotations["annotations"] if not a["iscrowd"])["bbox"][2] -= 0.5
     file.write_text(json.dumps(annotations))
-    with pytest.raises(ValueError, match=r"renamed\.json does not hold the images and objects that .*changed"):
+    with pytest.raises(ValueError, match=r"renamed\.json does not contain the images and objects that .*changed"):
         engine.train(elsewhere, tmp_path / "changed", resume=True)
 
 

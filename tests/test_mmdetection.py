@@ -148,4 +148,4 @@ def test_classes_without_names_are_asked_for(trained: Path, tmp_path: Path, caps
         cli.main(
             ["convert", f"{tmp_path}/unnamed.pth", f"{trained}/mine.py:small", "--out", f"{tmp_path}/x.safetensors"]
         )
-    assert "has 2 classes, not 0: name them by --annotations" in capsys.readouterr().err
+    assert "has 2 classes, not 0: name them with --annotations" in capsys.readouterr().err

@@ -248,7 +248,7 @@ def test_the_class_itself() -> None:
     small: dict[str, Any] = {"backbone": "resnet18", "head_convs": 0, "num_classes": 2}
     model = create_model("ranksort_atss_r50_fpn_1x_coco", detector=Mine, channels=96, **small)
     assert type(model) is Mine
-    with pytest.raises(ValueError, match=r"--model\.channels must be a multiple of 96 from 64 on, got 64"):
+    with pytest.raises(ValueError, match=r"--model\.channels must be a multiple of 96 and at least 64, got 64"):
         create_model("ranksort_atss_r50_fpn_1x_coco", detector=Mine, channels=64, **small)
 
 

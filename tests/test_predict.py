@@ -198,7 +198,7 @@ def test_earlier_results_are_not_mixed_with_new_ones(
     assert len(detected(images)) == 5
     with pytest.raises(SystemExit, match="2"):
         cli.main(arguments(model, images / "0.png", out=images))
-    assert "holds the results of an earlier prediction: name another folder by --out" in capsys.readouterr().err
+    assert "already holds results of an earlier prediction: name another folder with --out" in capsys.readouterr().err
     assert {file: file.read_bytes() for file in images.iterdir()} == before
 
 
@@ -236,7 +236,7 @@ def test_images_that_the_annotations_do_not_have_are_passed_over(
     categories = [{"id": 1, "name": "Bär"}, {"id": 2, "name": "犬"}]
     (tmp_path / "val.json").write_text(json.dumps({"images": listed, "annotations": [], "categories": categories}))
     cli.main([*arguments(model, images, out=tmp_path / "out"), "--annotations", str(tmp_path / "val.json")])
-    assert "passed over: 3 images that" in capsys.readouterr().out
+    assert "skipped: 3 images not listed in" in capsys.readouterr().out
     written = json.loads((tmp_path / "out" / "images.json").read_text())["images"]
     assert [(image["id"], Path(image["file_name"]).name) for image in written] == [(11, "1.png"), (13, "3.png")]
     only = arguments(model, images / "0.png", out=tmp_path / "none")

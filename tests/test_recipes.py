@@ -275,7 +275,7 @@ def test_description_says_how_large_images_are(
 def test_channels_which_the_norms_cannot_group() -> None:
     for recipe, channels, step in ((ATSS_R50, 80, 32), ("ranksort_solov2_light_448_r34_fpn_3x", 96, 64)):
         with pytest.raises(
-            ValueError, match=f"--model.channels must be a multiple of {step} from 64 on, got {channels}"
+            ValueError, match=f"--model.channels must be a multiple of {step} and at least 64, got {channels}"
         ):
             create_model(recipe, channels=channels)
 
@@ -302,7 +302,7 @@ def test_words_that_are_not_possible(option: str, value: str) -> None:
 
 
 def test_upsampling_of_a_detector_which_has_none_to_choose() -> None:
-    with pytest.raises(ValueError, match=r"--model\.upsampling carafe is for the R-CNNs, not for atss"):
+    with pytest.raises(ValueError, match=r"--model\.upsampling carafe is for R-CNNs, not for atss"):
         create_model(ATSS_R50, upsampling="carafe")
 
 

@@ -324,7 +324,7 @@ def test_dark_images_and_turned_ones_are_said(content: dict[str, Any], write: Wr
         faults = {fault.kind: fault.lines[0] for fault in check_data(*write_again(content, images)).faults}
         assert ("nearly black" in faults) == (expected is not None)
         assert expected is None or expected in faults["nearly black"]
-        assert "image 2 is turned as its EXIF orientation 3 says" in faults["turned by EXIF"]
+        assert "image 2 is rotated by its EXIF orientation 3" in faults["turned by EXIF"]
 
 
 def write_again(content: Any, images: Path) -> tuple[Path, Path]:

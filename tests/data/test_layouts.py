@@ -278,7 +278,7 @@ def test_a_run_and_its_test_evaluate_the_same_images(
     assert "may be among these" not in capsys.readouterr().out
     write(tmp_path, "annotations.json", "images", [*names, "more.jpg"])
     engine.test(checkpoint, tmp_path / "report2")
-    assert "what it was trained on may be among these" in capsys.readouterr().out
+    assert "some of these may have been training images" in capsys.readouterr().out
 
 
 def test_nearly_the_right_name_is_named(tmp_path: Path) -> None:
@@ -361,7 +361,7 @@ def test_check_data_takes_what_train_takes(tmp_path: Path, capsys: pytest.Captur
     main(["check-data", str(tmp_path / "one")])
     said = capsys.readouterr().out
     assert said.startswith(f"{train}, images in {tmp_path}/one/images\n")
-    assert said.endswith("\n`train` divides this file by image into training and validation.\n")
+    assert said.endswith("\n`train` splits the images of this file into training and validation.\n")
     root = tmp_path / "two"
     for split in ("train", "valid"):
         write(root, f"{split}/_annotations.coco.json", split, names)

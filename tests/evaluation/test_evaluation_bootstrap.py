@@ -59,6 +59,19 @@ def test_of_equal_scores_all_count_or_none():
         assert number == pytest.approx(report.summary["oLRP"], abs=2e-6)
 
 
+def test_a_threshold_above_equal_scores_can_be_the_best():
+    truth = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "a"}]}
+    truth["annotations"] = [{"id": n, "image_id": 1, "category_id": 1, "bbox": [100 * n, 0, 40, 40]} for n in (1, 2)]
+    found = [([100, 0, 40, 40], 0.9), ([200, 0, 40, 20], 0.8), *([[900, 90 * n, 9, 9], 0.8] for n in range(3))]
+    detections = [{"image_id": 1, "category_id": 1, "bbox": box, "score": score} for box, score in found]
+    read = read_ground_truth(truth, "bbox", "coco")
+    result = bootstrap(read, read_detections(detections, read, "bbox"), resamples=2)
+    assert result.olrp.measured == pytest.approx(
+        0.5
+    )  # one found exactly, one missed; at .8 three wrong ones come with the second
+    assert evaluate_detections(truth, detections).summary["oLRP"] == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize("style", ["coco", "lvis"])
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
 def test_equals_the_evaluator_on_resampled_data(iou_type, style, monkeypatch):

@@ -39,7 +39,7 @@ def test_areas_crowd_flags_and_any_encoding_of_masks_are_accepted(iou_type):
         ({"image_id": 12}, r"1 of 2 detections have an unknown image_id: 12 \(position 1\)"),
         ({"category_id": None}, r"have no 'category_id' \(position 1\)"),
         ({"score": float("nan")}, r"1 of 2 detections have a score that is not a number, but nan \(position 1\)"),
-        ({"score": 97.5}, r"have a score outside 0\.\.1 and look like percent: divide them by 100"),
+        ({"score": 97.5}, r"have a score outside 0\.\.1 and look like percentages: divide them by 100"),
         ({"score": 1.0000001}, r"have a score outside 0\.\.1 \(position 1\)"),
         ({"score": 10**400}, "have a score that is not a number, but 1000"),
         ({"category_id": [1]}, r"have a category_id that is no integer or string, but \[1\]"),

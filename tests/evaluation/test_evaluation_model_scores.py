@@ -88,7 +88,7 @@ def test_an_evaluation_leaves_what_a_checkpoint_can_carry(tmp_path: Path) -> Non
     report = evaluate_detections(content, rows)
     report.save(tmp_path)
     text = calibrate_evaluation(report, tmp_path, {"data": "some"})
-    assert "calibrated by other images" in text
+    assert "calibrated on other images" in text
     carried = read_report(tmp_path)
     assert set(carried) == {"thresholds", "iou", "precision"}
     assert (
@@ -101,7 +101,7 @@ def test_an_evaluation_leaves_what_a_checkpoint_can_carry(tmp_path: Path) -> Non
     assert len(find_thresholds(model, carried, CATEGORIES).reach(Wish("recall", 0.5)).values) == 2
 
     report.scores_are = "calibrated"
-    assert "calibrated by other images" not in calibrate_evaluation(report, tmp_path, {})
+    assert "calibrated on other images" not in calibrate_evaluation(report, tmp_path, {})
     assert not [*tmp_path.glob("calibration*.json")]
     text = calibrate_evaluation(evaluate_detections(content, []), tmp_path, {})
     assert "no calibration of the scores: There are no detections to calibrate" in text

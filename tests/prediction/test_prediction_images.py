@@ -20,7 +20,7 @@ def test_folders_in_depth(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "deep")
     files, passed_over = find_images([tmp_path], tmp_path / "out")
     assert [path.name for path in files] == ["a.PNG", "b.jpg", "clip.mp4", "c.png", "d.webp"]
-    assert "2 files (hidden, or no images by their names)" in passed_over
+    assert "2 files (hidden, or not an image by name)" in passed_over
     assert "2 folders (hidden, or links)" in passed_over
     assert "1 folder of results" in passed_over
     assert find_images([tmp_path / "deep", tmp_path / "note.md"])[0][-1] == tmp_path / "note.md"

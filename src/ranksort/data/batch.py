@@ -14,10 +14,10 @@ Batch = tuple[list[Tensor], list[dict[str, Any]]]
 
 
 def collate(samples: Iterable[tuple[Tensor, dict[str, Any]]]) -> Batch:
-    """Lists the images and targets of some samples, as plain tensors.
+    """List the images and targets of some samples, as plain tensors.
 
     Returns:
-        images: uint8 [3, H, W] each; and targets: as of `CocoDataset`, with masks as bool [G, H, W].
+        images: uint8 [3, H, W] each; and targets: see `CocoDataset`, with masks as bool [G, H, W].
     """
     images, targets = [], []
     for image, target in samples:
@@ -36,7 +36,7 @@ def data_loader(
     sampler: Iterable[int] | None = None,
     workers: int = 0,
 ) -> "DataLoader[Any]":
-    """Loads batches with worker processes.
+    """Load batches with worker processes.
 
     Args:
         dataset: where the samples come from.

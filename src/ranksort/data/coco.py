@@ -31,7 +31,7 @@ COCO_CATEGORIES = [
 
 
 def require_known(file: CocoFile, categories: Sequence[Category]) -> None:
-    """Raise ValueError unless a model of some categories knows all of those of a file but for placeholders, by id and name."""
+    """Raise ValueError unless a model of some categories knows all of those of a file except for placeholders, by id and name."""
     expected = {*categories, *file.placeholders()}
     unknown = [category for category in file.categories if category not in expected]
     if unknown:
@@ -60,7 +60,7 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
         keep_empty_images: whether training uses images without objects.
         keep_crowds: take annotations marked as crowd for single objects.
         categories: the classes of a trained model, by which the objects are labelled then; they are matched by id and
-            name. By default the classes of the file but for placeholders, see `CocoFile.placeholders`.
+            name. By default the classes of the file except for placeholders, see `CocoFile.placeholders`.
         transform: called with (image, target); `ranksort.data.transforms`.
         min_box_size: the least width and height of a box in training, in pixels.
         white: what is white in images of more than 8 bits, see `to_rgb`; 0: found from them, see `find_white`.
@@ -195,7 +195,7 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
         return len(self.image_ids)
 
     def __getitem__(self, item: int | tuple[int, int]) -> tuple[Any, dict[str, Any]]:
-        """Loads and transforms an image and its objects.
+        """Load and transform an image and its objects.
 
         Args:
             item: an index, or (index, seed): the transform then draws what it would draw after

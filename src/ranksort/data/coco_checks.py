@@ -240,7 +240,7 @@ def _check_categories(file: CocoFile) -> None:
         "group as a category",
         [
             f"category {category.id} ({category.name}) has no object and is the supercategory of others, as Roboflow writes it: "
-            "it is no class of the model"
+            "it is not a class of the model"
             for category in groups
         ],
     )

@@ -35,7 +35,7 @@ class Images:
     """I images, in the order of the file."""
 
     ids: list[Id]
-    file_names: Packed  # UTF-8, relative to the images folder; empty where there is none
+    file_names: Packed  # UTF-8, relative to the images folder; empty if there is none
     widths: np.ndarray  # int64 [I] pixels, 0 where not known
     heights: np.ndarray  # int64 [I]
     federated: list[Federated] | None = None  # of LVIS, one for each image
@@ -61,11 +61,11 @@ class Annotations:
     number: np.ndarray  # int64 [A], position in the list of the file, from 1
     image: np.ndarray  # int64 [A], position of the image
     category: np.ndarray  # int64 [A], position of the category
-    boxes: np.ndarray  # float64 [A, 4], x, y, width, height in pixels; NaN where there is none
-    areas: np.ndarray  # float64 [A], pixels, as stated; NaN where it is not, infinite where it is no number
+    boxes: np.ndarray  # float64 [A, 4], x, y, width, height in pixels; NaN if there is none
+    areas: np.ndarray  # float64 [A], pixels, as stated; NaN if it is not, infinite where it is not a number
     crowd: np.ndarray  # bool [A]
-    segmentations: Packed | None = None  # JSON; None where they were not asked for
-    is_empty: np.ndarray | None = None  # bool [A]: masks known to have no pixel; None where that was not looked at
+    segmentations: Packed | None = None  # JSON; None if they were not asked for
+    is_empty: np.ndarray | None = None  # bool [A]: masks known to have no pixel; None if that was not looked at
 
     def __len__(self) -> int:
         return len(self.image)
@@ -97,7 +97,7 @@ class CocoFile:
     Attributes:
         source: what messages call it, such as its path.
         categories: C classes in the order of their ids, which is that of the labels.
-        frequencies: of each class LVIS' "r", "c" or "f"; None where it has none.
+        frequencies: of each class LVIS' "r", "c" or "f"; None if it has none.
         supercategories: of each class the name of its group, if it states one.
         images, annotations: columns, without what is malformed.
         faults: what is wrong.
@@ -117,7 +117,7 @@ class CocoFile:
             self.faults.append(Fault(kind, lines))
 
     def refusals(self, use: Use, also: Collection[str] = (), without: Collection[str] = ()) -> list[Fault]:
-        """The faults for which a use refuses the file; and those of kinds which matter for it `also`, or not (`without`)."""
+        """The faults for which a use refuses the file; and those of kinds that matter for it `also`, or not (`without`)."""
         return [
             fault
             for fault in self.faults

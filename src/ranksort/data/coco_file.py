@@ -175,7 +175,7 @@ class _Reader:
         return np.where(good, column, 0).astype(np.int64)
 
     def federated(self, rows: list[tuple[int, Id, Any]]) -> list[Federated] | None:
-        """LVIS' lists of classes, as positions; None where no image has them."""
+        """LVIS' lists of classes, as positions; None if no image has them."""
         if all(row.neg_category_ids is None and row.not_exhaustive_category_ids is None for *_, row in rows):
             return None
         index = IdIndex([category.id for category in self.file.categories])
@@ -259,7 +259,7 @@ class _Reader:
 
 
 def _boxes(values: list[Any]) -> tuple[np.ndarray, list[int]]:
-    """Boxes float64 [N, 4], NaN where there is none; and the places of these."""
+    """Boxes float64 [N, 4], NaN if there is none; and the places of these."""
     without = [n for n, box in enumerate(values) if box is None] if None in values else []
     if without:
         values = [(np.nan,) * 4 if box is None else box for box in values]

@@ -18,7 +18,7 @@ Number = int | float
 
 
 class CategoryRow(msgspec.Struct, gc=False):
-    """A category; `name` is None where it is malformed."""
+    """A category; `name` is None if it is malformed."""
 
     id: AnyId = None
     name: str | None = None

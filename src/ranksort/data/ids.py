@@ -11,7 +11,7 @@ Id = int | str
 
 
 def canonical(value: Any) -> Id | None:
-    """Return the id that a JSON value stands for: 3 for 3.0, a string as it is; None where it is no id."""
+    """Return the id that a JSON value stands for: 3 for 3.0, a string as it is; None if it is not an id."""
     if type(value) in (int, str):
         return value
     return int(value) if isinstance(value, float) and value.is_integer() else None

@@ -26,8 +26,8 @@ def read_image_ids(annotations: Path, images: Sequence[Path], categories: Sequen
 def find_image_ids(images: Sequence[Path], file: CocoFile) -> list[Id | None]:
     r"""Find image files in an annotation file by their names.
 
-    The name which the file has for an image is the end of its path; or, `\` counting as `/`, the two share the last part at least and
-    the file has it once. None where the file has no image of that name.
+    The name that the file has for an image is the end of its path; or, `\` counting as `/`, the two share the last part at least and
+    the file has it once. None if the file has no image of that name.
 
     Raises:
         ValueError: an image may be several of the file's, or is the same one as another image.

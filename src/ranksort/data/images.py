@@ -101,7 +101,7 @@ def find_folder(folders: Iterable[Path], name: str) -> Path | None:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # a name which no file can have
+    except (OSError, ValueError):  # a name that no file can have
         return False
 
 
@@ -110,7 +110,7 @@ def read_image(path: Path) -> Image.Image:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no image, or damaged.
+        ValueError: it is not an image, or damaged.
     """
     _require_regular(path)
     try:
@@ -141,7 +141,7 @@ def stated_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
     Pixels are not decoded.
 
     Raises:
-        ValueError: it is no image.
+        ValueError: it is not an image.
     """
     _require_regular(path)
     try:

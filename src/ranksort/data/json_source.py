@@ -55,7 +55,7 @@ class JsonSource:
         """Decode all of it by Python's own parser: slowly, but with NaN, any encoding, and numbers of any size.
 
         Raises:
-            ValueError: it is no JSON.
+            ValueError: it is not JSON.
         """
         try:
             return json.loads(bytes(self.content))
@@ -67,7 +67,7 @@ class JsonSource:
             ) from None
 
     def release(self) -> None:
-        """Give back the memory which the part of a file takes that was read: it can be read again."""
+        """Give back the memory that the part of a file takes that was read: it can be read again."""
         if isinstance(self.content, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
             self.content.madvise(mmap.MADV_DONTNEED)
 
@@ -139,7 +139,7 @@ def decode_rows(
     view = memoryview(rows)
     start, size, released = bytes(view[:1000]).find(b"[") + 1, _CHUNK, 0
     while True:
-        # What looks like the place between two rows may be within a string or a row. Then the text before is no JSON.
+        # What looks like the place between two rows may be within a string or a row. Then the text before is not JSON.
         between = _BETWEEN.search(view, start + size)
         end = between.start() + 1 if between else len(view)
         text = b"".join((b"[", view[start:end], b"]" if between else b""))

@@ -118,12 +118,12 @@ def _only(files: list[Path], split: str) -> Path:
 
 
 def _missing(root: Path, split: str, files: list[Path]) -> str:
-    """What to say where there are no annotations for a split."""
+    """What to say if there are no annotations for a split."""
     from .importers import recognize
 
     if not files and (name := recognize(root)):
         return (
-            f"{root} is a data set in {name} format: write COCO's of it by `ranksort import-data {shlex.quote(str(root))} --out DIR`, "
+            f"{root} is a data set in {name} format: write COCO's of it with `ranksort import-data {shlex.quote(str(root))} --out DIR`, "
             "and name DIR with --data.root."
         )
     others = f" (there are {', '.join(map(str, files[:5]))})" if files else ""
@@ -161,7 +161,7 @@ def _find_images(root: Path, split: str, annotations: Path, style: str) -> Path:
     if style == "lvis":
         file_names, folders = ["/".join(name.split("/")[-2:]) for name in file_names], [root, root / "images"]
     existing = [folder for folder in folders if folder.is_dir()]
-    for file_name in file_names:  # some may be missing, which is no question of the folder
+    for file_name in file_names:  # some may be missing, which is not a question of the folder
         if images := find_folder(existing, file_name):
             return images
     raise FileNotFoundError(

@@ -41,13 +41,13 @@ def repeat_factors(image: np.ndarray, label: np.ndarray, num_images: int, thresh
 
 
 def random_repeats(factors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Rounds each factor up or down at random, up with a probability of its fraction.
+    """Round each factor up or down at random, up with a probability of its fraction.
 
     The images are rounded together (systematic sampling: one random number moves a grid over their cumulated factors,
     in random order), so that the sum is that of the factors to within 1. Epochs are then of one length, which schedules
     and resuming rely on.
 
-    Takes factors [I], as of `repeat_factors`, to int64 [I].
+    Takes factors [I], as for `repeat_factors`, to int64 [I].
     """
     order = rng.permutation(len(factors))
     repeats = np.empty(len(factors), dtype=np.int64)

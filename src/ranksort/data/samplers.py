@@ -50,11 +50,11 @@ class AspectRatioBatchSampler(Sampler[list[tuple[int, int]]]):
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the shuffling of the next iteration."""
+        """Choose the shuffling of the next iteration."""
         self.epoch = epoch
 
     def skip(self, batches: int) -> None:
-        """Lets iterations of the present epoch, and only of that, start after so many batches: to resume inside of it."""
+        """Let iterations of the present epoch, and only of that, start after so many batches: to resume inside of it."""
         self._skipped = {self.epoch: batches}
 
     def __len__(self) -> int:

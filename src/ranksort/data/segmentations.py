@@ -97,7 +97,7 @@ class CheckedSegmentations:
     Attributes:
         missing: [N] bool: there is none.
         problems: why one is no good, by its position.
-        is_empty: [N] bool: good, but without a pixel in the image; False where that was not looked at.
+        is_empty: [N] bool: good, but without a pixel in the image; False if that was not looked at.
     """
 
     missing: np.ndarray
@@ -218,9 +218,9 @@ def _unusual_polygons(texts: list[bytes]) -> list[int]:
 
 
 def _polygon_problem(polygons: list[Any]) -> str | None:
-    """Why a list is no good as polygons; "" where there are no coordinates at all."""
+    """Why a list is no good as polygons; "" if there are no coordinates at all."""
     if not all(isinstance(p, list) and len(p) % 2 == 0 and all(map(_is_number, p)) for p in polygons):
-        return "has a polygon that is no list of finite x, y pairs"
+        return "has a polygon that is not a list of finite x, y pairs"
     if not any(polygons):
         return ""
     if any(len(p) >= 6 for p in polygons):
@@ -240,7 +240,7 @@ def are_polygons(value: Any) -> bool:
 
 
 def encode_polygons(polygons: list[Any], height: int, width: int) -> dict[str, Any] | None:
-    """Polygons as a compressed RLE; None where they are no good."""
+    """Polygons as a compressed RLE; None if they are no good."""
     return None if _polygon_problem(polygons) is not None else _encode_polygons(polygons, height, width)
 
 

@@ -37,7 +37,7 @@ def part_of(file: CocoFile, part: Part) -> CocoFile:
     """One part of an annotation file that holds both, with the images and annotations of that part alone.
 
     A fifth of the images is for validation: those whose names have the smallest hashes, so that it is the same ones each time, taken
-    class by class, the rarest first, so that a class which two images show is in both parts where that is possible. Augmented
+    class by class, the rarest first, so that a class that two images show is in both parts where that is possible. Augmented
     versions of a photo, as Roboflow writes them, and entries of the same file stay together.
 
     Raises:

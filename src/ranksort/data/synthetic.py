@@ -170,7 +170,7 @@ class Thing(NamedTuple):
 
 
 def render(parts: list[Part], size: float, angle: float) -> Image.Image:
-    """Draws `parts` turned by `angle` and `size` pixels large, with margins; RGBA."""
+    """Draw `parts` turned by `angle` and `size` pixels large, with margins; RGBA."""
     half = SUPERSAMPLING * int(0.65 * size)
     picture = Image.new("RGBA", (2 * half, 2 * half))
     pen = ImageDraw.Draw(picture)
@@ -193,7 +193,7 @@ def paint_ground(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image
 
 
 def lit(picture: Image.Image, brightness: np.ndarray, slope: Sequence[float], grain: Any = 0) -> Image.Image:
-    """Multiplies by `brightness`, which grows by the share `slope` from the centre to the right and bottom; adds grain."""
+    """Multiply by `brightness`, which grows by the share `slope` from the centre to the right and bottom; adds grain."""
     x, y = np.linspace(-1, 1, picture.width), np.linspace(-1, 1, picture.height)[:, None]
     colours = np.asarray(picture.convert("RGB")) * brightness * (1 + slope[0] * x + slope[1] * y)[..., None] + grain
     return Image.fromarray(colours.clip(0, 255).astype(np.uint8))
@@ -207,7 +207,7 @@ def visible_parts(owner: Image.Image, count: int) -> list[dict[str, Any]]:
 def compose(
     rng: np.random.Generator, image_size: tuple[int, int], frequencies: np.ndarray
 ) -> tuple[Image.Image, list[dict[str, Any]]]:
-    """Composes one picture of things and clutter in random depth order; everything about it follows from `rng`.
+    """Compose one picture of things and clutter in random depth order; everything about it follows from `rng`.
 
     Returns:
         The picture, and COCO annotations of the visible parts of its objects, without ids.
@@ -273,7 +273,7 @@ def write_synthetic_dataset(
     seed: int = 0,
     long_tail: bool = False,
 ) -> Path:
-    """Writes a small instance segmentation data set in COCO format, the same one for the same arguments.
+    """Write a small instance segmentation data set in COCO format, the same one for the same arguments.
 
     Pictures hold up to 10 objects of 8 classes, 12 to 155 pixels large, partly hidden, among clutter; a few hold no
     object, a few a crowd region. Picture k of a split depends neither on how many there are nor on the other split.
@@ -321,7 +321,7 @@ def write_synthetic_dataset(
             "annotations": annotations,
             "categories": [{"id": kind.id, "name": kind.name} for kind in CLASSES],
         }
-        # Last and at once: where there is an annotation file, its pictures are complete.
+        # Last and at once: if there is an annotation file, its pictures are complete.
         unfinished = file.with_suffix(".unfinished")
         unfinished.write_text(json.dumps(content))
         unfinished.replace(file)

@@ -39,9 +39,9 @@ class ResizeShortSide(v2.Transform):
 class ScaleJitter(nn.Module):
     """Cuts a window out of the image, or puts the image into a larger one, of the same ratio of sides; to be resized to what it was.
 
-    The scale s is drawn log-uniformly. For s > 1 the window has 1/s of either side, at random but for the centre of one object, which it
-    has in it. Objects of which it shows less than `MIN_VISIBLE` are dropped; boxes of those which it cuts end with it, and with the part
-    of their mask which it shows. Where it would show none, the image stays whole. For s < 1 the image comes to lie anywhere on a canvas of
+    The scale s is drawn log-uniformly. For s > 1 the window has 1/s of either side, at random except for the centre of one object, which it
+    has in it. Objects of which it shows less than `MIN_VISIBLE` are dropped; boxes of those that it cuts end with it, and with the part
+    of their mask that it shows. Where it would show none, the image stays whole. For s < 1 the image comes to lie anywhere on a canvas of
     1/s of either side (Ghiasi et al., "Simple copy-paste", CVPR 2021, section 3, call it large scale jitter).
 
     Args:
@@ -128,7 +128,7 @@ def training_transforms(
     """The published augmentation of (image uint8, target): `ResizeShortSide`, flip from left to right, clip the boxes to the image.
 
     Args:
-        min_sizes, max_size: as of `ResizeShortSide`.
+        min_sizes, max_size: see `ResizeShortSide`.
         flip: the probability of a flip.
         jitter_fill: where given, `ScaleJitter` with this colour comes first, and small changes of the colours follow.
     """

@@ -1,8 +1,8 @@
-"""How far AP and oLRP would differ on other images: bootstrap over images, exact in each resample.
+"""Uncertainty of AP and oLRP: bootstrap over images, exact in each resample.
 
-A resample draws as many images as there are, with replacement (Efron, 1979); an image drawn twice counts twice, detections and
-objects. Its numbers are those of the evaluator on such a data set. Nothing is matched or sorted again: with the detections in
-order, a resample is a weight of 0, 1, 2, ... for each image, and all counts are cumulative sums of weights.
+A resample draws as many images as there are, with replacement (Efron, 1979); the detections and objects of an image drawn twice count
+twice. Its metrics are those of the evaluator on such a data set. Nothing is matched or sorted again: with sorted detections, a resample
+is a weight of 0, 1, 2, ... per image, and all counts are cumulative sums of weights.
 """
 
 from itertools import pairwise
@@ -16,30 +16,31 @@ from .matching import AREA_RANGES, DEFAULT_LIMITS, Candidates, Matched, Matching
 from .precision import RECALLS, needed_true_positives
 
 RESAMPLES, SEED = 1000, 0
-_CELLS = 2**23  # of true positives in resamples, which are kept in memory at a time
+_CELLS = 2**23  # entries for true positives in resamples that are in memory at a time
 _FEWEST = 50  # resamples at a time
 _ROWS = 64  # true positives at a time
+_TINY = np.float32(1e-30)  # for 0 in denominators: nothing next to 1
 
 
 class Resampled(NamedTuple):
-    """A metric, or a difference, as measured, and in B resamples of the images; fractions."""
+    """A metric or difference as measured, and in B resamples of the images; fractions."""
 
     measured: float
     values: np.ndarray  # (B,)
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Where it would lie in 95 % of the cases: the percentiles 2.5 and 97.5 of the resamples, moved so that their mean is as measured.
+        """The 95 % interval: the percentiles 2.5 and 97.5 of the resamples, shifted so that their mean is the measured value.
 
-        Resamples are a little off on average, since images drawn twice have equal scores: precision, which AP takes the highest of,
-        varies more than in as many different images.
+        Resamples are slightly biased, because images drawn twice have equal scores: the precision, of which AP takes the maximum,
+        varies more than for as many different images.
         """
         low, high = np.nanquantile(self.values, (0.025, 0.975)) - np.nanmean(self.values) + self.measured
         return float(low), float(high)
 
 
 class Bootstrap(NamedTuple):
-    """AP and oLRP: means over the classes that have objects, in a resample those which have any there."""
+    """AP and oLRP: means over the classes that have objects, in each resample over those that have any there."""
 
     ap: Resampled
     olrp: Resampled
@@ -59,9 +60,10 @@ def bootstrap(
     Args:
         ground_truth: the objects.
         detections: read for this ground truth.
-        style, max_detections: as of `evaluate_detections`.
-        resamples: B, how many.
-        seed: of the draws.
+        style: as in `evaluate_detections`.
+        max_detections: as in `evaluate_detections`.
+        resamples: their number B.
+        seed: seed of the draws.
 
     Raises:
         ValueError: scipy is missing.
@@ -73,23 +75,24 @@ def bootstrap(
 
 
 def bootstrap_matched(matched: Matched, *, resamples: int = RESAMPLES, seed: int = SEED) -> Bootstrap:
-    """`bootstrap` of what has been matched already."""
+    """`bootstrap` for detections that have already been matched."""
     ground_truth, candidates, setting = matched
     random, num_images = np.random.default_rng(seed), len(ground_truth.images)
     most = np.bincount(candidates.detections.category[setting.matchings[0].detection], minlength=1).max()
-    block = max(_FEWEST, min(resamples, _CELLS // max(int(most), num_images)))  # at a time
-    parts = [evaluate_weighted(ground_truth, candidates, setting, np.ones((num_images, 1), dtype=np.float32))]
-    for begin in range(0, resamples, block):
-        draws = [random.integers(num_images, size=num_images) for _ in range(min(block, resamples - begin))]
-        weights = np.stack([np.bincount(drawn, minlength=num_images) for drawn in draws], axis=1)
-        parts.append(evaluate_weighted(ground_truth, candidates, setting, weights.astype(np.float32)))
+    block = max(_FEWEST, min(resamples + 1, _CELLS // max(int(most), num_images)))  # at a time
+    parts = []
+    for begin in range(0, resamples + 1, block):
+        weights = np.ones((num_images, min(block, resamples + 1 - begin)), dtype=np.float32)
+        for n in range(begin == 0, weights.shape[1]):  # first is what was measured
+            weights[:, n] = np.bincount(random.integers(num_images, size=num_images), minlength=num_images)
+        parts.append(evaluate_weighted(ground_truth, candidates, setting, weights))
     return Bootstrap(*(Resampled(float(x[0]), x[1:]) for x in map(np.concatenate, zip(*parts, strict=True))))
 
 
 def paired_difference(first: Bootstrap, second: Bootstrap) -> Bootstrap:
-    """What `second` has more than `first`, resample by resample: of two detectors on the same images, drawn by the same seed.
+    """The difference of `second` from `first`, resample by resample, for two detectors on the same images and with the same seed.
 
-    Both are better or worse on the same images, which cancels out: the interval is narrower than those of the two suggest.
+    Both are better or worse on the same images, which cancels out: the interval is narrower than their separate intervals suggest.
     """
     pairs = zip(first, second, strict=True)
     return Bootstrap(*(Resampled(b.measured - a.measured, b.values - a.values) for a, b in pairs))
@@ -98,67 +101,98 @@ def paired_difference(first: Bootstrap, second: Bootstrap) -> Bootstrap:
 def evaluate_weighted(
     ground_truth: GroundTruth, candidates: Candidates, setting: Setting, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """AP and oLRP, (B,) each, where each image counts so many times.
+    """AP and oLRP, (B,) each, with a weight for each image.
 
     Args:
         ground_truth: the objects.
         candidates: the detections.
-        setting: what they come to.
-        weights: (I, B) whole numbers from 0 on, float32: of the images, in each of B resamples.
+        setting: the outcome of matching.
+        weights: (I, B) whole numbers >= 0, float32: the weight of each image in each of B resamples.
     """
-    category, image = candidates.detections.category, candidates.detections.image
+    category, image, scores = (getattr(candidates.detections, name) for name in ("category", "image", "scores"))
     num_classes, num_resamples = len(setting.num_objects), weights.shape[1]
     starts = np.searchsorted(category, np.arange(num_classes + 1))
     buffers = _Buffers(num_resamples)
     ap, olrp, classes = np.zeros((3, num_resamples))
+    objects = np.flatnonzero(~setting.ignored)
+    objects = objects[np.argsort(ground_truth.category[objects], kind="stable")]
+    of_classes = _totals(weights, ground_truth.image[objects], ground_truth.category[objects], num_classes)
     for c in np.flatnonzero(setting.num_objects):
-        images = ground_truth.image[~setting.ignored & (ground_truth.category == c)]
-        num_objects = np.bincount(images, minlength=len(weights)).astype(np.float32) @ weights  # (B,)
-        passed = _passed_recalls(num_objects)
+        num_objects = of_classes[c]  # (B,)
+        passed = _Passed.of(num_objects)
         of_class = slice(starts[c], starts[c + 1])
         matchings = [matching.select(_range(matching.detection, of_class)) for matching in setting.matchings]
-        places = np.unique(np.concatenate([matching.detection for matching in matchings]))
+        first = matchings[0].select(~setting.ignored[matchings[0].object])  # true positives of LRP
+        falling = -scores[of_class]
+        ends = of_class.start + np.searchsorted(falling, -scores[first.detection], side="right") - 1  # of equal scores
+        places = np.unique(np.concatenate([ends, *(matching.detection for matching in matchings)]))
         possible = of_class.start + np.flatnonzero(setting.can_be_wrong[of_class])
         all_possible = _summed(weights, image[possible], np.searchsorted(places, possible), len(places))
+        np.maximum(all_possible, _TINY, out=all_possible)
         for t, matching in enumerate(matchings):
             is_found = ~setting.ignored[matching.object]
             found = matching.detection[is_found]
-            # A true positive may be one that could not be wrong; a detection matched to what is ignored does not count, though it could.
+            # A true positive may be a detection that could not be wrong; one matched to an ignored object does not count, although it
+            # could.
             signs = is_found.astype(np.int8) - setting.can_be_wrong[matching.detection]
-            odd = np.flatnonzero(signs)
-            odd_rows = np.searchsorted(odd, np.flatnonzero(is_found), side="right")
-            # Where nothing wrong lies between true positives, the last of them has the highest precision of them.
-            number = np.searchsorted(possible, found, side="right") + np.append(0, np.cumsum(signs[odd]))[odd_rows]
-            is_last = np.append(np.diff(number) > 1, True)[: len(found)]
-            run, num_runs = np.cumsum(is_last) - is_last, int(is_last.sum())
-            true = _Runs(
-                _summed(weights, image[found], run, num_runs),
-                all_possible,
-                np.searchsorted(places, found[is_last]),
-                _summed(weights, image[matching.detection[odd]], np.arange(len(odd)) + 1, len(odd) + 1, signs[odd]),
-                odd_rows[is_last],
-            )
-            ap += _average_precision(true, passed, buffers) / len(matchings)
+            is_odd = signs != 0
+            odd, signs = matching.detection[is_odd], signs[is_odd]
+            sums = _summed(weights, image[odd], np.arange(len(odd)) + 1, len(odd) + 1, signs)
+            counted = _Counted(places, all_possible, odd, signs, sums)
+            last = _last_of_runs(counted.number(possible, found) - np.arange(len(found)))
+            true = _summed(weights, image[found], np.cumsum(last) - last, int(last.sum()))
+            ap += _average_precision(true, counted, found[last], passed, buffers) / len(matchings)
             if t == 0:
-                errors = _lrp_errors(candidates, setting, matching, of_class, weights, num_objects)
-                olrp += np.where(num_objects > 0, np.fmin.reduce(errors, axis=0, initial=1), 0)
+                last = _last_of_runs(counted.number(possible, ends) - np.searchsorted(found, ends, side="right"))
+                gain = _lrp_gain(first, ends, ends[last], counted, image, weights, num_objects)
+                olrp += np.where(num_objects > 0, 1 - gain, 0)
         classes += num_objects > 0
     with np.errstate(invalid="ignore"):
         return ap / classes, olrp / classes
 
 
-class _Runs(NamedTuple):
-    """P runs of true positives of a class at an IoU threshold, by falling score, in B resamples."""
+class _Counted(NamedTuple):
+    """How many detections of a class count, at an IoU threshold, up to some of them, in B resamples."""
 
-    true: np.ndarray  # (P, B) true positives up to the end of each run
-    found: np.ndarray  # (Q, B) detections that count up to some places, but for odd ones
-    rows: np.ndarray  # (P,) the places there
-    odd: np.ndarray  # (K + 1, B) what the first 0, 1, ..., K odd ones add to it
-    odd_rows: np.ndarray  # (P,) how many odd ones there are up to the end of each run
+    places: np.ndarray  # (Q,) up to which detections is known what counts, but for odd ones
+    possible: np.ndarray  # (Q, B) that; _TINY for none
+    odd: np.ndarray  # (K,) detections that count though they cannot be wrong, or the other way round
+    signs: np.ndarray  # (K,) 1 and -1
+    sums: np.ndarray  # (K + 1, B) what the first 0, 1, ..., K of them add
+
+    def up_to(self, detections: np.ndarray, out: np.ndarray) -> np.ndarray:
+        """(D, B) of the detections up to each of some, (D,), among the places; above 0 where any true positive is."""
+        np.take(self.possible, np.searchsorted(self.places, detections), axis=0, out=out, mode="clip")
+        if len(self.odd):
+            out += self.sums[np.searchsorted(self.odd, detections, side="right")]
+            np.maximum(out, _TINY, out=out)
+        return out
+
+    def number(self, possible: np.ndarray, detections: np.ndarray) -> np.ndarray:
+        """(D,) the same where each image counts once; `possible`: the detections that can be wrong."""
+        odd = np.append(0, np.cumsum(self.signs))[np.searchsorted(self.odd, detections, side="right")]
+        return np.searchsorted(possible, detections, side="right") + odd
+
+
+class _Passed(NamedTuple):
+    """How many of RECALLS are reached by 0, 1, 2, ..., n - 1 true positives in B resamples."""
+
+    table: np.ndarray  # (V · n,) uint8, for each of the V numbers of objects that occur
+    start: np.ndarray  # (B,) where that of a resample begins
+
+    @classmethod
+    def of(cls, num_objects: np.ndarray) -> "_Passed":
+        """Where there are so many objects, (B,)."""
+        values, which = np.unique(num_objects.astype(np.int64), return_inverse=True)
+        needed = needed_true_positives(values)
+        width = int(needed.max()) + 1
+        places = needed + width * np.arange(len(needed))[:, None]
+        reached = np.bincount(places.ravel(), minlength=width * len(needed)).reshape(-1, width)
+        return cls(reached.cumsum(axis=1, dtype=np.uint8).ravel(), which * width)
 
 
 class _Buffers:
-    """Memory for `_ROWS` runs in B resamples, which stays in the processor's cache."""
+    """Buffers for `_ROWS` runs in B resamples, which fit into the processor's cache."""
 
     def __init__(self, num_resamples: int) -> None:
         shape = (_ROWS, num_resamples)
@@ -167,83 +201,96 @@ class _Buffers:
         self.places, self.reached = np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.uint8)
 
 
-def _average_precision(runs: _Runs, passed: np.ndarray, buffers: _Buffers) -> np.ndarray:
+def _average_precision(
+    true: np.ndarray, counted: _Counted, last: np.ndarray, passed: _Passed, buffers: _Buffers
+) -> np.ndarray:
     """(B,) mean over RECALLS of the highest precision at that recall or more.
 
-    Goes from the last run to the first, `_ROWS` at a time: the precision that counts can only rise.
+    Goes from the last run of true positives to the first, `_ROWS` at a time: the precision that counts can only rise.
 
     Args:
-        runs: of true positives.
-        passed: (B, n) how many of RECALLS 0, 1, 2, ... true positives reach.
+        true: (P, B) true positives up to the end of each run.
+        counted: what counts.
+        last: (P,) the detections that the runs end with.
+        passed: the recalls that they reach.
         buffers: to compute in.
     """
-    num_runs, num_resamples = runs.true.shape
-    offset, table = np.arange(num_resamples) * passed.shape[1], passed.ravel()
-    precision, carried = np.zeros(num_resamples), np.zeros(num_resamples, dtype=np.float32)
-    for start in range(0, num_runs, _ROWS)[::-1]:
-        chunk = slice(start, min(start + _ROWS, num_runs))
-        true = runs.true[chunk]
-        n = len(true)
+    total, carried = np.zeros(true.shape[1]), np.zeros(true.shape[1], dtype=np.float32)
+    for start in range(0, len(true), _ROWS)[::-1]:
+        chunk = slice(start, min(start + _ROWS, len(true)))
+        n = chunk.stop - start
         found, places, reached, rise = (
             buffer[:n] for buffer in (buffers.found, buffers.places, buffers.reached, buffers.rise)
         )
-        np.take(runs.found, runs.rows[chunk], axis=0, out=found, mode="clip")
-        if len(runs.odd) > 1:
-            found += runs.odd[runs.odd_rows[chunk]]
-        np.divide(true, np.maximum(found, 1, out=found), out=found)
+        np.divide(true[chunk], counted.up_to(last[chunk], found), out=found)
         highest = buffers.highest[: n + 1]
         highest[n] = carried
         for p in range(n - 1, -1, -1):
             np.maximum(found[p], highest[p + 1], out=highest[p])
         carried[:] = highest[0]
-        np.copyto(places, true, casting="unsafe")
-        places += offset
-        np.take(table, places, out=reached, mode="clip")
+        np.copyto(places, true[chunk], casting="unsafe")
+        places += passed.start
+        np.take(passed.table, places, out=reached, mode="clip")
         np.subtract(highest[:n], highest[1:], out=rise)
         rise *= reached
-        precision += rise.sum(axis=0)
-    return precision / len(RECALLS)
+        total += rise.sum(axis=0)
+    return total / len(RECALLS)
 
 
-def _lrp_errors(
-    candidates: Candidates,
-    setting: Setting,
-    matching: Matching,
-    of_class: slice,
+def _lrp_gain(
+    true: Matching,
+    ends: np.ndarray,
+    chosen: np.ndarray,
+    counted: _Counted,
+    image: np.ndarray,
     weights: np.ndarray,
     num_objects: np.ndarray,
 ) -> np.ndarray:
-    """(Q, B) LRP error of a class at each score of a true positive, of which there are Q: detections of equal score count together."""
-    image, scores = candidates.detections.image, candidates.detections.scores[of_class]
-    is_found = ~setting.ignored[matching.object]
-    true = matching.detection[is_found]
-    _, group = np.unique(-scores[true - of_class.start], return_inverse=True)
-    distinct = true[np.flatnonzero(np.diff(group, prepend=-1))] - of_class.start
-    ends = of_class.start + np.searchsorted(-scores, -scores[distinct], side="right") - 1
-    counts = setting.can_be_wrong[of_class].astype(np.float32)
-    counts[matching.detection - of_class.start] = is_found
-    counted = of_class.start + np.flatnonzero(counts)
-    number = _summed(weights, image[true], group, len(ends))
-    errors = _summed(weights, image[true], group, len(ends), (1 - matching.iou[is_found]) / (1 - TAU))
-    union = _summed(weights, image[counted], np.searchsorted(ends, counted), len(ends))
-    union -= number
-    errors += union  # FP
-    errors += num_objects - number
-    union += num_objects  # TP, FP and FN
+    """(B,) how far the LRP error of a class gets below 1, at the best of the scores of its true positives.
+
+    1 - LRP = Σ over TP of (1 - (1 - IoU) / (1 - τ)) / (FP + objects). Detections of equal score count together: `ends` says up to which
+    detection those of each true positive go. Of these, rising, the `chosen` ones are looked at.
+    """
+    rows = np.searchsorted(chosen, ends)
+    number, gain = (
+        _summed(weights, image[true.detection], rows, len(chosen), factors)
+        for factors in (None, 1 - (1 - true.iou) / (1 - TAU))
+    )
+    union = counted.up_to(chosen, np.empty_like(gain))
+    union -= number  # FP
+    union += num_objects
     with np.errstate(invalid="ignore"):  # where there is neither object nor detection
-        errors /= union
-    return errors
+        gain /= union
+    return np.fmax.reduce(gain, axis=0, initial=0)
+
+
+def _last_of_runs(wrong: np.ndarray) -> np.ndarray:
+    """Bool (P,), of true positives up to which so many detections are wrong, (P,), rising: the last of each number.
+
+    The more right ones among as many wrong ones, the higher the precision, and the lower the LRP error.
+    """
+    return np.diff(wrong, append=np.inf) > 0
 
 
 def _range(detections: np.ndarray, of_class: slice) -> np.ndarray:
-    """Which of some rising positions are of a class."""
+    """The range of ascending positions that belong to a class."""
     return np.arange(*np.searchsorted(detections, [of_class.start, of_class.stop]))
 
 
 def _summed(
     weights: np.ndarray, images: np.ndarray, rows: np.ndarray, num_rows: int, factors: np.ndarray | None = None
 ) -> np.ndarray:
-    """(R, B) the weights of some detections, times their factors, up to each row; `rows`, rising, says from which on each counts."""
+    """`_totals` of each row and those before it."""
+    sums = _totals(weights, images, rows, num_rows, factors)
+    for above, row in pairwise(sums):
+        np.add(above, row, out=row)
+    return sums
+
+
+def _totals(
+    weights: np.ndarray, images: np.ndarray, rows: np.ndarray, num_rows: int, factors: np.ndarray | None = None
+) -> np.ndarray:
+    """(R, B) the weights of what is in some images, times factors, added up by rows; these, rising, may go beyond R, which is left out."""
     try:
         from scipy.sparse import csr_array
     except ImportError:
@@ -251,18 +298,8 @@ def _summed(
 
     if not len(rows):
         return np.zeros((num_rows, weights.shape[1]), dtype=np.float32)
-    starts = np.searchsorted(rows, np.arange(num_rows + 1))  # what is behind the last row is of no interest
+    starts = np.searchsorted(rows, np.arange(num_rows + 1))
     values = np.ones(starts[-1]) if factors is None else factors[: starts[-1]]
     matrix = csr_array((values.astype(np.float32), images[: starts[-1]], starts), shape=(num_rows, len(weights)))
     sums: np.ndarray = matrix @ weights
-    for above, row in pairwise(sums):
-        np.add(above, row, out=row)
     return sums
-
-
-def _passed_recalls(num_objects: np.ndarray) -> np.ndarray:
-    """(B, n) how many of RECALLS are reached by 0, 1, 2, ..., n - 1 true positives, of so many objects in B resamples, uint8."""
-    needed = needed_true_positives(num_objects.astype(np.int64))
-    width = int(needed.max()) + 1
-    places = needed + width * np.arange(len(needed))[:, None]
-    return np.bincount(places.ravel(), minlength=width * len(needed)).reshape(-1, width).cumsum(axis=1, dtype=np.uint8)

@@ -1,83 +1,76 @@
-"""How far the scores of a detector are from what they are worth, as given and calibrated: a table."""
+"""Calibration errors of a detector's scores, raw and calibrated, as a table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from .calibration import CalibrationErrors, Calibrator, Target, calibration_errors, cross_calibrated, fit_calibrator
+from .calibration import Calibrator, Target, calibration_errors, fit_calibrator
 from .calibration_file import save_calibrator
 from .metrics import percent
 from .model_scores import FILES
 from .overlaps import Samples
 from .report import Report
+from .score_quality import Judged, ScoreQuality, judge_scores
 from .thresholds import thresholds_content
 
-_TITLE = "how far scores are from what they are worth"
+_TITLE = "calibration errors of the scores"
 _EXAMPLES = (0.1, 0.3, 0.5, 0.7, 0.9)  # raw scores
-
-
-class Quality(NamedTuple):
-    """Errors of one set of scores: of all detections, and of those which score at or above the best threshold of their class."""
-
-    all: CalibrationErrors
-    kept: CalibrationErrors
 
 
 @dataclass
 class CalibrationSummary:
-    """Calibration errors, and perhaps AP and oLRP, as fractions.
+    """Calibration errors, and optionally AP and oLRP, as fractions.
 
-    The errors after calibration are those of the scores of `cross_calibrated`. AP and oLRP depend on the order in each class alone,
-    which one calibrator keeps and two for two halves do not: they are those of `calibrator`. Only where LVIS' limit of detections
-    falls between classes can they change.
+    The errors after calibration are those of the scores from `cross_calibrated`. AP and oLRP depend only on the order within each
+    class, which one calibrator keeps but two for two halves do not, so they are computed with `calibrator`. They can change only if
+    LVIS' limit of detections cuts between classes.
 
     Attributes:
-        num_detections, num_images: how many there are; of the latter, with detections.
+        num_detections: number of detections.
+        num_images: number of images with detections.
         num_kept: detections at or above the LRP-optimal thresholds of the raw scores.
-        before, after: calibration.
-        calibrator: the one which was fitted to all images.
-        metrics: (AP, oLRP) before and after; None: they were not looked at.
+        before: errors before calibration.
+        after: errors after calibration.
+        calibrator: the calibrator fitted to all images.
+        metrics: (AP, oLRP) before and after; None: not computed.
     """
 
     num_detections: int
     num_images: int
     num_kept: int
-    before: Quality
-    after: Quality
+    before: Judged
+    after: Judged
     calibrator: Calibrator
     metrics: Sequence[tuple[float, ...]] | None = None
 
     def as_dict(self) -> dict[str, dict[str, float | None]]:
         """The errors, by "before" or "after" calibration and, after a dot, the detections: "all" or "kept". None is undefined."""
-        qualities = {"before": self.before, "after": self.after}
         return {
-            f"{when}.{which}": {
-                name: None if np.isnan(x) else x for name, x in getattr(quality, which)._asdict().items()
-            }
-            for when, quality in qualities.items()
-            for which in ("all", "kept")
+            f"{when}.{which}": numbers
+            for when, judged in (("before", self.before), ("after", self.after))
+            for which, numbers in judged.errors().items()
         }
 
     def __str__(self) -> str:
         curves, meant = self.calibrator.curves, {"iou": "expected IoU", "precision": "probability of IoU .5 or more"}
         own = sum(curve is not None for curve in curves)
         lines = [
-            f"{self.num_detections} detections in {self.num_images} images; {own} of {len(curves)} classes have detections "
-            "enough for a calibration of their own",
+            f"{self.num_detections} detections in {self.num_images} images; {own} of {len(curves)} classes have enough "
+            "detections for their own calibration",
             "",
             *self.table(),
         ]
         values = self.calibrator.all_classes(np.array(_EXAMPLES))
-        shown = ", ".join(f"{score:g} is worth {value:.2f}" for score, value in zip(_EXAMPLES, values, strict=True))
+        shown = ", ".join(f"{score:g} means {value:.2f}" for score, value in zip(_EXAMPLES, values, strict=True))
         return "\n".join([*lines, "", f"over all classes, a score of {shown} ({meant[self.calibrator.target]})"])
 
     def table(self) -> list[str]:
-        """The numbers, in lines."""
+        """The numbers as lines of text."""
         lines = [_heads(*(("AP", "oLRP") if self.metrics else ()))]
-        names = ("scores as given", "calibrated by other images")
+        names = ("scores as given", "calibrated on other images")
         for name, quality, metrics in zip(names, (self.before, self.after), self.metrics or [(), ()], strict=True):
             lines.append(_line(name, (*quality.all, *metrics)))
         lines.append(f"the {self.num_kept} at or above the best threshold of their class (lowest LRP)")
@@ -94,43 +87,42 @@ def _line(name: str, values: Sequence[float]) -> str:
     return f"{name:<34}" + "".join(f"{percent(x):>8}" for x in values)
 
 
-def summarize(samples: Samples, calibrator: Calibrator, report: Report) -> CalibrationSummary:
+def summarize(
+    samples: Samples, calibrator: Calibrator, kept: np.ndarray, quality: ScoreQuality | None = None
+) -> CalibrationSummary:
     """Compare scores with themselves, calibrated as the calibrator was fitted, but by other images.
 
     Args:
         samples: what the detections are worth.
         calibrator: for its target and method.
-        report: of the same detections, for its best thresholds.
+        kept: bool (N,): the detections at or above the best threshold of their class.
+        quality: what `judge_scores` says of them, if that is known.
 
     Raises:
         ValueError: fewer than two images have detections.
     """
-    calibrated = cross_calibrated(samples, calibrator.categories, target=calibrator.target, method=calibrator.method)
-    kept = samples.score >= report.thresholds()[samples.category]
-    before, after = (
-        Quality(calibration_errors(samples, scores), calibration_errors(samples, scores, kept))
-        for scores in (samples.score, calibrated)
-    )
-    num_images = len(np.unique(samples.image))
-    return CalibrationSummary(len(samples.score), num_images, int(kept.sum()), before, after, calibrator)
+    quality = quality or judge_scores(samples, calibrator.categories, kept, calibrator.target, calibrator.method)
+    if quality.after is None:
+        raise ValueError(quality.why_not)
+    num_images, num_kept = len(np.unique(samples.image)), int(kept.sum())
+    return CalibrationSummary(len(samples.score), num_images, num_kept, quality.before, quality.after, calibrator)
 
 
 def calibrate_evaluation(report: Report, folder: Path, about: dict[str, Any]) -> str:
-    """Fit calibrations to detections that were evaluated, and write them to the folder of their report.
+    """Fit calibrations to evaluated detections, and write them to the folder of their report.
 
-    `calibration.json` gives the expected IoU and `calibration_precision.json` the probability that it is .5 or more; both hold the
-    thresholds of the report, too. Where nothing can be fitted, or the scores are not as the model gives them, what was there before is
-    removed.
+    `calibration.json` gives the expected IoU and `calibration_precision.json` the probability of an IoU of .5 or more; both also hold
+    the thresholds of the report. If nothing can be fitted, or the scores are not raw, earlier files are removed.
 
     Args:
-        report: of the detections.
-        folder: where to.
-        about: how the detections came about, as JSON can hold it.
+        report: report on the detections.
+        folder: output folder.
+        about: how the detections were made, in JSON values.
 
     Returns:
-        The honest errors before and after, or those of the scores as they are, as a table for people; or why there is no calibration.
+        A table of the cross-fitted errors before and after, or of the errors of the scores as they are; or why there is no calibration.
     """
-    samples, text = report.analysis.samples, ""
+    analysis, samples, text = report.analysis, report.analysis.samples, ""
     if report.scores_are != "raw":
         remove_calibrations(folder)
         return "\n".join([_TITLE, _heads(), _line("scores as given", calibration_errors(samples, samples.score))])
@@ -138,7 +130,7 @@ def calibrate_evaluation(report: Report, folder: Path, about: dict[str, Any]) ->
     for target in targets:
         try:
             calibrator = fit_calibrator(samples, report.categories, target=target)
-            summary = summarize(samples, calibrator, report)
+            summary = summarize(samples, calibrator, analysis.kept, analysis.scores if target == "iou" else None)
         except ValueError as error:  # no detection that counts, or all in one image; or scipy is missing
             remove_calibrations(folder)
             return f"no calibration of the scores: {error}"

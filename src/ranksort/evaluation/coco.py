@@ -1,4 +1,4 @@
-"""Evaluation of detections by COCO's and LVIS' rules: AP, AR and oLRP."""
+"""Evaluation of detections by the rules of COCO and LVIS: AP, AR and oLRP."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,6 @@ from .matching import AREA_RANGES, DEFAULT_LIMITS, Candidates, Matched, Setting,
 from .metrics import AT_IOU_50, AT_IOU_75, AreaResult, Metric, list_metrics
 from .precision import evaluate_precision
 from .report import Cut, Report
-from .result_rows import calibrated_marks
 
 LVIS_FREQUENCIES = ("r", "c", "f")  # rare, common, frequent
 SMALL_WITH_AREA = "small, of an area above 0"
@@ -29,21 +28,21 @@ def evaluate_detections(
     max_detections: int | None = None,
     metrics: Sequence[Metric] = (),
 ) -> Report:
-    """AP, AR and oLRP of detections. Prints nothing and leaves its arguments as they are.
+    """Compute AP, AR and oLRP of detections. Prints nothing and does not change its arguments.
 
     Args:
-        ground_truth: path of a COCO or LVIS annotation JSON, its content, or what `read_coco_file` made of it.
-        detections: path of a COCO results JSON, or its content: a list of objects with `image_id`, `category_id`,
+        ground_truth: path of a COCO or LVIS annotation JSON, its parsed contents, or the result of `read_coco_file`.
+        detections: path of a COCO results JSON, or its parsed contents: a list of objects with `image_id`, `category_id`,
             `score` (0..1) and `bbox` ([x, y, width, height] in pixels) and/or `segmentation` (RLE).
         iou_type: "bbox" compares boxes, "segm" masks.
-        style: "coco" (the best detections of each class in an image count) or "lvis" (the best of an image; the classes
-            not verified in an image do not count there).
-        max_detections: how many are the best, 1 or more; by default as published, 100 for "coco" and 300 for "lvis".
-        metrics: more of them, which the report has after its own.
+        style: "coco" (the highest-scoring detections per class and image count) or "lvis" (the highest-scoring per image; classes that
+            are not annotated in an image do not count there).
+        max_detections: how many detections count, 1 or more; by default as published, 100 for "coco" and 300 for "lvis".
+        metrics: your own, which the report has after the built-in ones.
 
     Raises:
-        FileNotFoundError: a path is no file.
-        ValueError: one sentence about what is wrong in the input and where.
+        FileNotFoundError: a path is not a file.
+        ValueError: the input is wrong; one sentence says what and where.
     """
     if iou_type not in ("bbox", "segm"):
         raise ValueError(f"iou_type must be one of bbox, segm; got {iou_type!r}.")
@@ -53,8 +52,8 @@ def evaluate_detections(
     found = read_detections(detections, truth, iou_type)
     report = evaluate(truth, found, style, max_detections, metrics)
     report.doubts += doubts(detections, file, truth, found, report)
-    if marks := calibrated_marks(detections):
-        report.scores_are = f"calibrated ({listed(sorted(marks))})"
+    if found.calibrated:
+        report.scores_are = f"calibrated ({listed(sorted(found.calibrated))})"
     return report
 
 
@@ -65,7 +64,7 @@ def evaluate(
     max_detections: int | None = None,
     metrics: Sequence[Metric] = (),
 ) -> Report:
-    """`evaluate_detections` of columns: of masks where the ground truth has any, else of boxes."""
+    """`evaluate_detections` for columns: of masks if the ground truth has any, else of boxes."""
     _check_settings(style, max_detections)
     limit = max_detections or DEFAULT_LIMITS[style]
     limits = [*(fewer for fewer in (1, 10) if style == "coco" and fewer < limit), limit]
@@ -114,7 +113,7 @@ def _check_settings(style: str, max_detections: int | None) -> None:
     if style not in DEFAULT_LIMITS:
         raise ValueError(f"style must be one of {', '.join(DEFAULT_LIMITS)}; got {style!r}.")
     if max_detections is not None and (type(max_detections) is not int or max_detections < 1):
-        raise ValueError(f"max_detections must be a whole number from 1 on; got {max_detections!r}.")
+        raise ValueError(f"max_detections must be a whole number, 1 or more; got {max_detections!r}.")
 
 
 def _area_result(ground_truth: GroundTruth, candidates: Candidates, setting: Setting, limits: list[int]) -> AreaResult:
@@ -141,6 +140,6 @@ def _per_class(
 
 
 def _mean(values: np.ndarray) -> float:
-    """The mean over the classes for which a number is defined, NaN if there is none."""
+    """The mean over the classes for which a number is defined; NaN if there are none."""
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if len(defined) else float("nan")

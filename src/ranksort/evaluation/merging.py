@@ -1,4 +1,4 @@
-"""Mixture of calibrated detectors (MoCaE, Oksuz et al., TMLR 2024): soft NMS and score voting over the detections of all."""
+"""Mixture of calibrated detectors (MoCaE, Oksuz et al., TMLR 2024): soft NMS and score voting over their detections."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -10,27 +10,27 @@ from ..data.ids import Id, canonical, spelled
 from .result_rows import CALIBRATED, Row, read_boxes
 
 _SOFT_NMS_SIGMA = 0.5  # Bodla et al., ICCV 2017
-_LEAST_SCORE = 1e-3  # what soft NMS takes below it is dropped; likewise
-_VOTING_SIGMA = 0.025  # as PAA's score voting
+_LEAST_SCORE = 1e-3  # boxes picked by soft NMS with lower scores are dropped; likewise
+_VOTING_SIGMA = 0.025  # as in PAA's score voting
 _VOTING_IOU = 0.01
 _BLOCK = 1 << 21  # pairs of boxes at a time
 
 
 def merge_rows(parts: Mapping[str, Sequence[Row]], detections_per_image: int = 100) -> list[Row]:
-    """Merge what several detectors found on the same images.
+    """Merge the detections of several detectors on the same images.
 
-    In each image and class the best detection is kept, the scores of the others fall by exp(-IoU² / .5), and so on. Its box moves
-    to the mean of the boxes around it, weighted by score times exp(-(1 - IoU)² / .025); where it has a mask, both stay as they are.
-    Of a row without a box that around its mask is compared.
+    In each image and class, the best detection is kept, the scores of the others are multiplied by exp(-IoU² / .5), and so on. Its box
+    moves to the mean of the boxes around it, weighted by score times exp(-(1 - IoU)² / .025); a detection with a mask is not moved. For
+    a row without a box, the box around its mask is used.
 
     Args:
-        parts: the rows of each detector, as `read_rows` gives them, by the name that messages call them; with a "bbox" or a
-            "segmentation" each, and with comparable scores.
-        detections_per_image: how many are kept at most.
+        parts: the rows of each detector, from `read_rows`, by their name for messages; each row has a "bbox" or a "segmentation", and
+            scores must be comparable.
+        detections_per_image: maximum number of detections kept per image.
 
     Returns:
-        The rows by image, in the order of their first appearance, and falling score; none is marked as calibrated any more, for soft
-        NMS has lowered their scores. The rows given stay as they are.
+        The rows by image, in the order of their first appearance, and descending score. They are no longer marked as calibrated,
+        because soft NMS lowers scores. The given rows are not changed.
 
     Raises:
         ValueError: a row has neither box nor mask, or the detectors have no image in common.
@@ -63,9 +63,9 @@ def soft_nms(scores: np.ndarray, iou: np.ndarray, sigma: float = _SOFT_NMS_SIGMA
     """Soft NMS with Gaussian decay (Bodla et al., ICCV 2017), in G groups of n boxes at a time.
 
     Args:
-        scores: (G, n), 0 for what is none.
+        scores: (G, n), 0 for padding.
         iou: (G, n, n).
-        sigma: scores fall by exp(-IoU² / sigma).
+        sigma: scores are multiplied by exp(-IoU² / sigma).
 
     Returns:
         (G, n) the score with which each box is picked.
@@ -89,9 +89,9 @@ def _vote(boxes: np.ndarray, scores: np.ndarray, iou: np.ndarray) -> np.ndarray:
 
 
 def _groups(image: np.ndarray, category: np.ndarray) -> Iterator[np.ndarray]:
-    """Positions (G, n) of the rows of G images and classes at a time, of about the same number; shorter ones end in -1.
+    """Positions (G, n) of the rows of G images and classes of similar size at a time; shorter ones are padded with -1.
 
-    The numbers differ by less than a factor of two: else one crowded image would make all others as large.
+    Their sizes differ by less than a factor of two, otherwise one crowded image would make all others as large.
     """
     order = np.lexsort((category, image))
     is_new = [np.diff(numbers[order], prepend=-1) != 0 for numbers in (image, category)]
@@ -119,18 +119,18 @@ def _pairwise_iou(boxes: np.ndarray) -> np.ndarray:
 
 
 def _require_common_images(parts: Mapping[str, Sequence[Row]]) -> None:
-    """Refuse results that have no image in common with the others: nothing could be merged."""
+    """Refuse results without an image in common with the others: nothing could be merged."""
     ids = {name: {_id(row["image_id"]) for row in rows} for name, rows in parts.items() if rows}
     for name, own in ids.items():
         others = [other for key, other in ids.items() if key != name]
         if others and own.isdisjoint(set().union(*others)):
             raise ValueError(
-                f"The detections {name} have no image_id in common with the others: they are of other images."
+                f"The detections {name} have no image_id in common with the others: they belong to other images."
             )
 
 
 def _id(value: Any) -> Id:
-    """The id that a checked row has: files of different tools may spell an integer as a string."""
+    """The id of a checked row; some tools write integers as strings."""
     id = canonical(value)
     assert id is not None
     return spelled(id)

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from .counting import Breakpoints, NegativesAbove, find, has_float64
 from .not_finite import NotFinite
 
-_SAMPLE = 1 << 13  # logits which tell the share in reach
+_SAMPLE = 1 << 13  # logits that tell the share in reach
 
 
 class Examples(NamedTuple):
@@ -42,15 +42,15 @@ class Examples(NamedTuple):
 def select_examples(
     logits: Tensor, targets: Tensor, delta: float, group: "dist.ProcessGroup | None", **errors: Tensor
 ) -> Examples | None:
-    """Returns the examples of a batch, or None where there is no positive. `errors`, one for each positive, are checked and nothing else.
+    """Return the examples of a batch, or None if there is no positive. `errors`, one for each positive, are checked and nothing else.
 
     The host waits for the device three times at most: for the places of the positives, for what the checks and the choice of the
     method need to know, and for the places either of few negatives in reach or of all that is ignored. A group costs two more, and
-    logits which are not finite, or so large that their sums would not be, cost another one.
+    logits that are not finite, or so large that their sums would not be, cost another one.
 
     Raises:
-        ValueError: where shapes differ, logits are not floating point, `delta` is no width, a target is above 1, an error is below
-            0, or a value is NaN or infinite, but for logits which are ignored; or where that is so in another process of the group.
+        ValueError: shapes differ, logits are not floating point, `delta` is no width, a target is above 1, an error is below
+            0, or a value is NaN or infinite, except for logits that are ignored; or where that is so in another process of the group.
     """
     try:
         local = _look_at(logits, targets, delta, errors)
@@ -91,7 +91,7 @@ def select_examples(
 
 
 class _Local(NamedTuple):
-    """The batch of this process. What has the size of its positives is float64, on a device which computes in it.
+    """The batch of this process. What has the size of its positives is float64, on a device that computes in it.
 
     Attributes:
         logits, targets: flat, [A].
@@ -99,7 +99,7 @@ class _Local(NamedTuple):
         positives, qualities: logits and targets of the positives.
         seen: what has to be finite and in its range, by name; nothing empty.
         extremes: the least and the greatest value of each of these.
-        unread: as of `Examples`.
+        unread: see `Examples`.
     """
 
     logits: Tensor
@@ -113,7 +113,7 @@ class _Local(NamedTuple):
 
 
 def _look_at(logits: Tensor, targets: Tensor, delta: float, errors: dict[str, Tensor]) -> _Local:
-    """Finds the positives, and the extremes of everything. The host waits for the number of positives alone."""
+    """Find the positives, and the extremes of everything. The host waits for the number of positives alone."""
     check_arguments(logits, targets, delta)
     s, y = _flat(logits), targets.reshape(-1).contiguous()
     places = find(y, lambda target: target > 0)
@@ -141,7 +141,7 @@ def _may_overflow(local: _Local, extremes: list[float]) -> bool:
 
 
 def _without_ignored(local: _Local) -> _Local:
-    """The same with 0 for the logits which are ignored: whatever they are, they must not be read."""
+    """The same with 0 for the logits that are ignored: whatever they are, they must not be read."""
     unread = local.targets < 0
     logits = local.logits.masked_fill(unread, 0)
     seen = local.seen | {"logits": logits}
@@ -153,8 +153,8 @@ class _Spread(NamedTuple):
 
     Attributes:
         edges_among: how many edges are below all logits, and below the highest of them.
-        reach: the share of the logits which are in reach of a positive, of a sample.
-        extremes: as of `_Local`.
+        reach: the share of the logits that are in reach of a positive, of a sample.
+        extremes: see `_Local`.
         any_ignored: whether there are targets below 0.
     """
 
@@ -165,7 +165,7 @@ class _Spread(NamedTuple):
 
 
 def _measure_spread(local: _Local, breakpoints: Breakpoints) -> _Spread:
-    """Measures what the checks and the choice of the method need to know, in one transfer to the host."""
+    """Measure what the checks and the choice of the method need to know, in one transfer to the host."""
     s, edges = local.logits, breakpoints.edges
     if len(s) == 0:
         return _Spread((0, 0), 0.0, [], False)
@@ -176,12 +176,12 @@ def _measure_spread(local: _Local, breakpoints: Breakpoints) -> _Spread:
 
 
 def _flat(logits: Tensor) -> Tensor:
-    """The logits in one row, in the dtype which losses and updates are computed in: float32 or float64."""
+    """The logits in one row, in the dtype that losses and updates are computed in: float32 or float64."""
     return logits.detach().reshape(-1).contiguous().to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def check_arguments(logits: Tensor, targets: Tensor, delta: float) -> None:
-    """Raises ValueError where shapes differ, logits are not floating point, or `delta` is no width."""
+    """Raise ValueError where shapes differ, logits are not floating point, or `delta` is no width."""
     if logits.shape != targets.shape:
         raise ValueError(f"logits and targets need one shape, got {tuple(logits.shape)} and {tuple(targets.shape)}")
     if not logits.is_floating_point():
@@ -193,7 +193,7 @@ def check_arguments(logits: Tensor, targets: Tensor, delta: float) -> None:
 
 
 def _check_values(seen: dict[str, Tensor], extremes: list[float]) -> None:
-    """Raises ValueError by the least and the greatest value of each tensor, which come one after the other in `extremes`."""
+    """Raise ValueError by the least and the greatest value of each tensor, which come one after the other in `extremes`."""
     for (name, values), least, greatest in zip(seen.items(), extremes[::2], extremes[1::2], strict=bool(extremes)):
         if not (math.isfinite(least) and math.isfinite(greatest)):
             raise NotFinite(
@@ -212,13 +212,13 @@ def _check_values(seen: dict[str, Tensor], extremes: list[float]) -> None:
 
 
 def gather(values: Tensor, group: "dist.ProcessGroup | None") -> tuple[Tensor, slice]:
-    """Joins [K, n] of this process with those of the others of a group, n may differ; returns [K, Σ n] and which are its own."""
+    """Join [K, n] of this process with those of the others of a group, n may differ; returns [K, Σ n] and which are its own."""
     if group is None:
         return values, slice(0, values.shape[1])
     sizes = _exchange_sizes(values.shape[1], group, values.device)
     if min(sizes) < 0:  # a training loop leaves a batch that is not finite out in all processes, or in none
         kind = ValueError if -1 in sizes else NotFinite
-        raise kind("another process of the group was given input which it cannot rank; its own message says what")
+        raise kind("another process of the group was given input that it cannot rank; its own message says what")
     padded = pad(values, (0, max(sizes) - values.shape[1]))
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded, group=group)
@@ -235,7 +235,7 @@ def _exchange_sizes(size: int, group: "dist.ProcessGroup", device: torch.device)
 class ErrorDrivenUpdate(torch.autograd.Function):
     """Losses whose gradients are given: `ErrorDrivenUpdate.apply(logits, examples, losses, to_positive, shares)`.
 
-    Ranking errors are counts without a useful derivative. The update which each example gets instead is due to Chen et al. (2019): of
+    Ranking errors are counts without a useful derivative. The update that each example gets instead is due to Chen et al. (2019): of
     loss k, `to_positive[k, i]` goes to positive i and Σ_i shares[k, i] H(x_ij) to negative j. All three are float64: [K], [K, P], [K, P].
     """
 

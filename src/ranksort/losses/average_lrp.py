@@ -61,10 +61,10 @@ def average_lrp_loss(
 
     Returns:
         `AverageLRPOutput(classification, localization)`, float64 for float64 logits (regression losses) and else float32. Both are
-        0, with a zero gradient, where there is no positive.
+        0, with a zero gradient, if there is no positive.
 
     Raises:
-        ValueError: where shapes differ, logits are not floating point, a target is above 1, the regression losses are not one for
+        ValueError: shapes differ, logits are not floating point, a target is above 1, the regression losses are not one for
             each positive or one is negative, or a value is not finite that is not ignored.
 
     The host waits for the device at most three times a call, five with a process group; once more where
@@ -103,7 +103,7 @@ def _losses(
 
 
 def _sum_at_or_below(p: Tensor, weights: Tensor, delta: float) -> Tensor:
-    """Returns weights_j + Σ_{i≠j} [p_i < p_j] weights_i for every j, [P], and of the i with p_i = p_j the share H(0); p rises."""
+    """Return weights_j + Σ_{i≠j} [p_i < p_j] weights_i for every j, [P], and of the i with p_i = p_j the share H(0); p rises."""
     sums = nn.functional.pad(weights.cumsum(0), (1, 0))
     below, not_above = sums[torch.searchsorted(p, p)], sums[torch.searchsorted(p, p, right=True)]
     return below + (not_above - below + weights) / 2 if delta > 0 else not_above

@@ -1,7 +1,7 @@
 """AP Loss: Chen, Li, Lin et al., CVPR 2019 (arXiv 1904.06373), section 3, with interpolated precision.
 
 The loss is 1 - AP, with the precision measured at each positive. What it lacks to 1 is handed, as error-driven update, to the
-negatives which are scored above that positive.
+negatives that are scored above that positive.
 """
 
 import torch
@@ -33,11 +33,11 @@ def average_precision_loss(
         process_group: rank over the examples of all its processes, as in `rank_sort_loss`.
 
     Returns:
-        The loss, a scalar in [0, 1], float64 for float64 logits and else float32. It is 0, with a zero gradient, where there is no
+        The loss, a scalar in [0, 1], float64 for float64 logits and else float32. It is 0, with a zero gradient, if there is no
         positive. The gradient reaches `logits` in their own dtype.
 
     Raises:
-        ValueError: where shapes differ, logits are not floating point, a target is above 1, or a value is not finite that is not ignored.
+        ValueError: shapes differ, logits are not floating point, a target is above 1, or a value is not finite that is not ignored.
 
     The host waits for the device at most three times a call, five with a process group; once more where
     ignored logits are not finite.
@@ -50,7 +50,7 @@ def average_precision_loss(
 
 @torch.no_grad()
 def _error_and_update(examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the loss, float64 [1], what goes to the positives and what they hand on to the negatives, [1, P]."""
+    """Return the loss, float64 [1], what goes to the positives and what they hand on to the negatives, [1, P]."""
     p = examples.breakpoints.positives
     fp = examples.negatives.count(examples.logits)
     (num_above,) = PositivesAbove(examples.breakpoints).sum_over_others(torch.ones_like(p)[None])

@@ -22,10 +22,10 @@ from torch.nn.functional import pad
 # Of use on a CPU alone:
 _BLOCKS = 8  # a pass over the logits goes block by block: its temporaries are small and stay in the cache
 _BLOCKS_PAY = 1 << 15
-_ROW = 32  # logits which are looked at together
+_ROW = 32  # logits that are looked at together
 _GRID_PAYS = 4096  # logits from which on a grid is made to place them
 _CELLS_PER_EDGE, _LOGITS_PER_CELL, _MOST_CELLS = 32, 16, 1 << 18
-_SPARE_BINS = 64  # for logits below all edges, in turn: sums which all go to one place have to wait for one another
+_SPARE_BINS = 64  # for logits below all edges, in turn: sums that all go to one place have to wait for one another
 
 _COPIES = 64  # of each bin, on a GPU
 _FEW = 0.1  # share of the logits in reach of a positive up to which they are taken out and the others left alone
@@ -43,11 +43,11 @@ def has_float64(device: torch.device) -> bool:
 
 
 def find(values: Tensor, wanted: Callable[[Tensor], Tensor]) -> Tensor:
-    """Returns where the values, [A], are wanted, int64; what is higher than a wanted value must be wanted, too."""
+    """Return where the values, [A], are wanted, int64; what is higher than a wanted value must be wanted, too."""
     rows = len(values) // _ROW
     if not on_cpu(values) or rows == 0:
         return wanted(values).nonzero().squeeze(1)
-    # On a CPU `nonzero` takes as long as ten maxima, so that it pays to look into those rows alone which have a wanted value.
+    # On a CPU `nonzero` takes as long as ten maxima, so that it pays to look into those rows alone that have a wanted value.
     table, rest = values[: rows * _ROW].view(rows, _ROW), values[rows * _ROW :]
     hit = wanted(table.amax(1)).nonzero().squeeze(1)
     row, column = wanted(table.index_select(0, hit)).nonzero(as_tuple=True)
@@ -101,7 +101,7 @@ class NegativesAbove:
         positive: int64, where the targets are above 0.
         ignored: whether some targets are below 0.
         edges_among: how many edges are at or below the lowest and at or below the highest logit.
-        reach: share of the logits which are not below all edges; a guess will do.
+        reach: share of the logits that are not below all edges; a guess will do.
         group: counts over the negatives of all its processes.
     """
 
@@ -133,7 +133,7 @@ class NegativesAbove:
         self.bins: Tensor | None = None
 
     def count(self, logits: Tensor) -> Tensor:
-        """Returns FP(i) = Σ_j H(n_j - p_i) for every positive, float64 [P]."""
+        """Return FP(i) = Σ_j H(n_j - p_i) for every positive, float64 [P]."""
         cut = self.breakpoints
         totals = self._totals(logits).to(cut.edges)
         if self.group is not None:
@@ -146,7 +146,7 @@ class NegativesAbove:
         return above[0] + (rising_x - cut.foot * rising).clamp(min=0)
 
     def spread(self, weights: Tensor, logits: Tensor) -> Tensor:
-        """Returns Σ_i weights_i H(n_j - p_i) at the negatives and 0 elsewhere, [A] in the dtype of the logits; weights float64 [P].
+        """Return Σ_i weights_i H(n_j - p_i) at the negatives and 0 elsewhere, [A] in the dtype of the logits; weights float64 [P].
 
         As a function of n_j this is linear within an interval: value at its lower edge + slope · (n_j - edge).
         """
@@ -166,10 +166,10 @@ class NegativesAbove:
         return update if self.taken is None else torch.zeros_like(logits).index_copy_(0, self.taken, update)
 
     def _lines(self, weights: Tensor) -> Tensor:
-        """Returns value, slope and lower edge of every interval and of the spare bins, float64 [3, 2P + 1 + _SPARE_BINS]."""
+        """Return value, slope and lower edge of every interval and of the spare bins, float64 [3, 2P + 1 + _SPARE_BINS]."""
         cut = self.breakpoints
-        # Where a step begins to rise, and where it has risen. Their running sums: the number of the steps which rise at an edge, Σ w and
-        # Σ w x over these, and Σ w over those which have risen.
+        # Where a step begins to rise, and where it has risen. Their running sums: the number of the steps that rise at an edge, Σ w and
+        # Σ w x over these, and Σ w over those that have risen.
         one, none, wx = torch.ones_like(weights), torch.zeros_like(weights), weights * cut.foot
         changes = torch.cat([torch.stack([one, weights, wx, none]), torch.stack([-one, -weights, -wx, weights])], 1)
         number, rising, rising_x, risen = changes.index_select(1, cut.order).cumsum(1)
@@ -186,7 +186,7 @@ class NegativesAbove:
         return torch.bucketize(logits[:1], self.edges, right=True)
 
     def _totals(self, logits: Tensor) -> Tensor:
-        """Returns for each interval the number of negatives, and the sum of their distances to its lower edge, float64 [2, 2P + 1].
+        """Return for each interval the number of negatives, and the sum of their distances to its lower edge, float64 [2, 2P + 1].
 
         The distance is in units; that in the highest and lowest interval, where no step rises, is left open.
         """
@@ -194,7 +194,7 @@ class NegativesAbove:
         edge_of = torch.cat([cut.edges[:1], cut.edges])  # of interval 0, too, which does not matter
         unit = 2 * cut.delta or 1.0
         values = self._values(logits)
-        # Summed are differences to a logit or an edge which is near, so that far from 0 sums are as precise.
+        # Summed are differences to a logit or an edge that is near, so that far from 0 sums are as precise.
         if not has_float64(logits.device):
             counts, inside = self._totals_without_float64(values)
             rounded = torch.cat([self.edges[:1], self.edges]).to(edge_of)
@@ -221,7 +221,7 @@ class NegativesAbove:
         return torch.stack([counts, inside.clamp(min=0).minimum(counts)])
 
     def _totals_without_float64(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Counts and sums of distances to the rounded edges, in float32 where they have the size of N.
+        """Count and sums of distances to the rounded edges, in float32 where they have the size of N.
 
         Distances, cut to one unit, are split into multiples of 2^-8, whose sums over 2^16 are exact, and the rest.
         """
@@ -239,7 +239,7 @@ class NegativesAbove:
         return counts, inside[0] + inside[1]
 
     def _place(self, values: Tensor) -> Tensor:
-        """Returns the interval of every value, int32 [n]; for those below all edges it may be a spare bin, and for others it is 0.
+        """Return the interval of every value, int32 [n]; for those below all edges it may be a spare bin, and for others it is 0.
 
         On a CPU `torch.bucketize` takes long. Here a regular grid is laid over the edges: to find the cell of a value is arithmetic, and
         only the edges of its cell are left to be searched. Values and edges come to their cells by the same monotone rule, so
@@ -261,7 +261,7 @@ class NegativesAbove:
         return self._without_others(bins)
 
     def _grid(self, number: int) -> tuple[Callable[[Tensor], Tensor], Tensor, int]:
-        """Returns the rule by which values come to their cells, int32, the first edge in each cell, and the most edges in one."""
+        """Return the rule by which values come to their cells, int32, the first edge in each cell, and the most edges in one."""
         first, last = self.edges_among
         within = self.edges[first:last]
         cells = min(_CELLS_PER_EDGE * len(within), number // _LOGITS_PER_CELL, _MOST_CELLS)
@@ -287,7 +287,7 @@ class NegativesAbove:
 
 
 def _histogram(bins: Tensor, weights: Tensor | None, size: int) -> Tensor:
-    """Returns for each of `size` bins the number of examples in it, or the sum of their weights, float64."""
+    """Return for each of `size` bins the number of examples in it, or the sum of their weights, float64."""
     if on_cpu(bins):
         return torch.bincount(bins, weights, minlength=size).double()
     # On a GPU sums that go to one bin wait for one another, and bincount for the largest bin. So there are several of each.
@@ -316,22 +316,22 @@ class PositivesAbove:
         return torch.cat([weights, weights * (self.foot + 0.5)])
 
     def sum(self, weights: Tensor) -> Tensor:
-        """Returns Σ_j H(p_j - p_i) weights_j for every i; weights and result float64 [K, P]."""
+        """Return Σ_j H(p_j - p_i) weights_j for every i; weights and result float64 [K, P]."""
         running = pad(self.moments(weights).cumsum(1), (1, 0))
         begin, begin_x = running.index_select(1, self.begin).chunk(2)
         end, end_x = running.index_select(1, self.end).chunk(2)
         return running[: len(weights), -1:] - end + (end_x - begin_x) - self.foot * (end - begin)
 
     def sum_over_others(self, weights: Tensor) -> Tensor:
-        """Returns Σ_{j≠i} H(p_j - p_i) weights_j for every i; weights and result float64 [K, P]."""
+        """Return Σ_{j≠i} H(p_j - p_i) weights_j for every i; weights and result float64 [K, P]."""
         return self.sum(weights) - (1.0 if self.delta == 0 else 0.5) * weights
 
 
 class WorsePositivesAbove:
     """The relation H(p_j - p_i) [y_j < y_i] among P positives, in O(P log² P) time and O(P log P) memory.
 
-    A tree over the positives in the order of quality: at the root all of them, in each child a share which is better than the one
-    before. Those worse than i are, on every level, in the children to the left of the path which leads to i. The nodes of a level
+    A tree over the positives in the order of quality: at the root all of them, in each child a share that is better than the one
+    before. Those worse than i are, on every level, in the children to the left of the path that leads to i. The nodes of a level
     lie side by side in one row of P positives, in each the positives by rising logit, so that differences of running sums along the
     row give what is above i. With two children and positives named by quality, which have the logits d < a < c < b:
 
@@ -361,7 +361,7 @@ class WorsePositivesAbove:
         self.children = torch.arange(fan_out, dtype=torch.int32, device=p.device)[:, None]
         in_child = (self.child == self.children).cumsum(2, dtype=torch.int32).flatten()  # of the first t in a row
 
-        # Two paths from i: to the first rank which is not worse, and to the last which is not better. Sums are asked for up to the places
+        # Two paths from i: to the first rank that is not worse, and to the last that is not better. Sums are asked for up to the places
         # where the step around p begins and ends, and up to the end or the start of the row. A hard step counts ties among the worse,
         # and not among the better.
         worse = torch.searchsorted(in_order, in_order, out_int32=True).index_select(0, rank)
@@ -382,20 +382,20 @@ class WorsePositivesAbove:
         self.asked_worse, self.asked_better = torch.stack(asked, 1).flatten(1)
 
     def sum(self, weights: Tensor) -> Tensor:
-        """Returns Σ_j H(p_j - p_i) [y_j < y_i] weights_j for every i; weights and result float64 [K, P]."""
+        """Return Σ_j H(p_j - p_i) [y_j < y_i] weights_j for every i; weights and result float64 [K, P]."""
         sums = self._running_sums(weights, self.child < self.children, self.asked_worse)
         (begin, end, last), (begin_x, end_x, _) = sums
         return last - end + (end_x - begin_x) - self.positives.foot * (end - begin)
 
     def spread(self, weights: Tensor) -> Tensor:
-        """Returns Σ_i H(p_j - p_i) [y_j < y_i] weights_i for every j; weights and result float64 [P]."""
+        """Return Σ_i H(p_j - p_i) [y_j < y_i] weights_i for every j; weights and result float64 [P]."""
         # Seen from j, H(p_j - p_i) = 1 - H(p_i - p_j).
         sums = self._running_sums(weights[None], self.child > self.children, self.asked_better)
         (begin, end, first), (begin_x, end_x, _) = sums.squeeze(2)
         return begin - first + (1 + self.positives.foot) * (end - begin) - (end_x - begin_x)
 
     def _running_sums(self, weights: Tensor, beside: Tensor, asked: Tensor) -> Tensor:
-        """Returns Σ w and Σ w x over those beside the path and in its rows before the three places asked for, [2, 3, K, P]."""
+        """Return Σ w and Σ w x over those beside the path and in its rows before the three places asked for, [2, 3, K, P]."""
         where = beside.double()
 
         def sums(moment: Tensor) -> Tensor:

@@ -35,8 +35,8 @@ from .not_finite import NotFinite
 from .processes import all_processes, over_processes
 from .score_based import focal_loss, quality_focal_loss, varifocal_loss
 
-RANKING = ("rank_sort", "average_lrp", "average_precision")  # names of the losses which rank
-TASK_WEIGHT = 2.0  # of box and mask losses which are not self-balanced: ATSS's and GFL's of boxes
+RANKING = ("rank_sort", "average_lrp", "average_precision")  # names of the losses that rank
+TASK_WEIGHT = 2.0  # of box and mask losses that are not self-balanced: ATSS's and GFL's of boxes
 COCO_EPOCH = 7330  # batches of 16 images
 
 
@@ -147,7 +147,7 @@ class GlobalRanking(nn.Module):
 
 
 def build_criterion(name: str, batches_per_epoch: int = COCO_EPOCH, *, global_ranking: bool = False) -> Criterion:
-    """Returns the criterion of that name in `CRITERIA`.
+    """Return the criterion of that name in `CRITERIA`.
 
     Args:
         name: in `CRITERIA`.
@@ -155,18 +155,18 @@ def build_criterion(name: str, batches_per_epoch: int = COCO_EPOCH, *, global_ra
         global_ranking: whether it ranks over the examples of all processes in training.
 
     Raises:
-        ValueError: where there is no such loss, or it does not rank.
+        ValueError: there is no such loss, or it does not rank.
     """
     if name not in CRITERIA:
         raise ValueError(f"there is no loss {name!r}: choose one of {', '.join(CRITERIA)}")
     criterion = CRITERIA[name](batches_per_epoch)
     if global_ranking and name not in RANKING:
-        raise ValueError(f"--training.global-ranking is for losses which rank, {', '.join(RANKING)}, not for {name}")
+        raise ValueError(f"--training.global-ranking is for losses that rank, {', '.join(RANKING)}, not for {name}")
     return GlobalRanking(criterion) if global_ranking else criterion
 
 
 def _check_finite(losses: dict[str, Tensor]) -> None:
-    """Raises ValueError where a loss is not finite. Not on a GPU, which would be waited for at each call: the loop sees the loss."""
+    """Raise ValueError where a loss is not finite. Not on a GPU, which would be waited for at each call: the loop sees the loss."""
     if not all(map(on_cpu, losses.values())):
         return
     if not bool(torch.stack(list(losses.values())).isfinite().all()):

@@ -21,7 +21,7 @@ from .localization import giou_loss, paired_iou
 from .processes import over_processes, sum_over_processes
 from .rank_sort import rank_sort_loss
 
-_TASKS = ("box", "mask")  # names of losses which are not the classification's
+_TASKS = ("box", "mask")  # names of losses that are not the classification's
 
 
 class DetectionLosses(NamedTuple):
@@ -54,7 +54,7 @@ class DetectionLosses(NamedTuple):
         return self._replace(losses=self.losses | {name: balanced})
 
     def logs(self) -> dict[str, Tensor]:
-        """What is worth watching besides the losses: the number of `positives` and their mean `quality`, 0 where there are none."""
+        """What is worth watching besides the losses: the number of `positives` and their mean `quality`, 0 if there are none."""
         positives = len(self.quality)
         count = self.quality.new_full(
             (), positives
@@ -70,7 +70,7 @@ class Criterion(Protocol):
 
         logits, positive, labels, ignored: from every detector.
         boxes, object_boxes: from all but those without a box branch, as SOLOv2, which pass None.
-        quality: from these alone, in place of boxes; so a criterion which is not for them does without this argument.
+        quality: from these alone, in place of boxes; so a criterion that is not for them does without this argument.
 
     Mask losses are the detector's: it adds them by `DetectionLosses.with_task`. A criterion with an attribute `needs_boxes` that is true is
     refused by detectors without boxes.
@@ -96,10 +96,10 @@ def localization(
 
     Returns:
         Their qualities without gradient, [P]: those given, or else the IoUs of their boxes. And the GIoU losses of their boxes, float32
-        [P]; None where there is no box branch.
+        [P]; None if there is no box branch.
 
     Raises:
-        ValueError: where there is neither a box nor a quality.
+        ValueError: there is neither a box nor a quality.
     """
     losses = None
     if boxes is not None and object_boxes is not None:
@@ -107,7 +107,7 @@ def localization(
         losses = giou_loss(boxes, object_boxes)
         quality = paired_iou(boxes.detach(), object_boxes) if quality is None else quality
     if quality is None:
-        raise ValueError("the quality of the positives is needed where there are no boxes and object_boxes")
+        raise ValueError("the quality of the positives is needed if there are no boxes and object_boxes")
     return quality.detach(), losses
 
 
@@ -122,7 +122,7 @@ def quality_targets(
         labels: int64 [P], their classes, 0..C-1.
         quality: [P], their localisation qualities in [0, 1]. One of exactly 0 leaves its example a negative, as published. Where all
             can be 0, as with arbitrary first predictions, nothing is learnt: clamp them above 0.
-        ignored: bool [A], examples which take no part in any class, unless they are positive; None where all do.
+        ignored: bool [A], examples that take no part in any class, unless they are positive; None if all do.
 
     Returns:
         [A, C]: the quality at (positive, label), -1 in ignored rows, else 0.
@@ -143,7 +143,7 @@ def weighted_mean(losses: Tensor, weights: Tensor, process_group: "dist.ProcessG
     """Σ weights · losses / Σ weights, for losses and weights [P]; 0, connected to the graph, where P = 0.
 
     With `confidence` as weights this is the box or mask loss of section 4: what scores high is what gets reported, so it should fit.
-    With a process group the sums are over all its processes, each of which has to call; the gradient is as of `over_processes`.
+    With a process group the sums are over all its processes, each of which has to call; the gradient is as for `over_processes`.
     """
     own = (losses * weights).sum()
     if process_group is None:
@@ -182,9 +182,9 @@ def rank_sort_detection_losses(
         logits: class scores before the sigmoid, [A, C].
         positive: int64 [P], which of the A examples are positive, each once.
         labels: int64 [P], the classes of their objects, 0..C-1; of the other classes a positive is a negative.
-        boxes: the predicted boxes of the positives, decoded, with gradient, xyxy [P, 4]; None where there is no box branch.
-        object_boxes: the boxes of their objects, xyxy [P, 4]; None where there is no box branch.
-        ignored: bool [A], examples which take no part in the ranking.
+        boxes: the predicted boxes of the positives, decoded, with gradient, xyxy [P, 4]; None if there is no box branch.
+        object_boxes: the boxes of their objects, xyxy [P, 4]; None if there is no box branch.
+        ignored: bool [A], examples that take no part in the ranking.
         quality: how well each positive fits its object, in 0..1, [P], such as the Dice coefficient of its mask; None: the IoU of its box.
         delta: half the width of RS Loss's smoothed step.
         process_group: rank, weigh and balance over the examples of all its processes, as one process would that has them all. Each has to
@@ -195,7 +195,7 @@ def rank_sort_detection_losses(
         they are. Without positives all are 0, connected to the graph. And the quality of the positives.
 
     Raises:
-        ValueError: where logits or boxes are not finite, or there is neither a box nor a quality.
+        ValueError: logits or boxes are not finite, or there is neither a box nor a quality.
     """
     logits = logits.float()
     quality, box = localization(boxes, object_boxes, quality)
@@ -237,7 +237,7 @@ def rank_sort_set_losses(
         to be summed as they are: sums over the layers.
 
     Raises:
-        ValueError: where there is no layer, or logits or boxes are not finite.
+        ValueError: there is no layer, or logits or boxes are not finite.
     """
     of_layers = []
     for logits, boxes, matches in layers:

@@ -12,7 +12,7 @@ pair, as the equations have it:
     _lines       value and slope, on each interval, of what negatives are handed: Σ_i weights_i H(s_j - s_i)
     _update      the gradient
 
-All sums are in float64, and over what lies in the order of the logits, so that what no step reaches is passed over. Input which the plain
+All sums are in float64, and over what lies in the order of the logits, so that what no step reaches is passed over. Input that the plain
 path would refuse, or treat in some special way, is only detected here, and left to that.
 """
 
@@ -29,7 +29,7 @@ from torch import Tensor
 MOST_POSITIVES = 1 << 15  # with more of them, pairs take longer than the operators of the plain path
 _BLOCK = 1024  # logits for each program
 _ROWS, _COLUMNS = 16, 128  # a program computes sums for so many, over so many at a time
-_COPIES, _MOST_BINS = 64, 1 << 21  # sums which all go to one place have to wait for one another
+_COPIES, _MOST_BINS = 64, 1 << 21  # sums that all go to one place have to wait for one another
 
 
 @triton.jit
@@ -113,7 +113,7 @@ def _count(logits, targets, edges, totals, unusual, size, number, highest, copie
         tl.store(unusual, 1.0)
 
     interval = _interval(x, edges, number, highest, BLOCK)
-    counted = inside & usual & (target == 0) & (interval > 0)  # below all edges no step has begun to rise
+    counted = inside & usual & (target == 0) & (interval > 0)  # below all edges no step has started to rise
     lower = tl.load(edges + interval - 1, mask=counted, other=0.0)
     distance = tl.where(counted & (interval < number), x - lower, 0.0)  # above all edges every step has risen
     number_of = totals + (program % copies).to(tl.int64) * 2 * (number + 1)
@@ -315,7 +315,7 @@ class _RankSort(torch.autograd.Function):
 
 
 def rank_sort(logits: Tensor, targets: Tensor, delta: float) -> Tensor | None:
-    """Ranking and sorting loss, [2], as of `rank_sort_loss`; None where the plain path is to compute them, or to refuse the input.
+    """Ranking and sorting loss, [2], as for `rank_sort_loss`; None if the plain path is to compute them, or to refuse the input.
 
     The host waits for the device twice: for the number of positives, and for whether the input is as usual.
     """

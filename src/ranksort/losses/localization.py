@@ -34,7 +34,7 @@ def paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def giou_loss(boxes: Tensor, targets: Tensor) -> Tensor:
-    """Generalised IoU loss (Rezatofighi et al., CVPR 2019): 1 - IoU + share of the enclosing box which neither of the two covers.
+    """Generalised IoU loss (Rezatofighi et al., CVPR 2019): 1 - IoU + share of the enclosing box that neither of the two covers.
 
     Args:
         boxes: predicted boxes, xyxy, [P, 4].

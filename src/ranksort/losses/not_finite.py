@@ -2,4 +2,4 @@
 
 
 class NotFinite(ValueError):
-    """Numbers that are not finite, as of a model that has diverged. A training loop may leave the batch out and go on."""
+    """Numbers that are not finite, as of a model that has diverged. A training loop may leave the batch out and continue."""

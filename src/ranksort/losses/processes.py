@@ -26,7 +26,7 @@ def sum_over_processes(values: Tensor, group: "dist.ProcessGroup") -> Tensor:
 
 
 def all_processes() -> "dist.ProcessGroup | None":
-    """The group of all processes; None where there is but one."""
+    """The group of all processes; None if there is but one."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         return dist.group.WORLD
     return None

@@ -2,7 +2,7 @@
 
 RS Loss trains a classifier by ranking. Every positive should be scored above every negative (*ranking*), and the positives in the
 order of their localisation quality (*sorting*). Both errors are counts, so they have no useful derivative. Instead each positive
-hands its error, as *error-driven update*, to those examples which cause it by being scored above it.
+hands its error, as *error-driven update*, to those examples that cause it by being scored above it.
 """
 
 from types import ModuleType
@@ -46,10 +46,10 @@ def rank_sort_loss(
 
     Returns:
         `RankSortOutput(ranking, sorting)`, means over the positives, float64 for float64 logits and else float32. Both are 0, with a
-        zero gradient, where there is no positive. The gradient reaches `logits` in their own dtype.
+        zero gradient, if there is no positive. The gradient reaches `logits` in their own dtype.
 
     Raises:
-        ValueError: where shapes differ, logits are not floating point, a target is above 1, or a value is not finite that is not ignored.
+        ValueError: shapes differ, logits are not floating point, a target is above 1, or a value is not finite that is not ignored.
 
     The host waits for the device at most three times a call, five with a process group; once more where
     ignored logits are not finite. On CUDA, with Triton and without a process group, it is `kernels.py` that computes the losses, unless
@@ -80,7 +80,7 @@ def _kernels_for(logits: Tensor) -> ModuleType | None:
 
 @torch.no_grad()
 def _errors_and_updates(examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns L_R and L_S, float64 [2], and of each what goes to the positives and what they hand on to the negatives, [2, P]."""
+    """Return L_R and L_S, float64 [2], and of each what goes to the positives and what they hand on to the negatives, [2, P]."""
     rank_positive, sorting, handed_on = _sorting(examples)
     fp = examples.negatives.count(examples.logits)
     rank = rank_positive + fp
@@ -93,7 +93,7 @@ def _errors_and_updates(examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _sorting(examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns of each positive its rank among the positives, its sorting error, and what it is handed of others' errors, [P]."""
+    """Return of each positive its rank among the positives, its sorting error, and what it is handed of others' errors, [P]."""
     quality = examples.qualities
     one_and_error = torch.stack([torch.ones_like(quality), 1 - quality])
     worse_above = WorsePositivesAbove(examples.breakpoints, quality)

@@ -25,11 +25,11 @@ def focal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.25, gamma: f
         gamma: how much less what is right already counts, >= 0.
 
     Returns:
-        The sum over all that are not ignored, divided by the number of positives, or by 1 where there is none; a scalar >= 0, float64
+        The sum over all that are not ignored, divided by the number of positives, or by 1 if there is none; a scalar >= 0, float64
         for float64 logits and else float32. The gradient of an ignored logit is 0, whatever its value.
 
     Raises:
-        ValueError: where the shapes differ.
+        ValueError: the shapes differ.
     """
     s, y = _prepare(logits, targets)
     y = (y > 0).to(s)

@@ -29,7 +29,7 @@ class AnchorGenerator:
         return len(self.scales) * len(self.ratios)
 
     def __call__(self, feature_sizes: Sequence[Size], device: torch.device) -> list[Tensor]:
-        """Returns for each level xyxy [H · W · per_cell, 4], ordered by row, column, anchor."""
+        """Return for each level xyxy [H · W · per_cell, 4], ordered by row, column, anchor."""
         levels = []
         base_sizes = self.base_sizes or self.strides
         for stride, base, (height, width) in zip(self.strides, base_sizes, feature_sizes, strict=True):
@@ -43,7 +43,7 @@ class AnchorGenerator:
         return levels
 
     def in_image(self, feature_sizes: Sequence[Size], padded_size: Size, device: torch.device) -> list[Tensor]:
-        """Which anchors belong to cells of an image which is smaller than its batch; bool [H · W · per_cell] for each level."""
+        """Which anchors belong to cells of an image that is smaller than its batch; bool [H · W · per_cell] for each level."""
         levels = []
         for stride, (height, width) in zip(self.strides, feature_sizes, strict=True):
             row = torch.arange(height, device=device) < -(-padded_size[0] // stride)
@@ -54,7 +54,7 @@ class AnchorGenerator:
     def predictions(
         self, features: Sequence[Tensor], logits: list[Tensor], deltas: list[Tensor]
     ) -> "AnchorPredictions":
-        """Joins what a head says about `features` with the anchors there."""
+        """Join what a head says about `features` with the anchors there."""
         sizes = [(x.shape[-2], x.shape[-1]) for x in features]
         return AnchorPredictions(logits, deltas, self(sizes, features[0].device), sizes)
 
@@ -63,7 +63,7 @@ class AnchorPredictions(NamedTuple):
     """What a head says about the anchors of a batch, level by level."""
 
     logits: list[Tensor]  # of the classes, [B, A_l, C]
-    deltas: list[Tensor]  # as of `decode_boxes`, [B, A_l, 4]
+    deltas: list[Tensor]  # as for `decode_boxes`, [B, A_l, 4]
     anchors: list[Tensor]  # xyxy in pixels of the batch, [A_l, 4]
     map_sizes: list[Size]
 
@@ -77,13 +77,13 @@ class AnchorPredictions(NamedTuple):
         return decode_boxes(torch.cat(self.deltas, 1).flatten(0, 1)[chosen].float(), anchors[chosen % len(anchors)])
 
     def level(self, chosen: Tensor) -> Tensor:
-        """On which level each of some anchors is; int64 [P], as of `boxes`."""
+        """On which level each of some anchors is; int64 [P], as for `boxes`."""
         counts = [len(level) for level in self.anchors]
         ends = torch.tensor(counts, device=chosen.device).cumsum(0)
         return torch.bucketize(chosen % sum(counts), ends, right=True)
 
     def best_regions(self, image: int, size: Size, limit: int = 1000) -> tuple[Tensor, Tensor, Tensor]:
-        """The most promising anchors of one image as regions which detections or proposals are chosen from.
+        """The most promising anchors of one image as regions that detections or proposals are chosen from.
 
         Args:
             image: its place in the batch.

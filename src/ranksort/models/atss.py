@@ -18,7 +18,7 @@ from .matchers import collect, match_atss
 
 
 class ATSS(DenseDetector):
-    """RS-ATSS: losses `ranking`, `sorting` and `box`. Args: as of `DenseDetector`."""
+    """RS-ATSS: losses `ranking`, `sorting` and `box`. Args: see `DenseDetector`."""
 
     def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> DetectionLosses:
         output = self.outputs(batch)

@@ -25,9 +25,9 @@ class Backbone(nn.Module):
 
     Args:
         body: returns a list of features, [B, channels_l, H / stride_l, W / stride_l].
-        channels: of each level which the body returns.
-        frozen: parameters which are not trained.
-        train_batch_norm: let batch norms which are not frozen normalise by the statistics of the batch.
+        channels: of each level that the body returns.
+        frozen: parameters that are not trained.
+        train_batch_norm: let batch norms that are not frozen normalise by the statistics of the batch.
         name: by which messages call it.
     """
 
@@ -49,22 +49,22 @@ class Backbone(nn.Module):
         self.train()
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Takes images [B, 3, H, W] to one map a level; where H or W is no multiple of the stride, `map_sizes` knows how it is rounded."""
+        """Map images [B, 3, H, W] to one map per level; `map_sizes` gives the sizes if H and W are not multiples of the stride."""
         return self.body(x)
 
     def map_sizes(self, size: Size) -> list[Size]:
         """Return height and width of the map of each level for images of height and width `size`, without computing the maps.
 
         Raises:
-            ValueError: where the backbone does not take such images.
+            ValueError: the backbone does not take such images.
         """
         try:
             maps, _ = probe(self, size)
-        except Exception as error:  # networks raise nearly anything on sizes which they do not take
+        except Exception as error:  # networks raise nearly anything on sizes that they do not take
             near = [max(32, round(side / 32) * 32) for side in size]
             raise ValueError(
                 f"the backbone {self.name} does not take images of {size[0]}x{size[1]} pixels: "
-                f"choose multiples of 32, such as {near[0]}x{near[1]}, by --model.min-size, or another backbone"
+                f"choose multiples of 32, such as {near[0]}x{near[1]}, with --model.min-size, or another backbone"
             ) from error
         return [(x.shape[2], x.shape[3]) for x in maps]
 
@@ -86,7 +86,7 @@ def build_backbone(
     deformable_convs: bool = False,
     levels: int | None = None,
 ) -> Backbone:
-    """Builds a backbone by name.
+    """Build a backbone by name.
 
     Args:
         name: a ResNet or ResNeXt of torchvision ("resnet18", "resnet50", "resnext101_64x4d"), giving C2..C5; or "timm/<model>"
@@ -101,7 +101,7 @@ def build_backbone(
         levels: how many of the coarsest are used, 3 or 4; None: all. Parameters that none of these depends on are not trained.
 
     Raises:
-        ValueError: where there is no such backbone, or it does not give these levels, or cannot be made deformable.
+        ValueError: there is no such backbone, or it does not give these levels, or cannot be made deformable.
     """
     if name.startswith("timm/"):
         if deformable_convs:
@@ -128,10 +128,11 @@ def build_backbone(
 
 
 def pixel_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and deviation of each RGB channel, in 0..255, that the weights of a backbone expect; `name` as of `build_backbone`.
+    """Return the mean and deviation of each RGB channel, in 0..255, that the weights of a backbone expect; `name` as for
+    `build_backbone`.
 
     Raises:
-        ValueError: where timm knows no such model.
+        ValueError: timm knows no such model.
     """
     mean, std = timm_pixel_statistics(name.removeprefix("timm/")) if name.startswith("timm/") else _IMAGENET
     # Rounded, because these numbers are shown and stored.

@@ -10,7 +10,7 @@ _MAX_LOG_RATIO = math.log(1000 / 16)  # keeps exp() finite at the start of train
 
 
 def decode_boxes(deltas: Tensor, anchors: Tensor, stds: tuple[float, float, float, float] = _STDS) -> Tensor:
-    """Moves and scales anchors by predicted deltas (Girshick et al., 2014, appendix C).
+    """Shift and scale anchors by predicted deltas (Girshick et al., 2014, appendix C).
 
     Args:
         deltas: (dx, dy, dw, dh) divided by `stds`: dx, dy in widths and heights of the anchor, dw, dh the logs of the ratios; [..., 4].

@@ -1,4 +1,4 @@
-"""CARAFE: content-aware reassembly of features (Wang et al., ICCV 2019), and the pyramid which upsamples by it."""
+"""CARAFE: content-aware reassembly of features (Wang et al., ICCV 2019), and the pyramid that upsamples by it."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -17,7 +17,7 @@ class Carafe(nn.Module):
 
     Args:
         channels: of the map.
-        compressed: channels which the weights are predicted from.
+        compressed: channels that the weights are predicted from.
         kernel: side of the neighbourhood, odd.
     """
 
@@ -63,7 +63,7 @@ class CarafeFPN(nn.Module):
         self.upsamplers = nn.ModuleList(Carafe(out_channels) for _ in in_channels)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Takes the backbone's features from fine to coarse, [B, C_l, H_l, W_l], to maps [B, out_channels, H_l, W_l], one more."""
+        """Take the backbone's features from fine to coarse, [B, C_l, H_l, W_l], to maps [B, out_channels, H_l, W_l], one more."""
         maps = [lateral(x) for lateral, x in zip(self.laterals, [*features, features[-1]], strict=True)]
         for fine in range(len(maps) - 2, -1, -1):
             height, width = maps[fine].shape[-2:]

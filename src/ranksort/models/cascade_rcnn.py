@@ -27,9 +27,9 @@ IOU_THRESHOLDS = (0.5, 0.6, 0.7)
 
 
 class CascadeRCNN(Detector):
-    """RS-Cascade R-CNN: losses as of `FasterRCNN`, but that those of the three box heads begin with `stage0_`, `stage1_` and `stage2_`.
+    """RS-Cascade R-CNN: losses as for `FasterRCNN`, but that those of the three box heads begin with `stage0_`, `stage1_` and `stage2_`.
 
-    Positives are regions of the last head. Args: as of `FasterRCNN`.
+    Positives are regions of the last head. Args: see `FasterRCNN`.
     """
 
     backbone_levels = 4

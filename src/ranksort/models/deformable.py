@@ -26,7 +26,7 @@ class DeformableConv2d(nn.Module):
         nn.init.zeros_(self.conv_offset.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Takes [B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]."""
+        """Take [B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]."""
         offsets, mask = self.conv_offset(x).to(self.weight.dtype).split([_GROUPS * 9 * 2, _GROUPS * 9], 1)
         return deform_conv2d(
             x.to(self.weight.dtype),

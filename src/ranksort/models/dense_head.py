@@ -19,10 +19,10 @@ STRIDES = (8, 16, 32, 64, 128)
 class DenseDetector(Detector):
     """Backbone, pyramid P3..P7 and head; what the network has to say about which anchor, its detectors know.
 
-    Args: as of `Detector`, and these.
+    Args: see `Detector`, and these.
         channels: of the pyramid and the head, a multiple of 32 from 64 on.
         head_convs: depth of the head's towers.
-        prior: class probability which training starts from.
+        prior: class probability that training starts from.
     """
 
     settings = ("channels", "head_convs", "prior")
@@ -58,7 +58,7 @@ class DenseHead(nn.Module):
         anchors_per_cell: anchors at each cell.
         levels: of the pyramid; each has a factor of its own on the box deltas.
         convs: depth of the towers.
-        prior: probability which every class starts with.
+        prior: probability that every class starts with.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class DenseHead(nn.Module):
         set_prior(self.class_logits, prior)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Takes the pyramid, [B, channels, H_l, W_l], to class logits [B, A_l, C] and box deltas [B, A_l, 4] for each level.
+        """Take the pyramid, [B, channels, H_l, W_l], to class logits [B, A_l, C] and box deltas [B, A_l, 4] for each level.
 
         The A_l = H_l · W_l · anchors_per_cell anchors are ordered by row, column, anchor.
         """

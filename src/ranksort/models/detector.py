@@ -52,7 +52,7 @@ class Detector(nn.Module):
     """which of the model settings of a recipe its constructor takes by these names, besides those above"""
     class_layers: ClassVar[dict[str, int]] = {"class_logits": 1}
     """layers with outputs for each class, by the end of their names -> how many for each; they are ordered by anchor, if there are several
-    at a cell, then class. When training starts from weights, this is how the classes which both models have keep what they have learnt"""
+    at a cell, then class. When training starts from weights, this is how the classes that both models have keep what they have learnt"""
     score_threshold: float = 0.05  # the published one
     nms_threshold: float = 0.6
 
@@ -145,7 +145,7 @@ class Detector(nn.Module):
         raise NotImplementedError
 
     def to_original(self, detections: list[dict[str, Tensor]], batch: ImageBatch) -> list[dict[str, Tensor]]:
-        """Takes what `detect` found to the original images."""
+        """Take what `detect` found to the original images."""
         return self.transform.to_original(detections, batch)
 
     def outputs_per_class(self, name: str) -> int:

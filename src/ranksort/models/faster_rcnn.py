@@ -25,11 +25,11 @@ from .rpn import RPN
 class FasterRCNN(Detector):
     """RS-Faster R-CNN: losses `rpn_ranking`, `rpn_sorting`, `rpn_box`, `ranking`, `sorting` and `box`. Positives are proposals.
 
-    Args: as of `Detector`, and these.
+    Args: see `Detector`, and these.
         channels: of the pyramid.
         upsampling: of the pyramid, see `region_pyramid`.
-        proposals: most regions of an image which the box head looks into.
-        prior: class probability which training starts from.
+        proposals: most regions of an image that the box head looks into.
+        prior: class probability that training starts from.
     """
 
     backbone_levels = 4

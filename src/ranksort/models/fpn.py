@@ -1,4 +1,4 @@
-"""Feature Pyramid Network (Lin et al., CVPR 2017): the neck which gives every level the context of the coarser ones."""
+"""Feature Pyramid Network (Lin et al., CVPR 2017): the neck that gives every level the context of the coarser ones."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -48,7 +48,7 @@ class FPN(nn.Module):
         xavier_convs(self)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Takes the backbone's features from fine to coarse, [B, C_l, H_l, W_l], to `levels` maps [B, out_channels, H_l, W_l]."""
+        """Take the backbone's features from fine to coarse, [B, C_l, H_l, W_l], to `levels` maps [B, out_channels, H_l, W_l]."""
         maps = [lateral(x) for lateral, x in zip(self.laterals, features, strict=True)]
         for fine in range(len(maps) - 2, -1, -1):
             maps[fine] = maps[fine] + F.interpolate(maps[fine + 1], size=maps[fine].shape[-2:], mode=self.upsampling)

@@ -1,6 +1,6 @@
 """From images of any size to one normalised batch, and from boxes in the batch back to boxes in the original images.
 
-Inside a model boxes are xyxy in pixels of the resized image, outside in pixels of the original: this is the only place which converts.
+Inside a model boxes are xyxy in pixels of the resized image, outside in pixels of the original: this is the only place that converts.
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ class ImageTransform(nn.Module):
     """Resizes, normalises and pads images, and takes detections back; what torchvision calls the detector's transform.
 
     Args:
-        min_size: short side after resizing, in pixels. An image which has this size already is left as it is.
+        min_size: short side after resizing, in pixels. An image that has this size already is left as it is.
         max_size: bound of the long side in pixels.
         mean, std: of each RGB channel, in 0..255.
         train_min_sizes: in training one of these is drawn at random for each image, unless it has one of them; none: `min_size`.
@@ -73,7 +73,7 @@ class ImageTransform(nn.Module):
     def forward(
         self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None
     ) -> tuple[ImageBatch, list[dict[str, Tensor]]]:
-        """Makes a batch of `images` and takes their `targets` to its coordinates; both as of `Detector.forward`."""
+        """Make a batch of `images` and transform their `targets` to its coordinates; both as for `Detector.forward`."""
         resized, new_targets = [], []
         for i, image in enumerate(images):
             height, width = image.shape[-2:]
@@ -100,7 +100,7 @@ class ImageTransform(nn.Module):
 
     @staticmethod
     def to_original(detections: list[dict[str, Tensor]], batch: ImageBatch) -> list[dict[str, Tensor]]:
-        """Takes the `boxes` of each image's detections from the resized image to the original one."""
+        """Take the `boxes` of each image's detections from the resized image to the original one."""
         return [
             {**d, "boxes": d["boxes"] * _scale(size, original, d["boxes"])}
             for d, size, original in zip(detections, batch.sizes, batch.original_sizes, strict=True)
@@ -128,7 +128,7 @@ def check_input(
     training: bool,
     masks: bool = False,
 ) -> None:
-    """Looks whether a model can take `images` and `targets` (see the detectors for what they have to be).
+    """Look whether a model can take `images` and `targets` (see the detectors for what they have to be).
 
     Raises:
         ValueError: one sentence naming the place in the batch and what is wrong with it.

@@ -29,7 +29,7 @@ MOST_MASKS = 200  # in a training batch
 
 
 class MaskRCNN(Detector):
-    """RS-Mask R-CNN: losses as of `FasterRCNN`, and `mask`. Args: as of `FasterRCNN`."""
+    """RS-Mask R-CNN: losses as for `FasterRCNN`, and `mask`. Args: see `FasterRCNN`."""
 
     has_masks = True
     backbone_levels = 4
@@ -60,7 +60,7 @@ class MaskRCNN(Detector):
         features = self.fpn(self.backbone(batch.pixels)[-4:])
         anchors = self.rpn(features)
         proposals = self.rpn.proposals(anchors, batch.sizes)
-        # Here a proposal which fits an object best is that object's even if it fits another one better.
+        # Here a proposal that fits an object best is that object's even if it fits another one better.
         regions, matched = match_regions(proposals, targets, low_quality=0.5)
         logits, deltas = self.box_head(features, regions, matched.positive)
         found = self.box_head.losses(logits, deltas, regions, matched, self.criterion)
@@ -87,7 +87,7 @@ class MaskRCNN(Detector):
         return [{**d, "masks": m} for d, m in zip(detections, of_image, strict=True)]
 
     def to_original(self, detections: list[dict[str, Tensor]], batch: ImageBatch) -> list[dict[str, Tensor]]:
-        """Takes what `detect` found to the original images: `boxes` in their pixels, `masks` bool [D, H, W]."""
+        """Take what `detect` found to the original images: `boxes` in their pixels, `masks` bool [D, H, W]."""
         return [
             {**d, "masks": paste_masks(d["masks"], d["boxes"], size)}
             for d, size in zip(super().to_original(detections, batch), batch.original_sizes, strict=True)

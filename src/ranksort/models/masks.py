@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .images import Size
 
-_PIXELS_AT_ONCE = 2**25  # of masks in numbers larger than bools which are made together
+_PIXELS_AT_ONCE = 2**25  # of masks in numbers larger than bools that are made together
 _TRAINED_AT_ONCE = 128  # predicted masks in memory together in training
 
 
@@ -23,7 +23,7 @@ def losses_in_parts(losses: Callable[..., Tensor], *of_masks: Tensor) -> Tensor:
         of_masks: its arguments, one row for each mask, [P, ...] each.
 
     Returns:
-        [P], as of `losses(*of_masks)`.
+        [P], as for `losses(*of_masks)`.
     """
     if len(of_masks[0]) <= _TRAINED_AT_ONCE:
         return losses(*of_masks)
@@ -47,7 +47,7 @@ def in_parts(make: Callable[..., Tensor], most: int, *columns: Tensor) -> Tensor
 
 
 def resize_masks(masks: Tensor, size: Sequence[int]) -> Tensor:
-    """Resizes masks or probabilities in 0..1, [D, H, W], and cuts them at 1/2; bool [D, *size]."""
+    """Resize masks or probabilities in 0..1, [D, H, W], and threshold them at 1/2; bool [D, *size]."""
     most = min(masks_at_once(size), masks_at_once(masks.shape[1:]))
     return in_parts(
         lambda part: F.interpolate(part[:, None].float(), tuple(size), mode="bilinear")[:, 0] > 0.5, most, masks
@@ -84,7 +84,7 @@ def centres_and_areas(masks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def boxes_around(masks: Tensor) -> Tensor:
-    """The boxes which enclose masks, bool [D, H, W] -> float32 xyxy [D, 4]; all 0 for an empty one."""
+    """The boxes that enclose masks, bool [D, H, W] -> float32 xyxy [D, 4]; all 0 for an empty one."""
     sides = []
     for occupied in (masks.any(1), masks.any(2)):  # columns, rows
         place = torch.arange(occupied.shape[1], device=masks.device)
@@ -95,7 +95,7 @@ def boxes_around(masks: Tensor) -> Tensor:
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, size: Size) -> Tensor:
-    """Resamples masks from their boxes to an image, bilinearly, at the centres of its pixels.
+    """Resample masks from their boxes to an image, bilinearly, at the centres of its pixels.
 
     Takes probabilities [D, M, M] in boxes xyxy [D, 4], in pixels of an image of (height, width) `size`, to bool [D, height, width]: where
     they are above 1/2.

@@ -27,7 +27,7 @@ class Matched(NamedTuple):
 
 
 def collect(matches: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]) -> Matched:
-    """Joins the matches of B images, int64 [A_b] each, and looks up the objects in their `targets`."""
+    """Join the matches of B images, int64 [A_b] each, and look up the objects in their `targets`."""
     matched = torch.cat(list(matches))
     positive = (matched >= 0).nonzero().squeeze(1)
     image = torch.cat([torch.full_like(m, i) for i, m in enumerate(matches)])[positive]
@@ -50,16 +50,16 @@ def match_iou(
     """Matching by IoU thresholds (Ren et al., NeurIPS 2015, section 3.1.2).
 
     A region belongs to the object of its highest IoU, if that reaches `positive`; it is a negative, where that is below `negative`;
-    between the two it is ignored. With `low_quality` those regions which have the highest IoU with an object belong to that object from
-    that lower IoU on, even if they fit another one better; a region which is the best of several objects, to the last of them.
+    between the two it is ignored. With `low_quality` those regions that have the highest IoU with an object belong to that object from
+    that lower IoU on, even if they fit another one better; a region that is the best of several objects, to the last of them.
 
     Args:
         regions: anchors or proposals, xyxy [A, 4].
         objects: xyxy [G, 4].
         positive: least IoU of a positive.
-        negative: IoU which a negative stays below.
+        negative: IoU that a negative stays below.
         low_quality: least IoU of the best regions of an object; 0: any overlap; None: no exception for them.
-        one_best: of several regions which have the highest IoU with an object, only the first is its best; else all of them are.
+        one_best: of several regions that have the highest IoU with an object, only the first is its best; else all of them are.
         usable: bool [A]; the other regions are ignored, and not the best of any object either. None: all are.
 
     Returns:

@@ -14,16 +14,16 @@ _STEPS = 100
 
 @torch.inference_mode()  # the steps are many and small: without it each operation takes a sixth longer
 def low_component(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Fits two Gaussians to each row, and asks of each value whether it belongs to the lower one.
+    """Fit two Gaussians to each row, and decide for each value whether it belongs to the lower one.
 
     They start at the least and the greatest value of their row with weights 1/2 and variances 1. A row is fitted when its mean
     log-likelihood changes by less than 1e-3, or after 100 steps.
 
     Args:
-        values: [G, K], in float64 where the device has it; those which are infinite do not count.
+        values: [G, K], in float64 where the device has it; those that are infinite do not count.
 
     Returns:
-        belongs: bool [G, K], whether a value is at least as probable under the component which began at the least value.
+        belongs: bool [G, K], whether a value is at least as probable under the component that began at the least value.
         likelihood: [G, K], log-likelihood of the value under both, up to a constant of its row.
     """
     valid = values < torch.inf
@@ -47,7 +47,7 @@ def low_component(values: Tensor) -> tuple[Tensor, Tensor]:
 
         previous, bound = bound, (likelihood * counts).sum(1)
         changed = (bound - previous).abs_() >= tolerance
-        if not changed.all():  # rows which are fitted leave
+        if not changed.all():  # rows that are fitted leave
             fitted[:, :, rows] = torch.stack([size, mean, variance])
             x, counts, tolerance, bound, rows = (t[changed] for t in (x, counts, tolerance, bound, rows))
             size, mean, variance, moments = (t[..., changed, :] for t in (size, mean, variance, moments))

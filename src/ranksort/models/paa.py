@@ -1,4 +1,4 @@
-"""RS-PAA: RS-ATSS with positives which the model's own losses choose (Probabilistic Anchor Assignment, Kim and Lee, ECCV 2020).
+"""RS-PAA: RS-ATSS with positives that the model's own losses choose (Probabilistic Anchor Assignment, Kim and Lee, ECCV 2020).
 
     images -> backbone C3..C5 -> FPN P3..P7 -> dense head: logits and box deltas for three anchors at every cell
     training: candidates by IoU -> of each object the best of every level by focal + GIoU loss -> two Gaussians -> positives
@@ -25,7 +25,7 @@ from .postprocess import score_voting
 
 
 class PAA(DenseDetector):
-    """RS-PAA: losses `ranking`, `sorting` and `box`. Args: as of `DenseDetector`."""
+    """RS-PAA: losses `ranking`, `sorting` and `box`. Args: see `DenseDetector`."""
 
     def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> DetectionLosses:
         output = self.outputs(batch)

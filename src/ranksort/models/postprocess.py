@@ -1,4 +1,4 @@
-"""From class probabilities and boxes to the few detections which are reported."""
+"""From class probabilities and boxes to the few detections that are reported."""
 
 from typing import Any
 
@@ -8,13 +8,13 @@ from torchvision.ops import box_iou, nms
 
 from ..losses.localization import paired_iou
 
-_FIRST_TRY = 1000  # pairs of region and class; only detectors which know nothing yet need more
+_FIRST_TRY = 1000  # pairs of region and class; only detectors that know nothing yet need more
 
 
 def non_maximum_suppression(
     boxes: Tensor, scores: Tensor, *, score_threshold: float, nms_threshold: float, detections_per_image: int
 ) -> dict[str, Tensor]:
-    """Keeps, class by class, the boxes which no better box of the same class covers.
+    """Keeps, class by class, the boxes that no better box of the same class covers.
 
     Args:
         boxes: xyxy of the regions of one image, [R, 4], or [R, C, 4] where they have one for each class.
@@ -41,7 +41,7 @@ def _best_pairs(scores: Tensor, threshold: float, most: int) -> tuple[Tensor, Te
     """The `most` highest of scores [R, C] which are above the threshold, and what equals the last of them, by region and class.
 
     Returns:
-        The scores, their regions and classes, int64, and whether these are all which are above the threshold.
+        The scores, their regions and classes, int64, and whether these are all that are above the threshold.
     """
     chosen = scores > threshold
     above = scores[chosen]
@@ -92,20 +92,20 @@ def fast_non_maximum_suppression(
     detections_per_image: int,
     top_k: int = 200,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Fast NMS (Bolya et al., ICCV 2019, section 5): a box which is dropped may still drop others, so that all can go at once.
+    """Fast NMS (Bolya et al., ICCV 2019, section 5): a box that is dropped may still drop others, so that all can go at once.
 
-    Args: as of `non_maximum_suppression`, and these.
+    Args: see `non_maximum_suppression`, and these.
         boxes: xyxy of the regions of one image, [R, 4].
         top_k: how many boxes of each class take part.
 
     Returns:
-        The detections, as of `non_maximum_suppression`, and which region each of them is, int64 [D].
+        The detections, as for `non_maximum_suppression`, and which region each of them is, int64 [D].
     """
     counts = (scores > score_threshold).sum(0)
     present = counts.nonzero().squeeze(1)
-    # Those below the threshold are not kept, and drop none which are.
+    # Those below the threshold are not kept, and drop none that are.
     most: Any = torch.sym_min(torch.sym_min(top_k, scores.shape[0]), torch.sym_max(1, counts.max().item()))
-    score, region = scores[:, present].T.topk(most, dim=1)  # [classes which are present, K]
+    score, region = scores[:, present].T.topk(most, dim=1)  # [classes that are present, K]
     of_class = boxes[region]
     iou_with_better = paired_iou(of_class[:, :, None], of_class[:, None]).triu(diagonal=1).amax(1)
     kept, place = ((score > score_threshold) & (iou_with_better <= nms_threshold)).nonzero(as_tuple=True)
@@ -118,7 +118,7 @@ def fast_non_maximum_suppression(
 def score_voting(
     detections: dict[str, Tensor], boxes: Tensor, scores: Tensor, *, score_threshold: float, sigma: float = 0.025
 ) -> dict[str, Tensor]:
-    """Moves each detection to the mean of the regions around it (Kim and Lee, ECCV 2020, section 3.3).
+    """Move each detection to the mean of the regions around it (Kim and Lee, ECCV 2020, section 3.3).
 
     The weight of a region is its score for the detection's class times exp(-(1 - IoU)² / `sigma`).
 

@@ -21,7 +21,7 @@ def probe(module: nn.Module, size: Size) -> tuple[list[Tensor], dict[str, Tensor
         parameters: the stand-in of each parameter, by its name.
 
     Raises:
-        IndexError: where `module` looks places up in a table of parameters, which ends at some size: without values nobody knows at which.
+        IndexError: `module` looks places up in a table of parameters, which ends at some size: without values nobody knows at which.
         Exception: what `module` raises.
     """
     with torch.inference_mode(False), torch.enable_grad():  # a history is needed wherever a model is built
@@ -55,7 +55,7 @@ class _NoLookup(TorchFunctionMode):
 
 
 def reached(output: Tensor, parameters: dict[str, Tensor]) -> set[str]:
-    """Return the names of the `parameters` that get a gradient from `output`; both as of `probe`."""
+    """Return the names of the `parameters` that get a gradient from `output`; both as for `probe`."""
     names = {id(parameter): name for name, parameter in parameters.items()}
     found = set()
     waiting = [] if output.grad_fn is None else [output.grad_fn]

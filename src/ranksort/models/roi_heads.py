@@ -45,10 +45,10 @@ def match_regions(
 
 
 def pool_regions(features: Sequence[Tensor], regions: Sequence[Tensor], side: int) -> Tensor:
-    """RoIAlign (He et al., ICCV 2017), each region from the level which suits its size (Lin et al., CVPR 2017, equation 1).
+    """RoIAlign (He et al., ICCV 2017), each region from the level that suits its size (Lin et al., CVPR 2017, equation 1).
 
     Args:
-        features: P2..P5 of the pyramid, and perhaps coarser ones which are not used, [B, channels, H_l, W_l].
+        features: P2..P5 of the pyramid, and perhaps coarser ones that are not used, [B, channels, H_l, W_l].
         regions: for each image [R_b, 4].
         side: cells of the output, [R, channels, side, side].
     """
@@ -70,7 +70,7 @@ class BoxHead(nn.Module):
         channels: of the pyramid.
         num_classes: C.
         class_agnostic: whether a region has one box for all classes (K = 1) instead of one for each (K = C).
-        prior: class probability which training starts from.
+        prior: class probability that training starts from.
         hidden: width of the layers.
     """
 
@@ -92,7 +92,7 @@ class BoxHead(nn.Module):
     def forward(
         self, features: Sequence[Tensor], regions: Sequence[Tensor], boxes_of: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Takes the pyramid to class logits [R, C] and box deltas [R, K, 4] of the regions.
+        """Take the pyramid to class logits [R, C] and box deltas [R, K, 4] of the regions.
 
         With `boxes_of`, int64 [P], deltas are those of these regions, [P, K, 4]. Training needs no others, and for many classes they
         would be the largest tensor of the network, with a gradient as large.
@@ -104,14 +104,14 @@ class BoxHead(nn.Module):
         return self.class_logits(x), self.box_deltas(with_boxes).unflatten(1, (-1, 4))
 
     def boxes(self, deltas: Tensor, regions: Sequence[Tensor], sizes: Sequence[Size]) -> list[Tensor]:
-        """Takes box deltas [R, K, 4] of regions to boxes xyxy, clipped to the image, for each image [R_b, K, 4]."""
+        """Take box deltas [R, K, 4] of regions to boxes xyxy, clipped to the image, for each image [R_b, K, 4]."""
         boxes = decode_boxes(deltas.float(), torch.cat(list(regions))[:, None]).split([r.shape[0] for r in regions])
         return [clip_boxes_to_image(b, size) for b, size in zip(boxes, sizes, strict=True)]
 
     def detect(
         self, features: Sequence[Tensor], regions: Sequence[Tensor], sizes: Sequence[Size]
     ) -> list[tuple[Tensor, Tensor]]:
-        """What the regions of each image show: boxes as of `boxes`, and class probabilities [R_b, C]."""
+        """What the regions of each image show: boxes as for `boxes`, and class probabilities [R_b, C]."""
         logits, deltas = self(features, regions)
         scores = logits.float().sigmoid().split([r.shape[0] for r in regions])
         return list(zip(self.boxes(deltas, regions, sizes), scores, strict=True))
@@ -159,12 +159,12 @@ class MaskHead(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, features: Sequence[Tensor], regions: Sequence[Tensor], labels: Tensor) -> Tensor:
-        """Takes the pyramid to the mask of each region's own class: logits [R, 28, 28]; labels are int64 [R]."""
+        """Take the pyramid to the mask of each region's own class: logits [R, 28, 28]; labels are int64 [R]."""
         x = pool_regions(features, regions, self.side)
         for conv in self.convs:
             x = conv(x).relu_()
         x = self.upsample(x).relu_()
-        # Of the C masks which the last convolution would give, most by far would be thrown away.
+        # Of the C masks that the last convolution would give, most by far would be thrown away.
         weight, bias = self.logits.weight[labels, :, 0, 0], self.logits.bias[labels]  # type: ignore[index]
         return torch.einsum("rchw,rc->rhw", x, weight) + bias[:, None, None]
 

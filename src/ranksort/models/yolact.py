@@ -1,4 +1,4 @@
-"""RS-YOLACT: one-stage instance segmentation (Bolya et al., ICCV 2019) trained by RS Loss.
+"""RS-YOLACT: one-stage instance segmentation (Bolya et al., ICCV 2019) trained with RS Loss.
 
     images -> backbone C3..C5 -> FPN P3..P7 -> head: logits, box deltas and 32 mask coefficients for three anchors at every cell
                               -> P3 -> 32 prototypes, maps at stride 4
@@ -34,11 +34,11 @@ STRIDES = (8, 16, 32, 64, 128)
 class YOLACT(Detector):
     """RS-YOLACT: losses `ranking`, `sorting`, `box` and `mask`.
 
-    Args: as of `Detector`, and these.
+    Args: see `Detector`, and these.
         transform: makes squares of the images.
         channels: of the pyramid and the head.
         prototypes: how many there are.
-        prior: class probability which training starts from.
+        prior: class probability that training starts from.
     """
 
     has_masks = True
@@ -148,7 +148,7 @@ class YOLACTHead(nn.Module):
         set_prior(self.class_logits, prior)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Takes the pyramid to class logits, box deltas and mask coefficients in -1..1 of each level; see `YOLACT.outputs`."""
+        """Take the pyramid to class logits, box deltas and mask coefficients in -1..1 of each level; see `YOLACT.outputs`."""
         shared = [self.shared(x) for x in features]
         return (
             [per_anchor(self.class_logits(x), self.num_classes) for x in shared],
@@ -175,7 +175,7 @@ def mask_losses(
 ) -> Tensor:
     """Dice losses of the masks of some anchors of one image; [P], in 0..1.
 
-    Args: as of `assemble_masks`, and these.
+    Args: see `assemble_masks`, and these.
         boxes: those of the anchors' objects.
         owner: int64 [P], which object each anchor has to find.
         objects: masks of the image's objects, bool or 0 and 1, [G, *size].

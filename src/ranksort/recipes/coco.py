@@ -1,6 +1,6 @@
 """The paper's recipes for COCO, and ours for small data sets.
 
-A recipe is a function without arguments, by whose name `get_recipe` calls it, but that `_plus_` stands for the paper's `+_`, CARAFE.
+A recipe is a function without arguments; `get_recipe` finds it by its name, where `_plus_` stands for the paper's `+_` (CARAFE).
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ def ranksort_faster_rcnn_r50_fpn_1x_coco() -> Recipe:
     """RS-Faster R-CNN, ResNet-50, 12 epochs; the paper: box AP 39.6, box oLRP 67.9."""
     recipe = Recipe()
     recipe.model.detector = "faster_rcnn"
-    # As published, for speed: with the published models a threshold of .05 costs nothing in AP.
+    # As published, for speed: for the published models, .05 would not change AP.
     recipe.model.score_threshold, recipe.model.nms_threshold = 0.4, 0.5
     recipe.optimizer.lr = 0.012
     return recipe
@@ -141,7 +141,7 @@ def ranksort_mask_rcnn_lite0_small() -> Recipe:
 
 
 def _with_model(recipe: Recipe, **fields: Any) -> Recipe:
-    """The recipe with these fields of its model group."""
+    """The recipe with these fields of its model group replaced."""
     recipe.model = dataclasses.replace(recipe.model, **fields)
     return recipe
 
@@ -152,7 +152,7 @@ def _small(recipe: Recipe) -> Recipe:
     recipe.model.frozen_stages = 2
     recipe.model.channels = 64
     recipe.model.min_size, recipe.model.max_size = 320, 512
-    # The few steps of a short training leave scores near where they start: start higher, and cut little.
+    # After a short run, scores are still close to their initial value: start higher, and use a low threshold.
     recipe.model.prior, recipe.model.score_threshold = 0.1, 0.02
     recipe.data.workers = 2
     # AdamW, because a small data set allows few steps.

@@ -30,7 +30,7 @@ def import_data(
         out: the new folder. It gets `annotations/instances_{train,val,test}.json` and `images`, which is a link to the folder that the
             images lie in.
         copy_images: make `images` a folder with copies.
-        read: reads a folder in a format of your own; none: it is YOLO's or VOC's.
+        read: reads a folder in your own format; None: the folder is in YOLO's or VOC's.
 
     Returns:
         What was read and what was left out; its `str` is a report.

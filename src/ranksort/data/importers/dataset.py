@@ -25,7 +25,7 @@ class UnknownClass(ValueError):
 
 
 class ImportedObject(NamedTuple):
-    """An object: key of its class, box [x, y, width, height] and, where there is one, polygon [x1, y1, x2, y2, ...] in pixels."""
+    """An object: key of its class, box [x, y, width, height] and, if there is one, polygon [x1, y1, x2, y2, ...] in pixels."""
 
     label: int | str
     box: tuple[float, float, float, float]
@@ -35,7 +35,7 @@ class ImportedObject(NamedTuple):
 
 @dataclass
 class ImportedImage:
-    """An image, its size in pixels and its objects; `remarks` are (kind, line) as of `ImportedDataset`."""
+    """An image, its size in pixels and its objects; `remarks` are (kind, line) as for `ImportedDataset`."""
 
     path: Path
     width: int
@@ -147,7 +147,7 @@ def walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
 def new_object(
     label: int | str, box: Sequence[float], polygon: list[float] | None = None, crowd: bool = False
 ) -> ImportedObject | None:
-    """Return an object with the corners `box` [x1, y1, x2, y2], or None where it has no area."""
+    """Return an object with the corners `box` [x1, y1, x2, y2], or None if it has no area."""
     x1, y1, x2, y2 = box
     is_flat = x2 <= x1 or y2 <= y1 or (polygon is not None and _rounded(_area(polygon)) == 0)
     return None if is_flat else ImportedObject(label, (x1, y1, x2 - x1, y2 - y1), polygon, crowd)

@@ -40,7 +40,7 @@ def find(folder: Path) -> Path | None:
 
 
 def read(folder: Path) -> ImportedDataset:
-    """Read a folder which `find` knows."""
+    """Read a folder that `find` knows."""
     files = _Files(folder)
     for where, names in walk(folder):
         paths = [where / name for name in names]
@@ -72,7 +72,7 @@ def _is_annotation(file: Path) -> bool:
 
 
 def _listed(files: _Files, dataset: ImportedDataset) -> list[tuple[str, Path]]:
-    """The annotation files that the lists of ImageSets/Main name, by split. Those of `trainval.txt` count where there is no `train.txt`."""
+    """The annotation files that the lists of ImageSets/Main name, by split. Those of `trainval.txt` count if there is no `train.txt`."""
     tasks: dict[tuple[str, Path], None] = {}
     missing = []
     for folder in dict.fromkeys(file.parent for file in files.lists):
@@ -193,7 +193,7 @@ def _image_of(file: Path, named: Path, files: _Files) -> Path:
 
 
 def _size(root: Element, image: Path, file: Path) -> tuple[int, int]:
-    """The image's size, upright or as it is stored: that which the annotations state, the former where they state none."""
+    """The image's size, upright or as it is stored: the one that the annotations state, the former where they state none."""
     sizes = stated_sizes(image)
     width, height = (_number(_text(root, f"size/{key}")) for key in ("width", "height"))
     if not (width > 0 and height > 0):

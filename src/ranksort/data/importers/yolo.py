@@ -30,8 +30,10 @@ _TOLERANCE = 0.01  # how far beyond 0..1 a coordinate may be, as in Ultralytics
 
 @dataclass
 class _Layout:
-    """The file with the classes, these, the images of each split and of none, what is listed but not there, and how many numbers of
-    keypoints follow a box."""
+    """The parsed YAML file.
+
+    Its path, the classes, the images of each split and of none, what is listed but missing, and how many keypoint numbers follow a box.
+    """
 
     source: Path
     names: list[str]
@@ -65,7 +67,7 @@ def find(folder: Path) -> Path | None:
 
 
 def read(folder: Path) -> ImportedDataset:
-    """Read a folder which `find` knows.
+    """Read a folder that `find` knows.
 
     Raises:
         ValueError: classes or images are not found, or the YAML file is malformed.
@@ -122,7 +124,7 @@ def _check_syntax(file: Path) -> None:
         yaml.safe_load(file.read_text(encoding="utf-8-sig"))
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ValueError(f"{file}{line}: this is no YAML ({error.problem}).") from None
+        raise ValueError(f"{file}{line}: this is not YAML ({error.problem}).") from None
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return
 
@@ -167,7 +169,7 @@ def _from_yaml(file: Path) -> _Layout:
 
 
 def _names(file: Path) -> list[str]:
-    """The classes, of a list or a dictionary by number; by Ultralytics' default names where there is a number of classes alone."""
+    """The classes, of a list or a dictionary by number; by Ultralytics' default names if there is a number of classes alone."""
     content = _load_yaml(
         file, yaml.BaseLoader
     )  # as they are written: YAML takes on, off, yes and no for true and false
@@ -319,7 +321,7 @@ def _numbers(words: list[str], layout: _Layout) -> tuple[int, list[float]]:
     except ValueError:
         raise ValueError(f"{' '.join(words)[:80]!r} are not all numbers") from None
     if not all(map(math.isfinite, (first, *values))):
-        raise ValueError("there is a number which is not finite")
+        raise ValueError("there is a number that is not finite")
     if not first.is_integer() or not 0 <= first < len(layout.names):
         raise UnknownClass(
             f"the class is {words[0]}, but the {len(layout.names)} classes of {layout.source} are 0 to {len(layout.names) - 1}; correct "
