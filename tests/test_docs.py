@@ -102,6 +102,8 @@ def test_site_builds_without_warnings_dead_links_or_the_network(tmp_path: Path) 
     losses = (tmp_path / "site/losses.html").read_text()
     assert losses.count("<math ") == losses.count("</math>") > 40
     assert "$" not in re.sub(r"<(script|pre|code).*?</\1>", "", losses, flags=re.DOTALL)
+    for page in (tmp_path / "site/reference").glob("*.html"):  # sections that are no code would be boxes of quotations
+        assert 'class="admonition example"' not in page.read_text()
     metric = (tmp_path / "site/repository/examples/my_metric.py.html").read_text()
     assert "OptimalLRP" in metric
 
