@@ -118,6 +118,17 @@ def test_tables_are_those_of_the_recipes(name: str) -> None:
     }
 
 
+def test_results_of_the_paper_are_numbers() -> None:
+    page = (ROOT / "docs/recipes.md").read_text()
+    rows = [
+        [cell.strip() for cell in row.strip("|").split("|")] for row in page.splitlines() if row.startswith("| `rank")
+    ]
+    results = {row[0].strip("`"): [float(cell) for cell in row[2:] if cell] for row in rows if len(row) == 6}
+    assert len(results) == len(list_recipes())
+    assert results["ranksort_mask_rcnn+_r50_fpn_1x_coco"] == [41.1, 66.6, 37.3, 69.4]
+    assert results["ranksort_mask_rcnn_r50_fpn_1x_lvis_v1"] == [25.9, 25.2]
+
+
 def test_migration_page_names_settings_that_exist() -> None:
     table = (ROOT / "docs/migration.md").read_text().partition("| mmdetection 2 | here |")[2].partition("\n\n")[0]
     here = [row.strip("|").split("|")[1] for row in table.splitlines()[2:]]
