@@ -28,21 +28,21 @@ mobilenetv4_conv_small mobileone_s0 regnety_016 repvgg_a2 res2net50_26w_4s resne
 resnetv2_50 resnext50_32x4d rexnet_150 seresnet50 swin_small_patch4_window7_224 tresnet_l twins_pcpvt_small vgg16
 vgg16_bn vovnet39a wide_resnet50_2 xception65
 """
-HEADER = """# Backbones of timm that were tried
+HEADER = """# Backbones
 
 `--model.backbone timm/<model>` takes those models of [timm](https://github.com/huggingface/pytorch-image-models) that give
-maps of strides 8, 16 and 32 for images whose sides are multiples of 32; the R-CNNs and SOLOv2 need stride 4, too. That is looked
-at when the model is built, and what does not fit is refused. Nearly all convolutional models fit, and some transformers.
+maps of strides 8, 16 and 32 for images whose sides are multiples of 32. The R-CNNs and SOLOv2 also need stride 4. This is checked
+when the model is built, and a model that does not fit is refused. Nearly all convolutional models fit, and some transformers.
 
 What a model works with:
 
 - *all*: every detector;
-- *dense*: ATSS, PAA and YOLACT, as it gives no level of stride 4;
-- *not YOLACT at 550 pixels*: it takes sides that are multiples of 32 alone, so set `--model.min-size 544`.
+- *dense*: ATSS, PAA and YOLACT, because it has no level of stride 4;
+- *not YOLACT at 550 pixels*: it takes only sides that are multiples of 32, so set `--model.min-size 544`.
 
-The smallest model of each family and some well-known ones, on {versions}, with random weights. "Works" is a step of training by
-RS-ATSS that gives every trained parameter a finite gradient. The numbers of frozen and trained parameters are those of
-`--model.frozen-stages 1`, the default, in millions. The table is written by
+The smallest model of each family and some well-known ones, on {versions}, with random weights. "Works" means that a training step of
+RS-ATSS gives every trained parameter a finite gradient. The numbers of frozen and trained parameters are in millions, with the default
+`--model.frozen-stages 1`. The table is written by
 [benchmarks/backbones_tried.py](../benchmarks/backbones_tried.py).
 
 | family | model | works with | frozen | trained |

@@ -23,7 +23,7 @@ PAPER = ("box AP", "box oLRP", "mask AP", "mask oLRP")
 
 def paper_results(name: str) -> list[str]:
     """What the paper reports for a recipe, as its docstring says it, in the order of PAPER; "" where it does not."""
-    said = dict(re.findall(r"((?:box|mask) (?:AP|oLRP)) ([\d.]+)", recipe_functions()[name].__doc__ or ""))
+    said = dict(re.findall(r"((?:box|mask) (?:AP|oLRP)) (\d+\.\d+)", recipe_functions()[name].__doc__ or ""))
     return [said.get(metric, "") for metric in PAPER]
 
 
@@ -60,26 +60,35 @@ def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |".replace("|  |", "| |").replace("|  |", "| |") for line in lines)
 
 
+def in_order() -> list[str]:
+    """The names of the recipes, the published ones first."""
+    return sorted(list_recipes(), key=lambda name: name.endswith("_small"))
+
+
+def result_table() -> str:
+    """What the paper reports for each recipe."""
+    rows = [[f"`{name}`", detector(get_recipe(name)), *paper_results(name)] for name in in_order()]
+    return table(["recipe", "detector", *PAPER], rows)
+
+
 def recipe_table() -> str:
-    """All recipes: what they train, how, and what the paper reports."""
+    """How each recipe trains."""
     rows = []
-    for name in sorted(list_recipes(), key=lambda name: name.endswith("_small")):
+    for name in in_order():
         recipe = get_recipe(name)
         o, t, m = recipe.optimizer, recipe.training, recipe.model
         rate = f"{o.lr:g} for {o.lr_batch_size}"
-        settings = [detector(recipe), backbone(recipe), sizes(recipe), schedule(recipe), rate, f"{t.batch_size}"]
-        rows.append([f"`{name}`", *settings, f"{m.score_threshold:g}", *paper_results(name)])
-    heads = [
-        "recipe",
-        "detector",
-        "backbone",
-        "short side",
-        "epochs",
-        "learning rate, images",
-        "batch",
-        "score threshold",
-    ]
-    return table([*heads, *PAPER], rows)
+        settings = [
+            backbone(recipe),
+            sizes(recipe),
+            schedule(recipe),
+            rate,
+            f"{t.batch_size}",
+            f"{m.score_threshold:g}",
+        ]
+        rows.append([f"`{name}`", *settings])
+    heads = ["recipe", "backbone", "short side", "epochs", "learning rate, images", "batch", "score threshold"]
+    return table(heads, rows)
 
 
 def config_table() -> str:
@@ -108,7 +117,7 @@ def _value(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-TABLES = {"migration.md": {"configs": config_table}, "recipes.md": {"recipes": recipe_table}}
+TABLES = {"migration.md": {"configs": config_table}, "recipes.md": {"results": result_table, "recipes": recipe_table}}
 
 
 def with_tables(page: Path) -> str:

@@ -102,6 +102,8 @@ def test_site_builds_without_warnings_dead_links_or_the_network(tmp_path: Path) 
     losses = (tmp_path / "site/losses.html").read_text()
     assert losses.count("<math ") == losses.count("</math>") > 40
     assert "$" not in re.sub(r"<(script|pre|code).*?</\1>", "", losses, flags=re.DOTALL)
+    for page in (tmp_path / "site/reference").glob("*.html"):  # sections that are no code would be boxes of quotations
+        assert 'class="admonition example"' not in page.read_text()
     metric = (tmp_path / "site/repository/examples/my_metric.py.html").read_text()
     assert "OptimalLRP" in metric
 
@@ -114,6 +116,17 @@ def test_tables_are_those_of_the_recipes(name: str) -> None:
     assert {n for n in list_recipes() if f"| `{n}` |" in page.read_text()} == {
         n for n in list_recipes() if name == "recipes.md" or not n.endswith("_small")
     }
+
+
+def test_results_of_the_paper_are_numbers() -> None:
+    page = (ROOT / "docs/recipes.md").read_text()
+    rows = [
+        [cell.strip() for cell in row.strip("|").split("|")] for row in page.splitlines() if row.startswith("| `rank")
+    ]
+    results = {row[0].strip("`"): [float(cell) for cell in row[2:] if cell] for row in rows if len(row) == 6}
+    assert len(results) == len(list_recipes())
+    assert results["ranksort_mask_rcnn+_r50_fpn_1x_coco"] == [41.1, 66.6, 37.3, 69.4]
+    assert results["ranksort_mask_rcnn_r50_fpn_1x_lvis_v1"] == [25.9, 25.2]
 
 
 def test_migration_page_names_settings_that_exist() -> None:

@@ -304,4 +304,4 @@ def test_my_format_is_imported(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
     with pytest.raises(SystemExit):
         cli.main(["import-data", str(source), "--reader", "gone.py:read", "--out", str(tmp_path / "other")])
-    assert capsys.readouterr().err.startswith("ranksort: there is no file gone.py with the reader read")
+    assert capsys.readouterr().err.startswith("ranksort: there is no file gone.py")
