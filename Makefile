@@ -11,7 +11,7 @@ BIN = .venv/bin
 INSTALLED = .venv/installed
 
 .DEFAULT_GOAL = help
-.PHONY: help quickstart test gpu lint types format bench docs build clean
+.PHONY: help quickstart test gpu lint types format bench docs build release-check clean
 
 help:
 	@echo "make quickstart  make a small data set, train a detector on it in minutes, show what it finds"
@@ -23,6 +23,7 @@ help:
 	@echo "make bench       compare the cost of the losses with focal loss"
 	@echo "make docs        draw the figures of docs/ again"
 	@echo "make build       build the sdist and the wheel into dist/"
+	@echo "make release-check  build them and try them in empty environments, with the oldest and the newest PyTorch"
 	@echo "make clean       remove caches and dist/ (never .venv, data or runs)"
 
 quickstart: $(INSTALLED)
@@ -54,6 +55,9 @@ docs: $(INSTALLED)
 build: $(INSTALLED)
 	rm -rf dist
 	$(BIN)/python -m build
+
+release-check: build
+	$(BIN)/python tests/release/check.py dist $(ARGS)
 
 clean:
 	rm -rf dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
