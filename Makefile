@@ -11,7 +11,7 @@ BIN = .venv/bin
 INSTALLED = .venv/installed
 
 .DEFAULT_GOAL = help
-.PHONY: help quickstart test doctest gpu lint types format bench docs site build clean
+.PHONY: help quickstart test doctest gpu lint types format bench docs site build release-check clean
 
 help:
 	@echo "make quickstart  make a small data set, train a detector on it in minutes, show what it finds"
@@ -25,6 +25,7 @@ help:
 	@echo "make docs        draw the figures and write the tables of docs/ again"
 	@echo "make site        build the documentation into site/; open site/index.html"
 	@echo "make build       build the sdist and the wheel into dist/"
+	@echo "make release-check  build them and try them in empty environments, with the oldest and the newest PyTorch"
 	@echo "make clean       remove caches, dist/ and site/ (never .venv, data or runs)"
 
 quickstart: $(INSTALLED)
@@ -66,6 +67,9 @@ site: $(INSTALLED)
 build: $(INSTALLED)
 	rm -rf dist
 	$(BIN)/python -m build
+
+release-check: build
+	$(BIN)/python tests/release/check.py dist $(ARGS)
 
 clean:
 	rm -rf dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

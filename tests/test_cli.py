@@ -29,7 +29,7 @@ from ranksort.recipes.coco import ranksort_atss_lite0_small
 def small() -> Recipe:
     recipe = ranksort_atss_lite0_small()
     recipe.name = "small"
-    recipe.model.backbone, recipe.model.pretrained_backbone = "resnet18", False
+    recipe.model.backbone, recipe.model.pretrained_backbone = "timm/lcnet_035", False
     recipe.model.channels, recipe.model.head_convs, recipe.model.min_size = 64, 1, 96
     recipe.training.batch_size, recipe.training.epochs, recipe.data.workers = 4, 1, 0
     return recipe
@@ -239,8 +239,8 @@ def test_predict_with_the_thresholds_of_the_report(
     tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = get_recipe("ranksort_atss_r50_fpn_1x_coco")
-    recipe.model.backbone, recipe.model.channels, recipe.model.min_size = "resnet18", 64, 64
-    recipe.model.score_threshold = 0.0
+    recipe.model.backbone, recipe.model.channels, recipe.model.min_size = "timm/lcnet_035", 64, 64
+    recipe.model.head_convs, recipe.model.score_threshold = 1, 0.0
     torch.manual_seed(0)
     categories = [Category(id, name) for id, name in ((3, "cat"), (5, "dog"), (9, "cow"), (10, "elk"))]
     model = tmp_path / "m.safetensors"
@@ -300,7 +300,7 @@ def test_predict_with_the_ids_of_annotations(run: Path, tiny_data: Path, tmp_pat
 
 def test_predict_finds_what_scores_below_the_threshold_of_the_recipe(tmp_path: Path) -> None:
     recipe = get_recipe("ranksort_atss_r50_fpn_1x_coco")
-    recipe.model.backbone, recipe.model.channels, recipe.model.min_size = "resnet18", 64, 64
+    recipe.model.backbone, recipe.model.channels, recipe.model.min_size = "timm/lcnet_035", 64, 64
     torch.manual_seed(0)
     save_model(tmp_path / "m.safetensors", create_model(recipe, num_classes=1), recipe, [Category(1, "cat")])
     Image.new("RGB", (90, 130), "gray").save(tmp_path / "one.png")
@@ -312,7 +312,7 @@ def test_predict_finds_what_scores_below_the_threshold_of_the_recipe(tmp_path: P
 
 def test_predict_masks(tmp_path: Path) -> None:
     recipe = get_recipe("ranksort_mask_rcnn_r50_fpn_1x_coco")
-    recipe.model.backbone, recipe.model.channels, recipe.model.min_size = "resnet18", 64, 64
+    recipe.model.backbone, recipe.model.channels, recipe.model.min_size = "timm/lcnet_035", 64, 64
     recipe.model.score_threshold = 0.005
     torch.manual_seed(0)
     categories = [Category(1, "cat"), Category(2, "dog")]

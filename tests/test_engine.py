@@ -154,7 +154,7 @@ def test_a_threshold_above_the_scores_is_named(
 def test_masks_are_trained_evaluated_and_reported(tiny_recipe: Recipe, tmp_path: Path) -> None:
     """On images without objects and with crowds, too."""
     tiny_recipe.model.detector, tiny_recipe.model.score_threshold = "mask_rcnn", 0.005
-    tiny_recipe.model.detections_per_image = 10
+    tiny_recipe.model.detections_per_image, tiny_recipe.model.proposals = 10, 100
     tiny_recipe.data.keep_empty_images = True
     tiny_recipe.training.epochs = 1
     run = tmp_path / "run"

@@ -23,7 +23,7 @@ from ranksort.recipes.detectors import DETECTORS, get_detector
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "my_detector.py"
 OPTIONS = """
---model.backbone resnet18 --model.no-pretrained-backbone --model.channels 64 --model.min-size 96 --model.max-size 160
+--model.backbone timm/lcnet_035 --model.no-pretrained-backbone --model.channels 64 --model.min-size 96 --model.max-size 160
 --model.pixel-mean 124 116 104 --model.pixel-std 58 57 57 --training.batch-size 4 --training.epochs 1 --data.workers 0
 --model.score-threshold 0.001 --evaluation.pictures 2
 """
@@ -173,7 +173,7 @@ def evil(tmp_path: Path) -> Path:
     """A checkpoint whose detector is in a file that is there, and leaves `it_ran` where it is run."""
     (tmp_path / "evil.py").write_text(EVIL)
     recipe = get_recipe("ranksort_atss_r50_fpn_1x_coco")
-    recipe.model.backbone, recipe.model.channels, recipe.model.head_convs = "resnet18", 64, 1
+    recipe.model.backbone, recipe.model.channels, recipe.model.head_convs = "timm/lcnet_035", 64, 1
     model = create_model(recipe, num_classes=1)
     recipe.model.detector = f"{tmp_path}/evil.py:Evil"
     save_model(tmp_path / "m.safetensors", model, recipe, [Category(1, "cat")])

@@ -27,7 +27,7 @@ from ranksort.recipes import create_model, get_recipe
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = get_recipe("ranksort_atss_r50_fpn_1x_coco")
-    recipe.model.backbone, recipe.model.channels = "resnet18", 64
+    recipe.model.backbone, recipe.model.channels = "timm/lcnet_035", 64
     recipe.model.min_size, recipe.model.max_size, recipe.model.score_threshold = 64, 128, 0.0
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("model") / "m.safetensors"
@@ -172,7 +172,7 @@ def test_names_which_the_console_cannot_show(model: Path, tmp_path: Path, encodi
         "from ranksort.cli import main; main()",
         *arguments(model, tmp_path, out=tmp_path / "ö"),
     ]
-    done = subprocess.run(command, env=os.environ | {"PYTHONIOENCODING": encoding}, capture_output=True, timeout=60)
+    done = subprocess.run(command, env=os.environ | {"PYTHONIOENCODING": encoding}, capture_output=True, timeout=180)
     assert done.returncode == 2
     assert b"?.png cannot be read" in done.stderr
     assert detected(tmp_path / "ö") == ["犬.png"]

@@ -328,18 +328,28 @@ def rank_sort(logits: Tensor, targets: Tensor, delta: float) -> Tensor | None:
 
 @functools.cache
 def work_on(device: torch.device) -> bool:
-    """Whether Triton can compile and run kernels on a device (it needs a C compiler, for example). A warning says why if not."""
+    """Whether Triton can compile and run kernels on a device (it needs a C compiler, for example). A warning says why if not.
+
+    They are tried on a negative and two positives, the better of which has the lower score: old versions of Triton return wrong numbers
+    without an error.
+    """
     try:
         with torch.inference_mode(False), torch.enable_grad():
-            logits = torch.zeros(2, device=device, requires_grad=True)
-            losses = rank_sort(logits, torch.tensor([0.0, 1.0], device=device), 0.5)
+            logits = torch.tensor([2.0, 4.0, 0.0], device=device, requires_grad=True)
+            losses = rank_sort(logits, torch.tensor([0.0, 0.5, 1.0], device=device), 0.5)
             assert losses is not None
             losses.sum().backward()
+            assert logits.grad is not None
+            found = [*losses.tolist(), *logits.grad.tolist()]
+        # Half a step is due to each positive itself. Ranking: 0, and 1 of 2.5. Sorting: 0, and .5 of 1.5.
+        expected = [0.2, 1 / 6, 0.2, 1 / 6, -0.2 - 1 / 6]
+        if max(abs(a - b) for a, b in zip(found, expected, strict=True)) > 1e-6:
+            raise ValueError(f"it returns {found} for {expected}")
         return True
     except Exception as error:  # compilers fail in many ways
         reason = str(error).strip().splitlines()[:1]
         warnings.warn(
-            f"RS Loss uses its slower implementation on {device}, because Triton cannot compile for it ({''.join(reason)})",
+            f"RS Loss uses its slower implementation on {device}, because Triton does not work for it ({''.join(reason)})",
             stacklevel=3,
         )
         return False

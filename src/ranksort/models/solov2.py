@@ -383,7 +383,8 @@ def matrix_nms_decay(masks: Tensor, labels: Tensor) -> Tensor:
     area = flat.sum(1)
     iou = both / (area[:, None] + area - both)
     iou = torch.where(labels[:, None] == labels, iou, 0.0).triu(diagonal=1)
-    # Padded by a row without effect, because there may be no masks.
-    highest = F.pad(iou, (0, 0, 1, 0)).amax(0)
+    # Padded by a row without effect, because there may be no masks. (F.pad of PyTorch 2.9 refuses empty tensors.)
+    neutral = torch.zeros_like(area)[None]
+    highest = torch.cat([neutral, iou]).amax(0)
     decay = (-_SIGMA * (iou.square() - highest.square()[:, None])).exp()
-    return F.pad(decay, (0, 0, 1, 0), value=1.0).amin(0)
+    return torch.cat([neutral + 1, decay]).amin(0)
