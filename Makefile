@@ -11,25 +11,33 @@ BIN = .venv/bin
 INSTALLED = .venv/installed
 
 .DEFAULT_GOAL = help
-.PHONY: help quickstart test gpu lint types format bench docs build clean
+.PHONY: help quickstart test doctest gpu lint types format bench docs site build release-check clean
 
 help:
 	@echo "make quickstart  make a small data set, train a detector on it in minutes, show what it finds"
-	@echo "make test        run the tests"
+	@echo "make test        run the tests, and the examples in docstrings"
+	@echo "make doctest     run the examples in docstrings"
 	@echo "make gpu         on a machine with a GPU: check the losses and detectors there, and measure them"
 	@echo "make lint        check style and formatting"
 	@echo "make types       check the type annotations"
 	@echo "make format      fix style and formatting"
 	@echo "make bench       compare the cost of the losses with focal loss"
-	@echo "make docs        draw the figures of docs/ again"
+	@echo "make docs        draw the figures and write the tables of docs/ again"
+	@echo "make site        build the documentation into site/; open site/index.html"
 	@echo "make build       build the sdist and the wheel into dist/"
-	@echo "make clean       remove caches and dist/ (never .venv, data or runs)"
+	@echo "make release-check  build them and try them in empty environments, with the oldest and the newest PyTorch"
+	@echo "make clean       remove caches, dist/ and site/ (never .venv, data or runs)"
 
 quickstart: $(INSTALLED)
 	$(BIN)/ranksort quickstart $(ARGS)
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "not slow" -n $(TEST_WORKERS) $(ARGS)
+	$(if $(ARGS),,@$(MAKE) --no-print-directory doctest)
+
+# Modules that need an extra which is not installed are skipped.
+doctest: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(TEST_WORKERS) --doctest-modules --doctest-ignore-import-errors src/ranksort
 
 gpu: $(INSTALLED)
 	$(BIN)/python benchmarks/gpu_check.py $(ARGS)
@@ -50,13 +58,21 @@ bench: $(INSTALLED)
 
 docs: $(INSTALLED)
 	$(BIN)/python docs/figures.py
+	$(BIN)/python docs/tables.py
+
+site: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet $(ARGS)
+	@echo "site/index.html"
 
 build: $(INSTALLED)
 	rm -rf dist
 	$(BIN)/python -m build
 
+release-check: build
+	$(BIN)/python tests/release/check.py dist $(ARGS)
+
 clean:
-	rm -rf dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -prune -exec rm -rf {} +
 
 # One call of pip, so that torch and torchvision are resolved together.

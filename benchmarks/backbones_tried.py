@@ -1,9 +1,9 @@
-"""Tries timm's models as backbones, the smallest of each family and well-known ones, and writes docs/backbones.md.
+"""Try timm's models as backbones, the smallest of each family and well-known ones, and write docs/backbones.md.
 
     python benchmarks/backbones_tried.py        # a quarter of an hour on one CPU core, no downloads
 
-A model works where RS-ATSS on it makes a step of training that gives every trained parameter a finite gradient. It is refused where the
-package says in a sentence why it does not. Anything else is a bug, and the script ends with status 1.
+A model works if a training step of RS-ATSS with it gives every trained parameter a finite gradient. It is refused if the package says
+in a sentence why it does not work. Anything else is a bug, and the script exits with status 1.
 """
 
 import logging
@@ -28,21 +28,21 @@ mobilenetv4_conv_small mobileone_s0 regnety_016 repvgg_a2 res2net50_26w_4s resne
 resnetv2_50 resnext50_32x4d rexnet_150 seresnet50 swin_small_patch4_window7_224 tresnet_l twins_pcpvt_small vgg16
 vgg16_bn vovnet39a wide_resnet50_2 xception65
 """
-HEADER = """# Backbones of timm that were tried
+HEADER = """# Backbones
 
 `--model.backbone timm/<model>` takes those models of [timm](https://github.com/huggingface/pytorch-image-models) that give
-maps of strides 8, 16 and 32 for images whose sides are multiples of 32; the R-CNNs and SOLOv2 need stride 4, too. That is looked
-at when the model is built, and what does not fit is refused. Nearly all convolutional models fit, and some transformers.
+maps of strides 8, 16 and 32 for images whose sides are multiples of 32. The R-CNNs and SOLOv2 also need stride 4. This is checked
+when the model is built, and a model that does not fit is refused. Nearly all convolutional models fit, and some transformers.
 
 What a model works with:
 
 - *all*: every detector;
-- *dense*: ATSS, PAA and YOLACT, as it gives no level of stride 4;
-- *not YOLACT at 550 pixels*: it takes sides that are multiples of 32 alone, so set `--model.min-size 544`.
+- *dense*: ATSS, PAA and YOLACT, because it has no level of stride 4;
+- *not YOLACT at 550 pixels*: it takes only sides that are multiples of 32, so set `--model.min-size 544`.
 
-The smallest model of each family and some well-known ones, on {versions}, with random weights. "Works" is a step of training by
-RS-ATSS that gives every trained parameter a finite gradient. The numbers of frozen and trained parameters are those of
-`--model.frozen-stages 1`, the default, in millions. The table is written by
+The smallest model of each family and some well-known ones, on {versions}, with random weights. "Works" means that a training step of
+RS-ATSS gives every trained parameter a finite gradient. The numbers of frozen and trained parameters are in millions, with the default
+`--model.frozen-stages 1`. The table is written by
 [benchmarks/backbones_tried.py](../benchmarks/backbones_tried.py).
 
 | family | model | works with | frozen | trained |
@@ -82,15 +82,15 @@ def chosen() -> list[tuple[str, str]]:
 
 
 def parameters(name: str) -> int:
-    """How many parameters timm's model has."""
+    """Number of parameters of a timm model."""
     with torch.device("meta"):
         return sum(p.numel() for p in timm.create_model(name).parameters())
 
 
 def attempt(backbone: str) -> tuple[str, str, str]:
-    """What came of it, and the millions of frozen and of trained parameters."""
+    """The outcome, and the millions of frozen and of trained parameters."""
     try:
-        with torch.device("meta"):  # large ones are refused without being filled
+        with torch.device("meta"):  # large ones are refused without allocating them
             build_backbone(backbone, pretrained=False, levels=3)
     except ValueError as refusal:
         return f"refused: {refusal}", "", ""
@@ -119,7 +119,7 @@ def train_step(model: nn.Module) -> None:
 
 
 def fits(backbone: str, levels: int, side: int) -> bool:
-    """Whether the backbone has so many levels, and takes squares of that side."""
+    """Whether the backbone has this many levels, and accepts squares with this side."""
     try:
         with torch.device("meta"):
             build_backbone(backbone, pretrained=False, levels=levels).map_sizes((side, side))

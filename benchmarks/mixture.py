@@ -209,7 +209,7 @@ def compare(
         mixed = {d: parts[d] for d in MIXED if d in parts}
         if len(mixed) > 1:
             found[f"mixture of {', '.join(mixed)}", scores] = judge(truth, merge_rows(mixed))
-            with patch("ranksort.evaluation.merging._SUPPORT_SIGMA", 1e-12):  # nothing is near enough
+            with patch("ranksort.evaluation.merging._AGREEMENT_SIGMA", 1e-12):  # nothing is near enough
                 found[f"alone of {', '.join(mixed)}", scores] = judge(truth, merge_rows(mixed))
     return found
 

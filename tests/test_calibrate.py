@@ -77,19 +77,20 @@ def test_calibrating_twice_is_refused_and_merging_ends_a_calibration(files, tmp_
     main(["calibrate", str(files / "truth.json"), str(found), "--out", str(calibration)])
     main(["apply-calibration", str(calibration), str(found), "--out", str(out)])
     again = refused(capsys, "apply-calibration", calibration, out, "--out", tmp_path / "twice.json")
-    assert "240 of the 240 detections are calibrated already" in again
-    assert "are calibrated already" in refused(capsys, "calibrate", files / "truth.json", out, "--out", calibration)
+    assert "240 of the 240 detections are already calibrated" in again
+    assert "are already calibrated" in refused(capsys, "calibrate", files / "truth.json", out, "--out", calibration)
     report = evaluate_detections(files / "truth.json", out)
     assert report.notes()[-1] == "The scores are calibrated (iou)."
     assert report.scores_are != evaluate_detections(files / "truth.json", files / "found.json").scores_are == "raw"
     main(["merge", str(out), str(other), "--out", str(tmp_path / "merged.json")])
     said = capsys.readouterr().out
     assert (
-        f"do not mean the same, so that the wrong ones may win: {out}: the expected IoU; {other}: as the model" in said
+        f"are on different scales, so the wrong detections may win: {out}: the expected IoU; {other}: as the model"
+        in said
     )
     assert not any("calibrated" in row for row in json.loads((tmp_path / "merged.json").read_text()))
     main(["merge", str(found), str(other), "--out", str(tmp_path / "merged.json")])
-    assert "do not mean the same" not in capsys.readouterr().out
+    assert "are on different scales" not in capsys.readouterr().out
 
 
 def test_ids_may_be_spelled_as_strings_and_classes_be_unknown(files, tmp_path, capsys):
@@ -100,7 +101,7 @@ def test_ids_may_be_spelled_as_strings_and_classes_be_unknown(files, tmp_path, c
     main(["apply-calibration", str(calibration), str(tmp_path / "rows.json"), "--out", str(out)])
     first, same, unknown, few = (row["score"] for row in json.loads(out.read_text()))
     assert first == same != unknown == few
-    assert "1 detections are of categories which the calibration does not know" in capsys.readouterr().out
+    assert "1 detections have categories unknown to the calibration" in capsys.readouterr().out
 
 
 def test_merging_calibrated_detectors_is_better_than_each(files, tmp_path):
@@ -119,7 +120,7 @@ def test_merging_calibrated_detectors_is_better_than_each(files, tmp_path):
 
 def test_what_is_wrong_is_said_in_a_sentence(files, tmp_path, capsys):
     truth, found = files / "truth.json", files / "found.json"
-    assert "is read, too" in refused(capsys, "calibrate", truth, found, "--out", found)
+    assert "is also an input" in refused(capsys, "calibrate", truth, found, "--out", found)
     assert "is no calibration" in refused(capsys, "apply-calibration", truth, found, "--out", tmp_path / "o.json")
     assert "two or more models" in refused(capsys, "merge", found, "--out", tmp_path / "o.json")
     assert "must be 1 or more" in refused(capsys, "merge", found, found, "--detections-per-image", "0")

@@ -1,24 +1,171 @@
 """What docs/ says is there, and runs."""
 
 import json
+import os
 import re
+import runpy
+import subprocess
+import sys
+from collections import Counter
+from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from ranksort.data.check import check_data
 from ranksort.data.faults import CONSEQUENCES
+from ranksort.evaluation.lrp import lrp_error
+from ranksort.recipes import Recipe, list_recipes
 
 ROOT = Path(__file__).parents[1]
+PAGES = [*ROOT.glob("docs/**/*.md"), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "findings/README.md"))]
+PAGES += ROOT.glob("benchmarks/*.md")
 
 
-@pytest.mark.parametrize("page", [*ROOT.glob("docs/*.md"), ROOT / "README.md"], ids=lambda page: page.name)
+def headings(page: Path) -> list[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    titles = re.findall(r"^#+ (.*)", text, re.MULTILINE)
+    plain = [re.sub(r"\[(.*?)\]\(.*?\)", r"\1", title).lower() for title in titles]
+    return [re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in plain]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(page: Path) -> None:
-    links = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
-    assert links
-    assert [link for link in links if not (page.parent / link).exists()] == []
+    """As on GitHub, where they are relative to the page."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for link, anchor in re.findall(r"\]\(([^)#:\s]*)(?:#([^)\s]+))?\)", text):
+        target = page.parent / link if link else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in headings(target), f"{link}#{anchor}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_headings_of_a_page_differ(page: Path) -> None:
+    """Else GitHub and the site number the anchors of equal ones in different ways."""
+    assert [heading for heading, number in Counter(headings(page)).items() if number > 1] == []
+
+
+class _Page(HTMLParser):
+    """What a page of the site links to, what it loads, and its anchors."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.loads: list[str] = []
+        self.anchors: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        self.anchors |= {given[name] for name in ("id", "name") if name in given}
+        if tag == "a" and "href" in given:
+            self.links.append(given["href"])
+        elif (tag == "link" and "stylesheet" in given.get("rel", "")) or (
+            tag == "link" and "icon" in given.get("rel", "")
+        ):
+            self.loads.append(given["href"])
+        elif "src" in given:
+            self.loads.append(given["src"])
+
+
+def test_site_builds_without_warnings_dead_links_or_the_network(tmp_path: Path) -> None:
+    for name in ("mkdocs", "material", "mkdocstrings_handlers.python", "latex2mathml"):
+        pytest.importorskip(name, reason="the extra docs is not installed")
+    if not (ROOT / "mkdocs.yml").is_file():
+        pytest.skip("this is no checkout: there is no mkdocs.yml")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    pages = {path.resolve(): _Page(path.read_text()) for path in (tmp_path / "site").rglob("*.html")}
+    assert len(pages) > 40
+    for path, page in pages.items():
+        if path.name == "404.html":  # its links begin at the root of a server
+            continue
+        for link in [*page.links, *page.loads]:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                assert link not in page.loads, f"{path} loads {link}"
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            assert target.is_file(), f"{path} links to {link}"
+            if parts.fragment and target.suffix == ".html":
+                assert unquote(parts.fragment) in pages[target].anchors | {"__skip"}, f"{path} links to {link}"
+    losses = (tmp_path / "site/losses.html").read_text()
+    assert losses.count("<math ") == losses.count("</math>") > 40
+    assert "$" not in re.sub(r"<(script|pre|code).*?</\1>", "", losses, flags=re.DOTALL)
+    for page in (tmp_path / "site/reference").glob("*.html"):  # sections that are no code would be boxes of quotations
+        assert 'class="admonition example"' not in page.read_text()
+    metric = (tmp_path / "site/repository/examples/my_metric.py.html").read_text()
+    assert "OptimalLRP" in metric
+
+
+@pytest.mark.parametrize("name", ["migration.md", "recipes.md"])
+def test_tables_are_those_of_the_recipes(name: str) -> None:
+    tables = runpy.run_path(str(ROOT / "docs/tables.py"))
+    page = ROOT / "docs" / name
+    assert tables["with_tables"](page) == page.read_text(), "run `make docs`"
+    assert {n for n in list_recipes() if f"| `{n}` |" in page.read_text()} == {
+        n for n in list_recipes() if name == "recipes.md" or not n.endswith("_small")
+    }
+
+
+def test_results_of_the_paper_are_numbers() -> None:
+    page = (ROOT / "docs/recipes.md").read_text()
+    rows = [
+        [cell.strip() for cell in row.strip("|").split("|")] for row in page.splitlines() if row.startswith("| `rank")
+    ]
+    results = {row[0].strip("`"): [float(cell) for cell in row[2:] if cell] for row in rows if len(row) == 6}
+    assert len(results) == len(list_recipes())
+    assert results["ranksort_mask_rcnn+_r50_fpn_1x_coco"] == [41.1, 66.6, 37.3, 69.4]
+    assert results["ranksort_mask_rcnn_r50_fpn_1x_lvis_v1"] == [25.9, 25.2]
+
+
+def test_migration_page_names_settings_that_exist() -> None:
+    table = (ROOT / "docs/migration.md").read_text().partition("| mmdetection 2 | here |")[2].partition("\n\n")[0]
+    here = [row.strip("|").split("|")[1] for row in table.splitlines()[2:]]
+    named = set(re.findall(r"`((?:data|model|optimizer|training|evaluation)\.\w+)`", " ".join(here)))
+    groups = Recipe().as_dict()
+    settings = {f"{group}.{key}" for group in groups if group != "name" for key in groups[group]}
+    assert len(named) > 40
+    assert named <= settings
+
+
+def test_numbers_of_the_olrp_page() -> None:
+    page = (ROOT / "docs/olrp.md").read_text()
+    names: dict[str, object] = {}
+    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(code, names)
+    numbers = names["numbers"]
+    assert isinstance(numbers, dict)
+    shown = re.search(r"^# (\[.*\])$", page, re.MULTILINE)
+    assert shown is not None
+    metrics = ("oLRP", "oLRP_loc", "oLRP_fp", "oLRP_fn", "oLRP_threshold")
+    assert json.loads(shown[1]) == [round(numbers[name], 3) for name in metrics]
+
+    # The table of steps: LRP when the first k detections are kept.
+    rows = [row.strip("| ").split(" | ") for row in page.splitlines() if re.match(r"\| \.\d \| \d ", row)]
+    scores = np.array([float(row[0]) for row in rows])
+    iou = np.array([0.9, 0.6, 0, 0.75, 0])
+    errors, best = lrp_error(scores, iou > 0, iou == 0, iou, num_objects=4)
+    for k, (row, error) in enumerate(zip(rows, errors[1:], strict=True), 1):
+        tp, fp = int((iou[:k] > 0).sum()), int((iou[:k] == 0).sum())
+        assert list(map(int, row[1:4])) == [tp, fp, 4 - tp]
+        assert float(row[4]) == pytest.approx(sum((1 - i) / 0.5 for i in iou[:k] if i))
+        assert float(row[5].rpartition("=")[2]) == pytest.approx(error)
+    assert numbers["oLRP"] == pytest.approx(min(errors))
+    assert best.threshold == numbers["oLRP_threshold"]
+    for name in ("oLRP_loc", "oLRP_fp", "oLRP_fn"):
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{name}`"))
+        assert float(row.strip("| ").rpartition("=")[2]) == pytest.approx(numbers[name])
 
 
 def test_code_of_losses_page_runs() -> None:

@@ -1,5 +1,7 @@
 """The examples, run for a few steps: they are the first code of ours that others copy."""
 
+import csv
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -7,18 +9,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.models.detection import fcos_resnet50_fpn
 
+from ranksort import cli, evaluate_detections
 from ranksort.data.batch import Batch, collate
 from ranksort.data.coco import CocoDataset
 from ranksort.data.layouts import find_split
 from ranksort.recipes import create_model
 
 plain_training_loop = pytest.importorskip("plain_training_loop", reason="the examples/ of a checkout are not here")
+import my_metric  # noqa: E402
 from my_loss import my_loss  # noqa: E402
 from rs_loss_in_fcos import rank_sort_fcos  # noqa: E402
 from rs_loss_in_your_detector import RankSortHead, rank_sort_retinanet, train_step  # noqa: E402
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +197,7 @@ def test_plain_training_loop(
     monkeypatch.setattr("sys.argv", ["plain_training_loop.py", str(tiny_data), "--epochs", "2", "--min-size", "96"])
     plain_training_loop.main()
     printed = capsys.readouterr().out
-    assert printed.count("s a step, last losses {'ranking': ") == 2
+    assert printed.count("s per step, last losses {'ranking': ") == 2
     assert "COCO bbox, " in printed
 
 
@@ -223,3 +230,78 @@ def test_ap_loss_ignores_what_groups_differ_in() -> None:
     ap = np.mean([example.tuned_ap(example.ap_loss, 2.0, steps=30, seed=seed) for seed in (0, 1)])
     ce = np.mean([example.tuned_ap(example.cross_entropy, 2.0, steps=150, seed=seed) for seed in (0, 1)])
     assert ap > ce + 0.05
+
+
+def test_my_metric_is_in_the_report_and_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def box(left: float) -> list[float]:
+        return [left, 0, 100, 100]
+
+    truth = {
+        "images": [{"id": 1, "width": 500, "height": 100}],
+        "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+        "annotations": [
+            {"id": n, "image_id": 1, "category_id": category, "bbox": box(left), "area": 10000, "iscrowd": 0}
+            for n, (category, left) in enumerate([(1, 0), (1, 200), (1, 400), (2, 0)], 1)
+        ],
+    }
+    # IoU 1 and .6 with objects, and a false positive; nothing right of the other class.
+    found = [(1, 0, 0.9), (1, 225, 0.8), (1, 310, 0.7), (2, 300, 0.6)]
+    results = [{"image_id": 1, "category_id": c, "bbox": box(x), "score": score} for c, x, score in found]
+    for name, content in (("truth", truth), ("results", results)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["my_metric.py", "truth.json", "results.json", "report"])
+    runpy.run_path(str(EXAMPLES / "my_metric.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    # The best threshold of cats keeps two true positives: precision 1, recall 2/3, F1 .8. Dogs have F1 0.
+    assert "FitF1 40.0   FitTight 50.0" in printed
+    assert "{'FitF1': 0.4, 'FitTight': 0.5}" in printed
+    with (tmp_path / "report/per_class.csv").open() as file:
+        rows = {row["class"]: row for row in csv.DictReader(file)}
+    assert {name: (row["FitF1"], row["FitTight"]) for name, row in rows.items()} == {
+        "cat": ("0.8", "0.5"),
+        "dog": ("0.0", ""),
+    }
+    assert json.loads((tmp_path / "report/report.json").read_text())["summary"]["FitTight"] == 0.5
+
+
+def test_a_metric_needs_a_name_of_its_own() -> None:
+    truth = {
+        "images": [{"id": 1}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9], "area": 81, "iscrowd": 0}],
+    }
+    metric = my_metric.METRICS[0]
+    assert metric.name in evaluate_detections(truth, [], metrics=[metric]).as_dict()
+    with pytest.raises(ValueError, match=r"two metrics have one name: .*FitF1, FitF1"):
+        evaluate_detections(truth, [], metrics=[metric, metric])
+
+
+def test_my_format_is_imported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "csv"
+    for name in ("a.png", "deep/b.png"):
+        (source / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 48)).save(source / "images" / name)
+    (source / "train.csv").write_text(
+        "a.png,cat,10,5,40,30\na.png,dog,0,0,64,48\na.png,dog,9,9,9,9\ngone.png,cat,1,1,9,9\n"
+    )
+    (source / "val.csv").write_text("deep/b.png,cat,1,2,11.5,22\na.png,cat,10,5,40\n")
+    reader = str(EXAMPLES / "my_format.py:read_csv")
+    cli.main(["import-data", str(source), "--reader", reader, "--out", str(tmp_path / "out")])
+    printed = capsys.readouterr().out
+    assert f"objects without area, left out (1)\n  {source}/train.csv, line 3" in printed
+    assert f"{source}/val.csv, line 2: it must be file,class,x1,y1,x2,y2, got a.png,cat,10,5,40\n" in printed
+    assert "gone.png" in printed
+    train = CocoDataset(*find_split(tmp_path / "out", "train"), training=True)
+    assert [category.name for category in train.categories] == ["cat", "dog"]
+    _, target = train[0]
+    assert target["boxes"].tolist() == [[10, 5, 40, 30], [0, 0, 64, 48]]
+    val = json.loads((tmp_path / "out/annotations/instances_val.json").read_text())
+    assert [image["file_name"] for image in val["images"]] == ["deep/b.png"]
+    assert val["annotations"][0]["bbox"] == [1, 2, 10.5, 20]
+
+    with pytest.raises(SystemExit):
+        cli.main(["import-data", str(source), "--reader", "gone.py:read", "--out", str(tmp_path / "other")])
+    assert capsys.readouterr().err.startswith("ranksort: there is no file gone.py")

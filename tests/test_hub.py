@@ -24,7 +24,7 @@ def run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run: a small model in `model.safetensors` and a report of detections which are the objects, shifted."""
     folder = tmp_path_factory.mktemp("run")
     recipe = get_recipe("ranksort_atss_r50_fpn_1x_coco")
-    recipe.model.backbone, recipe.model.channels, recipe.model.head_convs = "resnet18", 64, 1
+    recipe.model.backbone, recipe.model.channels, recipe.model.head_convs = "timm/lcnet_035", 64, 1
     recipe.model.min_size, recipe.model.max_size = 64, 96
     recipe.data.root, recipe.training.weights = REPORT, f"{REPORT}/start.safetensors"
     torch.manual_seed(0)
@@ -102,14 +102,14 @@ def test_other_reports_and_none(run: Path, tmp_path: Path) -> None:
     checkpoint = tmp_path / "alone.safetensors"
     checkpoint.write_bytes((run / "checkpoints/model.safetensors").read_bytes())
     alone = save_pretrained(checkpoint, tmp_path / "alone")
-    assert "None were measured." in (alone / "README.md").read_text()
+    assert "Not measured." in (alone / "README.md").read_text()
     assert from_pretrained(alone).thresholds is None
     other = save_pretrained(checkpoint, tmp_path / "other", report=run / "report")
     assert "4 images" in (other / "README.md").read_text()
     with pytest.raises(FileNotFoundError, match=r"ranksort test CHECKPOINT --out"):
         save_pretrained(checkpoint, tmp_path / "third", report=tmp_path)
     assert not (tmp_path / "third").exists()
-    with pytest.raises(ValueError, match="holds something"):
+    with pytest.raises(ValueError, match="is not empty"):
         save_pretrained(checkpoint, alone)
     (tmp_path / "report").mkdir()
     (tmp_path / "report/report.json").write_text("[]")
@@ -142,9 +142,7 @@ def test_where_there_is_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     pytest.importorskip("huggingface_hub")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        FileNotFoundError, match="me/nothing is neither a folder nor to be had from the Hugging Face Hub"
-    ):
+    with pytest.raises(FileNotFoundError, match="me/nothing is neither a folder nor available on the Hugging Face Hub"):
         from_pretrained("me/nothing")
 
 

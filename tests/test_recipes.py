@@ -94,9 +94,9 @@ RCNNS = {  # detector, backbone, CARAFE, DCN, short sides in training, epochs
     "mask_rcnn_r50_fpn_1x": ("mask_rcnn", "resnet50", False, False, (), 12),
     "mask_rcnn+_r50_fpn_1x": ("mask_rcnn", "resnet50", True, False, (), 12),
     "mask_rcnn_r101_fpn_mstrain_3x": ("mask_rcnn", "resnet101", False, False, range(640, 801, 32), 36),
-    "mask_rcnn+_r101_fpn_mstrain_3x": ("mask_rcnn", "resnet101", True, False, range(640, 801, 32), 36),
-    "mask_rcnn+_r101_dcn_fpn_mstrain_3x": ("mask_rcnn", "resnet101", True, True, range(640, 801, 32), 36),
-    "mask_rcnn+_x101_dcn_fpn_mstrain_3x": ("mask_rcnn", "resnext101_64x4d", True, True, range(640, 801, 32), 36),
+    "mask_rcnn+_r101_fpn_mstrain_3x": ("mask_rcnn", "resnet101", True, False, range(480, 961, 80), 36),
+    "mask_rcnn+_r101_dcn_fpn_mstrain_3x": ("mask_rcnn", "resnet101", True, True, range(480, 961, 80), 36),
+    "mask_rcnn+_x101_dcn_fpn_mstrain_3x": ("mask_rcnn", "resnext101_64x4d", True, True, range(480, 961, 80), 36),
 }
 
 
@@ -177,9 +177,9 @@ def test_recipe_of_the_users_own(tmp_path: Path) -> None:
         get_recipe(f"{file}:other")
     with pytest.raises(ValueError, match="has no function number"):
         get_recipe(f"{file}:number")
-    with pytest.raises(ValueError, match="must return a ranksort Recipe, it returned a NoneType"):
+    with pytest.raises(ValueError, match="must return a ranksort Recipe, not a NoneType"):
         get_recipe(f"{file}:nothing")
-    with pytest.raises(FileNotFoundError, match=r"no file .*other\.py to take the recipe small from"):
+    with pytest.raises(FileNotFoundError, match=r"no file .*other\.py with the recipe small"):
         get_recipe(f"{tmp_path / 'other.py'}:small")
 
 
@@ -268,14 +268,14 @@ def test_description_says_how_large_images_are(
     recipe.model.min_size, recipe.data.train_min_sizes, recipe.data.root = min_size, train_min_sizes, str(tiny_data)
     described = describe(recipe, build_dataset(recipe, "train"), build_dataset(recipe, "val"))
     assert f"\nimages: {expected}\n" in described
-    assert ("no image is trained on at the 320 px of evaluation" in described) == (min_size == 320)
+    assert ("the evaluation size of 320 px is outside the training sizes" in described) == (min_size == 320)
     assert summarize(recipe, build_dataset(recipe, "val"))["image size"] == expected
 
 
 def test_channels_which_the_norms_cannot_group() -> None:
     for recipe, channels, step in ((ATSS_R50, 80, 32), ("ranksort_solov2_light_448_r34_fpn_3x", 96, 64)):
         with pytest.raises(
-            ValueError, match=f"--model.channels must be a multiple of {step} from 64 on, got {channels}"
+            ValueError, match=f"--model.channels must be a multiple of {step} and at least 64, got {channels}"
         ):
             create_model(recipe, channels=channels)
 
@@ -302,7 +302,7 @@ def test_words_that_are_not_possible(option: str, value: str) -> None:
 
 
 def test_upsampling_of_a_detector_which_has_none_to_choose() -> None:
-    with pytest.raises(ValueError, match=r"--model\.upsampling carafe is for the R-CNNs, not for atss"):
+    with pytest.raises(ValueError, match=r"--model\.upsampling carafe is for R-CNNs, not for atss"):
         create_model(ATSS_R50, upsampling="carafe")
 
 

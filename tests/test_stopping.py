@@ -99,8 +99,7 @@ def test_a_run_out_of_time_is_saved_reported_and_resumed(
     assert last(run)["global_step"] == 2
     out = capsys.readouterr().out
     assert (
-        f"stopped in epoch 1 of 1: --training.max-minutes 60 are over\nto continue: ranksort train {run} --resume"
-        in out
+        f"stopped in epoch 1 of 1: --training.max-minutes 60 reached\nto continue: ranksort train {run} --resume" in out
     )
     engine.train(tiny_recipe, run, resume=True)
     assert "continuing with epoch 1 of 1, 2 of its batches are done" in capsys.readouterr().out

@@ -17,19 +17,12 @@ import torch
 
 from ranksort import engine
 from ranksort.checkpoints import read_checkpoint
-from ranksort.engine import saving
+from ranksort.engine import saving, trainer
 from ranksort.engine.module import DetectorModule
 from ranksort.recipes import Recipe
 
 fork = multiprocessing.get_context("fork")
 ALWAYS = 1e-9  # minutes between autosaves: after each step
-
-
-@pytest.fixture
-def tiny_recipe(tiny_recipe: Recipe) -> Recipe:
-    """With a backbone whose checkpoints are written in no time."""
-    tiny_recipe.model.backbone = "timm/lcnet_035"
-    return tiny_recipe
 
 
 def content(run: Path, name: str = "last") -> dict[str, Any]:
@@ -97,7 +90,12 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
 
 
 @pytest.mark.usefixtures("elsewhere")
-def test_killed_runs_end_as_undisturbed_ones(tiny_recipe: Recipe, tmp_path: Path) -> None:
+def test_killed_runs_end_as_undisturbed_ones(
+    tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        trainer, "LOG_EVERY", 2
+    )  # steps, so that a checkpoint within an epoch falls on one that is logged
     tiny_recipe.training.autosave_minutes, tiny_recipe.evaluation.pictures = ALWAYS, 0
     whole, parts, batches = tmp_path / "whole", tmp_path / "parts", tmp_path / "batches"
     assert trained(tiny_recipe, whole, None, batches) == 0
@@ -105,7 +103,7 @@ def test_killed_runs_end_as_undisturbed_ones(tiny_recipe: Recipe, tmp_path: Path
     for at, progress in (
         (("step", 1), (0, 0)),
         (("step", 4), (0, 3)),
-        (("write", 5), (0, 4)),
+        (("write", 7), (0, 4)),
         (("evaluation", 2), (1, 0)),
     ):
         assert trained(tiny_recipe, parts, at, batches) == -signal.SIGKILL
@@ -115,6 +113,7 @@ def test_killed_runs_end_as_undisturbed_ones(tiny_recipe: Recipe, tmp_path: Path
     assert list(parts.rglob("*.part"))
     assert trained(tiny_recipe, parts, None, batches) == 0
     assert_as_undisturbed(parts, whole)
+    assert len({row["step"] for row in rows(whole) if row["train/loss"]}) == 6
     lines = batches.read_text().splitlines()
     assert len(lines) > len(set(lines)) == 12  # whatever was trained on again were the same images
 
@@ -181,7 +180,7 @@ def test_a_full_disk_ends_a_run_in_a_sentence_and_damages_nothing(
     tiny_recipe.evaluation.pictures = 0
     engine.train(tiny_recipe, tmp_path / "whole")
     full_disk[:] = [12 + 8]
-    sentence = r"cannot be written \(File too large\): it needs \d+\.\d MB, and [\d,.]+ MB are free there; the one before is kept"
+    sentence = r"cannot be written \(File too large\): it needs \d+\.\d MB, and [\d,.]+ MB are free there; the previous file is kept"
     with pytest.raises(saving.Unsaved, match=sentence) as raised:
         engine.train(tiny_recipe, run)
     assert "\n" not in str(raised.value)
@@ -200,7 +199,7 @@ def test_training_goes_on_where_an_autosave_finds_no_room(
     full_disk[:] = [2, 4]
     engine.train(tiny_recipe, tmp_path / "run")
     said = capsys.readouterr().err
-    assert said.count("last.ckpt cannot be written (File too large)") == said.count("Training goes on") == 2
+    assert said.count("last.ckpt cannot be written (File too large)") == said.count("Training continues") == 2
     assert content(tmp_path / "run")["global_step"] == 6
 
 
@@ -223,7 +222,7 @@ def test_a_damaged_checkpoint_does_not_hide_the_other(
         engine.train(tiny_recipe, tmp_path / "copy", resume=True)
         out = capsys.readouterr().out
         assert f"warning: {tmp_path / 'copy' / 'checkpoints' / 'last.ckpt'} cannot be read as a checkpoint" in out
-        assert f": going on from {tmp_path / 'copy' / 'checkpoints' / 'best.ckpt'}\n" in out
+        assert f": continuing from {tmp_path / 'copy' / 'checkpoints' / 'best.ckpt'}\n" in out
         assert "continuing with epoch 2 of 2\n" in out
         assert_as_undisturbed(tmp_path / "copy", whole)
         shutil.rmtree(tmp_path / "copy")

@@ -1,4 +1,4 @@
-"""Rank & Sort Loss and the detectors trained by it. Each name loads on first use what it needs: the losses torch alone."""
+"""Rank & Sort Loss, and detectors trained with it. Each name imports what it needs on first use; the losses need only torch."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

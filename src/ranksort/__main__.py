@@ -1,4 +1,4 @@
-"""`python -m ranksort`, where the command is not on the path."""
+"""`python -m ranksort`, for when the command is not on the path."""
 
 from .cli import main
 

@@ -1,6 +1,6 @@
-"""Weights on disk: a run's checkpoints, safetensors, and the weights published with the paper.
+"""Weights on disk: checkpoints of runs, safetensors, and the authors' published weights.
 
-Files are untrusted: tensors and plain values are read from them, never code.
+Files are untrusted: only tensors and plain values are read from them, never code.
 """
 
 import contextlib
@@ -39,23 +39,23 @@ from .words import counted, listed
 class Checkpoint:
     """A trained model on disk."""
 
-    recipe: Recipe  # with which it was trained
+    recipe: Recipe  # it was trained with
     categories: list[Category]
-    """its classes, in the order of their labels; none: as many as the recipe says, of unknown names"""
+    """its classes, in the order of their labels; empty: the recipe gives their number, and their names are unknown"""
     state_dict: dict[str, Tensor]
-    fingerprint: str = ""  # of the images and objects it was trained on; unknown for models that are not a run's
+    fingerprint: str = ""  # of the training images and objects; "" for models that are not from a run
     scores: dict[str, Any] = field(default_factory=dict)
-    """what validation data say of its scores: contents of `evaluation.model_scores.FILES`, by their kind"""
+    """thresholds and calibrations from validation data: contents of `evaluation.model_scores.FILES`, by kind"""
     path: Path | None = None  # its file
-    progress: dict[str, Any] = field(default_factory=dict)  # of a run, see `engine.stopping.Progress`
-    note: str = ""  # why another checkpoint of the run is passed over for this one
+    progress: dict[str, Any] = field(default_factory=dict)  # of a run; see `engine.stopping.Progress`
+    note: str = ""  # why this checkpoint of the run is used instead of another one
 
     def build(self, device: str | torch.device = "cpu", **model_overrides: Any) -> Detector:
-        """Returns the model in evaluation mode; see `create_model` for the overrides.
+        """Return the model in evaluation mode; see `create_model` for the overrides.
 
         Raises:
-            ValueError: where the device cannot be used, the weights do not fit, or the detector is from a file of somebody's own, and not
-                among the overrides.
+            ValueError: the device cannot be used, the weights do not fit, or the detector is from a user's file and not among the
+                overrides.
         """
         place = usable_device(device)
         self.check_fits(num_classes=len(self.categories), **model_overrides)
@@ -66,12 +66,12 @@ class Checkpoint:
         return model.to(place).eval()
 
     def check_fits(self, **model_overrides: Any) -> None:
-        """Looks whether the weights are those of the recipe's model, before memory is taken for one that may be of any size.
+        """Check that the weights fit the recipe's model, before memory is allocated for it, which may be of any size.
 
-        A detector of somebody's own is not looked at: its constructor may need tensors that hold something.
+        A user's own detector is not checked, because its constructor may need tensors with values.
 
         Raises:
-            ValueError: they are not.
+            ValueError: they do not fit.
         """
         if model_overrides.get("detector", self.recipe.model.detector) not in DETECTORS:
             return
@@ -79,7 +79,7 @@ class Checkpoint:
             with torch.device("meta"):  # names and shapes without weights
                 model = create_model(self.recipe, **model_overrides)
         except (RuntimeError, OverflowError) as error:
-            raise ValueError(f"no model can be built by the settings of {self._name} ({_line(error)})") from None
+            raise ValueError(f"no model can be built from the settings of {self._name} ({_line(error)})") from None
         _check_fit(model, self.state_dict, self._name)
 
     @property
@@ -88,7 +88,7 @@ class Checkpoint:
 
 
 def metadata(recipe: Recipe, categories: Sequence[Category], scores: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What a checkpoint has to say besides weights, as plain values. What its recipe leaves to the backbone is settled."""
+    """The contents of a checkpoint besides weights, as plain values, with the backbone's pixel statistics filled in."""
     recipe = dataclasses.replace(recipe, model=with_pixel_statistics(recipe.model))
     about = {"recipe": recipe.as_dict(), "categories": [{"id": c.id, "name": c.name} for c in categories]}
     return about | ({"scores": dict(scores)} if scores else {})
@@ -101,9 +101,9 @@ def save_model(
     categories: Sequence[Category],
     scores: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes a model as safetensors with its recipe and classes as JSON in the header; `read_checkpoint` reads it.
+    """Save a model as safetensors, with its recipe and classes as JSON in the header; `read_checkpoint` reads it.
 
-    `scores` are its thresholds and calibrations, as of `Checkpoint.scores`: the best checkpoint of a run has them.
+    `scores` are its thresholds and calibrations, as in `Checkpoint.scores`; the best checkpoint of a run has them.
     """
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     about = metadata(recipe, categories, scores)
@@ -112,15 +112,15 @@ def save_model(
 
 
 def carry_scores(path: Path, scores: Mapping[str, Any]) -> None:
-    """Writes a .ckpt of a run again, as it is, but with thresholds and calibrations, as of `Checkpoint.scores`."""
+    """Add thresholds and calibrations, as in `Checkpoint.scores`, to a .ckpt of a run."""
     content, times = load_checkpoint(path), path.stat()
     content["ranksort"]["scores"] = dict(scores)
     save_checkpoint(content, path)
-    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # the weights are no newer than the report on them
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # the weights must not be newer than their report
 
 
 def _checksum(tensors: Mapping[str, Tensor], about: dict[str, Any]) -> int:
-    """Of weights and what is said of them: the format of safetensors has none."""
+    """Checksum of the weights and their description; the safetensors format has none."""
     total = zlib.crc32(json.dumps(about, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         kind = f"{name} {tensor.dtype} {tuple(tensor.shape)}"
@@ -130,15 +130,15 @@ def _checksum(tensors: Mapping[str, Tensor], about: dict[str, Any]) -> int:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Reads a model of this package.
+    """Read a model of this package.
 
     Args:
-        path: a run folder, a .ckpt of a run, or a .safetensors file. Of a run folder it is the best checkpoint, or else the last; where one
-            cannot be read the other is, and `note` says so.
+        path: a run folder, a .ckpt of a run, or a .safetensors file. For a run folder, the best checkpoint is read, else the last; if one
+            cannot be read, the other one is, and `note` says so.
 
     Raises:
-        FileNotFoundError: where there is nothing.
-        ValueError: where the file is no checkpoint of this package, or damaged.
+        FileNotFoundError: the path does not exist.
+        ValueError: the file is not a checkpoint of this package, or it is damaged.
     """
     path = Path(path)
     if path.is_dir():
@@ -154,7 +154,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def read_to_resume(run: Path) -> Checkpoint:
-    """Reads the last checkpoint of a run, or, where it cannot be read or is not there, the best, whose `note` says so then.
+    """Read the last checkpoint of a run or, if it is missing or cannot be read, the best, whose `note` then says so.
 
     Raises:
         FileNotFoundError, ValueError: as `read_checkpoint`.
@@ -163,10 +163,10 @@ def read_to_resume(run: Path) -> Checkpoint:
 
 
 def _read_run(run: Path, names: tuple[str, str]) -> Checkpoint:
-    """Reads the first of two checkpoints that can be."""
+    """Read the first of two checkpoints that is readable."""
     first, second = (run / "checkpoints" / name for name in names)
     if not first.is_file() and not second.is_file():
-        raise FileNotFoundError(f"{run} is no run folder: it has neither checkpoints/best.ckpt nor last.ckpt")
+        raise FileNotFoundError(f"{run} is not a run folder: it has neither checkpoints/best.ckpt nor last.ckpt")
     try:
         return _read_file(first)
     except FileNotFoundError:
@@ -208,17 +208,15 @@ def _read_file(path: Path) -> Checkpoint:
         trained_on, progress = str(about.get("fingerprint", "")), about.get("progress", {})
         scores = dict(about.get("scores", {}))
     except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file, or a damaged one ({error})") from None
-    except (AttributeError, KeyError, TypeError, json.JSONDecodeError):  # not such as `metadata` describes a model
+        raise ValueError(f"{path} is not a safetensors file, or it is damaged ({error})") from None
+    except (AttributeError, KeyError, TypeError, json.JSONDecodeError):  # not a description by `metadata`
         recipe, categories, state_dict, trained_on, progress, scores = None, [], {}, "", {}, {}
     are_weights = all(isinstance(tensor, Tensor) for tensor in state_dict.values())
     are_classes = all(isinstance(c.id, int | str) and isinstance(c.name, str) for c in categories)
     if recipe is None or not state_dict or not are_weights or not are_classes:
-        raise ValueError(
-            f"{path} does not hold a model of ranksort; weights published with the paper come in by `ranksort convert`"
-        )
+        raise ValueError(f"{path} is not a ranksort model; convert the authors' weights with `ranksort convert`")
     if spoilt := [name for name, tensor in state_dict.items() if tensor.is_floating_point() and _has_nan(tensor)]:
-        raise ValueError(f"{path} holds numbers that are not finite, in {listed(spoilt, 3)}: its training has diverged")
+        raise ValueError(f"{path} contains numbers that are not finite, in {listed(spoilt, 3)}: its training diverged")
     return Checkpoint(recipe, categories, state_dict, trained_on, scores, path, progress)
 
 
@@ -234,21 +232,36 @@ def load_model(
     calibrated: bool | Target = False,
     calibration: str | Path | None = None,
 ) -> Detector:
-    """Returns the trained model of a run folder, .ckpt or .safetensors, in evaluation mode: `load_model(RUN).predict("photo.jpg")`.
+    """Load the trained model of a run folder, .ckpt or .safetensors, in evaluation mode: `load_model(RUN).predict("photo.jpg")`.
 
     Its attribute `class_names` has the names of the labels.
 
     Args:
-        path: what to load.
-        device: where to.
-        detector: a class of one's own that it was trained with, or "path/to/file.py:Class", which is run. No checkpoint has code run by
-            itself, whatever it names.
-        calibrated: give detections calibrated scores, float64: True or "iou" the IoU to expect, "precision" the probability that it is
-            at least .5. Their order within each class stays.
-        calibration: the file of a calibration; None: that which the run's report, or the checkpoint, has.
+        path: run folder, .ckpt or .safetensors.
+        device: device to load it to.
+        detector: your own detector class that it was trained with, or "path/to/file.py:Class", which is executed. A checkpoint alone never
+            causes code to be executed, whatever it names.
+        calibrated: give detections calibrated scores, float64: True or "iou": the expected IoU; "precision": the probability of an IoU of
+            at least .5. Their order within each class does not change.
+        calibration: a calibration file; None: the calibration in the run's report or the checkpoint.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_checkpoint` and `Checkpoint.build`, and where there is no calibration but one is wanted.
+        FileNotFoundError: there is no such file, or no calibration although one is needed.
+        ValueError: as for `read_checkpoint` and `Checkpoint.build`.
+
+    Examples:
+        >>> import tempfile
+        >>> from ranksort import Recipe, create_model, load_model
+        >>> from ranksort.checkpoints import save_model
+        >>> from ranksort.data.coco_columns import Category
+        >>> recipe = Recipe(name="mine")
+        >>> recipe.model.backbone, recipe.model.channels = "resnet18", 64
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model = create_model(recipe, num_classes=2)
+        ...     save_model(f"{folder}/model.safetensors", model, recipe, [Category(1, "cat"), Category(2, "dog")])
+        ...     loaded = load_model(f"{folder}/model.safetensors")
+        >>> loaded.class_names, loaded.training
+        (('cat', 'dog'), False)
     """
     if calibrated not in (True, False, "iou", "precision"):
         raise ValueError(f'calibrated must be True, False, "iou" or "precision", got {calibrated!r}')
@@ -256,7 +269,7 @@ def load_model(
     if checkpoint.note:
         warnings.warn(f"{checkpoint.note}: loading {checkpoint.path}", stacklevel=2)
     model = checkpoint.build(device, **({} if detector is None else {"detector": detector}))
-    with contextlib.suppress(FileNotFoundError, ValueError):  # said where they are asked for
+    with contextlib.suppress(FileNotFoundError, ValueError):  # reported when they are needed
         model.thresholds = find_thresholds(Path(path), checkpoint.scores, checkpoint.categories, file)
     if calibrated or file is not None:
         target: Target = "precision" if calibrated == "precision" else "iou"
@@ -265,20 +278,20 @@ def load_model(
 
 
 def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
-    """Loads `state_dict` into `model`; where they do not fit, one sentence says what differs.
+    """Load `state_dict` into `model`; if it does not fit, the error says in one sentence what differs.
 
     Raises:
-        ValueError: naming the first few tensors which are missing, left over or of another shape.
+        ValueError: naming the first few tensors that are missing, unexpected or have another shape.
     """
     _check_fit(model, state_dict, source)
     try:
         model.load_state_dict(state_dict)
-    except RuntimeError as error:  # tensors of a kind that cannot be copied
+    except RuntimeError as error:  # tensors of a layout that cannot be copied
         raise ValueError(f"the weights of {source} cannot be used: {_line(error)}") from None
 
 
 def _line(error: Exception) -> str:
-    """What an error says, in one line."""
+    """The message of an error, in one line."""
     return " ".join(str(error).split())
 
 
@@ -287,8 +300,8 @@ def _check_fit(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) 
     shapes = [(k, tuple(state_dict[k].shape), tuple(own[k].shape)) for k in own if k in state_dict]
     problems = {
         "lacks": [k for k in own if k not in state_dict],
-        "has in addition": [k for k in state_dict if k not in own],
-        "has in other shapes": [f"{k} {given} for {needed}" for k, given, needed in shapes if given != needed],
+        "has unexpected": [k for k in state_dict if k not in own],
+        "has with other shapes": [f"{k} {given} for {needed}" for k, given, needed in shapes if given != needed],
     }
     found = [f"{what} {counted(len(keys), 'tensor')} ({listed(keys, 3)})" for what, keys in problems.items() if keys]
     if found:
@@ -296,18 +309,28 @@ def _check_fit(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) 
 
 
 def convert_checkpoint(source: str | Path | Mapping[str, Any], recipe: str | Recipe) -> dict[str, Tensor]:
-    """Takes weights published with the paper, or of mmdetection 3, to our names.
+    """Convert the authors' published weights, or those of mmdetection 3, to the names of this package.
 
     Args:
-        source: such a .pth file, or its content or state dict.
-        recipe: the recipe of that model. For weights with other classes than COCO's, a `Recipe` with that `num_classes`.
+        source: the .pth file, its contents, or its state dict.
+        recipe: the recipe of that model. For other classes than COCO's, a `Recipe` with that `num_classes`.
 
     Returns:
-        A state dict of `create_model(recipe)`.
+        A state dict for `create_model(recipe)`.
 
     Raises:
-        FileNotFoundError: where there is no such file.
-        ValueError: where a tensor is missing, left over or of another shape.
+        FileNotFoundError: there is no such file.
+        ValueError: a tensor is missing, unexpected or has another shape.
+
+    Examples:
+        >>> from ranksort import Recipe, convert_checkpoint, create_model
+        >>> from ranksort.mmdetection import to_mmdetection
+        >>> recipe = Recipe(name="mine")
+        >>> recipe.model.backbone, recipe.model.channels = "resnet18", 64
+        >>> ours = create_model(recipe).state_dict()
+        >>> theirs = to_mmdetection(ours, "atss")
+        >>> "bbox_head.atss_cls.weight" in theirs, convert_checkpoint(theirs, recipe).keys() == ours.keys()
+        (True, True)
     """
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     converted = _renamed(source if isinstance(source, Mapping) else load_checkpoint(Path(source)))
@@ -318,7 +341,7 @@ def convert_checkpoint(source: str | Path | Mapping[str, Any], recipe: str | Rec
 
 
 def read_foreign(path: str | Path, recipe: Recipe) -> Checkpoint:
-    """Reads weights published with the paper, or of mmdetection 3, as those of a recipe, but for the number of classes.
+    """Read the authors' published weights, or those of mmdetection 3, for the model of a recipe with any number of classes.
 
     Raises:
         FileNotFoundError, ValueError: as `convert_checkpoint`.
@@ -332,10 +355,10 @@ def read_foreign(path: str | Path, recipe: Recipe) -> Checkpoint:
 
 
 def save_mmdetection(path: str | Path, checkpoint: Checkpoint) -> None:
-    """Writes a model of ours as a checkpoint of mmdetection 3, with the names of its classes.
+    """Save one of our models as a checkpoint of mmdetection 3, with the names of its classes.
 
     Raises:
-        ValueError: where mmdetection has no such detector or backbone.
+        ValueError: mmdetection has no such detector or backbone.
     """
     weights = to_mmdetection(checkpoint.state_dict, checkpoint.recipe.model.detector)
     about = {"dataset_meta": {"classes": tuple(category.name for category in checkpoint.categories)}}
@@ -343,21 +366,21 @@ def save_mmdetection(path: str | Path, checkpoint: Checkpoint) -> None:
 
 
 def read_published(path: str | Path, recipe: Recipe) -> Checkpoint:
-    """Reads weights published with the paper, whatever their classes.
+    """Read the authors' published weights, with any classes.
 
     Args:
         path: the .pth file.
-        recipe: which model it may be of; else it is taken for that of one of our recipes, or of the paper's.
+        recipe: tried first; then all recipes of this package are tried.
 
     Raises:
-        FileNotFoundError: where there is no such file.
-        ValueError: where it is none of these.
+        FileNotFoundError: there is no such file.
+        ValueError: it fits none of these.
     """
     content = load_checkpoint(Path(path))
     converted = _renamed(content)
     recipes = [get_recipe(name) for name in list_recipes()]
     recipes.append(copy.deepcopy(recipe))
-    # First the recipe of that name as the paper has it, then as the user may have changed it, then the others.
+    # First the recipe of that name as published, then as the user may have changed it, then the others.
     recipes.sort(key=lambda known: (known.name != recipe.name, known.model.detector != recipe.model.detector))
     for candidate in recipes if converted else []:
         if count := _count_classes(converted, candidate):
@@ -365,12 +388,12 @@ def read_published(path: str | Path, recipe: Recipe) -> Checkpoint:
             candidate.model.num_classes = count
             return Checkpoint(candidate, _published_categories(content, count), converted)
     raise ValueError(
-        f"{path} is neither a model of ranksort nor published weights of a recipe that `ranksort recipes` lists"
+        f"{path} is neither a ranksort model nor published weights of a recipe that `ranksort recipes` lists"
     )
 
 
 def _published_categories(content: Mapping[str, Any], count: int) -> list[Category]:
-    """The classes of published weights: those which the file names, or COCO's if they are as many; else none."""
+    """The classes of published weights: those named in the file, else COCO's if the number matches, else none."""
     about = content.get("meta")
     about = about if isinstance(about, Mapping) else {}
     of_data = about.get("dataset_meta")  # mmdetection 3
@@ -389,7 +412,7 @@ def _renamed(content: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _count_classes(state_dict: Mapping[str, Tensor], recipe: Recipe) -> int:
-    """For how many classes these are all weights of a recipe's model; 0: they are not."""
+    """The number of classes with which these weights fit a recipe's model; 0 if they do not fit."""
     with torch.device("meta"):
         model = create_model(recipe, num_classes=1)
     own = model.state_dict()

@@ -1,4 +1,4 @@
-"""The command line: which commands there are, and how they end. Each is a function in `commands/`."""
+"""The command line: its commands and how they end. Each command is a function in `commands/`."""
 
 import contextlib
 import io
@@ -15,8 +15,8 @@ from .recipes.find import recipe_functions
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line.
 
-    What a user can fix is said in one sentence, with exit code 2; RANKSORT_TRACEBACK=1 shows where it arose. Ctrl-C ends it with exit
-    code 130 and SIGTERM with 143, as shells report them. It goes on where nobody reads what it prints any longer.
+    Errors that a user can fix are reported in one sentence, with exit code 2; RANKSORT_TRACEBACK=1 shows where they arose. Ctrl-C ends
+    the command with exit code 130 and SIGTERM with 143, as shells report them. It keeps running when nobody reads its output any longer.
     """
     with _robust("stdout"), _robust("stderr"):
         try:
@@ -70,25 +70,27 @@ def _run_command(arguments: list[str]) -> None:
         convert,
         export,
     )
-    of_results = (calibrate, apply_calibration, merge)
-    commands: dict[str, Callable[..., Any]] = {f.__name__.replace("_", "-"): f for f in (*functions, *of_results, demo)}
-    about = "Detectors trained by Rank & Sort Loss. `ranksort --version` prints the version."
+    results_commands = (calibrate, apply_calibration, merge)
+    commands: dict[str, Callable[..., Any]] = {
+        f.__name__.replace("_", "-"): f for f in (*functions, *results_commands, demo)
+    }
+    about = "Train and evaluate object detectors with Rank & Sort Loss. `ranksort --version` prints the version."
     tyro.extras.subcommand_cli_from_dict(commands, prog="ranksort", description=about, args=arguments)
 
 
 def _sentence(error: ValueError | OSError) -> str:
-    """What an error says, in one line."""
+    """The message of an error, in one line."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     name = type(error).__name__
     message = str(error).strip() or name
-    if "Traceback (most recent call last)" in message:  # from a worker process: the sentence comes after it
+    if "Traceback (most recent call last)" in message:  # from a worker process: the sentence comes last
         message = message.rpartition(f"\n{name}: ")[2]
     return " ".join(message.split("\n"))  # names of files and classes may have line breaks
 
 
 class _Pipe(io.FileIO):
-    """A stream that drops what is written when its reader has gone, as `head` does in `ranksort train ... | head`."""
+    """A stream that drops what is written after its reader has gone, as in `ranksort train ... | head`."""
 
     def write(self, content: Any) -> int:
         try:
@@ -102,9 +104,9 @@ class _Pipe(io.FileIO):
 
 @contextlib.contextmanager
 def _robust(name: str) -> Iterator[None]:
-    """Let neither a name of a class or a file that a console cannot show, nor a reader that goes away, end a run.
+    """Keep a run alive when a console cannot show the name of a class or file, or when the reader of its output goes away.
 
-    What is said in hours of work is to be seen at once, in a file as well. `name` is that of a stream in `sys`.
+    Output is line-buffered, also to a file, so that hours of work can be followed. `name` is the name of a stream in `sys`.
     """
     stream = getattr(sys, name)
     if not isinstance(stream, io.TextIOWrapper):

@@ -1,6 +1,6 @@
-"""A page in the browser that shows what a model finds: `ranksort demo`.
+"""A web page that shows a model's detections: `ranksort demo`.
 
-The model runs once an image. What moves afterwards, threshold and classes, chooses among what it found and draws again.
+The model runs once per image. Changes of threshold and classes only select among its detections and redraw them.
 """
 
 import json
@@ -25,7 +25,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 import gradio as gr
 
-_LEAST = 0.01  # score of what can be shown
+_LEAST = 0.01  # lowest score that can be shown
 _CSS = """
 .ranksort-scale {position: relative; height: 2.4em; margin: 0 33px 0 32px; font-size: .85em}
 .ranksort-scale {border-top: 2px solid var(--border-color-primary)}
@@ -36,14 +36,14 @@ _CSS = """
 
 @dataclass
 class Found:
-    """What a model found in the image on the page."""
+    """The detections in the image on the page."""
 
-    prediction: Prediction  # with everything from `_LEAST` on
+    prediction: Prediction  # all detections from `_LEAST` on
     name: str  # of the file
     thresholds: tuple[float, ...] | None  # LRP-optimal, of each label
 
     def kept(self, threshold: float, is_lrp: bool, classes: Sequence[str]) -> Prediction:
-        """The detections of some classes from a score on, or from the LRP-optimal threshold of their class on."""
+        """The detections of some classes above a threshold, or above the LRP-optimal threshold of their class."""
         labels = self.prediction.labels
         scores = self.prediction.scores
         least = np.array(self.thresholds)[labels] if is_lrp and self.thresholds is not None else np.array(threshold)
@@ -51,7 +51,7 @@ class Found:
         return self.prediction.select(chosen & (scores >= least.astype(scores.dtype)))
 
     def as_json(self, kept: Prediction, threshold: float, is_lrp: bool) -> str:
-        """Those detections with the image's name and size: boxes x1, y1, x2, y2 in pixels, masks as COCO's RLE."""
+        """These detections as JSON, with the image's name and size: boxes x1, y1, x2, y2 in pixels, masks as COCO's RLE."""
         height, width = kept.size
         rows = zip(kept.names, kept.scores.tolist(), kept.boxes.tolist(), strict=True)
         detections: list[dict[str, Any]] = [{"class": name, "score": score, "box": box} for name, score, box in rows]
@@ -62,11 +62,11 @@ class Found:
 
 
 def build_page(models: Mapping[str, Detector], title: str, examples: Sequence[Path] = ()) -> gr.Blocks:
-    """Make the page.
+    """Build the page.
 
     Args:
-        models: the same model by the kind of its scores, such as `raw` and `calibrated`, the first of which is shown first.
-        title: such as the checkpoint's name.
+        models: the same model with different kinds of scores, such as `raw` and `calibrated`; the first is shown first.
+        title: for example the checkpoint's name.
         examples: image files to choose from.
     """
     predictors = {kind: Predictor(model, _LEAST) for kind, model in models.items()}
@@ -96,7 +96,7 @@ def build_page(models: Mapping[str, Detector], title: str, examples: Sequence[Pa
         file.parent.mkdir(exist_ok=True)
         file.write_text(found.as_json(kept, threshold, is_lrp), encoding="utf-8")
         numbers = {name: kept.names.count(name) for name in dict.fromkeys(kept.names)}
-        said = ", ".join(f"{count} {name}" for name, count in numbers.items()) or "nothing from this score on"
+        said = ", ".join(f"{count} {name}" for name, count in numbers.items()) or "nothing above this score"
         return (
             kept.plot(),
             f"**{counted(len(kept), 'detection')}**: {_plain(said)}",
@@ -133,7 +133,7 @@ def build_page(models: Mapping[str, Detector], title: str, examples: Sequence[Pa
                 scale = gr.HTML(_scale(models[first], lrp[first]), elem_id="scale")
                 is_lrp = gr.Checkbox(
                     lrp[first] is not None,
-                    label="each class from its best threshold on (LRP-optimal)",
+                    label="use each class's best threshold (LRP-optimal)",
                     visible=lrp[first] is not None,
                     elem_id="lrp",
                 )
@@ -166,14 +166,14 @@ def build_page(models: Mapping[str, Detector], title: str, examples: Sequence[Pa
 
 
 def serve(page: gr.Blocks, host: str, port: int, limit: int, in_browser: bool, blocks: bool = True) -> str:
-    """Show the page at an address until Ctrl-C, or, where it must not block, go on; returns the address.
+    """Serve the page at an address until Ctrl-C or, if it must not block, in the background; returns the address.
 
     Args:
-        page: of `build_page`.
-        host: 127.0.0.1: this machine alone sees it; 0.0.0.0: everyone who reaches it.
-        port: of the address; 0: any that is free, from 7860 on.
-        limit: of an uploaded file, in MB.
-        in_browser: open it there.
+        page: the page from `build_page`.
+        host: 127.0.0.1 serves this machine only; 0.0.0.0 everyone who can reach it.
+        port: port of the address; 0: the first free one from 7860 on.
+        limit: largest file to upload, in MB.
+        in_browser: open the page in a browser.
     """
     try:
         _, address, _ = page.launch(
@@ -193,11 +193,11 @@ def serve(page: gr.Blocks, host: str, port: int, limit: int, in_browser: bool, b
         )
     except OSError:
         raise ValueError(
-            f"the page cannot be shown at {host}:{port or 7860}: the port is taken, or the address is not this machine's; "
-            "choose others by --port and --host"
+            f"the page cannot be shown at {host}:{port or 7860}: the port is in use, or the address does not belong to this machine; "
+            "choose others with --port and --host"
         ) from None
     if blocks:
-        print(f"{address} shows it until Ctrl-C", flush=True)
+        print(f"serving the page at {address} until Ctrl-C", flush=True)
         try:
             threading.Event().wait()
         finally:
@@ -206,7 +206,7 @@ def serve(page: gr.Blocks, host: str, port: int, limit: int, in_browser: bool, b
 
 
 def _choose(examples: Sequence[Path], folder: Path) -> Any:
-    """What takes a click to the upload: a copy of the example in `folder`, because gradio hands out no file that lies anywhere else."""
+    """The handler that uploads a clicked example: a copy in `folder`, because gradio serves no files from elsewhere."""
 
     def choose(event: gr.SelectData) -> str:
         copy = folder / "examples" / str(event.index) / examples[event.index].name
@@ -219,7 +219,7 @@ def _choose(examples: Sequence[Path], folder: Path) -> Any:
 
 
 def _lrp_thresholds(model: Detector) -> tuple[float, ...] | None:
-    """The LRP-optimal thresholds of a model's labels, None where it has no report."""
+    """The LRP-optimal thresholds of a model's labels, None if it has no report."""
     try:
         return tuple(Predictor(model, "lrp").thresholds.tolist())
     except ValueError:
@@ -227,14 +227,16 @@ def _lrp_thresholds(model: Detector) -> tuple[float, ...] | None:
 
 
 def _start(thresholds: tuple[float, ...] | None) -> float:
-    """Where the slider starts: at the mean of the classes' thresholds, or else at .3."""
+    """The initial position of the slider: the mean of the classes' thresholds, or else .3."""
     return 0.3 if not thresholds else round(sum(thresholds) / len(thresholds), 2)
 
 
 def _scale(model: Detector, thresholds: tuple[float, ...] | None) -> str:
-    """The LRP-optimal thresholds as marks on a scale from 0 to 1; of many classes least and greatest are named."""
+    """The LRP-optimal thresholds as marks on a scale from 0 to 1; with many classes, only minimum and maximum are labelled."""
     if thresholds is None:
-        return "<small>No report of this model says which thresholds are best: <code>ranksort test</code> writes one.</small>"
+        return (
+            "<small>This model has no report with its best thresholds: <code>ranksort test</code> writes one.</small>"
+        )
     named = sorted(zip(thresholds, model.class_names, strict=True))
     if len(named) > 6:
         named = [named[0], named[-1]]
@@ -248,5 +250,5 @@ def _message(error: Exception, file: str) -> str:
 
 
 def _plain(name: str) -> str:
-    """A name within Markdown."""
+    """Escape a name for Markdown."""
     return escape(name).translate({ord(sign): f"\\{sign}" for sign in "\\`*_[]#|"})

@@ -1,10 +1,10 @@
-"""The device that a model is put on."""
+"""The device to put a model on."""
 
 import torch
 
 
 def usable_device(name: str | torch.device = "") -> torch.device:
-    """Return the device of a name, such as "cuda:1"; by default an accelerator where there is one, else the CPU.
+    """The device with a name such as "cuda:1"; by default an accelerator if there is one, else the CPU.
 
     Raises:
         ValueError: it cannot be used.
@@ -14,4 +14,4 @@ def usable_device(name: str | torch.device = "") -> torch.device:
         return torch.empty(0, device=place).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f'the device {str(place)!r} cannot be used ({reason}); "cpu" always can') from None
+        raise ValueError(f'the device {str(place)!r} cannot be used ({reason}); "cpu" always works') from None

@@ -1,10 +1,10 @@
-"""Start from the weights of another model: all that fits is taken, and the outputs for a class go to the class of that name.
+"""Start from the weights of another model: everything that fits is copied, and class outputs go to the class of the same name.
 
 weights of a run, a .safetensors or a published .pth
-    -> the backbone, as a whole or not at all: to half of another network ImageNet's weights are preferred
-    -> every other layer of the same name and shapes
-    -> of the layers with outputs for each class, the outputs for classes which the new model has, too
-what is left starts as in a model without such weights
+    -> the backbone, completely or not at all: ImageNet weights are better than half of another network
+    -> every other layer with the same name and shapes
+    -> of layers with outputs per class, the outputs for classes that the new model has, too
+everything else is initialised as usual
 """
 
 import dataclasses
@@ -24,10 +24,8 @@ from .recipes.detectors import as_named, get_detector
 from .recipes.recipe import ModelSettings, Recipe
 from .whole_file import replace_file
 
-_LEAST = (
-    0.1  # share of the weights of all but the backbone; with fewer of them, and another backbone, nothing is gained
-)
-_SHOWN = 5  # names in a line
+_LEAST = 0.1  # fraction of the weights outside the backbone; with fewer of them and another backbone, nothing is gained
+_SHOWN = 5  # names per line
 
 
 @dataclass
@@ -35,9 +33,9 @@ class Weights:
     """A model on disk to start from.
 
     Attributes:
-        path: where it is.
+        path: its path.
         checkpoint: the model.
-        has_backbone: whether it has the backbone of the recipe which is to be trained.
+        has_backbone: whether it has the backbone of the recipe to train.
     """
 
     path: str
@@ -46,23 +44,23 @@ class Weights:
 
     @property
     def trained_backbone(self) -> ModelSettings | None:
-        """The settings which the backbone was trained with, if it is taken from here."""
+        """The settings that the backbone was trained with, if it is copied from here."""
         return self.checkpoint.recipe.model if self.has_backbone else None
 
 
 @dataclass
 class Taken:
-    """What a model has taken of the weights it starts from. `str` is a short table.
+    """What a model has copied from the weights it starts from. `str` is a short table.
 
     Attributes:
         source: path and model of the weights.
-        parts: part of the model -> how many of its tensors were taken, and of how many; without those with outputs for each class.
-        by_name: whether classes were matched by name; else by place.
-        classes: the classes whose outputs were taken -> their names in the weights.
-        new_classes: those which start from the prior.
-        dropped_classes: classes of the weights which the model does not have.
-        new_tensors: those which start as without weights.
-        notes: what else is to be known, a sentence each.
+        parts: part of the model -> how many of its tensors were copied, out of how many; without layers with outputs per class.
+        by_name: whether classes were matched by name; otherwise by position.
+        classes: the classes whose outputs were copied -> their names in the weights.
+        new_classes: classes that start from the prior.
+        dropped_classes: classes of the weights that the model does not have.
+        new_tensors: tensors that are initialised as usual.
+        notes: further remarks, one sentence each.
     """
 
     source: str
@@ -88,28 +86,31 @@ class Taken:
         return "\n".join([f"weights of {self.source}", *lines, *(f"  {note}" for note in self.notes)])
 
     def save(self, path: Path) -> None:
-        """Writes all of it as JSON."""
+        """Write everything as JSON."""
         text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
         replace_file(path, text.encode("utf-8"))
 
 
 def read_weights(path: str | Path, recipe: Recipe) -> Weights:
-    """Reads weights for the model of a recipe to start from.
+    """Read weights to start the model of a recipe from.
 
     Args:
-        path: a run folder, a .ckpt of a run, a .safetensors file of this package, or a .pth file published with the paper.
-        recipe: what is to be trained.
+        path: a run folder, a .ckpt of a run, a .safetensors file of this package, or a published .pth file of the authors.
+        recipe: the recipe to train.
 
     Raises:
-        FileNotFoundError, ValueError: where there are none, or they cannot be read.
+        FileNotFoundError: there are no weights.
+        ValueError: they cannot be read.
     """
     path = Path(path)
     ours = path.is_dir() or path.suffix in (".ckpt", ".safetensors")
     checkpoint = read_checkpoint(path) if ours else read_published(path, recipe)
     if checkpoint.note:
-        print(f"warning: {checkpoint.note}: taking the weights of {checkpoint.path}")
+        print(f"warning: {checkpoint.note}: using the weights of {checkpoint.path}")
     settings = recipe.model
-    with torch.device("meta"):  # names and shapes without weights; what makes convolutions deformable may start new
+    with torch.device(
+        "meta"
+    ):  # names and shapes without weights; offsets of deformable convolutions may be initialised as usual
         backbone = build_backbone(
             settings.backbone,
             pretrained=False,
@@ -120,17 +121,17 @@ def read_weights(path: str | Path, recipe: Recipe) -> Weights:
 
 
 def start_from(weights: Weights, model: Detector, recipe: Recipe, class_names: Sequence[str] | None = None) -> Taken:
-    """Gives a model all that fits it of some weights.
+    """Copy all weights that fit into a model.
 
     Args:
-        weights: as `read_weights` returns them for the recipe.
-        model: an untrained one; its `class_layers` say which of its layers have outputs for each class.
-        recipe: that of the model, to tell which of its settings differ.
-        class_names: of the model's labels. Where these or those of the weights are not known, the classes are taken to be the same if they
-            are as many, and else to be new.
+        weights: from `read_weights` for the recipe.
+        model: an untrained model; its `class_layers` name the layers with outputs per class.
+        recipe: recipe of the model, to tell which settings differ.
+        class_names: names of the model's labels. If these or those of the weights are unknown, the classes are assumed to be the same
+            if their number is equal, otherwise new.
 
     Raises:
-        ValueError: where hardly anything fits, or the weights are not finite.
+        ValueError: hardly anything fits, or the weights are not finite.
     """
     checkpoint, own = weights.checkpoint, _tensors(model)
     old_names = [category.name for category in checkpoint.categories]
@@ -139,9 +140,7 @@ def start_from(weights: Weights, model: Detector, recipe: Recipe, class_names: S
     pairs = match_names(class_names, old_names) if class_names and old_names else same if new_count == old_count else {}
     outputs = {name: n for name in own if (n := model.outputs_per_class(name))}
     if not outputs and pairs != same:
-        raise ValueError(
-            f"{type(model).__name__} does not say which of its layers have outputs for each class: set `class_layers`"
-        )
+        raise ValueError(f"{type(model).__name__} does not name its layers with outputs per class: set `class_layers`")
     copies = _copies(weights, model, pairs, old_count)
     _check(weights, recipe, copies, {name: x.numel() for name, x in own.items() if name not in outputs})
     with torch.no_grad():
@@ -172,9 +171,9 @@ def start_from(weights: Weights, model: Detector, recipe: Recipe, class_names: S
 def _copies(
     weights: Weights, model: Detector, pairs: dict[int, int], old_count: int
 ) -> dict[str, list[tuple[Tensor, Tensor]]]:
-    """Names of tensors which fit, as all of their layer do -> parts of them in the model, and what these become.
+    """Names of tensors that fit, like all others of their layer -> parts of them in the model, and their new values.
 
-    `pairs` are the labels of the model and those of the weights, of which there are `old_count`, of the classes which both have.
+    `pairs` maps labels of the model to labels of the weights, which have `old_count` classes, for classes that both have.
     """
     copies, unfitting = {}, set()
     for name, tensor in _tensors(model).items():
@@ -193,21 +192,23 @@ def _copies(
 
 
 def _check(weights: Weights, recipe: Recipe, copies: Iterable[str], sizes: dict[str, int]) -> None:
-    """Raises ValueError where weights to be copied are not finite, or are too few; `sizes` are those of the tensors for all classes."""
+    """Raise ValueError if the weights to copy are not finite or too few; `sizes` are the sizes of tensors shared by all classes."""
     for name in copies:
         if not bool(weights.checkpoint.state_dict[name].isfinite().all()):
-            raise ValueError(f"the weights of {weights.path} cannot be used: {name} holds numbers which are not finite")
+            raise ValueError(
+                f"the weights of {weights.path} cannot be used: {name} contains numbers that are not finite"
+            )
     others = {name: size for name, size in sizes.items() if _part(name) != "backbone"}
     fitting = sum(others.get(name, 0) for name in copies)
     if not weights.has_backbone and fitting < _LEAST * sum(others.values()):
         raise ValueError(
             f"the weights of {weights.path} ({_network(weights.checkpoint.recipe)}) do not fit this model ({_network(recipe)}): "
-            "choose those of a model with the same backbone or the same detector"
+            "choose weights of a model with the same backbone or the same detector"
         )
 
 
 def match_names(new: Sequence[str], old: Sequence[str]) -> dict[int, int]:
-    """Positions in `new` -> positions of the same names in `old`; those which differ in case alone where the very name is not there.
+    """Positions in `new` -> positions of the same names in `old`, ignoring case if there is no exact match.
 
     Nothing is matched twice.
     """
@@ -224,12 +225,12 @@ def match_names(new: Sequence[str], old: Sequence[str]) -> dict[int, int]:
 
 
 def _tensors(model: Detector) -> dict[str, Tensor]:
-    """Those of a model's state, but for what its loss keeps of the training so far."""
+    """The tensors of a model's state, except for the running statistics of its loss."""
     return {name: tensor for name, tensor in model.state_dict().items() if "criterion" not in _part(name)}
 
 
 def _part(name: str) -> str:
-    """The part of the model which a tensor belongs to, such as backbone or rpn."""
+    """The part of the model that a tensor belongs to, such as backbone or rpn."""
     return name.partition(".")[0]
 
 
@@ -238,7 +239,7 @@ def _layer(name: str) -> str:
 
 
 def _by_class(tensor: Tensor, classes: int, outputs: int) -> Tensor | None:
-    """[A · C · outputs, ...] -> [A, C, outputs, ...], a view; None where it cannot be one of C classes."""
+    """[A · C · outputs, ...] -> [A, C, outputs, ...], a view; None if it cannot belong to C classes."""
     if tensor.ndim == 0 or tensor.shape[0] % (classes * outputs):
         return None
     return tensor.unflatten(0, (-1, classes, outputs))
@@ -254,7 +255,7 @@ def _network(recipe: Recipe) -> str:
 
 
 def _notes(weights: Weights, recipe: Recipe, model: Detector, unfitting: list[str]) -> list[str]:
-    """What is to be known besides what was taken."""
+    """Remarks besides what was copied."""
     ours, theirs = recipe.model, weights.checkpoint.recipe.model
     compared = [
         "detector",
@@ -265,7 +266,7 @@ def _notes(weights: Weights, recipe: Recipe, model: Detector, unfitting: list[st
     compared += ["pixel_mean", "pixel_std"] if weights.has_backbone else []
     values = {name: [as_named(str(getattr(settings, name))) for settings in (ours, theirs)] for name in compared}
     differing = [f"{name} {here} ({there} there)" for name, (here, there) in values.items() if here != there]
-    notes = [f"new for all classes: {', '.join(unfitting)}"] if unfitting else []
+    notes = [f"initialised from scratch for all classes: {', '.join(unfitting)}"] if unfitting else []
     if not weights.checkpoint.categories:
         notes.append(f"the weights do not name their {theirs.num_classes} classes")
-    return notes + ([f"settings which differ: {', '.join(differing)}"] if differing else [])
+    return notes + ([f"settings that differ: {', '.join(differing)}"] if differing else [])

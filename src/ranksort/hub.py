@@ -1,11 +1,11 @@
-"""Models to hand on: a folder with weights, recipe, thresholds and a model card, as the Hugging Face Hub takes it.
+"""Share models: a folder with weights, recipe, thresholds and a model card, as for the Hugging Face Hub.
 
-model.safetensors   weights, with recipe and classes in its header; alone it is enough for `load_model` and the command line
-recipe.json         the same recipe, to be read
-report/             what the scores are worth: thresholds and calibrations, where the run's report has any
-README.md           the model card: classes, numbers and what they were measured on
+model.safetensors   weights, with recipe and classes in the header; sufficient for `load_model` and the command line
+recipe.json         the same recipe, for people
+report/             thresholds and calibrations of the scores, if the run's report has any
+README.md           the model card: classes, metrics and what they were measured on
 
-No pickle is written, and none is read. Paths of the machine it was trained on stay there.
+Nothing is pickled or unpickled. Paths of the training machine are removed.
 """
 
 import dataclasses
@@ -34,22 +34,37 @@ _ON_THE_HUB = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def save_pretrained(checkpoint: str | Path, folder: str | Path, *, report: str | Path | None = None) -> Path:
-    """Write a trained model as a folder to hand on; `hf upload USER/NAME FOLDER` takes it to the Hub.
+    """Save a trained model as a folder to share; `hf upload USER/NAME FOLDER` uploads it to the Hub.
 
     Args:
         checkpoint: a run folder, .ckpt or .safetensors.
-        folder: a new one, or an empty one.
-        report: folder of the report whose numbers the card shows, such as one of `ranksort test` on test images; by default the run's own.
+        folder: a new or empty folder.
+        report: folder of the report for the card, such as one of `ranksort test` on test images; by default the run's own.
 
     Returns:
         The folder.
 
     Raises:
-        FileNotFoundError, ValueError: the checkpoint or the report cannot be read, or the folder holds something.
+        FileNotFoundError: there is no such checkpoint or report.
+        ValueError: the checkpoint or the report cannot be read, or the folder is not empty.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from ranksort import Recipe, create_model, save_pretrained
+        >>> from ranksort.checkpoints import save_model
+        >>> from ranksort.data.coco_columns import Category
+        >>> recipe = Recipe(name="mine")
+        >>> recipe.model.backbone, recipe.model.channels = "resnet18", 64
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder) / "model.safetensors"
+        ...     save_model(file, create_model(recipe, num_classes=1), recipe, [Category(1, "cell")])
+        ...     sorted(path.name for path in save_pretrained(file, Path(folder) / "my-cells").iterdir())
+        ['README.md', 'model.safetensors', 'recipe.json']
     """
     checkpoint, folder = Path(checkpoint), Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} holds something: name a new folder")
+        raise ValueError(f"{folder} is not empty: name a new folder")
     trained = read_checkpoint(checkpoint)
     trained.recipe = _without_paths(trained.recipe)
     trained.scores = {kind: _without_origin(content) for kind, content in trained.scores.items()}
@@ -71,23 +86,37 @@ def save_pretrained(checkpoint: str | Path, folder: str | Path, *, report: str |
 def from_pretrained(
     source: str | Path, device: str | torch.device = "cpu", *, revision: str | None = None, **options: Any
 ) -> Detector:
-    """Return the model of such a folder, in evaluation mode.
+    """Load a model that `save_pretrained` saved, in evaluation mode.
 
     Args:
-        source: the folder, or "user/name" on the Hugging Face Hub, from where it is fetched. A folder of that name comes first.
-        device: where to.
+        source: the folder, or "user/name" on the Hugging Face Hub, to be downloaded. A local folder of that name takes precedence.
+        device: device to load it to.
         revision: branch, tag or commit on the Hub.
-        options: more of `load_model`'s.
+        options: further arguments of `load_model`.
 
     Raises:
-        FileNotFoundError: it is neither a folder nor to be had from the Hub.
-        ValueError: it does not hold a model of this package.
+        FileNotFoundError: it is neither a folder nor available on the Hub.
+        ValueError: it is not a model of this package.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from ranksort import Recipe, create_model, from_pretrained, save_pretrained
+        >>> from ranksort.checkpoints import save_model
+        >>> from ranksort.data.coco_columns import Category
+        >>> recipe = Recipe(name="mine")
+        >>> recipe.model.backbone, recipe.model.channels = "resnet18", 64
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder) / "model.safetensors"
+        ...     save_model(file, create_model(recipe, num_classes=1), recipe, [Category(1, "cell")])
+        ...     from_pretrained(save_pretrained(file, Path(folder) / "my-cells")).class_names
+        ('cell',)
     """
     folder = Path(source)
     if not folder.is_dir():
         folder = _fetch(str(source), revision)
     if not (folder / _WEIGHTS).is_file():
-        raise FileNotFoundError(f"{source} has no {_WEIGHTS}: such folders are written by `save_pretrained`")
+        raise FileNotFoundError(f"{source} has no {_WEIGHTS}: `save_pretrained` writes such folders")
     return load_model(folder / _WEIGHTS, device, **options)
 
 
@@ -98,15 +127,15 @@ def _fetch(name: str, revision: str | None) -> Path:
         from huggingface_hub import snapshot_download
     except ModuleNotFoundError:
         raise FileNotFoundError(
-            f"there is no folder {name}; from the Hub it comes by: pip install huggingface_hub"
+            f"there is no folder {name}; to download it from the Hub: pip install huggingface_hub"
         ) from None
     try:
-        wanted = [_WEIGHTS, "recipe.json", *(f"report/{name}" for name in _COPIED), "report/masks/*.json"]
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
-    except Exception as error:  # of the Hub, of HTTP or of the disk, without a class in common
+        patterns = [_WEIGHTS, "recipe.json", *(f"report/{name}" for name in _COPIED), "report/masks/*.json"]
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except Exception as error:  # from the Hub, HTTP or the disk, without a common class
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise FileNotFoundError(
-            f"{name} is neither a folder nor to be had from the Hugging Face Hub ({reason})"
+            f"{name} is neither a folder nor available on the Hugging Face Hub ({reason})"
         ) from None
 
 
@@ -119,7 +148,7 @@ def _without_paths(recipe: Recipe) -> Recipe:
 
 
 def _without_origin(content: Any) -> Any:
-    """The content of a calibration without the files that it was fitted on."""
+    """The contents of a calibration without the paths of the files that it was fitted on."""
     return {key: value for key, value in content.items() if key != "about"} if isinstance(content, dict) else content
 
 
@@ -127,17 +156,17 @@ def _parsed(file: Path) -> Any:
     try:
         return json.loads(file.read_bytes())
     except (ValueError, RecursionError):
-        raise ValueError(f"{file} is damaged: evaluate again by `ranksort test`") from None
+        raise ValueError(f"{file} is damaged: evaluate again with `ranksort test`") from None
 
 
 def _own_report(checkpoint: Path) -> Path | None:
-    """The report of the run that a checkpoint is or is in."""
+    """The report of the run that a checkpoint belongs to."""
     runs = [checkpoint] if checkpoint.is_dir() else checkpoint.absolute().parents[:2]
     return next((run / "report" for run in runs if (run / "report").is_dir()), None)
 
 
 def _read_reports(folder: Path | None, is_wanted: bool) -> Iterator[dict[str, Any]]:
-    """What a report says of boxes and of masks."""
+    """The contents of a report on boxes and on masks."""
     files = [] if folder is None else [folder / "report.json", folder / "masks/report.json"]
     found = [file for file in files if file.is_file()]
     if is_wanted and not found:
@@ -147,13 +176,13 @@ def _read_reports(folder: Path | None, is_wanted: bool) -> Iterator[dict[str, An
         try:
             _numbers(content)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            raise ValueError(f"{file} is damaged: evaluate again by `ranksort test`") from None
+            raise ValueError(f"{file} is damaged: evaluate again with `ranksort test`") from None
         yield content
 
 
 def _card(trained: Checkpoint, name: str, reports: list[dict[str, Any]]) -> str:
     recipe, names = trained.recipe, [_text(category.name) for category in trained.categories]
-    numbers = "\n".join(map(_numbers, reports)) or "None were measured.\n"
+    numbers = "\n".join(map(_numbers, reports)) or "Not measured.\n"
     shown = ", ".join(names[:100]) + (f" and {len(names) - 100} more" if len(names) > 100 else "")
     task = "image-segmentation" if recipe.model.has_masks else "object-detection"
     return f"""---
@@ -166,8 +195,8 @@ tags:
 
 # {name}
 
-A detector trained by Rank & Sort Loss (Oksuz et al., ICCV 2021) with ranksort {__version__}: {recipe.model.detector} on
-{recipe.model.backbone}, by the recipe {recipe.name}, whose settings are in recipe.json.
+A detector trained with Rank & Sort Loss (Oksuz et al., ICCV 2021) in ranksort {__version__}: {recipe.model.detector} with
+{recipe.model.backbone}, recipe {recipe.name}. recipe.json has all settings.
 
 ```python
 import ranksort
@@ -178,15 +207,15 @@ model.predict("photo.jpg").save("found.jpg")
 
 ## Classes
 
-{shown or f"{recipe.model.num_classes}, of unknown names"}
+{shown or f"{recipe.model.num_classes} classes with unknown names"}
 
-## Numbers
+## Metrics
 
 {numbers}"""
 
 
 def _numbers(report: dict[str, Any]) -> str:
-    """Tables of a report as Markdown, with what it was measured on."""
+    """The tables of a report as Markdown, with what they were measured on."""
     summary, settings = report["summary"], report["settings"]
     about = "".join(
         f"- {key}: {_text(_without_folders(key, str(settings[key])))}\n" for key in settings if key != "recipe"
@@ -207,7 +236,7 @@ def _percent(value: float | None) -> str:
 
 
 def _without_folders(key: str, value: str) -> str:
-    """A setting without the folders of the machine that it names."""
+    """A setting without folders of the machine."""
     before = {"detector": r".+? from ", "trained on": "", "evaluated on": r"(?:(?:four fifths|one fifth) of )?"}.get(
         key
     )
@@ -215,5 +244,5 @@ def _without_folders(key: str, value: str) -> str:
 
 
 def _text(name: str) -> str:
-    """A name within Markdown: as it is, in one line."""
+    """Escape a name for Markdown, in one line."""
     return re.sub(r"([\\|`*_<>\[\]#])", r"\\\1", " ".join(name.split()))

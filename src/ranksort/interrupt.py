@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop or to save, obeyed at a moment at which nothing is lost."""
+"""Signals that ask a run to stop or to save, handled when nothing is lost."""
 
 import atexit
 import contextlib
@@ -20,7 +20,7 @@ _TORCHRUN_SECONDS = 5.0
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGHUP: ends a command as Ctrl-C does, closing what is open, with an exit code of its own."""
+    """SIGTERM or SIGHUP: ends a command as Ctrl-C does, closing open files, but with its own exit code."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -33,12 +33,12 @@ def stopped_by(number: int) -> KeyboardInterrupt:
 
 
 def exit_code(error: KeyboardInterrupt) -> int:
-    """The code with which shells report a process that this signal has ended: 130 for Ctrl-C, 143 for SIGTERM."""
+    """The exit code that shells report for a process ended by this signal: 130 for Ctrl-C, 143 for SIGTERM."""
     return 128 + (error.number if isinstance(error, Terminated) else signal.SIGINT)
 
 
 def sentence(error: KeyboardInterrupt) -> str:
-    """What a command that was stopped prints."""
+    """The message of a command that was stopped."""
     name = signal.Signals(error.number).name if isinstance(error, Terminated) else "Ctrl-C"
     return f"ranksort: stopped by {name}"
 
@@ -46,10 +46,10 @@ def sentence(error: KeyboardInterrupt) -> str:
 def stop_at_once(number: int, frame: FrameType | None) -> None:
     """The handler of a command that has nothing to save.
 
-    While a module is imported it ends the process: PyTorch swallows what is raised while it imports NumPy.
+    During an import it ends the process, because PyTorch swallows exceptions while it imports NumPy.
 
     Raises:
-        KeyboardInterrupt: elsewhere; `Terminated` where it was not Ctrl-C.
+        KeyboardInterrupt: at other times; `Terminated` if the signal was not Ctrl-C.
     """
     error = stopped_by(number)
     if _is_importing(frame):
@@ -59,7 +59,7 @@ def stop_at_once(number: int, frame: FrameType | None) -> None:
 
 
 def _is_importing(frame: FrameType | None) -> bool:
-    """Whether the frame belongs to an import, other than one that a function of this package runs within."""
+    """Whether the frame is within an import that no function of this package is called from."""
     while frame is not None:
         code = frame.f_code
         if code.co_filename.startswith("<frozen importlib"):
@@ -71,41 +71,41 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 
 def _write(text: str) -> None:
-    """Print to stderr from a handler: print() may be what was interrupted, and cannot be called within itself."""
+    """Print to stderr from a handler; print() is not reentrant, and may have been interrupted itself."""
     with contextlib.suppress(OSError):
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{text}\n".encode())
 
 
 def ignore(number: int, _: Any) -> None:
-    """The handler of a command that has no checkpoint to write, or not yet, for the signal that asks for one: it would end it."""
+    """Handler for the signal that asks for a checkpoint while there is none to write; by default the signal would end the command."""
 
 
 def ignore_in_worker(_: int = 0) -> None:
-    """Let a process that loads images live until its loader ends it: schedulers and terminals signal it as well."""
+    """Keep a worker process alive until its loader ends it; schedulers and terminals send signals to it, too."""
     for number in (*_STOP, *SAVE):
         signal.signal(number, signal.SIG_IGN)
 
 
 @functools.cache
 def end_workers_at_exit() -> None:
-    """Have the processes that `ignore_in_worker` made deaf ended with this one.
+    """Kill worker processes that ignore signals (`ignore_in_worker`) when this process exits.
 
-    Python asks them by SIGTERM and then waits for them, for ever where an error left their loader open.
+    Python sends them SIGTERM and waits for them, forever if an error left their loader open.
     """
     atexit.register(_kill_workers)
 
 
 def _kill_workers() -> None:
     if hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises where a worker is killed
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises if a worker is killed
     for process in multiprocessing.active_children():
-        if process.daemon:  # which are not to outlive this process
+        if process.daemon:  # these must not outlive this process
             process.kill()
 
 
 @contextlib.contextmanager
 def handled(handler: Callable[[int, Any], None], numbers: Iterable[int] = _STOP) -> Iterator[None]:
-    """Handle these signals in the main thread, but for those which are ignored, as after nohup; put the old handlers back."""
+    """Handle these signals in the main thread, except for ignored ones, as with nohup; then restore the old handlers."""
     previous: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         previous = {number: signal.getsignal(number) for number in numbers}
@@ -120,14 +120,14 @@ def handled(handler: Callable[[int, Any], None], numbers: Iterable[int] = _STOP)
 
 
 class Interrupt(contextlib.AbstractContextManager["Interrupt"]):
-    """Remembers, while it is entered, what signals have asked for.
+    """Records, while entered, what signals have asked for.
 
     Attributes:
-        stop: the first signal that asked to stop, 0: none. Where `waits` is not set, or when it is repeated, a signal stops at once;
-            but torchrun passes on what its processes are sent themselves, so that there it counts as repeated after 5 s only.
+        stop: the first signal that asked to stop; 0: none. If `waits` is not set, or when a signal is repeated, it stops immediately.
+            torchrun forwards signals that its processes also receive themselves, so there it counts as repeated only after 5 s.
         save: whether SIGUSR1 has asked for a checkpoint.
-        waits: whether a loop looks at `stop`, and obeys it at its next safe point.
-        notice: printed when a stop is going to be obeyed later.
+        waits: whether a loop checks `stop` and stops at its next safe point.
+        notice: printed when a request to stop will be served later.
     """
 
     def __init__(self, notice: str) -> None:
@@ -144,7 +144,7 @@ class Interrupt(contextlib.AbstractContextManager["Interrupt"]):
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
-            return  # a worker which has just begun
+            return  # a worker that has just started
         if number in SAVE:
             self.save = True
         elif (
@@ -152,7 +152,7 @@ class Interrupt(contextlib.AbstractContextManager["Interrupt"]):
         ):
             return
         elif self.stop or not self.waits:
-            self.stop = self.stop or number  # what is raised may be swallowed
+            self.stop = self.stop or number  # the exception may be swallowed
             stop_at_once(number, frame)
         else:
             self.stop, self._stop_time = number, time.monotonic()

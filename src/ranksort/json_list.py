@@ -1,4 +1,4 @@
-"""Files on disk that grow, and are whole at every moment."""
+"""Files on disk that grow, and are valid at any time."""
 
 import json
 from collections.abc import Iterable
@@ -9,16 +9,17 @@ import msgspec
 
 
 class GrowingFile:
-    """A text file, each piece of which is written over the closing words of the last.
+    """A text file to which pieces are added; each piece overwrites the closing text of the previous one.
 
-    Whatever ends the process, the file holds all pieces added before; where a piece cannot be written, it stays as it was.
+    However the process ends, the file holds all pieces added before. If a piece cannot be written, the file does not change.
 
     Args:
-        path: of the file, which replaces one that is there.
-        opening, closing: what it begins and ends with.
+        path: path of the file; an existing one is replaced.
+        opening: text at the start of the file.
+        closing: text at its end.
 
     Raises:
-        OSError: on a full disk, say; by every method. It names the file.
+        OSError: for example on a full disk, from every method. It names the file.
     """
 
     def __init__(self, path: Path, opening: str = "", closing: str = "") -> None:
@@ -27,7 +28,7 @@ class GrowingFile:
         self.append(opening, closing)
 
     def append(self, text: str, closing: str = "") -> None:
-        """Add a piece, which is on the disk when this returns, and what the file ends with now."""
+        """Add a piece and the new closing text; both are on disk when this returns."""
         added, ending = (part.encode("utf-8", "backslashreplace") for part in (text, closing))
         try:
             self._write(added + ending)
@@ -41,22 +42,23 @@ class GrowingFile:
         self._end, self._closing = self._end + len(added), ending
 
     def close(self) -> None:
-        """Close the file; nothing is left to be written."""
+        """Close the file; everything has been written already."""
         self._file.close()
 
     def _write(self, content: bytes) -> None:
-        """Write at the end, all of it: one call of the system may take a part."""
+        """Write all of it at the end; a single system call may write only a part."""
         self._file.seek(self._end)
         while content:
             content = content[self._file.write(content) :]
 
 
 class JsonList(GrowingFile):
-    """A list of JSON values, one a line.
+    """A list of JSON values, one per line.
 
     Args:
-        path: of the file.
-        before, after: JSON around the list, where it is the last member of an object.
+        path: path of the file.
+        before: JSON before the list, if the list is the last member of an object.
+        after: JSON after it.
     """
 
     def __init__(self, path: Path, before: str = "", after: str = "") -> None:
@@ -64,7 +66,7 @@ class JsonList(GrowingFile):
         super().__init__(path, f"{before}[", f"]{after}\n")
 
     def extend(self, items: Iterable[Any]) -> None:
-        """Add items, which are on the disk when this returns."""
+        """Add items; they are on disk when this returns."""
         lines = ",\n".join(map(to_json, items))
         if lines:
             self.append(self._separator + lines, f"\n]{self._after}\n")
@@ -75,5 +77,5 @@ def to_json(item: Any) -> str:
     """JSON in one line."""
     try:
         return msgspec.json.encode(item).decode()  # ten times faster than json
-    except UnicodeEncodeError:  # the name of a file may be no Unicode
+    except UnicodeEncodeError:  # a file name may not be valid Unicode
         return json.dumps(item)

@@ -1,7 +1,7 @@
-"""Names of weights in mmdetection 3, from and to ours; those published with the paper, in which some differ, are read as well.
+"""Convert names of weights between mmdetection 3 and this package. The authors' published weights, where some names differ, are also read.
 
-What else differs: mmdetection's ATSS and PAA have a branch for centreness or IoU, which multiplies the scores. RS-ATSS and RS-PAA do
-without: there it gets the constant 1.
+One more difference: ATSS and PAA in mmdetection have a centreness or IoU branch, which multiplies the scores. RS-ATSS and RS-PAA do not
+have it; it is set to the constant 1.
 """
 
 import re
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-Row = tuple[str, str]  # how names begin: theirs, ours; each # is a number, in the same order in both
+Row = tuple[str, str]  # prefixes of names: theirs, ours; each # is a number, in the same order in both
 
 _EVERYWHERE: list[Row] = [
     ("backbone.", "backbone.body."),
@@ -47,7 +47,7 @@ _YOLACT: list[Row] = [
     ("mask_head.protonet.0.", "prototypes.0."),
     ("mask_head.protonet.2.", "prototypes.2."),
     ("mask_head.protonet.4.", "prototypes.4."),
-    ("mask_head.protonet.8.", "prototypes.7."),  # theirs has a ReLU more after the upsampling
+    ("mask_head.protonet.8.", "prototypes.7."),  # theirs has one more ReLU, after the upsampling
     ("mask_head.protonet.10.", "prototypes.9."),
 ]
 _SOLOV2: list[Row] = [
@@ -82,10 +82,10 @@ _ALWAYS = 100.0  # a logit whose sigmoid is 1 in float32
 
 
 def from_mmdetection(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of mmdetection 3, or as published with the paper, under our names. Names that are neither stay as they are.
+    """Convert a state dict of mmdetection 3 or of the authors to our names. Other names do not change.
 
     Raises:
-        ValueError: where scores depend on a branch for centreness or IoU, which ours have not.
+        ValueError: scores depend on a centreness or IoU branch, which ours do not have.
     """
     rows = [*_EVERYWHERE, *_ATSS, *_RCNN, *_YOLACT, *_SOLOV2, *_AS_PUBLISHED]
     laterals = _laterals(state_dict, "neck.lateral_convs.#.conv.bias")
@@ -94,8 +94,8 @@ def from_mmdetection(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if name.startswith(_CENTRENESS):
             if tensor.any() if name.endswith("weight") else (tensor < _ALWAYS).any():
                 raise ValueError(
-                    "these weights have a trained branch for centreness or IoU, which multiplies the scores, and models trained "
-                    "by RS Loss do without: they cannot be converted"
+                    "these weights cannot be converted: they have a trained centreness or IoU branch, which multiplies the scores, "
+                    "and models trained with RS Loss have none"
                 )
         elif not name.startswith(_ONLY_FOR_TRAINING):
             converted[_our_name(name, rows, laterals)] = tensor
@@ -103,14 +103,14 @@ def from_mmdetection(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_mmdetection(state_dict: Mapping[str, Tensor], detector: str) -> dict[str, Tensor]:
-    """A state dict of ours under the names of mmdetection 3, whose own models load it; docs/elsewhere.md has their settings.
+    """Convert one of our state dicts to the names of mmdetection 3, whose models load it; docs/elsewhere.md has their settings.
 
     Args:
-        state_dict: of a model with a ResNet or ResNeXt of torchvision's.
+        state_dict: of a model with a torchvision ResNet or ResNeXt.
         detector: its name in recipes.
 
     Raises:
-        ValueError: where mmdetection has no such detector or backbone.
+        ValueError: mmdetection has no such detector or backbone.
     """
     if detector not in _HEADS or "backbone.body.conv1.weight" not in state_dict:
         what = f"detector {detector}" if detector not in _HEADS else "backbone"

@@ -35,15 +35,15 @@ def draw_detections(
     class_names: Sequence[str],
     masks: Iterable[Tensor] | None = None,
 ) -> Tensor:
-    """Draws boxes with class names and scores, and masks where there are any.
+    """Draw boxes with class names and scores, and masks if there are any.
 
     Args:
         image: uint8 RGB, [3, H, W].
         boxes: [D, 4] xyxy in pixels of the image.
         labels: [D].
         scores: [D] in 0..1.
-        class_names: of the labels.
-        masks: bool [H, W] each, of the D detections; one at a time, because all masks of a large image take much memory.
+        class_names: names of the labels.
+        masks: masks of the D detections, bool [H, W] each; one at a time, because all masks of a large image need much memory.
 
     Returns:
         A new image, uint8 [3, H, W].
@@ -55,7 +55,7 @@ def draw_detections(
     colors = [_color(label) for label in labels.tolist()]
     for mask, color in zip(() if masks is None else masks, colors, strict=masks is not None):
         _paint(image, mask, color)
-    # Neither hidden under its own lines, in a large image full of small objects, nor illegible.
+    # Keep lines thin for small objects in a large image, but text legible.
     object_side = float(np.median(np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(1).clip(0))))
     side = min(image.shape[1], image.shape[2], 5 * object_side)
     return draw_bounding_boxes(
@@ -72,23 +72,24 @@ def draw_detections(
 
 
 def _paint(image: Tensor, mask: Tensor, color: tuple[int, int, int]) -> None:
-    """Colours the pixels of a mask, bool [H, W], half through."""
+    """Colour the pixels of a mask, bool [H, W], half transparently."""
     y, x = mask.nonzero(as_tuple=True)
     image[:, y, x] = ((image[:, y, x].float() + torch.tensor(color)[:, None]) / 2).to(torch.uint8)
 
 
 def report_pictures(dataset: CocoDataset, report: Report, limit: int) -> list[dict[str, Any]]:
-    """`worst_and_best_images`, and those that a report's page shows for a class or a pair of confused classes, where `is_worst` is None.
+    """`worst_and_best_images`, and images that a report's page shows for a class or a pair of confused classes (`is_worst` is None).
 
-    Of these there are at most `CLASS_PICTURES` times `limit`: first the worst of each pair and class, then the second ones, and so on.
+    There are at most `CLASS_PICTURES` times `limit` of the latter: first the worst of each pair and class, then the second worst, and
+    so on.
     """
     shown = worst_and_best_images(dataset, report, limit)
     known = {picture["id"] for picture in shown}
     errors = report.analysis.errors_as_dict(report)
     by_error = sorted(range(len(report.per_class)), key=lambda n: -report.per_class[n]["oLRP"])
-    wanted = [pair["images"] for pair in errors["pairs"]]
-    wanted += [[id for id, *_ in errors["worst_images"][n]] for n in by_error]
-    ids = [images[n] for n in range(IMAGES) for images in wanted if n < len(images)]
+    candidates = [pair["images"] for pair in errors["pairs"]]
+    candidates += [[id for id, *_ in errors["worst_images"][n]] for n in by_error]
+    ids = [images[n] for n in range(IMAGES) for images in candidates if n < len(images)]
     others = [id for id in dict.fromkeys(ids) if id not in known][: CLASS_PICTURES * limit]
     position = {image.id: n for n, image in enumerate(report.matched.ground_truth.images)}
     error, false, missed = report.image_errors().T
@@ -100,19 +101,19 @@ def report_pictures(dataset: CocoDataset, report: Report, limit: int) -> list[di
 
 
 def worst_and_best_images(dataset: CocoDataset, report: Report, limit: int) -> list[dict[str, Any]]:
-    """The images with the largest and the smallest LRP error: their objects and what was detected, for the report's page.
+    """The images with the highest and the lowest LRP error, with objects and detections, for the report's page.
 
-    Detections count from the score on at which their class reaches its oLRP. Masks are drawn where the report is of masks.
+    Detections count above the threshold at which their class reaches oLRP. Masks are drawn if the report is on masks.
 
     Args:
         dataset: images and objects.
-        report: of detections of these objects.
-        limit: how many images; half of them are the worst, which come first.
+        report: report on detections of these objects.
+        limit: number of images; the first half are the worst.
 
     Returns:
-        For each image whether it `is_worst`, its `error`, numbers of `false` positives and `missed` objects; `id`, `name`, `width` and
+        For each image: `is_worst`, its LRP `error`, the numbers of `false` positives and `missed` objects; `id`, `name`, `width` and
         `height`; `objects` and `detections` as [x, y, width, height, is_right, text, class, what is wrong], the class as a position in
-        `per_class`; `pictures` of the two (one if they are the same), as data URIs.
+        `per_class`; `pictures` of both (one if they are equal), as data URIs.
     """
     error, false, missed = report.image_errors().T
     order = np.lexsort((-false - missed, -error))[: np.count_nonzero(~np.isnan(error))].tolist()
@@ -127,7 +128,7 @@ def worst_and_best_images(dataset: CocoDataset, report: Report, limit: int) -> l
 
 
 def _compare(dataset: CocoDataset, report: Report, position: int) -> dict[str, Any]:
-    """The objects and the detections of the image at that position among the sorted ids."""
+    """The objects and detections of the image at this position among the sorted ids."""
     matches, thresholds = report.matches, report.thresholds()
     class_names = [row["class"] for row in report.per_class]
     shown = np.unique(matches.object_category).tolist()
@@ -184,7 +185,7 @@ def _compare(dataset: CocoDataset, report: Report, position: int) -> dict[str, A
 
 
 def _what(kind: int, name: str) -> str:
-    """What a false positive is: its kind, and the class of the object which it is about, if it is another one."""
+    """The kind of a false positive, with the class of the object if that is another one."""
     return f"{NAMES[kind]}: {name}" if kind in (CLASS, BOTH) else NAMES[kind]
 
 
@@ -205,6 +206,6 @@ def _data_uri(image: Tensor) -> str:
 
 
 def _color(label: int) -> tuple[int, int, int]:
-    """Light colours which differ for neighbouring labels."""
+    """A light colour; neighbouring labels differ."""
     r, g, b, _ = matplotlib.colormaps["tab20"](label % 20)
     return tuple(int(127 + 128 * c) for c in (r, g, b))  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""Words of what is printed."""
+"""Helpers for printed text."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,6 +11,6 @@ def counted(number: int, noun: str) -> str:
 
 
 def listed(items: Sequence[Any], most: int | None = 5, shown: Callable[[Any], str] = str) -> str:
-    """ "1, 2, 3", or "1, 2, 3, 4, 5, ..." where there are more than so many."""
+    """ "1, 2, 3", or "1, 2, 3, 4, 5, ..." if there are more than `most`."""
     first = items[:most]
     return ", ".join([*map(shown, first), *(["..."] if len(first) < len(items) else [])])

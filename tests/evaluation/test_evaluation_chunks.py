@@ -86,7 +86,7 @@ def test_detections_of_other_categories_are_left_out_and_counted(iou_type):
     np.testing.assert_equal(report.as_dict(), expected.as_dict())
     np.testing.assert_equal(report.per_class, expected.per_class)
     count = sum(row["image_id"] == 5 for row in detections)
-    sentence = f"left out {2 * count} detections of categories that the ground truth does not have: 91, 'b'."
+    sentence = f"Left out {2 * count} detections of categories that are not in the ground truth: 91, 'b'."
     assert sentence in str(report)
 
 

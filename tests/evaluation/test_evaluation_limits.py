@@ -41,7 +41,7 @@ def test_the_limit_is_an_argument_and_names_the_recall(style, names, default):
 
 @pytest.mark.parametrize("limit", [0, -1, 2.5, True, "100"])
 def test_no_other_limit(limit):
-    with pytest.raises(ValueError, match="max_detections must be a whole number from 1 on; got"):
+    with pytest.raises(ValueError, match="max_detections must be a whole number, 1 or more; got"):
         evaluate_detections(*crowded(5), max_detections=limit)
 
 
@@ -55,29 +55,31 @@ def test_ties_at_the_limit_are_those_of_the_whole_order():
 
 
 @pytest.mark.parametrize(
-    ("style", "limit", "where"), [("coco", 100, "of each class in an image"), ("lvis", 300, "of an image")]
+    ("style", "limit", "where"), [("coco", 100, "per class and image"), ("lvis", 300, "per image")]
 )
 def test_findings_name_the_limit_and_count_what_it_cut(style, limit, where):
     said = findings(evaluate_detections(*crowded(), style=style))
     missed = f"{1 - limit / 400:.0%} of the 400 objects are not detected at all"
-    assert said[1].startswith(f"{missed} (no box of their class among the {limit} best {where} overlaps them")
+    assert said[1].startswith(
+        f"{missed} (no box of their class among the {limit} highest-scoring {where} overlaps them"
+    )
     assert said[2] == (
-        f"{style.upper()}'s limit of {limit} detections {where} left out {400 - limit} detections; objects which only "
-        "these overlap are not found. With `ranksort evaluate --max-detections 400` all of them count."
+        f"{style.upper()}'s limit of {limit} detections {where} left out {400 - limit} detections. Objects that only "
+        "these overlap count as missed. `ranksort evaluate --max-detections 400` counts all of them."
     )
     said = findings(evaluate_detections(*crowded(), style=style, max_detections=400))
-    assert said == ["Nothing: all 400 objects are found exactly, without a false positive."]
+    assert said == ["No errors: all 400 objects are detected exactly, without false positives."]
 
 
 def test_a_limit_that_cuts_wrong_detections_only_is_named_too():
     ground_truth, found = crowded(40)
     wrong = [{**found[0], "bbox": [0, 900, 5, 5], "score": 0.01}] * 70
     said = findings(evaluate_detections(ground_truth, found + wrong, max_detections=40))
-    assert said[0].startswith("Nothing:")
+    assert said[0].startswith("No errors:")
     assert "left out 70 detections" in said[1]
     assert "--max-detections 110`" in said[1]
     said = findings(evaluate_detections(ground_truth, wrong, max_detections=40))
-    assert said[0].startswith("Everything:")
+    assert said[0].startswith("Nothing is detected:")
     assert "left out 30 detections" in said[1]
 
 
@@ -87,8 +89,8 @@ def test_objects_without_an_area_are_not_small_objects():
         row["bbox"] = [*row["bbox"][:2], size, size]
         row["area"] = size * size
     found = [{**row, "bbox": a["bbox"]} for row, a in zip(found, ground_truth["annotations"], strict=True)][:30]
-    expected = [s for s in findings(evaluate_detections(ground_truth, found)) if "objects are the weakest" in s]
-    assert expected == ["Small objects are the weakest: AP 50.5 (large 100.0)."]
+    expected = [s for s in findings(evaluate_detections(ground_truth, found)) if "objects are detected worst" in s]
+    assert expected == ["Small objects are detected worst: AP 50.5 (large 100.0)."]
     flat = {"image_id": 3, "category_id": 1, "bbox": [0, 900, 50, 50], "area": 0}
     ground_truth["annotations"] += [{**flat, "id": 1000 + n} for n in range(20)]
     report = evaluate_detections(ground_truth, found)
@@ -102,7 +104,7 @@ def test_where_no_object_has_an_area_nothing_is_said_of_sizes():
     for row in ground_truth["annotations"]:
         row["area"] = 0
     said = findings(evaluate_detections(ground_truth, [{**row, "bbox": [0, 0, 20, 20]} for row in found]))
-    assert not any("are the weakest" in sentence for sentence in said)
+    assert not any("are detected worst" in sentence for sentence in said)
 
 
 def test_columns_that_were_read_before_are_evaluated():

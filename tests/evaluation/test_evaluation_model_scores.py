@@ -38,7 +38,7 @@ def test_detections_are_sorted_again_and_no_two_scores_become_equal() -> None:
         boxes = calibrated["boxes"][calibrated["labels"] == label]
         assert (boxes[:, 0].diff() > 0).all()  # the order within the class is as it was
     assert calibrated["scores"][0] == calibration.calibrated(np.array([float(raw[1])]), np.array([1]))[0]
-    assert str(calibration).startswith("scores are the expected IoU, by it (1 of 2 classes have")
+    assert str(calibration).startswith("scores are the expected IoU, from it (1 of 2 classes have")
 
 
 def test_the_report_of_the_run_comes_before_what_is_carried_and_that_before_what_lies_beside(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_file_that_is_named(tmp_path: Path) -> None:
     assert find_thresholds(tmp_path, {}, CATEGORIES, file).reach(Wish("lrp")).values == thresholds
     with pytest.raises(ValueError, match=r"gives the expected IoU, not the probability .*--target precision"):
         find_calibration(tmp_path, {}, CATEGORIES, "precision", file)
-    with pytest.raises(ValueError, match="is of another model: it knows none of the classes"):
+    with pytest.raises(ValueError, match="belongs to another model: it has none of the classes"):
         find_calibration(tmp_path, {}, [Category(0, "other")], "iou", file)
     with pytest.raises(ValueError, match="is no calibration"):
         find_calibration(tmp_path, {"iou": {"format": "other"}}, CATEGORIES)
@@ -88,7 +88,7 @@ def test_an_evaluation_leaves_what_a_checkpoint_can_carry(tmp_path: Path) -> Non
     report = evaluate_detections(content, rows)
     report.save(tmp_path)
     text = calibrate_evaluation(report, tmp_path, {"data": "some"})
-    assert "calibrated by other images" in text
+    assert "calibrated on other images" in text
     carried = read_report(tmp_path)
     assert set(carried) == {"thresholds", "iou", "precision"}
     assert (
@@ -101,7 +101,7 @@ def test_an_evaluation_leaves_what_a_checkpoint_can_carry(tmp_path: Path) -> Non
     assert len(find_thresholds(model, carried, CATEGORIES).reach(Wish("recall", 0.5)).values) == 2
 
     report.scores_are = "calibrated"
-    assert "calibrated by other images" not in calibrate_evaluation(report, tmp_path, {})
+    assert "calibrated on other images" not in calibrate_evaluation(report, tmp_path, {})
     assert not [*tmp_path.glob("calibration*.json")]
     text = calibrate_evaluation(evaluate_detections(content, []), tmp_path, {})
     assert "no calibration of the scores: There are no detections to calibrate" in text

@@ -141,7 +141,7 @@ def test_every_column_sorts_both_ways(browser, tmp_path):
             of_class = {row["class"]: row[name] for row in rows}
             assert [of_class[text] for text in texts(browser, "#s2 tbody th")] == expected
         assert seen == {True, False}
-    assert "Training: there is no metrics.csv of a run." in texts(browser, "main li")
+    assert "Training: there is no metrics.csv of a training run." in texts(browser, "main li")
     assert browser.complaints == []
 
 
@@ -184,10 +184,10 @@ def test_runs_without_a_report(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no report in"):
         save_page([tmp_path], tmp_path / "page.html")
     (tmp_path / "report.json").write_text("[1")
-    with pytest.raises(ValueError, match=r"report\.json is no report of ranksort"):
+    with pytest.raises(ValueError, match=r"report\.json is not a ranksort report"):
         save_page([tmp_path], tmp_path / "page.html")
     (tmp_path / "report.json").write_text('{"settings": {}, "per_class": []}')
-    with pytest.raises(ValueError, match="has no findings, scores: an older version wrote it"):
+    with pytest.raises(ValueError, match="has no findings, scores: it was written by an older version"):
         save_page([tmp_path], tmp_path / "page.html")
 
 
@@ -213,7 +213,7 @@ def test_the_page_of_extremes(browser, tmp_path, found):
     report.save(tmp_path)
     browser.open(tmp_path / "index.html")
     said = texts(browser, "#findings li")[0]
-    assert said.startswith("Nothing: all" if found == "everything" else "Everything: none of the")
+    assert said.startswith("No errors: all" if found == "everything" else "Nothing is detected: none of the")
     assert ("Scores: nothing was detected." in texts(browser, "main li")) == (found == "nothing")
     assert "NaN" not in browser.run("document.body.innerHTML")
     assert browser.complaints == []

@@ -94,22 +94,22 @@ def one_class(boxes, found):
 def test_findings_name_what_is_wrong():
     boxes = [[100 * n, 0, 50, 50] for n in range(4)]
     assert findings(one_class(boxes, [(box, 0.9) for box in boxes])) == [
-        "Nothing: all 4 objects are found exactly, without a false positive."
+        "No errors: all 4 objects are detected exactly, without false positives."
     ]
     said = findings(one_class(boxes, [(boxes[0], 0.9)]))
-    assert said[0].startswith("Most of the error (oLRP 75.0 of 100) is missed objects (100%); then come")
+    assert said[0].startswith("Most of the error (oLRP 75.0 of 100) comes from missed objects (100%), followed by")
     assert "75% of the 4 objects are not detected at all" in said[1]
     wrong = [[100 * n, 300, 50, 50] for n in range(9)]
     said = findings(one_class(boxes, [(box, 0.9) for box in [*wrong, *boxes]]))
-    assert said[0].startswith("Most of the error (oLRP 69.2 of 100) is false positives (100%)")
+    assert said[0].startswith("Most of the error (oLRP 69.2 of 100) comes from false positives (100%)")
     loose = [([100 * n, 0, 50, 30], 0.9) for n in range(4)]
     assert findings(one_class(boxes, loose))[0].startswith(
-        "Most of the error (oLRP 80.0 of 100) is poor localisation (100%)"
+        "Most of the error (oLRP 80.0 of 100) comes from poor localisation (100%)"
     )
     late = [(boxes[0], 0.9), *((box, 0.5) for box in 3 * wrong), *((box, 0.2) for box in boxes[1:])]
     said = findings(one_class(boxes, late))
     assert "0% of the 4 objects are not detected at all" in said[1]
-    assert "75% only with a score under the best threshold of their class" in said[1]
+    assert "75% are detected only below the best score threshold of their class" in said[1]
 
 
 def test_errors_of_images():

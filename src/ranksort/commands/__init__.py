@@ -1,1 +1,1 @@
-"""The commands: the arguments of each function, their types and its docstring make the options and their help."""
+"""The commands: the arguments, types and docstring of each function become its options and their help."""

@@ -1,4 +1,4 @@
-"""What the arguments of several commands are."""
+"""Arguments that several commands share."""
 
 import os
 from pathlib import Path
@@ -26,21 +26,24 @@ def asked_calibration(
     """The calibration that --scores and --calibration ask for, None for raw scores.
 
     Raises:
-        FileNotFoundError, ValueError: there is none, or it cannot be used.
+        FileNotFoundError: there is no calibration.
+        ValueError: it cannot be used.
     """
     from ..evaluation.model_scores import find_calibration
 
     if scores == "raw":
         if calibration is not None:
-            raise ValueError("--calibration is for calibrated scores: add --scores calibrated or --scores precision")
+            raise ValueError(
+                "--calibration applies to calibrated scores only: add --scores calibrated or --scores precision"
+            )
         return None
     target: Target = "precision" if scores == "precision" else "iou"
     return find_calibration(checkpoint, trained.scores, trained.categories, target, calibration)
 
 
-def default(said: str) -> Any:
-    """What the help says of an option whose default is no value to be typed."""
-    return arg(help_behavior_hint=f"(default: {said})")
+def default(text: str) -> Any:
+    """The help text of a default that is not a value a user can type."""
+    return arg(help_behavior_hint=f"(default: {text})")
 
 
 def check_folder(out: Path) -> None:
@@ -62,4 +65,4 @@ def _check_writable(out: Path, folder: Path) -> None:
     if not place.is_dir():
         raise ValueError(f"--out {out} cannot be written: {place} is a file")
     if not os.access(place, os.W_OK | os.X_OK):
-        raise ValueError(f"--out {out} cannot be written: {place} may not be written to")
+        raise ValueError(f"--out {out} cannot be written: {place} is not writable")

@@ -1,4 +1,4 @@
-"""`calibrate`, `apply-calibration` and `merge`: for the results of any detector."""
+"""`calibrate`, `apply-calibration` and `merge`, for the results of any detector."""
 
 import time
 from collections.abc import Sequence
@@ -22,20 +22,20 @@ def calibrate(
     style: Literal["coco", "lvis"] = "coco",
     max_detections: int | None = None,
 ) -> None:
-    """Learn what the scores of a detector are worth from validation data, and show how far off they are.
+    """Fit a calibration of a detector's scores on validation data, and show how far off the scores are.
 
-    What is shown is judged on other images than it is fitted to: each half of the images is calibrated by the other half. What is
-    written is fitted to all of them.
+    The errors shown are measured by cross-fitting: each half of the images is calibrated on the other half. The file written is
+    fitted to all images.
 
     Args:
         ground_truth: COCO or LVIS annotations.
         detections: COCO results of any model.
-        out: the file to write, for apply-calibration.
-        target: what a score is to be: the expected IoU, or the probability that the IoU is .5 or more.
-        method: rising steps or a line.
+        out: output file, for apply-calibration.
+        target: what a calibrated score means: the expected IoU, or the probability of an IoU of .5 or more.
+        method: isotonic (rising steps) or linear regression.
         iou_type: compare boxes or masks.
-        style: whose rules.
-        max_detections: as of evaluate.
+        style: evaluation rules of COCO or LVIS.
+        max_detections: see evaluate.
     """
     from ..evaluation import evaluate
     from ..evaluation.calibration import fit_calibrator
@@ -50,7 +50,7 @@ def calibrate(
     found = read_detections(detections, truth, iou_type)
     if found.calibrated:
         raise ValueError(
-            f"the scores of {detections} are calibrated already: fit a calibration to those that the model gives"
+            f"the scores of {detections} are already calibrated: fit the calibration to the raw scores of the model"
         )
     samples = assess(truth, found, style, max_detections)
     calibrator = fit_calibrator(samples, truth.categories, target=target, method=method)
@@ -72,12 +72,12 @@ def calibrate(
 def apply_calibration(
     calibration: JsonPath, detections: JsonPath, /, out: Annotated[Path, arg(metavar="JSON")] = Path("calibrated.json")
 ) -> None:
-    """Give the detections of a model calibrated scores.
+    """Replace the scores of a model's detections with calibrated ones.
 
     Args:
-        calibration: what calibrate wrote for the same model.
+        calibration: file written by calibrate for the same model.
         detections: COCO results.
-        out: the results to write.
+        out: output file.
     """
     from ..evaluation.calibration_file import calibrate_rows, load_calibrator
     from ..evaluation.result_rows import read_rows, write_rows
@@ -88,7 +88,7 @@ def apply_calibration(
     write_rows(rows, out)
     if num_unknown:
         print(
-            f"{num_unknown} detections are of categories which the calibration does not know: they got that of all classes"
+            f"{num_unknown} detections have categories unknown to the calibration: that of all classes was applied to them"
         )
     print(f"{len(rows)} calibrated detections: {out}")
 
@@ -99,12 +99,12 @@ def merge(
     out: Annotated[Path, arg(metavar="JSON")] = Path("merged.json"),
     detections_per_image: int = 100,
 ) -> None:
-    """Merge the detections of several models: those which several find win. Calibrate each of them first, by --method linear.
+    """Merge the detections of several models. Calibrate each of them first, with --method linear.
 
     Args:
         detections: COCO results of two or more models on the same images.
-        out: the results to write.
-        detections_per_image: how many are kept at most.
+        out: output file.
+        detections_per_image: maximum number of detections kept per image.
     """
     from ..evaluation.merging import merge_rows
     from ..evaluation.result_rows import CALIBRATED, read_rows, write_rows
@@ -118,14 +118,16 @@ def merge(
     meanings = {str(row.get(CALIBRATED)) for part in parts.values() for row in part}
     if len(meanings) > 1:
         of_each = "; ".join(f"{path}: {_meaning(part)}" for path, part in parts.items())
-        print(f"the scores of these detectors do not mean the same, so that the wrong ones may win: {of_each}")
+        print(
+            f"warning: the scores of these detectors are on different scales, so the wrong detections may win: {of_each}"
+        )
     rows = merge_rows(parts, detections_per_image)
     write_rows(rows, out)
     print(f"{len(rows)} of {sum(map(len, parts.values()))} detections: {out}")
 
 
 def _meaning(rows: Sequence[dict[str, Any]]) -> str:
-    """What the scores of results mean, as far as they say it."""
+    """The meaning of the scores in a results file, if it is stated."""
     from ..evaluation.result_rows import CALIBRATED
 
     names = {
@@ -138,8 +140,8 @@ def _meaning(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _keep(out: Path, inputs: Sequence[Path]) -> None:
-    """Refuse to write over what is read, or where nothing can be written."""
+    """Refuse to overwrite an input, or to write where nothing can be written."""
     check_file(out)
     for path in inputs:
         if out.resolve() == path.resolve():
-            raise ValueError(f"--out {out} is read, too: name another file to write.")
+            raise ValueError(f"--out {out} is also an input: name another file.")

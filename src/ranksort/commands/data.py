@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from .arguments import check_folder
+from .arguments import check_folder, default
 
 if TYPE_CHECKING:
     from ..data.layouts import Split
@@ -22,13 +22,13 @@ def check_data(
     verbose: bool = False,
     crowd: Literal["drop", "keep"] = "drop",
 ) -> None:
-    """Look for faults in a data set before training on it.
+    """Check a data set for faults before training on it.
 
     Args:
-        images: folder of the images; or, alone, a data set as `train` takes it by --data.root.
-        annotations: COCO annotation file of these images.
+        images: folder of the images; or, without annotations, a data set as for --data.root of `train`.
+        annotations: COCO annotation file of the images.
         verbose: list all faults, however many.
-        crowd: what to do with annotations marked as crowd, as by --data.crowd of `train`.
+        crowd: what to do with annotations marked as crowd, as for --data.crowd of `train`.
     """
     from ..data.check import check_data as run_check
     from ..data.coco import require_known
@@ -50,42 +50,51 @@ def check_data(
         val.require("evaluation", also=VALIDATION)
         require_known(val, [category for category in train.categories if category not in train.placeholders()])
     elif "train" in checks:
-        part_of(checks["train"].file, "val")  # raises where it cannot be divided
-        print("\n`train` divides this file by image into training and validation.")
+        part_of(checks["train"].file, "val")  # raises if it cannot be divided
+        print("\n`train` splits the images of this file into training and validation.")
 
 
 def _splits(root: Path) -> "dict[str, Split]":
-    """The annotation files of a data set and their images, as `train` finds them: of `train` and `val`, or one for both."""
+    """The annotation files of a data set and their images, as `train` finds them: one for `train` and one for `val`, or one for both."""
     from ..data.layouts import find_split
     from ..data.near import beside
 
     if not root.exists():
         raise FileNotFoundError(f"The folder {root} does not exist{beside(root)}.")
     if root.is_file():
-        raise ValueError(f"{root} is a file: name the folder of its images before it, or the folder of the data alone.")
+        raise ValueError(
+            f"{root} is a file: name the folder of its images before it, or only the folder of the data set."
+        )
     style = "lvis" if (root / "annotations" / "lvis_v1_train.json").is_file() else "coco"
     try:
         train = find_split(root, "train", style=style)
         return {"train": train} if train.part else {"train": train, "val": find_split(root, "val", style=style)}
     except (FileNotFoundError, ValueError) as error:
-        asked = " `check-data` takes it after the folder of its images." if "-annotations." in str(error) else ""
-        raise type(error)(f"{error}{asked}") from None
+        hint = " For `check-data`, name it after the folder of its images." if "-annotations." in str(error) else ""
+        raise type(error)(f"{error}{hint}") from None
 
 
 def import_data(
-    folder: Annotated[Path, Positional, arg(metavar="FOLDER")], /, out: Path, copy_images: bool = False
+    folder: Annotated[Path, Positional, arg(metavar="FOLDER")],
+    /,
+    out: Path,
+    copy_images: bool = False,
+    reader: Annotated[str | None, default("YOLO or VOC, as recognized")] = None,
 ) -> None:
-    """Write COCO annotations of a data set in the format of YOLO or PASCAL VOC.
+    """Convert a data set from YOLO, PASCAL VOC or your own format to COCO annotations.
 
     Args:
         folder: the data set, or its YAML file.
-        out: folder to write, which must not be there yet; it holds a link to the images.
-        copy_images: copy the images instead.
+        out: output folder, which must not exist yet; it links to the images.
+        copy_images: copy the images instead of linking to them.
+        reader: file.py:function that reads your own format.
     """
     from ..data.importers import import_data as run_import
+    from ..recipes.detectors import from_file
 
     check_folder(out)
-    dataset = run_import(folder, out, copy_images=copy_images)
+    read = from_file(reader, "reader") if reader else None
+    dataset = run_import(folder, out, copy_images=copy_images, read=read)
     print(dataset)
     if lacking := dataset.lacking():
         print(f"\nwrote {out}; it cannot be trained on: {lacking}")

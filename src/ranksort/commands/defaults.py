@@ -1,4 +1,4 @@
-"""The settings which the options of `train` and `test` start from."""
+"""The default settings of the options of `train` and `test`."""
 
 import itertools
 import json
@@ -9,18 +9,20 @@ from ..recipes.detectors import recorded
 from ..recipes.find import get_recipe
 from ..recipes.recipe import Recipe
 
-# What the learning rate and the warm-up of a recipe are multiplied by in training from --training.weights, see benchmarks/README.md.
+# Factors for a recipe's learning rate and warm-up when training starts from --training.weights; see benchmarks/README.md.
 FINE_TUNING_RATE = 0.5
 FINE_TUNING_WARMUP = 0.2
 
 
 def default_recipe(arguments: Sequence[str]) -> Recipe:
-    """The recipe which the options of `train` and `test` start from: a named one, that of a run, or that of a checkpoint."""
+    """The recipe with the defaults of `train` and `test`: a named one, or the recipe of a run or checkpoint."""
     command, source = [*arguments, "", ""][:2]
     if command not in ("train", "test") or (source.startswith("-") and {"-h", "--help"} & set(arguments)):
         return Recipe()
     if not source or source.startswith("-"):
-        raise ValueError(f"`ranksort {command}` needs a {'RECIPE' if command == 'train' else 'CHECKPOINT'} first")
+        raise ValueError(
+            f"`ranksort {command}` needs a {'RECIPE' if command == 'train' else 'CHECKPOINT'} as its first argument"
+        )
     if command == "test":
         from ..checkpoints import read_checkpoint
 
@@ -31,9 +33,9 @@ def default_recipe(arguments: Sequence[str]) -> Recipe:
     if resume and not run.is_dir():
         recipe.training.output = given.get("--training.output", recipe.training.output)
         named, recipe = recipe.model.detector, _recipe_of(latest_run(recipe))
-        if recorded(named) == recipe.model.detector:  # a recipe of the user's own names its detector again
+        if recorded(named) == recipe.model.detector:  # a user's own recipe names its detector again
             recipe.model.detector = named
-    # A run which is resumed keeps its sizes; what differs from them is refused.
+    # A resumed run keeps its sizes; different ones are refused.
     if not resume and "--model.min-size" in given:
         recipe.data.train_min_sizes = ()  # unless they are given, too
     if not resume and given.get("--training.weights") and not recipe.training.weights:
@@ -46,13 +48,13 @@ def default_recipe(arguments: Sequence[str]) -> Recipe:
 
 
 def moved_milestones(recipe: Recipe, epochs: int) -> tuple[int, ...]:
-    """The milestones for another number of epochs, in proportion; those which come to the end of the run or to another are left out."""
+    """The milestones scaled to another number of epochs; those that fall on the end of the run or on each other are dropped."""
     moved = {milestone * epochs // recipe.training.epochs for milestone in recipe.optimizer.milestones}
     return tuple(sorted(moved - {0, epochs}))
 
 
 def _options(arguments: Sequence[str]) -> dict[str, str]:
-    """The options that are given, as they are listed, and what follows them."""
+    """The given options by name, with their values."""
     named = ((*argument.partition("="), following) for argument, following in itertools.pairwise([*arguments, ""]))
     return {name.replace("_", "-"): value if equals else following for name, equals, value, following in named}
 
@@ -60,7 +62,7 @@ def _options(arguments: Sequence[str]) -> dict[str, str]:
 def _recipe_of(run: Path) -> Recipe:
     file = run / "recipe.json"
     if not file.is_file():
-        raise FileNotFoundError(f"{run} is no run folder: it has no recipe.json")
+        raise FileNotFoundError(f"{run} is not a run folder: it has no recipe.json")
     try:
         return Recipe.from_dict(json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, RecursionError) as error:
@@ -73,5 +75,5 @@ def latest_run(recipe: Recipe) -> Path:
         {file.parent.parent for name in ("last", "best") for file in folder.glob(f"*/checkpoints/{name}.ckpt")}
     )
     if not runs:
-        raise FileNotFoundError(f"there is no run to resume in {folder}: leave --resume out to begin one")
+        raise FileNotFoundError(f"there is no run to resume in {folder}: leave out --resume to start one")
     return runs[-1]

@@ -9,7 +9,7 @@ from tyro.conf import arg
 from ..words import listed
 from .arguments import CheckpointPath
 
-_EXAMPLES = 12  # most that are shown
+_EXAMPLES = 12  # shown at most
 
 
 def demo(
@@ -23,17 +23,17 @@ def demo(
     device: str = "",
     detector: Annotated[str, arg(name="model.detector", aliases=["--detector"])] = "",
 ) -> None:
-    """Show what a model finds on a page in the browser: images to drop, thresholds and classes to move.
+    """Try a model in the browser: drop images on a page and change thresholds and classes.
 
     Args:
         checkpoint: a run folder, .ckpt or .safetensors.
-        examples: images, or folders of such, to choose from on the page; by default validation images of the run.
-        host: this machine alone sees the page; 0.0.0.0 shows it to everyone who reaches it.
-        port: 0: the first that is free from 7860 on.
-        upload_limit: of a file, in MB.
-        open_browser: open the page there.
-        device: such as cpu, cuda:1 or mps; by default what there is.
-        detector: file.py:Class, where the checkpoint was trained with a detector of your own; its file is run.
+        examples: images or image folders to choose from on the page; by default validation images of the run.
+        host: address to listen on; the default serves this machine only, 0.0.0.0 everyone who can reach it.
+        port: port to listen on; 0: the first free one from 7860 on.
+        upload_limit: largest file to upload, in MB.
+        open_browser: open the page in a browser.
+        device: such as cpu, cuda:1 or mps; by default an accelerator if there is one.
+        detector: file.py:Class, if the checkpoint was trained with your own detector; the file is executed.
     """
     from ..checkpoints import load_model, read_checkpoint
     from ..device import usable_device
@@ -62,7 +62,7 @@ def demo(
 
 
 def _validation_images(data: Any) -> list[Path]:
-    """The first images that a run is evaluated on, where they are still there."""
+    """The first validation images of a run, if they still exist."""
     from ..data.coco import CocoDataset
     from ..data.layouts import find_split
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def test_command(defaults: Recipe) -> Callable[..., None]:
-    """Makes the command `test`, whose options have the settings of a checkpoint's recipe as defaults."""
+    """Make the command `test`, whose options default to the settings of a checkpoint's recipe."""
 
     def test(
         checkpoint: CheckpointPath,
@@ -43,11 +43,11 @@ def test_command(defaults: Recipe) -> Callable[..., None]:
 
         Args:
             checkpoint: a run folder, .ckpt or .safetensors.
-            out: folder for the report, with pictures, calibrations of the scores, and the detections as COCO results and CSV.
-            overwrite: replace a report that is in the folder already.
-            scores: as of predict; raw ones are what new calibrations are fitted to.
-            calibration: as of predict.
-            score_threshold: as of predict: evaluate what scores so high alone; with precision and recall at these thresholds.
+            out: folder for the report, with pictures, score calibrations, and the detections as COCO results and CSV.
+            overwrite: replace an existing report in the folder.
+            scores: see predict; new calibrations are fitted to raw scores only.
+            calibration: see predict.
+            score_threshold: see predict; evaluate only detections above it, and report precision and recall there.
         """
         from ..checkpoints import read_checkpoint
         from ..engine import test as run_test
@@ -83,17 +83,17 @@ def evaluate(
     out: Annotated[Path | None, default("no report is written")] = None,
     overwrite: bool = False,
 ) -> None:
-    """AP and oLRP of detections from any model, with 95 % intervals, what its errors are, and what its scores are worth.
+    """Evaluate detections from any model: AP and oLRP with 95 % intervals, kinds of errors, calibration of the scores.
 
     Args:
         ground_truth: COCO or LVIS annotations, a JSON file.
-        detections: COCO results, a JSON file, such as the results_bbox.json which test and predict write.
+        detections: COCO results, a JSON file such as results_bbox.json of test and predict.
         iou_type: compare boxes or masks.
-        style: whose rules.
-        max_detections: how many detections, 1 or more, count of each class in an image (coco) or of an image (lvis).
-        images: folder of the images, for pictures in the report.
+        style: evaluation rules of COCO or LVIS.
+        max_detections: how many detections count per class and image (coco) or per image (lvis).
+        images: folder of the images, for the pictures in the report.
         out: folder for the report.
-        overwrite: replace a report that is in the folder already.
+        overwrite: replace an existing report in the folder.
     """
     from ..evaluation import evaluate_detections
     from ..evaluation.calibration_summary import remove_calibrations
@@ -103,7 +103,7 @@ def evaluate(
         check_folder(out)
         keep_report(out, overwrite)
     elif images:
-        raise ValueError("--images is for the pictures of the report: name a folder for it, by --out.")
+        raise ValueError("--images is for the pictures of the report: name a folder for the report with --out.")
     result = evaluate_detections(ground_truth, detections, iou_type, style, max_detections)
     print(result.text())
     if out:
@@ -127,17 +127,17 @@ def _pictures(images: Path, ground_truth: Path, result: "Report") -> list[dict[s
 
 
 def keep_report(folder: Path, overwrite: bool) -> None:
-    """Refuse to write over a report, whose numbers may be worth hours, unless told to."""
+    """Refuse to overwrite a report, which may be the result of hours, unless told to."""
     if (folder / "report.json").exists() and not overwrite:
-        raise ValueError(f"there is a report in {folder} already: name another folder, or replace it by --overwrite.")
+        raise ValueError(f"{folder} already holds a report: name another folder, or replace it with --overwrite.")
 
 
 def report(runs: Annotated[list[Path], Positional, arg(metavar="RUN")], /, out: Path = Path("comparison.html")) -> None:
-    """Compare runs: a page with their numbers, classes and curves side by side, and how much better than the first the others are.
+    """Compare runs: a page with numbers, classes and curves side by side, and how much better each run is than the first.
 
     Args:
-        runs: run folders, or folders which test or evaluate wrote a report to.
-        out: the HTML file to write.
+        runs: run folders, or report folders of test or evaluate.
+        out: output HTML file.
     """
     from ..evaluation.page import compare_reports, save_page
 

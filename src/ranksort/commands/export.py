@@ -19,18 +19,18 @@ def export(
     overwrite: bool = False,
     detector: Annotated[str, arg(name="model.detector", aliases=["--detector"])] = "",
 ) -> None:
-    """Write a trained detector as an ONNX file: from the pixels of an image of any size to its detections.
+    """Export a trained detector to ONNX, from the pixels of an image of any size to its detections.
 
-    Such a file runs without PyTorch: `ranksort predict model.onnx IMAGE... --out DIR`.
+    The file runs without PyTorch: `ranksort predict model.onnx IMAGE... --out DIR`.
 
     Args:
         checkpoint: a run folder, .ckpt or .safetensors.
-        out: the file to write.
-        calibration: what `ranksort calibrate` wrote for this model, to go along; by default what the run's report or the checkpoint has.
-        images: to compare ONNX Runtime with PyTorch on, the first three of them; by default drawn ones.
-        verify: compare the two, and write no file where they differ.
-        overwrite: replace a file which is there.
-        detector: file.py:Class, where the checkpoint was trained with a detector of your own; its file is run.
+        out: output file.
+        calibration: file of `ranksort calibrate` for this model, to include; by default the one in the run's report or the checkpoint.
+        images: images to compare ONNX Runtime with PyTorch on (the first three are used); by default drawn ones.
+        verify: compare the two, and write no file if they differ.
+        overwrite: replace an existing file.
+        detector: file.py:Class, if the checkpoint was trained with your own detector; the file is executed.
     """
     for package in ("onnx", "onnxscript", *(["onnxruntime"] if verify else [])):
         _require(package)

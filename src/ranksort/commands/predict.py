@@ -27,12 +27,12 @@ def predict(
     images: Annotated[list[Path], Positional, arg(metavar="IMAGE|FOLDER|VIDEO", help_behavior_hint="(required)")],
     /,
     out: Path,
-    score_threshold: Annotated[ThresholdText, default("lrp where the run has a report, else 0.3")] = None,
+    score_threshold: Annotated[ThresholdText, default("lrp if the run has a report, else 0.3")] = None,
     scores: Scores = "raw",
     calibration: CalibrationPath = None,
-    device: Annotated[str, default("an accelerator where there is one, else cpu")] = "",
+    device: Annotated[str, default("an accelerator if there is one, else cpu")] = "",
     batch_size: Annotated[int | None, default("1 on a CPU, else 8")] = None,
-    tile: Annotated[int | None, default("the image as a whole")] = None,
+    tile: Annotated[int | None, default("the whole image at once")] = None,
     overlap: float = 0.2,
     every: int = 1,
     annotations: Annotated[Path | None, default("image ids 1, 2, ... in the order of the files")] = None,
@@ -41,24 +41,24 @@ def predict(
         str, arg(name="model.detector", aliases=["--detector"], help_behavior_hint="(default: the checkpoint's)")
     ] = "",
 ) -> None:
-    """Detect objects in images and videos: pictures with boxes, COCO results and CSV.
+    """Detect objects in images and videos, and write pictures with boxes, COCO results and CSV.
 
     Args:
-        checkpoint: a run folder, .ckpt or .safetensors; or an .onnx file of `ranksort export`.
-        images: image and video files, folders in depth, .txt files with a path a line, and patterns such as "photos/*.jpg".
+        checkpoint: a run folder, .ckpt or .safetensors; or an .onnx file from `ranksort export`.
+        images: image and video files, folders (searched recursively), .txt files with one path per line, and patterns like "photos/*.jpg".
         out: folder for the results.
-        score_threshold: least score of a detection: a number; or of each class that which by the run's report is best by oLRP
-            (lrp), or reaches a precision or a recall (precision:.9, recall:.8).
-        scores: as the model gives them; calibrated: the IoU to expect of a detection; precision: the probability that it is .5 or more.
-        calibration: file for these; by default that of the run's report or the checkpoint.
+        score_threshold: minimum score of a detection: a number; or, for each class, the threshold that has the best oLRP in the
+            run's report (lrp) or reaches a precision or recall there (precision:.9, recall:.8).
+        scores: raw: the model's own; calibrated: the expected IoU of a detection; precision: the probability of an IoU of .5 or more.
+        calibration: calibration file for these; by default the one in the run's report or the checkpoint.
         device: such as cpu, cuda:1 or mps.
-        batch_size: images or tiles at once, fewer where they do not fit into memory.
-        tile: look at squares of this many pixels of the image one by one, for objects that are small in large images.
-        overlap: of neighbouring tiles, as a share of their side.
-        every: look at every n-th frame of videos.
-        annotations: COCO file whose image ids the results get, by the names of the files, so that they can be evaluated on it.
+        batch_size: images or tiles per batch; fewer if they do not fit into memory.
+        tile: side in pixels of square tiles to detect on one by one, for small objects in large images.
+        overlap: overlap of neighbouring tiles, as a fraction of their side.
+        every: detect in every n-th frame of videos.
+        annotations: COCO file from which the results take their image ids, by file name, so that they can be evaluated on it.
         pictures: draw the detections.
-        detector: file.py:Class, where the checkpoint was trained with a detector of your own; its file is run.
+        detector: file.py:Class, if the checkpoint was trained with your own detector; the file is executed.
     """
     from PIL import Image
 
@@ -73,14 +73,16 @@ def predict(
     check_folder(out)
     if (out / RESULTS).exists():
         raise ValueError(
-            f"{out} holds the results of an earlier prediction: name another folder by --out, or delete it"
+            f"{out} already holds results of an earlier prediction: name another folder with --out, or delete it"
         )
-    if tile:  # which is for images of more pixels than Pillow reads unasked
+    if tile:  # tiles are for images with more pixels than Pillow opens by default
         Image.MAX_IMAGE_PIXELS = None
-    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # half as many; they are read
+    warnings.filterwarnings(
+        "ignore", category=Image.DecompressionBombWarning
+    )  # from half as many pixels on; such images are read
     files, passed_over = find_images(images, out)
     if passed_over:
-        print(f"passed over: {passed_over}")
+        print(f"skipped: {passed_over}")
     if not files:
         raise ValueError(
             f"there are no images in {', '.join(map(str, images)) or 'the arguments'}: name files or folders"
@@ -103,10 +105,10 @@ def predict(
         found = zip(files, read_image_ids(annotations, files, trained.categories), strict=True)
         known = {file: id for file, id in found if id is not None}
         if unknown := [str(file) for file in files if file not in known]:
-            message = f"{counted(len(unknown), 'image')} that {annotations} does not have: {listed(unknown)}"
+            message = f"{counted(len(unknown), 'image')} not listed in {annotations}: {listed(unknown)}"
             if not known:
-                raise ValueError(f"there is nothing but {message}")
-            print(f"passed over: {message}")
+                raise ValueError(f"there is nothing to detect in: {message}")
+            print(f"skipped: {message}")
         files, image_ids = list(known), known.values()
     print(f"detections {predictor.threshold_text()}")
     for remark in predictor.remarks if score_threshold else ():
@@ -119,7 +121,7 @@ def predict(
 def _thresholds(
     checkpoint: Path, trained: "Checkpoint", calibration: Path | None, is_needed: bool
 ) -> "ModelThresholds | None":
-    """What reaches which precision, recall and LRP error; None where there is nothing and none are needed."""
+    """The score thresholds that reach each precision, recall and LRP error; None if there are none and none are needed."""
     from ..evaluation.model_scores import find_thresholds
 
     try:

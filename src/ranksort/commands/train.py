@@ -24,42 +24,42 @@ from .defaults import latest_run, moved_milestones
 def quickstart(
     out: Path = Path("quickstart"), recipe: str = "ranksort_atss_lite0_small", epochs: int = 4, workers: int = 2
 ) -> None:
-    """Make a small data set, train a detector on it in minutes, and look at what it finds.
+    """Make a small data set, train a detector on it in minutes, and report what it finds.
 
     Args:
         out: folder for the data set, the run and its report.
-        recipe: what to train: a recipe which ends in _small, or file.py:function for one of your own.
+        recipe: a recipe whose name ends in _small, or file.py:function for your own.
         epochs: passes over the 400 training images.
-        workers: processes which load images.
+        workers: number of processes that load images.
     """
     from ..data.synthetic import write_synthetic_dataset
 
     if recipe in recipe_functions() and not recipe.endswith("_small"):
         small = " or ".join(name for name in recipe_functions() if name.endswith("_small"))
-        raise ValueError(f"{recipe} is made for COCO on GPUs, quickstart for minutes on a CPU: choose {small}")
+        raise ValueError(f"{recipe} is for COCO on GPUs, but quickstart is for minutes on a CPU: choose {small}")
     check_folder(out)
     chosen = get_recipe(recipe)
     print(f"writing 500 images to {out / 'data'} ...", flush=True)
     root = write_synthetic_dataset(out / "data")
     chosen.data.root, chosen.data.workers = str(root), workers
-    chosen.model.min_size, chosen.model.max_size = 256, 384  # as large as the images are
+    chosen.model.min_size, chosen.model.max_size = 256, 384  # the size of the images
     chosen.data.train_min_sizes = ()
     chosen.optimizer.milestones = moved_milestones(chosen, epochs)
     chosen.training.output, chosen.training.epochs = str(out / "runs"), epochs
     run = _train(chosen, resume=False)
     print(
-        f"\nThe data are in {root}, checkpoints and training curves in {run}.\n"
+        f"\nThe data set is in {root}, checkpoints and training curves are in {run}.\n"
         "Next:\n"
         f"  look at           {run / 'report' / 'index.html'}\n"
         f"  detect            ranksort predict {_quoted(run)} {_quoted(root / 'images')} --out {_quoted(out / 'predictions')}\n"
         "  check your data   ranksort check-data DIR\n"
-        f"  train on them     ranksort train {shlex.quote(recipe)} --data.root DIR\n"
-        "where DIR is a COCO data set, or a COCO export of Roboflow, CVAT, Label Studio, ...; for YOLO and VOC: ranksort import-data."
+        f"  train on it       ranksort train {shlex.quote(recipe)} --data.root DIR\n"
+        "where DIR is a COCO data set or a COCO export from Roboflow, CVAT, Label Studio, ... For YOLO and VOC: ranksort import-data."
     )
 
 
 def train_command(defaults: Recipe) -> Callable[..., None]:
-    """Makes the command `train`, whose options have the settings of a recipe as defaults."""
+    """Make the command `train`, whose options default to the settings of a recipe."""
 
     def train(
         recipe: RecipeName,
@@ -74,8 +74,8 @@ def train_command(defaults: Recipe) -> Callable[..., None]:
         """Train a detector. `ranksort train RECIPE --help` shows the recipe's settings as defaults.
 
         Args:
-            recipe: a recipe's name, file.py:function for one of your own, or a run folder for its settings.
-            resume: continue that run folder, or the latest run of that recipe, with its settings.
+            recipe: name of a recipe, file.py:function for your own, or a run folder to use its settings.
+            resume: continue the run in that folder, or the latest run of that recipe, with its settings.
         """
         run = Path(recipe) if Path(recipe).is_dir() else None
         _train(Recipe(defaults.name, data, model, optimizer, training, evaluation), resume, run)
@@ -84,15 +84,15 @@ def train_command(defaults: Recipe) -> Callable[..., None]:
 
 
 def _train(recipe: Recipe, resume: bool, run: Path | None = None) -> Path:
-    """Trains in a new run folder, or resumes, and prints the report. Returns the run folder."""
+    """Train in a new run folder, or resume, and print the report. Returns the run folder."""
     from ..engine import train as run_training
 
     folder, now = Path(recipe.training.output) / recipe.name, time.strftime(TIME)
     names = itertools.chain([now], (f"{now}-{number}" for number in itertools.count(2)))
     new = next(folder / name for name in names if not (folder / name).exists())
-    if not resume and (begun := _queued_again(folder)):
-        print(f"continuing {begun}, which this SLURM job began before it was queued again")
-        resume, run = True, begun
+    if not resume and (started := _queued_again(folder)):
+        print(f"continuing {started}, which this SLURM job started before it was requeued")
+        resume, run = True, started
     run = (run or latest_run(recipe)) if resume else new
     run_training(recipe, run, resume=resume)
     return run
@@ -103,8 +103,8 @@ def _quoted(path: Path) -> str:
 
 
 def _queued_again(folder: Path) -> Path | None:
-    """The run in that folder which this SLURM job has begun, where it has been queued again."""
+    """The run in that folder that this SLURM job started, if the job has been requeued."""
     if os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
         return None
-    begun = [f.parent for f in sorted(folder.glob("*/slurm_job")) if f.read_text(encoding="utf-8") == slurm_job()]
-    return next((run for run in reversed(begun) if any(run.glob("checkpoints/*.ckpt"))), None)
+    started = [f.parent for f in sorted(folder.glob("*/slurm_job")) if f.read_text(encoding="utf-8") == slurm_job()]
+    return next((run for run in reversed(started) if any(run.glob("checkpoints/*.ckpt"))), None)

@@ -18,13 +18,13 @@ def convert(
     out: Path,
     annotations: Path | None = None,
 ) -> None:
-    """Take weights published with the paper, or of mmdetection 3, to a .safetensors file of this package; or ours to mmdetection 3.
+    """Convert the authors' weights, or those of mmdetection 3, to .safetensors; or ours to mmdetection 3.
 
     Args:
-        weights: a .pth file from elsewhere; or a run folder, .ckpt or .safetensors.
-        recipe: the recipe of a model from elsewhere; ours know theirs.
-        out: the file to write: .safetensors, or .pth for mmdetection 3.
-        annotations: annotation file which names the classes; by default those that the file names, or COCO's.
+        weights: a .pth file of the authors or mmdetection; or a run folder, .ckpt or .safetensors.
+        recipe: recipe of a .pth file; the other kinds know theirs.
+        out: output file: .safetensors, or .pth for mmdetection 3.
+        annotations: annotation file with the class names; by default those in the weights file, or COCO's.
     """
     from ..checkpoints import read_checkpoint, read_foreign, save_mmdetection, save_model
     from ..data.coco_file import read_coco_file
@@ -34,11 +34,13 @@ def convert(
     check_file(out)
     is_ours = weights.is_dir() or weights.suffix in (".ckpt", ".safetensors")
     if is_ours and recipe:
-        raise ValueError(f"{weights} knows its recipe: leave {recipe} out")
+        raise ValueError(f"{weights} contains its recipe: leave out {recipe}")
     if not is_ours and not recipe:
         raise ValueError(f"name the recipe of {weights} after it: `ranksort recipes` lists them")
     if not is_ours and out.suffix == ".pth":
-        raise ValueError(f"only models of ranksort are written for mmdetection; take {weights} to a .safetensors first")
+        raise ValueError(
+            f"only ranksort models can be converted for mmdetection: convert {weights} to .safetensors first"
+        )
     chosen = None if is_ours else get_recipe(recipe)
     categories = []
     if annotations:
@@ -50,7 +52,7 @@ def convert(
     count = checkpoint.recipe.model.num_classes if chosen else len(checkpoint.categories)
     if len(checkpoint.categories) != count:
         raise ValueError(
-            f"{weights} has {count} classes, not {len(checkpoint.categories)}: name them by --annotations FILE.json, "
+            f"{weights} has {count} classes, not {len(checkpoint.categories)}: name them with --annotations FILE.json, "
             "such as lvis_v1_val.json"
         )
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Everything that is wrong with a data set, before a run finds it."""
+"""Find everything that is wrong with a data set before training does."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ from .white import find_white
 
 
 class ClassCount(NamedTuple):
-    """How often a class occurs: its single objects, and the images that hold one."""
+    """How often a class occurs: its objects without crowds, and the images that have one."""
 
     id: Id
     name: str
@@ -32,18 +32,18 @@ class ClassCount(NamedTuple):
 
 @dataclass(frozen=True)
 class DataCheck:
-    """What a data set holds, counted without what is malformed, and all of its faults."""
+    """The contents of a data set, not counting malformed entries, and all of its faults."""
 
     images_path: Path
     annotations_path: Path
     images: int
     annotations: int  # crowds included
     crowds: int
-    images_without_objects: int  # without any annotation but crowds
+    images_without_objects: int  # without annotations other than crowds
     sizes: dict[str, int]  # objects small, medium and large by COCO's limits, 32^2 and 96^2 square pixels
     classes: list[ClassCount]  # in the order of the labels
     untrained: dict[tuple[str, str], list[Id]]
-    """ids of what is no fault, but not trained on either, by its noun and what is to be said of it"""
+    """ids of what is not a fault but is not trained on either, by noun and description"""
     has_masks: bool  # whether any object has a segmentation
     file: CocoFile
 
@@ -53,11 +53,11 @@ class DataCheck:
 
     @property
     def is_usable(self) -> bool:
-        """Whether training a detector of boxes accepts the data."""
+        """Whether training a box detector accepts the data."""
         return not self.file.refusals("boxes")
 
     def verdicts(self) -> dict[Use, str]:
-        """Whether each use accepts the data, in words."""
+        """For each use, whether the data is accepted, in words."""
         result: dict[Use, str] = {}
         for use in USES:
             refusals = self.file.refusals(use)
@@ -75,7 +75,7 @@ class DataCheck:
         return self.text(faults_per_kind=20)
 
     def text(self, faults_per_kind: int | None = None) -> str:
-        """A report to read, with so many faults of each kind written out; None: all of them."""
+        """The report, listing up to `faults_per_kind` faults of each kind; None: all of them."""
         sizes = ", ".join(f"{count} {size}" for size, count in self.sizes.items())
         name_width = max([len(entry.name) for entry in self.classes] + [5])
         lines = [
@@ -87,9 +87,9 @@ class DataCheck:
             *(f"{c.name:{name_width}} {c.id:>7} {c.objects:>8} {c.images:>8}" for c in self.classes),
             "",
         ]
-        for (noun, more_of_it), ids in self.untrained.items():
+        for (noun, description), ids in self.untrained.items():
             shown = listed(ids, faults_per_kind)
-            lines += [f"training leaves out {counted(len(ids), noun)}{more_of_it}: {shown}"] if ids else []
+            lines += [f"training leaves out {counted(len(ids), noun)}{description}: {shown}"] if ids else []
         for fault in self.faults:
             shown_lines = fault.lines[:faults_per_kind]
             lines.append(f"{fault.kind} ({len(fault.lines)}; {_in_words(fault)})")
@@ -127,15 +127,28 @@ def _in_words(fault: Fault) -> str:
 
 
 def check_data(images: Path, annotations: Path, *, keep_crowds: bool = False) -> DataCheck:
-    """Check an annotation file in full, and decode every image.
+    """Check an annotation file completely, and decode every image.
 
     Args:
-        images: the folder of the images.
-        annotations: the COCO annotation file.
-        keep_crowds: take annotations marked as crowd for single objects.
+        images: folder of the images.
+        annotations: COCO annotation file.
+        keep_crowds: treat annotations marked as crowd as objects.
 
     Raises:
-        FileNotFoundError: the folder or the file does not exist. Whatever else is wrong becomes a fault.
+        FileNotFoundError: the folder or the file does not exist. Everything else that is wrong is reported as a fault.
+
+    Examples:
+        >>> import json, tempfile
+        >>> from pathlib import Path
+        >>> from ranksort.data.check import check_data
+        >>> truth = {"images": [{"id": 1, "file_name": "a.jpg", "width": 64, "height": 64}], "categories": [{"id": 1, "name": "cat"}]}
+        >>> truth["annotations"] = [{"id": 1, "image_id": 2, "category_id": 1, "bbox": [0, 0, 9, 9]}]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder) / "truth.json"
+        ...     _ = file.write_text(json.dumps(truth))
+        ...     check = check_data(Path(folder), file)
+        >>> [fault.kind for fault in check.faults], check.is_usable
+        (['unknown image', 'missing image'], False)
     """
     require_folder(images)
     file = read_coco_file(annotations, segmentations=True, pixels=True, keep_crowds=keep_crowds)
@@ -179,7 +192,7 @@ def _is_given(segmentation: bytes) -> bool:
 
 
 def _check_images(file: CocoFile, folder: ImageFolder) -> None:
-    """Decode all images, and add what is wrong with them to the faults of their file."""
+    """Decode all images, and add their faults to those of the annotation file."""
     images = file.images
     faults: dict[str, list[str]] = defaultdict(list)
     renamed: list[tuple[str, Path]] = []
@@ -208,14 +221,14 @@ def _check_images(file: CocoFile, folder: ImageFolder) -> None:
                 renamed.append((images.file_name(n), path))
     if renamed:
         (name, path), count = renamed[0], len(renamed)
-        line = f"{count} of {len(images)} images are not where the file says, but found, such as {name} in {path}"
+        line = f"{count} of {len(images)} images are not where the file says but were found elsewhere, such as {name} in {path}"
         faults["found under another name"].append(line)
     for kind, lines in faults.items():
         file.add(kind, lines)
 
 
 def _white(folder: ImageFolder, numbers: np.ndarray) -> float:
-    """What is white in the images of a data set, as training finds it; 0 where it finds none."""
+    """The value of white in the images of a data set, as training derives it; 0 if there is none."""
     paths = []
     for n in numbers.tolist():
         with contextlib.suppress(FileNotFoundError):
@@ -226,7 +239,7 @@ def _white(folder: ImageFolder, numbers: np.ndarray) -> float:
 
 
 def _image_faults(path: Path, width: int, height: int, white: float) -> list[tuple[str, str]]:
-    """Kinds of faults of an image file, and the particulars."""
+    """The faults of an image file: kind and message."""
     kind = "unreadable image"
     try:
         picture = read_image(path)
@@ -240,8 +253,8 @@ def _image_faults(path: Path, width: int, height: int, white: float) -> list[tup
         faults.append(
             (
                 "turned by EXIF",
-                f"is turned as its EXIF orientation {orientation} says, which leaves its size as it is: what was annotated on "
-                f"the stored pixels does not fit ({path})",
+                f"is rotated by its EXIF orientation {orientation} without a change of size: annotations made on "
+                f"the stored pixels do not fit ({path})",
             )
         )
     if problem := darkness(picture, white):

@@ -1,4 +1,4 @@
-"""What can be wrong with a COCO file, and what it means for each use of the file."""
+"""The faults that a COCO file can have, and the consequence of each for every use of the file."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ USES: dict[Use, str] = {
     "mask_evaluation": "evaluation of masks",
 }
 Consequence = Literal["refused", "left out", "kept"]
-"""The file is refused; the object, image or mask is left out; it is taken as it is, or as the message says."""
+"""The file is refused; the object, image or mask is left out; or it is used as it is, or as the message says."""
 
 
 class Consequences(NamedTuple):
-    """What becomes of a fault where the file is used to train detectors of boxes or masks, or to evaluate these."""
+    """The consequences of a fault when the file is used for training or evaluation, of boxes or masks."""
 
     boxes: Consequence
     masks: Consequence
@@ -80,11 +80,11 @@ CONSEQUENCES: dict[str, Consequences] = {
 """Every kind of fault."""
 
 VALIDATION = ("bad file name", "bad image size", "bad box", "missing image", "unreadable image", "wrong image size")
-"""Faults for which `test` and the validation of a run refuse a file, too: other than `evaluate` they open the images."""
+"""Faults for which `test` and the validation of a run also refuse a file: unlike `evaluate`, they open the images."""
 
 
 class Lines(Sequence[str]):
-    """Sentences about some rows, made when they are read: there can be as many as there are annotations."""
+    """Sentences about some rows, built when read: there can be as many as there are annotations."""
 
     def __init__(self, rows: "Sequence[int] | np.ndarray", describe: Callable[[int], str]) -> None:
         self.rows, self.describe = rows, describe
@@ -114,5 +114,5 @@ class Fault:
         return CONSEQUENCES[self.kind]
 
     def consequence(self, use: Use) -> Consequence:
-        """What it means for one use of the file."""
+        """The consequence for one use of the file."""
         return getattr(self.consequences, use)

@@ -1,4 +1,4 @@
-"""What becomes of losses and gradients that are NaN or infinite."""
+"""Handling of losses and gradients that are NaN or infinite."""
 
 import contextlib
 import json
@@ -20,9 +20,9 @@ from ..words import listed
 if TYPE_CHECKING:
     from .module import DetectorModule
 
-_MOST_SKIPPED = 10  # steps in a row, after which it is not the batches' fault
-_ADVICE = "Begin again with a lower --optimizer.lr, a --optimizer.clip-norm, or --training.precision 32-true"
-_MOST_KEPT = 20  # batches on the disk, of each process
+_MOST_SKIPPED = 10  # consecutive steps, after which the batches are not to blame
+_ADVICE = "Start again with a lower --optimizer.lr, with --optimizer.clip-norm, or with --training.precision 32-true"
+_MOST_KEPT = 20  # batches saved by each process
 
 
 class Diverged(ValueError):
@@ -31,29 +31,29 @@ class Diverged(ValueError):
 
 @dataclass
 class _Step:
-    """What has to be known of a step if it turns out not to be finite."""
+    """What has to be known about a step if it turns out not to be finite."""
 
     batch: Batch
     index: int  # of the batch in its epoch
     epoch: int  # from 0
-    number: int  # of the step of the optimiser in the run, from 1
-    seed: int  # of all that was drawn in it
+    number: int  # of the optimiser step in the run, from 1
+    seed: int  # of all random draws in it
     losses: dict[str, Tensor] = field(default_factory=dict)  # of this process
-    reason: str = ""  # what a loss raised
-    finite_loss: Tensor | None = None  # bool, of the mean of all processes
+    reason: str = ""  # message of the error that a loss raised
+    finite_loss: Tensor | None = None  # bool, for the mean over all processes
     finite_gradient: Tensor | None = None  # bool; the same on all processes
-    ready: Any = None  # when these have come from the device
+    ready: Any = None  # CUDA event: both have been copied from the device
     is_bad: bool = False
 
 
 class Guard:
-    """Watches the numbers of a run.
+    """Watch for numbers that are not finite in a run.
 
-    Where training stops at the first that is not finite, on CUDA the host learns of it a step later, so that no step waits for the device;
-    until then nothing is saved. Where such batches are skipped, or on other devices, it is known before the weights change.
+    If training stops at the first of them, the host on CUDA learns of it one step later, so that no step waits for the device; until then
+    nothing is saved. If such batches are skipped, and on other devices, it is known before the weights change.
 
     Args:
-        module: the run's.
+        module: the module of the run.
     """
 
     def __init__(self, module: "DetectorModule") -> None:
@@ -63,33 +63,33 @@ class Guard:
         self.previous: _Step | None = None
         self.buffers: list[Tensor] = []
         self.in_a_row, self.kept = 0, 0
-        self.used = 0  # batches whose gradients the next step of the optimiser takes
+        self.used = 0  # batches whose gradients the next optimiser step uses
 
     @property
     def _waits(self) -> bool:
-        """Whether the host waits for the device to know at once."""
+        """Whether the host waits for the device, to know immediately."""
         return self.skips or self.module.device.type != "cuda"
 
     def begin(self, batch: Batch, index: int, seed: int) -> None:
-        """Before a batch."""
+        """Call before each batch."""
         self.previous = None if self._waits else self.step
         if self.step is None or not self.step.is_bad:
             self.in_a_row = 0
         number = self.module.trainer.global_step + 1
         self.step = _Step(batch, index, self.module.current_epoch, number, seed)
-        if self.skips:  # a batch norm takes what is not finite into its statistics
+        if self.skips:  # batch norms take non-finite values into their statistics
             self.buffers = [buffer.clone() for buffer in self.module.model.buffers()]
 
     def look_at(self, losses: dict[str, Tensor], means: Tensor, reason: str = "") -> bool:
-        """After the forward pass: whether the batch is used.
+        """Call after the forward pass; returns whether to use the batch.
 
         Args:
-            losses: of this process, by name; empty where one could not be computed.
-            means: losses as means of all processes.
-            reason: what was raised then.
+            losses: of this process, by name; empty if one could not be computed.
+            means: losses averaged over all processes.
+            reason: the error message in that case.
 
         Raises:
-            Diverged: on the first process, where the run is to stop; the others end.
+            Diverged: on the first process, if the run has to stop; the others exit.
         """
         step = self.step
         assert step is not None
@@ -98,24 +98,24 @@ class Guard:
         self.judge_previous()
         is_used = not self._waits or self._judge(step)
         if not is_used:
-            step.finite_loss = None  # is dealt with; batches before it may have left a gradient
+            step.finite_loss = None  # done; accumulated batches before it may have left a gradient
         self.used += is_used
         return is_used
 
     def judge_previous(self) -> None:
-        """Look at the step before this one, where that is not done.
+        """Look at the previous step, if that has not been done.
 
         Raises:
-            Diverged: as `look_at`.
+            Diverged: as for `look_at`.
         """
         previous, self.previous = self.previous, None
         if previous is not None:
             self._judge(previous)
 
     def look_at_gradients(self, parameters: list[nn.Parameter]) -> None:
-        """Before a step of the optimiser, which is left out where gradients are not finite, or where no batch is used.
+        """Call before each optimiser step, which is skipped if gradients are not finite or no batch is used.
 
-        All processes have the same gradients. With `16-mixed` the scale of the loss is found by those that overflow.
+        All processes have the same gradients. With `16-mixed`, overflows are expected: the loss scale is adjusted by them.
 
         Raises:
             Diverged: as `look_at`.
@@ -133,13 +133,13 @@ class Guard:
                 parameter.grad = None
 
     def unnamed(self, reason: str) -> Diverged:
-        """What to raise where the first batch of all has no loss, so that not even the names of losses are known."""
+        """The error to raise if the very first batch has no loss, so that not even the names of the losses are known."""
         assert self.step is not None
         self.step.reason = reason
         return Diverged(f"{self._describe(self.step, 'the loss is not finite')}. {_ADVICE}")
 
     def settle(self) -> None:
-        """Look at what is not known yet, and at the weights; before they are saved.
+        """Look at pending results and at the weights, before these are saved.
 
         Raises:
             Diverged: as `look_at`.
@@ -156,7 +156,7 @@ class Guard:
             self._stop([f"the weights are not finite after step {self.module.trainer.global_step}"])
 
     def _expect(self, step: _Step, finite: Tensor) -> Tensor:
-        """The same on the host, sooner or later."""
+        """Copy `finite` to the host, without waiting for it."""
         if finite.device.type != "cuda" or self._waits:
             return finite
         finite = finite.to("cpu", non_blocking=True)
@@ -165,7 +165,7 @@ class Guard:
         return finite
 
     def _judge(self, step: _Step) -> bool:
-        """Whether a step was finite on all processes, which all call this."""
+        """Whether a step was finite on all processes; all of them have to call this."""
         if step.ready is not None:
             step.ready.synchronize()
         by_loss = step.finite_loss is None or bool(step.finite_loss)
@@ -173,7 +173,7 @@ class Guard:
             return True
         step.is_bad = True
         is_own = by_loss or bool(step.reason) or not _are_finite(step.losses)
-        what = "the gradient is not finite, though the loss is," if by_loss else "the loss is not finite"
+        what = "the gradient is not finite, although the loss is," if by_loss else "the loss is not finite"
         own = [self._describe(step, what)] if is_own else []
         sentences = own
         if self.module.trainer.world_size > 1:
@@ -184,7 +184,7 @@ class Guard:
         if not self.skips:
             self._stop(sentences)
         if self.in_a_row >= _MOST_SKIPPED:
-            self._stop([*sentences[:1], f"nor were {_MOST_SKIPPED - 1} steps before it"])
+            self._stop([*sentences[:1], f"as in the {_MOST_SKIPPED - 1} steps before it"])
         for buffer, before in zip(self.module.model.buffers(), self.buffers, strict=True):
             buffer.copy_(before)
         if self.module.trainer.is_global_zero:
@@ -194,35 +194,35 @@ class Guard:
     def _stop(self, sentences: list[str]) -> None:
         if not self.module.trainer.is_global_zero:
             sys.exit(0)
-        or_skip = "" if self.skips else "; or resume with --training.on-nan skip to leave such batches out"
-        raise Diverged(f"{'; '.join(sentences)}. The last checkpoint is from before. {_ADVICE}{or_skip}")
+        or_skip = "" if self.skips else "; or resume with --training.on-nan skip to skip such batches"
+        raise Diverged(f"{'; '.join(sentences)}. The last checkpoint was saved before that. {_ADVICE}{or_skip}")
 
     def _describe(self, step: _Step, what: str) -> str:
-        """What is wrong where, after the batch has been kept."""
+        """Describe what is wrong and where, after saving the batch."""
         bad = [f"{name} {float(loss):g}" for name, loss in step.losses.items() if not bool(loss.isfinite())]
         images = listed([_file_name(self.module, target["image_id"]) for target in step.batch[1]], 8)
         module = _first_module(self.module.model, step) if self._waits else ""
         where = f", first in {module}" if module else ""
         reason = f" ({', '.join(bad) or step.reason}{where})" if bad or step.reason or where else ""
-        said = f"{what} at step {step.number}, epoch {step.epoch + 1}{reason}, with the images {images}"
-        return f"{said}; {self._keep(step, what)}"
+        sentence = f"{what} at step {step.number}, epoch {step.epoch + 1}{reason}, in the batch of images {images}"
+        return f"{sentence}; {self._keep(step, what)}"
 
     def _keep(self, step: _Step, what: str) -> str:
-        """Writes a batch beside the checkpoints, and says where."""
+        """Save a batch in the run folder; returns a sentence that says where."""
         folder = self.module.run / "not_finite" if self.module.run else None
         if folder is None or self.kept >= _MOST_KEPT:
-            return "its batch is not kept"
+            return "its batch is not saved"
         self.kept += 1
         path = folder / f"step_{step.number}_process_{self.module.global_rank}.safetensors"
         try:
             save_batch(path, step, what, self.module)
         except OSError as error:
-            return f"its batch is not kept, for {error}"
-        return f"the batch is kept as {path}"
+            return f"its batch is not saved ({error})"
+        return f"the batch is saved as {path}"
 
 
 def save_batch(path: Path, step: _Step, what: str, module: "DetectorModule") -> None:
-    """Writes the images and targets of a step, and what is known of it, as safetensors; `read_batch` reads them."""
+    """Save the images and targets of a step, and what is known about it, as safetensors; `read_batch` reads them."""
     images, targets = step.batch
     tensors = {f"image.{n}": image for n, image in enumerate(images)}
     for n, target in enumerate(targets):
@@ -244,10 +244,10 @@ def save_batch(path: Path, step: _Step, what: str, module: "DetectorModule") -> 
 
 
 def read_batch(path: str | Path) -> tuple[list[Tensor], list[dict[str, Tensor]], dict[str, Any]]:
-    """Reads a batch which a run has kept in its folder `not_finite`.
+    """Read a batch that a run saved in its folder `not_finite`.
 
     Returns:
-        Images and targets, as a detector takes them in training, and what was said of the step: its `seed`, for
+        Images and targets, as a detector takes them in training, and a description of the step: its `seed`, for
         `torch.manual_seed`, its `losses`, `files`, ...
     """
     tensors = load_file(path)
@@ -273,7 +273,7 @@ def _file_name(module: "DetectorModule", image_id: Id) -> str:
 
 @torch.no_grad()
 def _first_module(model: nn.Module, step: _Step) -> str:
-    """The first part of the model that makes numbers which are not finite of such which are; "": none does so alone."""
+    """The first module that turns finite inputs into non-finite outputs; "" if there is none."""
     found: list[str] = []
 
     def hook(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""What a run says of its progress where there is no terminal: in files, batch jobs and CI."""
+"""Progress of a run without a terminal: in files, batch jobs and CI."""
 
 import time
 from typing import Any
@@ -12,29 +12,29 @@ _FIRST_SECONDS, _SECONDS = 10.0, 60.0
 
 
 class LogLines(pl.Callback):
-    """Prints a line a minute: epoch, step, loss, images a second and time left; while it evaluates, how many images are done.
+    """Print a line per minute: epoch, step, loss, images per second and time left; during evaluation, how many images are done.
 
-    The first line of training comes after ten seconds. The loss is the mean since the line before. It stays on the device until a line
-    is due, so no other batch waits for it.
+    The first line of training comes after ten seconds. The loss is the mean since the previous line. It stays on the device until a line
+    is due, so that no other batch waits for it.
 
     Args:
-        stopping: knows how much time the run is given.
+        stopping: knows the time limit of the run.
     """
 
     def __init__(self, stopping: Stopping) -> None:
         self.stopping = stopping
         self.due = time.monotonic() + _FIRST_SECONDS
-        # In training since the run began, without evaluations, and in the last evaluation.
+        # Time spent in training since the run started, without evaluations, and in the last evaluation.
         self.train_seconds, self.batches, self.evaluation_seconds = 0.0, 0, 0.0
         self._forget()
 
     def _forget(self) -> None:
-        """Begin what the next line is about."""
+        """Start to collect for the next line."""
         self.last = self.since = time.monotonic()
         self.images, self.losses, self.num_losses = 0, torch.zeros(()), 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._forget()  # a run that is resumed within an epoch does not start one
+        self._forget()  # a run resumed within an epoch does not call on_train_epoch_start
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._forget()
@@ -80,9 +80,9 @@ class LogLines(pl.Callback):
         self.evaluation_seconds = time.monotonic() - self.evaluation_began
 
     def _seconds_left(self, trainer: pl.Trainer, batches: int) -> float:
-        """Of the run: `batches` more in this epoch, the epochs after it, and the evaluations with that for the report.
+        """Time left in the run: `batches` more in this epoch, the epochs after it, and all evaluations including that of the report.
 
-        Until one evaluation is done, its images are taken to need as long as those of training.
+        Until an evaluation has been timed, its images are assumed to take as long as in training.
         """
         module: Any = trainer.lightning_module
         epochs, done, every = int(trainer.max_epochs or 0), trainer.current_epoch, trainer.check_val_every_n_epoch or 1
@@ -99,7 +99,7 @@ class LogLines(pl.Callback):
 
 
 def duration(seconds: float) -> str:
-    """A time to be read: "45 s", "12 min", "3 h 05 min"."""
+    """Format a duration: "45 s", "12 min", "3 h 05 min"."""
     if round(seconds) < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -1,4 +1,4 @@
-"""What a run logs, as a table."""
+"""The log of a run, as a table."""
 
 import csv
 import io
@@ -12,16 +12,16 @@ from ..whole_file import replace_file
 
 
 class MetricsFile(Logger):
-    """Writes `metrics.csv`, a row each time something is logged, with `epoch`, `step` and all that was ever logged as columns.
+    """Write `metrics.csv`: a row each time something is logged, with `epoch`, `step` and everything that was ever logged as columns.
 
-    Checkpoints hold how many rows there were. A run that is resumed drops those after them, because it logs them again.
+    Checkpoints store the number of rows. A resumed run drops the rows after that, because it logs them again.
 
     Args:
         path: the file.
-        rows: how many of the rows that it has are kept; None: all of them.
+        rows: how many of its existing rows to keep; None: all of them.
 
     Attributes:
-        rows: those of the file.
+        rows: the rows of the file.
     """
 
     name, version = "", ""
@@ -32,18 +32,20 @@ class MetricsFile(Logger):
         self.rows: list[dict[str, Any]] = []
         if rows != 0 and path.is_file():
             read = csv.DictReader(path.read_text(encoding="utf-8", errors="replace").splitlines())
-            # One that a power failure has cut has too few fields.
+            # A row truncated by a power failure has too few fields.
             whole = [row for row in read if None not in row and None not in row.values()]
             self.rows = whole[:rows]
-        self._columns: list[str] = []  # of the file; none: it is still to be written
+        self._columns: list[str] = []  # of the file; empty: it has not been written yet
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: `recipe.json` has them."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Add a row."""
+        """Add a row, unless it is the last one again: that of a step in which a checkpoint was saved comes twice."""
         row: dict[str, Any] = {**metrics, "step": len(self.rows) if step is None else step}
+        if self.rows and row == self.rows[-1]:
+            return
         self.rows.append(row)
         if row.keys() <= set(self._columns):
             with self.path.open("a", encoding="utf-8", newline="") as file:

@@ -1,4 +1,4 @@
-"""What Lightning has to know about a detector."""
+"""The interface between Lightning and a detector."""
 
 import math
 from pathlib import Path
@@ -27,15 +27,15 @@ from .validation import ValidationLosses, computed_once
 
 
 class DetectorModule(pl.LightningModule):
-    """What Lightning has to know about a detector: its losses, its optimiser and how to evaluate it."""
+    """The interface between Lightning and a detector: its losses, its optimiser and its evaluation."""
 
     reports: dict[str, Report]  # of the last evaluation, on the first process
-    numbers: dict[str, dict[str, float]]  # of the same, on all
+    numbers: dict[str, dict[str, float]]  # the same numbers, on all processes
 
     def __init__(self, recipe: Recipe, model: Detector, train_set: CocoDataset | None, val_set: CocoDataset):
         super().__init__()
         self.recipe, self.train_set, self.val_set = recipe, train_set, val_set
-        self.model = model.to(memory_format=torch.channels_last)  # convolutions are a third faster so, on CPU and GPU
+        self.model = model.to(memory_format=torch.channels_last)  # makes convolutions a third faster, on CPU and GPU
         assert val_set.file is not None
         self.evaluator = Evaluator(
             val_set.file,
@@ -50,13 +50,13 @@ class DetectorModule(pl.LightningModule):
         self.progress = self.stopping.start()
         self.guard = Guard(self)
         self.run: Path | None = None  # its folder, in training
-        self.loss: Tensor | None = None  # of the last batch, the mean of all processes; None: it was left out
+        self.loss: Tensor | None = None  # of the last batch, averaged over all processes; None: it was skipped
         self.logged: tuple[
             str, ...
-        ] = ()  # names of what is logged of a batch: its loss, the losses it is the sum of, and others
-        self.num_losses = 0  # of these
-        self.is_restored = False  # whether the state of a run that is resumed has been taken from its checkpoint
-        self.awaits_evaluation = False  # whether a checkpoint of this moment has still to be evaluated
+        ] = ()  # names of what is logged for a batch: its loss, the losses it is the sum of, and others
+        self.num_losses = 0  # how many of these are losses
+        self.is_restored = False  # whether the state of a resumed run has been loaded from its checkpoint
+        self.awaits_evaluation = False  # whether a checkpoint saved now still has to be evaluated
         self.fingerprint = fingerprint(train_set) if train_set else ""
 
     def train_dataloader(self) -> Any:
@@ -67,7 +67,7 @@ class DetectorModule(pl.LightningModule):
         return data_loader(self.train_set, batch_sampler=sampler, workers=self.recipe.data.workers)
 
     def val_dataloader(self) -> Any:
-        mine = range(self.trainer.global_rank, len(self.val_set), self.trainer.world_size)  # none twice
+        mine = range(self.trainer.global_rank, len(self.val_set), self.trainer.world_size)  # no image twice
         return data_loader(self.val_set, sampler=mine, workers=self.recipe.data.workers)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -88,7 +88,7 @@ class DetectorModule(pl.LightningModule):
             total = self._no_loss()
             values = [total.new_full((), math.nan)] * len(self.logged)
         except Exception:
-            self.guard.judge_previous()  # which may be why
+            self.guard.judge_previous()  # which may be the cause
             raise
         else:
             reason, losses = "", {name: loss.detach() for name, loss in found.losses.items()}
@@ -107,14 +107,14 @@ class DetectorModule(pl.LightningModule):
         rate = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
         self.log(
             "train/lr", means.new_full((), rate), batch_size=size
-        )  # a number would be brought to the device, which waits
+        )  # a number would be copied to the device, which waits
         return total
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         self.guard.look_at_gradients([p for group in optimizer.param_groups for p in group["params"]])
 
     def _no_loss(self) -> Tensor:
-        """In place of a loss that is not finite: gradients of 0, which the other processes wait for."""
+        """Replacement for a loss that is not finite: its gradients are 0, and the other processes wait for them."""
         return sum((0 * p.sum() for p in self.parameters() if p.requires_grad), torch.zeros((), device=self.device))
 
     def on_validation_epoch_start(self) -> None:
@@ -144,24 +144,24 @@ class DetectorModule(pl.LightningModule):
             self._explain_what_is_missing()
 
     def _explain_what_is_missing(self) -> None:
-        """Say which setting may be why there are fewer detections than objects."""
+        """Print which setting may be the reason for fewer detections than objects."""
         model = self.recipe.model
-        found, wanted = len(self.evaluator), len(self.report.matches.object_score)
+        found, num_objects = len(self.evaluator), len(self.report.matches.object_score)
         if at_limit := self.evaluator.missing(model.detections_per_image):
             self.print(
                 f"--model.detections-per-image {model.detections_per_image} leaves {counted(at_limit, 'object')} without a detection, "
-                "in images that have more objects than that.\n"
+                "in images with more objects than that.\n"
             )
-        if found + at_limit < wanted and self.evaluator.thresholds is None:  # else it was asked for
+        if found + at_limit < num_objects and self.evaluator.thresholds is None:  # otherwise it was asked for
             self.print(
-                f"only {counted(found, 'detection')} for {counted(wanted, 'object')}: "
+                f"only {counted(found, 'detection')} for {counted(num_objects, 'object')}: "
                 f"--model.score-threshold {model.score_threshold} may be too "
-                f"high. After short runs scores are still near --model.prior {model.prior}.\n"
+                f"high. After short runs, scores are still close to --model.prior {model.prior}.\n"
             )
 
     @property
     def report(self) -> Report:
-        """That of the last evaluation: of masks where there are any, else of boxes."""
+        """The report of the last evaluation: of masks if the detector has them, else of boxes."""
         return self.reports[self.iou_types[-1]]
 
     def configure_optimizers(self) -> Any:
@@ -176,23 +176,23 @@ class DetectorModule(pl.LightningModule):
         about = {"progress": dict(self.progress), "fingerprint": self.fingerprint}
         checkpoint["ranksort"] = metadata(self.recipe, self.val_set.categories) | about
         if self.awaits_evaluation:
-            # To Lightning an evaluation that has not begun looks like one that is done; one in its first batch is repeated.
+            # To Lightning, an evaluation that has not started looks like a finished one; an evaluation in its first batch is repeated.
             evaluated = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["total"]
             evaluated |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.progress |= checkpoint["ranksort"]["progress"]  # an older version's has no more than its best AP
+        self.progress |= checkpoint["ranksort"]["progress"]  # a checkpoint of an older version has only its best AP
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         for optimizer in checkpoint["optimizer_states"]:
             for number, state in optimizer["state"].items():
                 for value in state.values():
                     fits = not isinstance(value, Tensor) or value.shape in ((), trained[number].shape)
                     if not fits or not isinstance(value, Tensor | float | int | None):
-                        raise TypeError(f"the state of the optimiser does not fit the parameter {number}")
+                        raise TypeError(f"the state of the optimiser does not fit parameter {number}")
 
 
 def mean_of_processes(values: Tensor) -> Tensor:
-    """The mean of a tensor of one shape over the processes of a run, without waiting for the device."""
+    """The mean of a tensor over the processes of a run (same shape on all), without waiting for the device."""
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(values)
         values /= dist.get_world_size()

@@ -1,4 +1,4 @@
-"""What a run does, from its settings to its report."""
+"""Run training and evaluation, from settings to report."""
 
 import contextlib
 import dataclasses
@@ -40,28 +40,47 @@ from .saving import plain_interrupts, resume_command
 from .stopping import Enough, Stopping, read_progress
 from .trainer import build_trainer
 
-_NOTICE = "finishing this batch or evaluation, then writing a checkpoint; Ctrl-C or SIGTERM again to stop at once"
+_NOTICE = "finishing this batch or evaluation, then writing a checkpoint; press Ctrl-C (or send SIGTERM) again to stop immediately"
 
 
 def train(recipe: Recipe, run: Path, *, resume: bool = False) -> Report | None:
-    """Trains a detector, evaluates it after each epoch, and reports on the best.
+    """Train a detector, evaluate it after each epoch, and report on the best epoch.
 
-    It ends after the last epoch, or before it: see `training.patience` and `training.max_minutes`.
+    The run ends after the last epoch, or earlier: see `training.patience` and `training.max_minutes`.
 
     Args:
-        recipe: what to train on what. The classes are those of its training annotations.
-        run: folder for checkpoints, metrics and the report; with `resume`, that of a run to go on with.
-        resume: continue from `run/checkpoints/last.ckpt`, or, where that is damaged, from `best.ckpt`.
+        recipe: all settings. The classes are those of its training annotations.
+        run: folder for checkpoints, metrics and the report; with `resume`, the folder of the run to continue.
+        resume: continue from `run/checkpoints/last.ckpt` or, if that is damaged, from `best.ckpt`.
 
     Returns:
-        The report of the best epoch, by masks where the detector has them; None on all processes but the first, and where a run is
-        resumed of which nothing is left to do. Reports and pictures of it are in `run/report`.
+        The report of the best epoch, of masks if the detector has them; None on all processes but the first, and if the resumed run has
+        nothing left to do. The report and its pictures are in `run/report`.
 
     Raises:
-        ValueError, FileNotFoundError: where data, settings or checkpoint cannot be used.
-        ConnectionError: where another process of the run has died.
-        KeyboardInterrupt: after Ctrl-C, or SIGTERM or SIGHUP (`ranksort.interrupt.Terminated`), when the batch or evaluation is done and
-            `last.ckpt` written; after a second one at once. SIGUSR1 writes `last.ckpt` and goes on.
+        ValueError: data, settings or checkpoint cannot be used.
+        FileNotFoundError: a file is missing.
+        ConnectionError: another process of the run has died.
+        KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGHUP (`ranksort.interrupt.Terminated`), when the batch or evaluation is done and
+            `last.ckpt` written; immediately after a second signal. SIGUSR1 writes `last.ckpt` and continues.
+
+    Examples:
+        >>> import contextlib, io, tempfile
+        >>> from pathlib import Path
+        >>> from ranksort.data.synthetic import write_synthetic_dataset
+        >>> from ranksort.engine import train
+        >>> from ranksort.recipes import get_recipe
+        >>> recipe = get_recipe("ranksort_atss_r50_fpn_1x_coco")
+        >>> recipe.model.backbone, recipe.model.pretrained_backbone, recipe.model.min_size = "resnet18", False, 64
+        >>> recipe.model.channels, recipe.model.head_convs = 64, 1
+        >>> recipe.training.epochs, recipe.training.batch_size, recipe.data.workers = 1, 2, 0
+        >>> recipe.evaluation.pictures, recipe.optimizer.milestones = 0, ()
+        >>> with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        ...     recipe.data.root = str(write_synthetic_dataset(Path(folder) / "data", train_images=2, val_images=2))
+        ...     report = train(recipe, Path(folder) / "run")
+        ...     files = sorted(path.name for path in (Path(folder) / "run" / "checkpoints").iterdir())
+        >>> files
+        ['best.ckpt', 'last.ckpt']
     """
     end_with_others()
     with Interrupt(_NOTICE) as interrupt, plain_interrupts(), lost_peers():
@@ -72,26 +91,26 @@ def _train(recipe: Recipe, run: Path, resume: bool, interrupt: Interrupt) -> Rep
     previous = read_to_resume(run) if resume else None
     progress = read_progress(previous) if previous else None
     if previous is not None and previous.note:
-        _say(f"warning: {previous.note}: going on from {previous.path}")
+        _say(f"warning: {previous.note}: continuing from {previous.path}")
     recipe.check()
     recipe.data = recipe.data.absolute()
     weights = read_weights(recipe.training.weights, recipe) if recipe.training.weights and not resume else None
     trained = previous.recipe.model if previous else weights.trained_backbone if weights else None
-    recipe.model = with_pixel_statistics(recipe.model, trained)  # of a run that is recorded
-    recipe.check()  # what came from the weights, too
+    recipe.model = with_pixel_statistics(recipe.model, trained)  # recorded in the run
+    recipe.check()  # including what came from the weights
     recipe.training.devices = recipe.training.devices or max(torch.cuda.device_count(), 1)
     check_processes(recipe.training)
     if previous is not None:
         recipe.data.white = recipe.data.white or previous.recipe.data.white
         recipe.check_resumes(previous.recipe, moved_data=bool(previous.fingerprint))
-        if over := _over(recipe, run, previous):
-            _say(over)
+        if nothing_left := _nothing_left(recipe, run, previous):
+            _say(nothing_left)
             return None
     train_set = build_dataset(recipe, "train", previous.categories if previous else None)
     if previous is not None and previous.fingerprint not in ("", fingerprint(train_set)):
         raise ValueError(
-            f"{train_set.annotations_path} does not hold the images and objects that {run} was trained on: "
-            "name those to resume, or begin a new run"
+            f"{train_set.annotations_path} does not contain the images and objects that {run} was trained on: "
+            "name those to resume, or start a new run"
         )
     recipe.data.white = train_set.white
     val_set = build_dataset(recipe, "val", train_set.categories)
@@ -103,25 +122,29 @@ def _train(recipe: Recipe, run: Path, resume: bool, interrupt: Interrupt) -> Rep
         recipe.model = dataclasses.replace(recipe.model, **settled)
         dataclasses.replace(previous, recipe=recipe).check_fits()
         model, taken = create_model(recipe, losses=build_losses(recipe, train_set)), None
-        load_weights(model, previous.state_dict, str(previous.path))  # for its clear error: Lightning loads them again
+        load_weights(
+            model, previous.state_dict, str(previous.path)
+        )  # for its clear error message; Lightning loads them again
     module = DetectorModule(recipe, model, train_set, val_set)
     module.run = run
-    rows = progress.get("rows") if progress else 0  # an older version's checkpoint does not know
+    rows = progress.get("rows") if progress else 0  # missing in checkpoints of older versions
     trainer = build_trainer(module, run, interrupt, rows)
     if len(val_set) < trainer.world_size:
         images = counted(len(val_set), "validation image")
-        raise ValueError(f"{images} cannot be shared out to {trainer.world_size} devices: use fewer, or add images")
+        raise ValueError(
+            f"{images} cannot be distributed over {trainer.world_size} devices: use fewer devices, or add images"
+        )
     if trainer.is_global_zero:
         run.mkdir(parents=True, exist_ok=resume)
         replace_file(run / "recipe.json", f"{json.dumps(recipe.as_dict(), indent=2)}\n".encode())
         if slurm_job():
-            (run / "slurm_job").write_text(slurm_job(), encoding="utf-8")  # by which the job finds it when queued again
+            (run / "slurm_job").write_text(slurm_job(), encoding="utf-8")  # with which a requeued job finds its run
         if taken:
             taken.save(run / "weights.json")
         print(f"run folder: {run}\n{describe(recipe, train_set, val_set, taken, resume)}")
     _fit(trainer, module, previous.path if previous else None)
-    run = trainer.strategy.broadcast(run)  # the other processes may have begun in another second
-    # The best weights once more, now with pictures.
+    run = trainer.strategy.broadcast(run)  # the other processes may have started in another second
+    # Evaluate the best weights again, now with pictures.
     best = read_checkpoint(run)
     if best.note:
         _say(f"warning: {best.note}: reporting on {best.path}")
@@ -131,36 +154,36 @@ def _train(recipe: Recipe, run: Path, resume: bool, interrupt: Interrupt) -> Rep
     if trainer.is_global_zero and best.path == best_file:
         try:
             carry_scores(best_file, read_report(run / "report"))
-        except OSError as error:  # the run is complete without
-            print(f"{best_file} stays without the calibration, which {run / 'report'} has ({error})")
+        except OSError as error:  # the run is complete without it
+            print(f"{best_file} does not contain the calibration, which is in {run / 'report'} ({error})")
     return report
 
 
 def _fit(trainer: pl.Trainer, module: DetectorModule, checkpoint: Path | None) -> None:
-    """Trains until it is enough, from a checkpoint on if there is one.
+    """Train until the run ends, from a checkpoint if there is one.
 
     Raises:
-        OSError: something cannot be written.
-        ValueError: the checkpoint has other things in place of the state of a training.
+        OSError: a file cannot be written.
+        ValueError: the checkpoint does not hold a valid training state.
     """
     try:
         with contextlib.suppress(Enough):
             trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
-    except OSError as error:  # of a log: it does not say which file
+    except OSError as error:  # from a log: it does not name its file
         if error.errno is None or error.filename is not None:
             raise
         assert module.run is not None
         resume = resume_command(module.run, module.recipe)
-        raise OSError(f"{module.run} cannot be written ({error.strerror}): make room, then {resume}") from None
+        raise OSError(f"{module.run} cannot be written ({error.strerror}): free some space, then {resume}") from None
     except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
         if checkpoint is None or module.is_restored or isinstance(error, torch.OutOfMemoryError):
             raise
         reason = " ".join(str(error).split())
-        raise ValueError(f"{checkpoint} cannot be resumed from ({type(error).__name__}: {reason})") from error
+        raise ValueError(f"{checkpoint} cannot be resumed ({type(error).__name__}: {reason})") from error
 
 
-def _over(recipe: Recipe, run: Path, last: Checkpoint) -> str:
-    """Why there is nothing left to do for a run that is resumed, and how to train it longer; "": there is."""
+def _nothing_left(recipe: Recipe, run: Path, last: Checkpoint) -> str:
+    """Why a resumed run has nothing left to do, and how to train it longer; "" if there is something left."""
     progress, training = read_progress(last), recipe.training
     report = run / "report" / "index.html"
     assert last.path is not None
@@ -169,12 +192,12 @@ def _over(recipe: Recipe, run: Path, last: Checkpoint) -> str:
     resume = resume_command(run, recipe)
     if progress.get("epoch", 0) >= training.epochs:
         has = "has" if training.epochs == 1 else "have"
-        said, option = f"{counted(training.epochs, 'epoch')} {has} been trained", f"epochs {2 * training.epochs}"
+        sentence, option = f"{counted(training.epochs, 'epoch')} {has} been trained", f"epochs {2 * training.epochs}"
     elif enough := Stopping(training).enough(progress, out_of_time=False):
-        said, option = str(enough), f"patience {2 * training.patience}"
+        sentence, option = str(enough), f"patience {2 * training.patience}"
     else:
         return ""
-    return f"{said}: {report}\nto train longer: {resume} --training.{option}"
+    return f"{sentence}: {report}\nto train longer: {resume} --training.{option}"
 
 
 @rank_zero_only
@@ -191,19 +214,41 @@ def test(
     thresholds: ModelThresholds | None = None,
     score_threshold: float | Wish | None = None,
 ) -> Report | None:
-    """Evaluates a checkpoint on the validation data of its recipe, and writes a report and the detections to the folder `out`.
+    """Evaluate a checkpoint on the validation data of its recipe, and write a report and the detections to the folder `out`.
 
-    The report comes with calibrations of the scores, unless these are calibrated or cut off already.
+    The report includes calibrations of the scores, unless these are already calibrated or cut off.
 
     Args:
-        checkpoint: what to evaluate.
+        checkpoint: the checkpoint to evaluate.
         out: folder for the report.
-        calibration: calibrate the scores by this one first.
-        thresholds: what a `score_threshold` that is a wish needs.
-        score_threshold: leave detections of lower scores out.
+        calibration: apply this calibration to the scores first.
+        thresholds: needed if `score_threshold` is a `Wish`.
+        score_threshold: leave out detections with lower scores.
 
     Raises:
-        ValueError, FileNotFoundError: where data or checkpoint cannot be used.
+        ValueError: data or checkpoint cannot be used.
+        FileNotFoundError: a file is missing.
+
+    Examples:
+        >>> import contextlib, io, tempfile
+        >>> from pathlib import Path
+        >>> from ranksort import Recipe, create_model
+        >>> from ranksort.checkpoints import Checkpoint
+        >>> from ranksort.data.synthetic import write_synthetic_dataset
+        >>> from ranksort.data.coco_file import read_coco_file
+        >>> from ranksort.engine import test
+        >>> recipe = Recipe(name="untrained")
+        >>> recipe.model.backbone, recipe.model.channels, recipe.model.min_size = "resnet18", 64, 64
+        >>> recipe.data.workers, recipe.evaluation.pictures = 0, 0
+        >>> with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        ...     root = write_synthetic_dataset(Path(folder) / "data", train_images=2, val_images=2)
+        ...     recipe.data.root = str(root)
+        ...     categories = read_coco_file(root / "annotations/instances_val.json", segmentations=False).categories
+        ...     weights = create_model(recipe, num_classes=len(categories)).state_dict()
+        ...     report = test(Checkpoint(recipe, categories, weights), Path(folder) / "report")
+        ...     written = (Path(folder) / "report" / "index.html").exists()
+        >>> written, report.iou_type, len(report.categories)
+        (True, 'bbox', 8)
     """
     val_set = build_dataset(checkpoint.recipe, "val", checkpoint.categories)
     print(f"evaluation on {counted(len(val_set), 'image')}: {val_set.origin}")
@@ -211,25 +256,25 @@ def test(
         train_set = build_dataset(checkpoint.recipe, "train", checkpoint.categories)
         if checkpoint.fingerprint != fingerprint(train_set):
             print(
-                "the model was not trained on just the other images of that file: what it was trained on may be among these"
+                "warning: the model was not trained on exactly the other images of that file: some of these may have been training images"
             )
     model = checkpoint.build()
     model.calibration, model.thresholds = calibration, thresholds
     module = DetectorModule(checkpoint.recipe, model, None, val_set)
-    became = [] if calibration is None else [f"calibrated ({MEANINGS[calibration.target]})"]
+    changes = [] if calibration is None else [f"calibrated ({MEANINGS[calibration.target]})"]
     if score_threshold is not None:
         values, remarks = least_scores(score_threshold, model)
         module.evaluator.thresholds = torch.tensor(values, dtype=torch.float64)
         if isinstance(score_threshold, float):
             model.score_threshold = min(model.score_threshold, score_threshold)
-        became.append(f"cut off at {score_threshold}, what is below does not count")
+        changes.append(f"cut off at {score_threshold}; detections below do not count")
         for remark in remarks:
             print(remark)
     trainer = build_trainer(module)
     with plain_interrupts():
         trainer.validate(module, verbose=False, weights_only=True)
     for report in module.reports.values():
-        report.scores_are = " and ".join(became) or "raw"
+        report.scores_are = " and ".join(changes) or "raw"
         if module.evaluator.thresholds is not None:
             ids = [category.id for category in val_set.categories]
             at_thresholds.add_numbers(report, dict(zip(ids, module.evaluator.thresholds.tolist(), strict=True)))
@@ -237,9 +282,9 @@ def test(
 
 
 def _write_report(trainer: pl.Trainer, module: DetectorModule, folder: Path, run: Path | None = None) -> Report | None:
-    """Saves the reports of the last evaluation, their page, calibrations and the detections; of a run's best weights, its curves, too.
+    """Save the reports of the last evaluation, their page, calibrations and the detections; with `run`, also its training curves.
 
-    Returns as `DetectorModule.report`.
+    Returns `DetectorModule.report`.
     """
     text = ""
     if trainer.is_global_zero:
@@ -266,16 +311,16 @@ def _write_report(trainer: pl.Trainer, module: DetectorModule, folder: Path, run
 
 
 def _calibrate(module: DetectorModule, report: Report, folder: Path) -> str:
-    """Fits and saves the calibrations of an evaluation. Returns what there is to say of the scores."""
+    """Fit and save the calibrations of an evaluation. Returns text about the scores."""
     about = {"recipe": module.recipe.name, "data": module.val_set.origin, "date": time.strftime("%Y-%m-%d %H:%M")}
     return calibrate_evaluation(report, folder, about)
 
 
 def _best(module: DetectorModule) -> str:
-    """Which weights of a run are reported on."""
+    """A sentence about which weights of a run are reported on."""
     progress, name = module.progress, module.recipe.training.best
     if (epoch := progress["best_epoch"]) and epoch == progress["epoch"]:
         return f"best: {name} {percent(progress['best'])} after epoch {epoch}, evaluated again"
     if epoch:
-        return f"the weights of epoch {epoch}, which were the best, are lost: these are the last"
-    return "no epoch has been evaluated before: these are the last weights"
+        return f"the best weights, of epoch {epoch}, are lost: these are the last ones"
+    return "no epoch was evaluated before: these are the last weights"

@@ -1,4 +1,4 @@
-"""When a run writes its checkpoints, and how it ends when it is stopped."""
+"""When a run saves checkpoints, and how it ends when it is stopped."""
 
 import contextlib
 import math
@@ -28,14 +28,14 @@ _RETRY_SECONDS = 60.0  # after an autosave that failed
 
 
 class Stop(Exception):
-    """A run has been asked to stop by this signal, and its state is saved."""
+    """A run was asked to stop by this signal, and its state is saved."""
 
     def __init__(self, number: int, is_global_zero: bool) -> None:
         self.number, self.is_global_zero = number, is_global_zero
 
 
 def resume_command(run: Path, recipe: Recipe) -> str:
-    """What to type to go on with a run."""
+    """The command that resumes a run."""
     detector = recipe.model.detector
     named = "" if detector in DETECTORS else f" --model.detector {shlex.quote(detector)}"
     return f"ranksort train {shlex.quote(str(run))} --resume{named}"
@@ -43,13 +43,13 @@ def resume_command(run: Path, recipe: Recipe) -> str:
 
 @contextlib.contextmanager
 def plain_interrupts() -> Iterator[None]:
-    """A run that was stopped ends in a KeyboardInterrupt; of such Lightning would make exit code 1."""
+    """End a stopped run with a KeyboardInterrupt, which Lightning would turn into exit code 1."""
     try:
         yield
     except Stop as stop:
         if stop.is_global_zero:
             raise stopped_by(stop.number) from None
-        # One exit code for all processes, that of the first: Lightning kills it where it finds another that has failed.
+        # The exit code of the first process counts: Lightning kills it if it finds another one that failed.
         sys.exit(0)
     except SystemExit as end:
         if isinstance(end.__context__, KeyboardInterrupt):
@@ -58,16 +58,16 @@ def plain_interrupts() -> Iterator[None]:
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Writes checkpoints whole or not at all, where Lightning moves them from the folder for temporary files.
+    """Write checkpoints atomically; Lightning would move them from the temporary folder.
 
     Attributes:
-        failure: why the last one could not be written; "": it was. It is not raised, for the other processes wait at a barrier.
+        failure: why the last one could not be written; "" if it was. It is not raised, because the other processes wait at a barrier.
     """
 
     failure = ""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write `checkpoint` to `path`; `failure` says why that was not possible."""
+        """Write `checkpoint` to `path`; `failure` says why if that was not possible."""
         self.failure = ""
         try:
             save_checkpoint(checkpoint, Path(path))
@@ -76,18 +76,18 @@ class CheckpointFiles(TorchCheckpointIO):
 
 
 class Unsaved(OSError):
-    """A checkpoint that a run cannot go on without was not written."""
+    """A checkpoint that the run depends on could not be written."""
 
 
 class Checkpoints(pl.Callback):
-    """Writes `best.ckpt`, and `last.ckpt` at the start, before and after each evaluation, every so many minutes and where a signal asks.
+    """Write `best.ckpt`, and `last.ckpt` at the start, before and after each evaluation, every few minutes and on signals.
 
-    Signals take effect when the batch is done, or the evaluation: between the two there is no state to resume from.
+    Signals take effect when the current batch or evaluation is done: within one there is no state to resume from.
     """
 
     def __init__(self, module: DetectorModule, folder: Path, interrupt: Interrupt, files: CheckpointFiles):
         self.module, self.folder, self.interrupt, self.stopping = module, folder, interrupt, module.stopping
-        self.agreement: Agreement | None = None  # of several processes
+        self.agreement: Agreement | None = None  # with several processes
         self.files, self.is_best = files, False  # whether the evaluation of this epoch is the best
         minutes = module.recipe.training.autosave_minutes
         self.interval = 60 * minutes if minutes else math.inf
@@ -100,7 +100,7 @@ class Checkpoints(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.module.run = trainer.strategy.broadcast(
             self.folder.parent
-        )  # other processes may have begun in another second
+        )  # other processes may have started in another second
         if not trainer.is_global_zero:
             self.interrupt.notice = ""
             return
@@ -113,17 +113,17 @@ class Checkpoints(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.module.is_restored = True
         if enough := self.stopping.enough(self.module.progress, out_of_time=False):
-            raise enough  # as before it was resumed
+            raise enough  # as before the resume
         if not (self.module.progress["epoch"] or self.module.progress["batches"]):
             self._save(
                 trainer, "last.ckpt"
-            )  # so that there is something to resume from, and no disk turns out to be full later
+            )  # so that there is something to resume from, and a full disk is noticed now
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.interrupt.waits = False
 
     def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
-        # By which Lightning numbers rows and chooses the steps that it logs; within an epoch it resumes with another number.
+        # Lightning numbers rows and chooses logged steps by this; when it resumes within an epoch, it sets another number.
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
@@ -134,7 +134,7 @@ class Checkpoints(pl.Callback):
             self._obey(trainer, autosave=time.monotonic() >= self.due_at, at_once=False)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.state.fn == "fit":  # whatever becomes of the evaluation, the epoch is not lost
+        if trainer.state.fn == "fit":  # even if the evaluation fails, the epoch is not lost
             trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step - 1
             self.module.awaits_evaluation = True
             self._save(trainer, "last.ckpt")
@@ -146,7 +146,7 @@ class Checkpoints(pl.Callback):
             self.is_best = self.stopping.take(value, self.module.progress)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.is_best:  # not before the evaluation is over: a run can go on from here, too
+        if self.is_best:  # only after the evaluation: a run can be resumed from here, too
             self._save(trainer, "best.ckpt")
             self.is_best = False
         self._obey(trainer, due=True)
@@ -155,11 +155,11 @@ class Checkpoints(pl.Callback):
         self._obey(trainer)
 
     def _save(self, trainer: pl.Trainer, name: str, is_needed: bool = True) -> bool:
-        """Writes a checkpoint; returns whether that was possible.
+        """Write a checkpoint; return whether that was possible.
 
         Raises:
-            Diverged: on the first process, where the weights are not finite; the others end.
-            Unsaved: it cannot be written, on the first process; the others end. Where it is not needed, that is said and tried again.
+            Diverged: on the first process, if the weights are not finite; the others exit.
+            Unsaved: on the first process, if it cannot be written; the others exit. If not `is_needed`, it warns and retries later.
         """
         self.module.guard.settle()
         trainer.save_checkpoint(self.folder / name)
@@ -170,13 +170,13 @@ class Checkpoints(pl.Callback):
                 raise Unsaved(failure)
             sys.exit(0)
         if failure and trainer.is_global_zero:
-            print(f"warning: {failure}. Training goes on, and tries again in a minute", file=sys.stderr)
+            print(f"warning: {failure}. Training continues and tries again in a minute", file=sys.stderr)
         return not failure
 
     def _obey(self, trainer: pl.Trainer, *, due: bool = False, autosave: bool = False, at_once: bool = True) -> None:
-        """Does what signals to any of the processes have asked for, or its time, in all of them; where it is `due`, saves anyway.
+        """Serve the requests of signals, time limit or `autosave` to any process on all of them; if `due`, save in any case.
 
-        An `autosave` may fail. Not `at_once`, several processes on GPUs do it a batch later: else these would be waited for after each.
+        An `autosave` may fail. If not `at_once`, several processes on GPUs respond one batch later, to avoid waiting for each batch.
         """
         asked: list[int] = [self.interrupt.stop, self.interrupt.save, self.stopping.seconds_left < 0, autosave]
         if trainer.world_size > 1:
@@ -188,13 +188,15 @@ class Checkpoints(pl.Callback):
         if stop or save or due or enough or is_time:
             if self.agreement:
                 self.agreement.forget()
+            if not at_once:  # Lightning writes the row of this step later, and the checkpoint counts the rows
+                trainer._logger_connector.update_train_step_metrics()
             is_saved = self._save(trainer, "last.ckpt", is_needed=bool(stop or due or enough))
         if save:
             self.interrupt.save = False
             if trainer.is_global_zero:
                 if is_saved:
                     print(f"wrote {self.folder / 'last.ckpt'}")
-                queue_again()  # the signal by which SLURM tells that the time of a job is over; else an older checkpoint will do
+                queue_again()  # SLURM sends this signal shortly before the time limit; if nothing was saved, an older checkpoint has to do
         if stop:
             raise Stop(stop, trainer.is_global_zero)
         if enough:
@@ -210,12 +212,12 @@ class Checkpoints(pl.Callback):
         if not isinstance(exception, Enough) or exception.resumable:
             resume = f"to continue: {resume_command(self.folder.parent, self.module.recipe)}"
             exists = (self.folder / "last.ckpt").is_file()
-            print(resume if exists else "stopped before there was a checkpoint to continue from")
+            print(resume if exists else "stopped before the first checkpoint was written")
 
     def _resumed(self) -> str:
-        """Where a run goes on that is resumed."""
+        """Where a resumed run continues."""
         progress, epochs = self.module.progress, self.stopping.settings.epochs
         if progress["epoch"] >= epochs:
-            return f"all of {counted(epochs, 'epoch')} trained; what is left is the report"
+            return f"all of {counted(epochs, 'epoch')} trained; only the report is left"
         done = f", {progress['batches']} of its batches are done" if progress["batches"] else ""
         return f"continuing with epoch {progress['epoch'] + 1} of {epochs}{done}"

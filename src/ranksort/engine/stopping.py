@@ -1,4 +1,4 @@
-"""Which evaluation is the best of a run, and when a run ends before its last epoch."""
+"""Which evaluation of a run is the best, and when a run ends before its last epoch."""
 
 import math
 import time
@@ -11,10 +11,10 @@ from ..words import counted
 
 
 class Enough(Exception):
-    """A run ends before its last epoch, with its state saved; the message says why.
+    """The run ends before its last epoch, with its state saved; the message says why.
 
     Attributes:
-        resumable: whether it goes on when it is resumed with the same settings.
+        resumable: whether it would continue if resumed with the same settings.
     """
 
     def __init__(self, why: str, resumable: bool) -> None:
@@ -23,38 +23,38 @@ class Enough(Exception):
 
 
 class Progress(TypedDict):
-    """How far a run has come. Checkpoints hold it."""
+    """The progress of a run, as saved in checkpoints."""
 
-    epoch: int  # of the batch to be trained on next, from 0
-    batches: int  # of that epoch which are done
-    best: float  # value of the best evaluation so far, such as its AP in 0..1; infinitely bad before the first
-    best_epoch: int  # after which epoch that was, from 1; 0: none, or unknown
+    epoch: int  # of the next batch to train on, from 0
+    batches: int  # batches of that epoch that are done
+    best: float  # best value so far, such as AP in 0..1; infinitely bad before the first evaluation
+    best_epoch: int  # epoch of that value, from 1; 0: none, or unknown
     since_best: int  # evaluations since then
     rows: int  # of metrics.csv
 
 
 def read_progress(checkpoint: Checkpoint) -> Progress:
-    """How far the run had come that wrote a checkpoint.
+    """The progress of the run that wrote a checkpoint.
 
     Raises:
-        ValueError: it does not say so.
+        ValueError: the checkpoint does not contain it.
     """
     known = {"epoch": 0, "batches": 0, "best": 0.0, "best_epoch": 0, "since_best": 0, "rows": 0}
-    said = checkpoint.progress
-    if not isinstance(said, dict) or not all(
+    progress = checkpoint.progress
+    if not isinstance(progress, dict) or not all(
         isinstance(value, (float, int) if key == "best" else int) and (key == "best" or value >= 0)
-        for key, value in said.items()
+        for key, value in progress.items()
         if key in known
     ):
-        raise ValueError(f"{checkpoint.path} cannot be resumed from: it does not say how far its run had come")
-    return said  # type: ignore[return-value]
+        raise ValueError(f"{checkpoint.path} cannot be resumed: it does not contain the progress of its run")
+    return progress  # type: ignore[return-value]
 
 
 class Stopping:
-    """Takes the evaluations of a run, and says when it is enough.
+    """Track the evaluations of a run, and decide when it ends.
 
     Args:
-        settings: `best`, `patience` and `max_minutes` count. The minutes begin now.
+        settings: `best`, `patience` and `max_minutes` are used. The minutes start now.
     """
 
     def __init__(self, settings: TrainingSettings) -> None:
@@ -63,7 +63,7 @@ class Stopping:
         self.higher_is_better = metric.family.higher_is_better
 
     def start(self) -> Progress:
-        """The progress of a run that has not begun."""
+        """The progress of a run that has not started."""
         worst = -math.inf if self.higher_is_better else math.inf
         return {"epoch": 0, "batches": 0, "best": worst, "best_epoch": 0, "since_best": 0, "rows": 0}
 
@@ -78,15 +78,15 @@ class Stopping:
 
     @property
     def seconds_left(self) -> float:
-        """Until `max_minutes` are over; infinite where there is no limit."""
+        """Seconds until `max_minutes` are over; infinite if there is no limit."""
         minutes = self.settings.max_minutes
         return 60 * minutes - (time.monotonic() - self.began) if minutes else math.inf
 
     def enough(self, progress: Progress, out_of_time: bool) -> Enough | None:
-        """Why the run is to end now; None: it is not.
+        """Why the run has to end now; None if it does not.
 
         Args:
-            progress: of the run.
+            progress: progress of the run.
             out_of_time: whether `seconds_left` is below 0 on any process.
         """
         settings, epoch, waited = self.settings, progress["epoch"], progress["since_best"]
@@ -101,5 +101,5 @@ class Stopping:
         if out_of_time:
             where = f"in epoch {epoch + 1}" if progress["batches"] else f"after epoch {epoch}"
             limit = f"--training.max-minutes {settings.max_minutes:g}"
-            return Enough(f"stopped {where} of {settings.epochs}: {limit} are over", resumable=True)
+            return Enough(f"stopped {where} of {settings.epochs}: {limit} reached", resumable=True)
         return None

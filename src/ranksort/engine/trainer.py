@@ -1,4 +1,4 @@
-"""Lightning's trainer with what a run shows and logs."""
+"""Lightning's trainer, with progress output and logs."""
 
 import logging
 import sys
@@ -17,7 +17,8 @@ from .metrics_file import MetricsFile
 from .module import DetectorModule
 from .saving import CheckpointFiles, Checkpoints
 
-_MISLEADING = (  # warnings of Lightning which are not for our users
+LOG_EVERY = 10  # steps; in smaller epochs once
+_MISLEADING = (  # warnings of Lightning that do not apply to our users
     ".*does not have many workers.*",
     ".*ended before the epoch ended.*",  # we do resume there
     ".*in eval mode at the start of training.*",  # the frozen batch norms
@@ -32,9 +33,9 @@ def build_trainer(
     interrupt: Interrupt | None = None,
     rows: int | None = 0,
 ) -> pl.Trainer:
-    """Lightning's trainer; without a run folder and `interrupt`, one which only evaluates.
+    """Build Lightning's trainer; without a run folder and `interrupt`, one that only evaluates.
 
-    Of `metrics.csv`, if there is one already, so many `rows` are kept; None: all.
+    `rows` is the number of rows of an existing `metrics.csv` to keep; None: all.
     """
     for message in _MISLEADING:
         warnings.filterwarnings("ignore", message)
@@ -42,22 +43,22 @@ def build_trainer(
     steps = len(module.train_set) // training.batch_size if module.train_set else 0
     callbacks: list[pl.Callback] = [_ProgressBar() if sys.stdout.isatty() else LogLines(module.stopping)]
     loggers: list[Any] = []
-    # Evaluation is one process's work, however many SLURM has started.
+    # Evaluation runs in one process, however many SLURM has started.
     plugins: list[Any] = [] if run else [LightningEnvironment()]
     if run is not None and interrupt is not None:
         if training.ema_decay:
             callbacks.append(EMAWeightAveraging(decay=training.ema_decay))
-        # Last, for the others have state to be saved.
+        # Last, because the others have state to save.
         files = CheckpointFiles()
         plugins.append(files)
         callbacks.append(Checkpoints(module, run / "checkpoints", interrupt, files))
         metrics = MetricsFile(run / "metrics.csv", rows)
-        # What TensorBoard has of later steps is logged again.
+        # Later steps in TensorBoard's log are logged again.
         purged = int(float(metrics.rows[-1]["step"])) + 1 if metrics.rows else None
         loggers = [metrics, TensorBoardLogger(run, name="", version="tensorboard", purge_step=purged)]
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     trainer = pl.Trainer(
-        default_root_dir=run,  # not the working directory: from there Lightning would resume what another job of SLURM has left
+        default_root_dir=run,  # not the working directory: there Lightning would resume what another SLURM job left behind
         accelerator="auto",
         plugins=plugins,
         devices=training.devices if run else 1,
@@ -67,7 +68,7 @@ def build_trainer(
         accumulate_grad_batches=training.accumulate,
         gradient_clip_val=recipe.optimizer.clip_norm or None,
         check_val_every_n_epoch=training.validate_every,
-        log_every_n_steps=min(max(steps, 1), 10),
+        log_every_n_steps=min(max(steps, 1), LOG_EVERY),
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         enable_model_summary=False,
@@ -76,7 +77,7 @@ def build_trainer(
         callbacks=callbacks,
         logger=loggers,
     )
-    # Lightning's handlers would end a run unsaved, and save from within a batch: `Interrupt` has its own.
+    # Lightning's handlers would end a run unsaved, or save in the middle of a batch; `Interrupt` has its own.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return trainer
 

@@ -1,4 +1,4 @@
-"""The losses on images to evaluate on, beside their detections."""
+"""Losses on the validation images."""
 
 import contextlib
 import math
@@ -16,7 +16,7 @@ from ..models import Detector
 
 @contextlib.contextmanager
 def computed_once(backbone: nn.Module) -> Iterator[None]:
-    """Within it `backbone` is called with the same images again and again, and computes their features once."""
+    """Within this context, `backbone` is called repeatedly with the same images, and computes their features once."""
     forward = backbone.forward
     features: list[Any] = []
 
@@ -33,13 +33,13 @@ def computed_once(backbone: nn.Module) -> Iterator[None]:
 
 
 class ValidationLosses:
-    """The mean losses over the images of an evaluation, or over those of them that have an object of a size to train on.
+    """Mean losses over the images of an evaluation that have an object large enough to train on.
 
-    The model stays in evaluation mode, so that its batch norms and whatever else has a state are left as they were. Nothing is drawn at
-    random: images are as large as in evaluation.
+    The model stays in evaluation mode, so that batch norms and other state are unchanged. Nothing is random: images have the size
+    used in evaluation.
 
     Args:
-        min_box_size: objects with a side below this many pixels do not count.
+        min_box_size: objects with a side shorter than this many pixels do not count.
     """
 
     def __init__(self, min_box_size: float) -> None:
@@ -49,11 +49,11 @@ class ValidationLosses:
     def reset(self) -> None:
         """Forget all images."""
         self.sums: dict[str, Tensor] = {}
-        self.spoilt = torch.zeros(())  # NaN where a loss was not finite
+        self.spoilt = torch.zeros(())  # NaN if a loss was not finite
         self.images = 0
 
     def update(self, model: Detector, images: Sequence[Tensor], targets: Sequence[dict[str, Any]]) -> None:
-        """Take some images: `images` and `targets` as of `Detector.forward`, but with any boxes that an annotation file may have."""
+        """Add images: `images` and `targets` as for `Detector.forward`, but with any boxes that an annotation file may have."""
         usable = [self._usable(image, target) for image, target in zip(images, targets, strict=True)]
         chosen = [index for index, target in enumerate(usable) if len(target["boxes"])]
         if chosen:
@@ -74,17 +74,17 @@ class ValidationLosses:
         sides = boxes[:, 2:] - boxes[:, :2]
         kept = ((sides > 0) & (sides >= self.min_box_size)).all(dim=1)
         if "masks" in target:
-            kept &= target["masks"].flatten(1).any(dim=1).bool()  # of uint8 it is uint8
+            kept &= target["masks"].flatten(1).any(dim=1).bool()  # `any` of uint8 is uint8
         return {"boxes": boxes[kept], **{key: target[key][kept] for key in ("labels", "masks") if key in target}}
 
     def compute(self) -> dict[str, float]:
-        """The means by name, and their sum as `loss`, over the images of all processes; empty where none has an object.
+        """The means by name, and their sum as `loss`, over the images of all processes; empty if none has an object.
 
         All processes have to call it.
         """
         parts = [({name: float(total) + float(self.spoilt) for name, total in self.sums.items()}, self.images)]
         if dist.is_available() and dist.is_initialized():
-            # As objects: a process may have no image with an object, and so no names of losses.
+            # As Python objects: a process without objects in its images does not know the names of the losses.
             gathered: list[Any] = [None] * dist.get_world_size()
             dist.all_gather_object(gathered, parts[0])
             parts = gathered

@@ -1,4 +1,4 @@
-"""Evaluation: AP, AR and oLRP by COCO's and LVIS' rules, and the report of them."""
+"""Evaluation: AP, AR and oLRP by the rules of COCO and LVIS, and the report."""
 
 from .coco import evaluate, evaluate_detections
 from .report import Report

@@ -1,4 +1,4 @@
-"""What a report says beyond its metrics: which errors cost what, what scores are worth, and how sure the numbers are."""
+"""What a report says beyond its metrics: what each kind of error costs, how good the scores are, and how certain the numbers are."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ from .worst_images import worst_images_of_classes, worst_images_of_pair
 if TYPE_CHECKING:
     from .report import Report
 
-PAIRS = 1000  # of confused classes, in the file
+PAIRS = 1000  # of confused classes in the file
 PAIRS_WITH_IMAGES = 12
-IMAGES = 4  # of a class or pair, the worst
-SAID = 3  # pairs, in words
+IMAGES = 4  # the worst images of a class or pair
+PAIRS_IN_WORDS = 3
 
 
 @dataclass
@@ -30,12 +30,12 @@ class Analysis:
     """What `analyse` finds.
 
     Attributes:
-        kept: (N,) bool: detections at or above the best threshold of their class (the one which reaches its oLRP).
-        errors: what each detection and object is.
+        kept: (N,) bool: detections at or above the best threshold of their class (the one that reaches its oLRP).
+        errors: the kind of error, if any, of each detection and object.
         summary: the errors counted.
-        samples: what each detection is worth.
-        scores: what their scores are worth.
-        intervals: AP and oLRP on resampled images; None where scipy is missing.
+        samples: the overlap of each detection with its object.
+        scores: how well the scores are calibrated.
+        intervals: AP and oLRP on resampled images; None if scipy is missing.
     """
 
     kept: np.ndarray
@@ -46,26 +46,26 @@ class Analysis:
     intervals: Bootstrap | None
 
     def lines(self, report: "Report", score_errors: bool = True) -> list[str]:
-        """The most important of it, for a terminal; `score_errors`: with LaECE and D-ECE."""
-        said = [interval_line(self.intervals, len(report.matched.ground_truth.images))] if self.intervals else []
-        said += self.error_lines(report.categories)
-        return [*said, *self.score_lines(score_errors)]
+        """The main results, for a terminal; with LaECE and D-ECE if `score_errors`."""
+        sentences = [interval_line(self.intervals, len(report.matched.ground_truth.images))] if self.intervals else []
+        sentences += self.error_lines(report.categories)
+        return [*sentences, *self.score_lines(score_errors)]
 
     def error_lines(self, categories: Sequence[CategoryInfo]) -> list[str]:
         """Which kinds of errors there are, what they cost, and which classes are confused."""
         kept, costs = self.summary.kept, self.summary.costs
-        said = []
+        sentences = []
         if total := int(kept[:MISSED].sum()):
             falling = sorted(range(MISSED), key=lambda k: -kept[k])
             shares = ", ".join(f"{NAMES[k]} {kept[k] / total:.0%}" for k in falling if kept[k])
-            said.append(f"{counted(total, 'false positive')} at the best thresholds: {shares}.")
-        dear = [k for k in np.argsort(-costs, kind="stable").tolist() if costs[k] >= 0.0005]
-        if dear:
-            parts = ", ".join(f"{NAMES[k]} {percent(costs[k])}" for k in dear)
-            said.append(f"AP50 that each kind of error costs, in points: {parts}.")
-        if pairs := self.confused(categories)[:SAID]:
-            said.append(f"Confused most often: {', '.join(pairs)}.")
-        return said
+            sentences.append(f"{counted(total, 'false positive')} at the best thresholds: {shares}.")
+        costly = [k for k in np.argsort(-costs, kind="stable").tolist() if costs[k] >= 0.0005]
+        if costly:
+            parts = ", ".join(f"{NAMES[k]} {percent(costs[k])}" for k in costly)
+            sentences.append(f"Cost of each kind of error in points of AP50: {parts}.")
+        if pairs := self.confused(categories)[:PAIRS_IN_WORDS]:
+            sentences.append(f"Confused most often: {', '.join(pairs)}.")
+        return sentences
 
     def confused(self, categories: Sequence[CategoryInfo]) -> list[str]:
         """The pairs of classes that are confused more than once at the best thresholds, as in "cat taken for dog (3)"."""
@@ -73,26 +73,27 @@ class Analysis:
         return [f"{categories[o].name} taken for {categories[d].name} ({kept})" for d, o, _, kept in pairs.tolist()]
 
     def score_lines(self, score_errors: bool = True) -> list[str]:
-        """What a score means here and, if wanted, how far it is from what it is worth."""
-        before, after, said = self.scores.before.all, self.scores.after, []
+        """What a score means here and, if `score_errors`, how far scores are off."""
+        before, after, sentences = self.scores.before.all, self.scores.after, []
         if example := self.scores.example:
-            said.append(
-                f"A score of {example.score:.2f} here means right in {100 * example.right:.0f} of 100: so many of the "
-                f"{example.number} detections nearest to it ({example.low:.3f} to {example.high:.3f}) overlap their object by IoU .5."
+            sentences.append(
+                f"A score of {example.score:.2f} here means right in {100 * example.right:.0f} of 100 cases: of the "
+                f"{example.number} detections with the nearest scores "
+                f"({example.low:.3f} to {example.high:.3f}), that share overlaps an object at IoU .5."
             )
         if score_errors and not np.isnan(before.laece):
             calibrated = (
-                f"; calibrated on other images by {percent(after.all.laece)} and {percent(after.all.dece)}"
+                f"; after calibration on other images by {percent(after.all.laece)} and {percent(after.all.dece)}"
                 if after
                 else ""
             )
-            said.append(
-                f"Scores are off what they are worth by LaECE {percent(before.laece)}, D-ECE {percent(before.dece)}{calibrated}."
+            sentences.append(
+                f"Scores are miscalibrated by LaECE {percent(before.laece)}, D-ECE {percent(before.dece)}{calibrated}."
             )
-        return said
+        return sentences
 
     def as_dict(self, report: "Report") -> dict[str, Any]:
-        """As JSON, by the keys of report.json."""
+        """As JSON, with the keys of report.json."""
         return {
             "errors": self.errors_as_dict(report),
             "calibration": self.scores.as_dict(),
@@ -135,9 +136,9 @@ class Analysis:
 
 
 def analyse(report: "Report") -> Analysis:
-    """Look for the causes of the errors of a report, at what its scores are worth, and how sure its numbers are.
+    """Find the causes of the errors of a report, the quality of its scores and the uncertainty of its numbers.
 
-    Takes about as long as the evaluation: 5,000 images with 500,000 detections a few seconds.
+    Takes about as long as the evaluation: a few seconds for 5,000 images with 500,000 detections.
     """
     matched, matches = report.matched, report.matches
     overlaps = compare(matched.ground_truth, matched.candidates)

@@ -1,4 +1,4 @@
-"""Precision, recall and LRP error of detections that were cut off at score thresholds: what users of these thresholds see."""
+"""Precision, recall and LRP error of detections cut off at score thresholds, as users of these thresholds see them."""
 
 import math
 from collections.abc import Mapping
@@ -16,8 +16,8 @@ def add_numbers(report: Report, thresholds: Mapping[Id, float]) -> None:
     """Add `score_threshold`, `precision`, `recall` and `LRP`, at IoU .5, to the classes of a report.
 
     Args:
-        report: of detections that were cut off at the thresholds.
-        thresholds: by category id; the model knows no other classes.
+        report: report on detections that were cut off at the thresholds.
+        thresholds: thresholds by category id, for all classes of the model.
     """
     matches, count = report.matches, len(report.categories)
     tp, fp = (np.bincount(matches.category[matches.outcome == kind], minlength=count) for kind in (1, 0))
@@ -30,7 +30,7 @@ def add_numbers(report: Report, thresholds: Mapping[Id, float]) -> None:
 
 
 def table(report: Report) -> str:
-    """These numbers, the last row being their means."""
+    """A table of these numbers; the last row has their means."""
     rows = report.per_class
     width = max(5, *(len(row["class"]) for row in rows))
     lines = [

@@ -1,8 +1,8 @@
-"""How far AP and oLRP would differ on other images: bootstrap over images, exact in each resample.
+"""Uncertainty of AP and oLRP: bootstrap over images, exact in each resample.
 
-A resample draws as many images as there are, with replacement (Efron, 1979); an image drawn twice counts twice, detections and
-objects. Its numbers are those of the evaluator on such a data set. Nothing is matched or sorted again: with the detections in
-order, a resample is a weight of 0, 1, 2, ... for each image, and all counts are cumulative sums of weights.
+A resample draws as many images as there are, with replacement (Efron, 1979); the detections and objects of an image drawn twice count
+twice. Its metrics are those of the evaluator on such a data set. Nothing is matched or sorted again: with sorted detections, a resample
+is a weight of 0, 1, 2, ... per image, and all counts are cumulative sums of weights.
 """
 
 from itertools import pairwise
@@ -16,31 +16,31 @@ from .matching import AREA_RANGES, DEFAULT_LIMITS, Candidates, Matched, Matching
 from .precision import RECALLS, needed_true_positives
 
 RESAMPLES, SEED = 1000, 0
-_CELLS = 2**23  # of true positives in resamples, which are kept in memory at a time
+_CELLS = 2**23  # entries for true positives in resamples that are in memory at a time
 _FEWEST = 50  # resamples at a time
 _ROWS = 64  # true positives at a time
 _TINY = np.float32(1e-30)  # for 0 in denominators: nothing next to 1
 
 
 class Resampled(NamedTuple):
-    """A metric, or a difference, as measured, and in B resamples of the images; fractions."""
+    """A metric or difference as measured, and in B resamples of the images; fractions."""
 
     measured: float
     values: np.ndarray  # (B,)
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Where it would lie in 95 % of the cases: the percentiles 2.5 and 97.5 of the resamples, moved so that their mean is as measured.
+        """The 95 % interval: the percentiles 2.5 and 97.5 of the resamples, shifted so that their mean is the measured value.
 
-        Resamples are a little off on average, since images drawn twice have equal scores: precision, which AP takes the highest of,
-        varies more than in as many different images.
+        Resamples are slightly biased, because images drawn twice have equal scores: the precision, of which AP takes the maximum,
+        varies more than for as many different images.
         """
         low, high = np.nanquantile(self.values, (0.025, 0.975)) - np.nanmean(self.values) + self.measured
         return float(low), float(high)
 
 
 class Bootstrap(NamedTuple):
-    """AP and oLRP: means over the classes that have objects, in a resample those which have any there."""
+    """AP and oLRP: means over the classes that have objects, in each resample over those that have any there."""
 
     ap: Resampled
     olrp: Resampled
@@ -60,9 +60,10 @@ def bootstrap(
     Args:
         ground_truth: the objects.
         detections: read for this ground truth.
-        style, max_detections: as of `evaluate_detections`.
-        resamples: B, how many.
-        seed: of the draws.
+        style: as in `evaluate_detections`.
+        max_detections: as in `evaluate_detections`.
+        resamples: their number B.
+        seed: seed of the draws.
 
     Raises:
         ValueError: scipy is missing.
@@ -74,7 +75,7 @@ def bootstrap(
 
 
 def bootstrap_matched(matched: Matched, *, resamples: int = RESAMPLES, seed: int = SEED) -> Bootstrap:
-    """`bootstrap` of what has been matched already."""
+    """`bootstrap` for detections that have already been matched."""
     ground_truth, candidates, setting = matched
     random, num_images = np.random.default_rng(seed), len(ground_truth.images)
     most = np.bincount(candidates.detections.category[setting.matchings[0].detection], minlength=1).max()
@@ -89,9 +90,9 @@ def bootstrap_matched(matched: Matched, *, resamples: int = RESAMPLES, seed: int
 
 
 def paired_difference(first: Bootstrap, second: Bootstrap) -> Bootstrap:
-    """What `second` has more than `first`, resample by resample: of two detectors on the same images, drawn by the same seed.
+    """The difference of `second` from `first`, resample by resample, for two detectors on the same images and with the same seed.
 
-    Both are better or worse on the same images, which cancels out: the interval is narrower than those of the two suggest.
+    Both are better or worse on the same images, which cancels out: the interval is narrower than their separate intervals suggest.
     """
     pairs = zip(first, second, strict=True)
     return Bootstrap(*(Resampled(b.measured - a.measured, b.values - a.values) for a, b in pairs))
@@ -100,13 +101,13 @@ def paired_difference(first: Bootstrap, second: Bootstrap) -> Bootstrap:
 def evaluate_weighted(
     ground_truth: GroundTruth, candidates: Candidates, setting: Setting, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """AP and oLRP, (B,) each, where each image counts so many times.
+    """AP and oLRP, (B,) each, with a weight for each image.
 
     Args:
         ground_truth: the objects.
         candidates: the detections.
-        setting: what they come to.
-        weights: (I, B) whole numbers from 0 on, float32: of the images, in each of B resamples.
+        setting: the outcome of matching.
+        weights: (I, B) whole numbers >= 0, float32: the weight of each image in each of B resamples.
     """
     category, image, scores = (getattr(candidates.detections, name) for name in ("category", "image", "scores"))
     num_classes, num_resamples = len(setting.num_objects), weights.shape[1]
@@ -131,7 +132,8 @@ def evaluate_weighted(
         for t, matching in enumerate(matchings):
             is_found = ~setting.ignored[matching.object]
             found = matching.detection[is_found]
-            # A true positive may be one that could not be wrong; a detection matched to what is ignored does not count, though it could.
+            # A true positive may be a detection that could not be wrong; one matched to an ignored object does not count, although it
+            # could.
             signs = is_found.astype(np.int8) - setting.can_be_wrong[matching.detection]
             is_odd = signs != 0
             odd, signs = matching.detection[is_odd], signs[is_odd]
@@ -150,7 +152,7 @@ def evaluate_weighted(
 
 
 class _Counted(NamedTuple):
-    """How many detections of a class count, at an IoU threshold, up to some of them, in B resamples."""
+    """The number of detections of a class that count, at an IoU threshold, up to given ones, in B resamples."""
 
     places: np.ndarray  # (Q,) up to which detections is known what counts, but for odd ones
     possible: np.ndarray  # (Q, B) that; _TINY for none
@@ -159,7 +161,7 @@ class _Counted(NamedTuple):
     sums: np.ndarray  # (K + 1, B) what the first 0, 1, ..., K of them add
 
     def up_to(self, detections: np.ndarray, out: np.ndarray) -> np.ndarray:
-        """(D, B) of the detections up to each of some, (D,), among the places; above 0 where any true positive is."""
+        """(D, B) number of detections up to each of the given positions, (D,); above 0 at true positives."""
         np.take(self.possible, np.searchsorted(self.places, detections), axis=0, out=out, mode="clip")
         if len(self.odd):
             out += self.sums[np.searchsorted(self.odd, detections, side="right")]
@@ -167,7 +169,7 @@ class _Counted(NamedTuple):
         return out
 
     def number(self, possible: np.ndarray, detections: np.ndarray) -> np.ndarray:
-        """(D,) the same where each image counts once; `possible`: the detections that can be wrong."""
+        """(D,) the same with weight 1 for each image; `possible`: the detections that can be wrong."""
         odd = np.append(0, np.cumsum(self.signs))[np.searchsorted(self.odd, detections, side="right")]
         return np.searchsorted(possible, detections, side="right") + odd
 
@@ -176,11 +178,11 @@ class _Passed(NamedTuple):
     """How many of RECALLS are reached by 0, 1, 2, ..., n - 1 true positives in B resamples."""
 
     table: np.ndarray  # (V · n,) uint8, for each of the V numbers of objects that occur
-    start: np.ndarray  # (B,) where that of a resample begins
+    start: np.ndarray  # (B,) start of each resample
 
     @classmethod
     def of(cls, num_objects: np.ndarray) -> "_Passed":
-        """Where there are so many objects, (B,)."""
+        """For the given numbers of objects, (B,)."""
         values, which = np.unique(num_objects.astype(np.int64), return_inverse=True)
         needed = needed_true_positives(values)
         width = int(needed.max()) + 1
@@ -190,7 +192,7 @@ class _Passed(NamedTuple):
 
 
 class _Buffers:
-    """Memory for `_ROWS` runs in B resamples, which stays in the processor's cache."""
+    """Buffers for `_ROWS` runs in B resamples, which fit into the processor's cache."""
 
     def __init__(self, num_resamples: int) -> None:
         shape = (_ROWS, num_resamples)
@@ -204,14 +206,14 @@ def _average_precision(
 ) -> np.ndarray:
     """(B,) mean over RECALLS of the highest precision at that recall or more.
 
-    Goes from the last run of true positives to the first, `_ROWS` at a time: the precision that counts can only rise.
+    Goes from the last run of true positives to the first, `_ROWS` at a time, so that the interpolated precision can only rise.
 
     Args:
         true: (P, B) true positives up to the end of each run.
-        counted: what counts.
-        last: (P,) the detections that the runs end with.
+        counted: numbers of detections that count.
+        last: (P,) the last detections of the runs.
         passed: the recalls that they reach.
-        buffers: to compute in.
+        buffers: working memory.
     """
     total, carried = np.zeros(true.shape[1]), np.zeros(true.shape[1], dtype=np.float32)
     for start in range(0, len(true), _ROWS)[::-1]:
@@ -244,10 +246,10 @@ def _lrp_gain(
     weights: np.ndarray,
     num_objects: np.ndarray,
 ) -> np.ndarray:
-    """(B,) how far the LRP error of a class gets below 1, at the best of the scores of its true positives.
+    """(B,) how far the LRP error of a class falls below 1, at the best score of its true positives.
 
-    1 - LRP = Σ over TP of (1 - (1 - IoU) / (1 - τ)) / (FP + objects). Detections of equal score count together: `ends` says up to which
-    detection those of each true positive go. Of these, rising, the `chosen` ones are looked at.
+    1 - LRP = Σ over TP of (1 - (1 - IoU) / (1 - τ)) / (FP + objects). Detections of equal score count together: `ends`, ascending, is
+    the last detection with the score of each true positive. Only the `chosen` ones are evaluated.
     """
     rows = np.searchsorted(chosen, ends)
     number, gain = (
@@ -263,22 +265,22 @@ def _lrp_gain(
 
 
 def _last_of_runs(wrong: np.ndarray) -> np.ndarray:
-    """Bool (P,), of true positives up to which so many detections are wrong, (P,), rising: the last of each number.
+    """Bool (P,): the last true positive for each number of false positives before it, (P,), ascending.
 
-    The more right ones among as many wrong ones, the higher the precision, and the lower the LRP error.
+    With more true positives among equally many false positives, precision is higher and the LRP error lower.
     """
     return np.diff(wrong, append=np.inf) > 0
 
 
 def _range(detections: np.ndarray, of_class: slice) -> np.ndarray:
-    """Which of some rising positions are of a class."""
+    """The range of ascending positions that belong to a class."""
     return np.arange(*np.searchsorted(detections, [of_class.start, of_class.stop]))
 
 
 def _summed(
     weights: np.ndarray, images: np.ndarray, rows: np.ndarray, num_rows: int, factors: np.ndarray | None = None
 ) -> np.ndarray:
-    """`_totals` of each row and those before it."""
+    """Cumulative `_totals` over the rows."""
     sums = _totals(weights, images, rows, num_rows, factors)
     for above, row in pairwise(sums):
         np.add(above, row, out=row)
@@ -288,7 +290,7 @@ def _summed(
 def _totals(
     weights: np.ndarray, images: np.ndarray, rows: np.ndarray, num_rows: int, factors: np.ndarray | None = None
 ) -> np.ndarray:
-    """(R, B) the weights of what is in some images, times factors, added up by rows; these, rising, may go beyond R, which is left out."""
+    """(R, B) sums by row of the image weights of entries, times factors; rows, ascending, beyond R are left out."""
     try:
         from scipy.sparse import csr_array
     except ImportError:

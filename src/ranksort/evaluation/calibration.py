@@ -1,7 +1,7 @@
-"""How far scores are from what they are worth, and calibrators which map them to it.
+"""Calibration errors of scores, and calibrators that correct the scores.
 
 Errors: LaECE (Oksuz et al., CVPR 2023), LaECE and LaACE at IoU above 0 (Kuzucu et al., ECCV 2024), D-ECE (Küppers et al., CVPR
-Workshops 2020). Calibrators: isotonic and linear regression by class, as in the second of these.
+Workshops 2020). Calibrators: isotonic and linear regression per class, as in the second paper.
 """
 
 from collections.abc import Sequence
@@ -15,39 +15,39 @@ from .inputs import CategoryInfo
 from .overlaps import Samples
 
 BINS = 25
-MIN_DETECTIONS = 20  # of a class, for a calibrator of its own
+MIN_DETECTIONS = 20  # detections of a class, for a curve of its own
 TIE_BREAK = 1e-3
-"""the share of the raw score in a calibrated one: no two scores become equal, so that their order and AP stay"""
+"""weight of the raw score in a calibrated one: no two scores become equal, so that their order and AP do not change"""
 
 Target = Literal["iou", "precision"]
 Method = Literal["isotonic", "linear"]
 
 
 class CalibrationErrors(NamedTuple):
-    """Fractions in 0..1, NaN where there is nothing to measure; lower is better."""
+    """Fractions in 0..1, NaN if there is nothing to measure; lower is better."""
 
     laece: float  # mean over the classes with detections and objects
     laace: float  # likewise
-    dece: float  # all detections in one
+    dece: float  # over all detections together
 
 
 class Reliability(NamedTuple):
-    """What a reliability diagram shows: detections in BINS bins of scores, of equal width."""
+    """A reliability diagram: detections in BINS bins of scores, of equal width."""
 
     number: np.ndarray  # (BINS,) detections
     score: np.ndarray  # (BINS,) their mean score, NaN in empty bins
-    worth: np.ndarray  # (BINS,) the mean of what they are worth, likewise
+    worth: np.ndarray  # (BINS,) their mean value (IoU or correctness), NaN in empty bins
 
     @property
     def error(self) -> float:
-        """Mean distance of the two, each bin weighted by its detections; NaN where there are none."""
+        """Mean distance of score and value, each bin weighted by its detections; NaN if there are none."""
         if not self.number.any():
             return np.nan
         return float(np.nansum(self.number * abs(self.score - self.worth)) / self.number.sum())
 
 
 def reliability(scores: np.ndarray, worth: np.ndarray) -> Reliability:
-    """Compare scores (N,) in 0..1 with what the detections are worth, (N,), bin by bin. Detections whose worth is NaN are left out."""
+    """Compare scores (N,) in 0..1 with the values of the detections (IoU or correctness), (N,), bin by bin. NaN values are left out."""
     counts = ~np.isnan(worth)
     scores, worth = scores[counts], worth[counts]
     bins = np.minimum((scores * BINS).astype(np.int64), BINS - 1)  # [0, 1/25), ..., [24/25, 1]
@@ -57,7 +57,7 @@ def reliability(scores: np.ndarray, worth: np.ndarray) -> Reliability:
 
 
 def calibration_errors(samples: Samples, scores: np.ndarray, chosen: np.ndarray | None = None) -> CalibrationErrors:
-    """LaECE, LaACE and D-ECE of detections if their scores were `scores`, (N,); of the `chosen` ones alone, bool (N,), if named."""
+    """LaECE, LaACE and D-ECE of detections with the scores `scores`, (N,); only of the `chosen` ones, bool (N,), if given."""
     if chosen is not None:
         samples, scores = samples.select(chosen), scores[chosen]
     order = np.argsort(samples.category, kind="stable")
@@ -74,7 +74,7 @@ def calibration_errors(samples: Samples, scores: np.ndarray, chosen: np.ndarray 
 
 
 class Curve(NamedTuple):
-    """A piecewise linear, strictly increasing function of the score, by its K corners, the first at score 0 and the last at 1."""
+    """A piecewise linear, strictly increasing function of the score, given by K corners, the first at score 0 and the last at 1."""
 
     scores: np.ndarray  # (K,) rising
     values: np.ndarray  # (K,) rising, in 0..1
@@ -86,15 +86,15 @@ class Curve(NamedTuple):
 
 @dataclass
 class Calibrator:
-    """Maps scores to the expected IoU of the detections ("iou") or to the probability that it is at least .5 ("precision").
+    """Map scores to the expected IoU of the detections ("iou") or to the probability of an IoU of at least .5 ("precision").
 
     Attributes:
-        target: which of them.
+        target: which of the two.
         method: how the curves were fitted.
-        categories: C classes, in the order of the positions which `Samples` and `GroundTruth` use.
-        num_detections: (C,) how many the curve of each class was fitted to.
-        curves: one for each class, None where it has fewer than MIN_DETECTIONS.
-        all_classes: the curve fitted to all detections, for these and for unknown classes.
+        categories: C classes, in the order of the positions that `Samples` and `GroundTruth` use.
+        num_detections: (C,) number of detections that the curve of each class was fitted to.
+        curves: one for each class, None if it has fewer than MIN_DETECTIONS.
+        all_classes: the curve fitted to all detections, for classes without their own and for unknown classes.
     """
 
     target: Target
@@ -124,12 +124,12 @@ def fit_calibrator(
     target: Target = "iou",
     method: Method = "isotonic",
 ) -> Calibrator:
-    """Fit the curve of each class, and the one for classes of few detections.
+    """Fit a curve for each class, and one for classes with few detections.
 
     Args:
-        samples: what the detections are worth; those which do not count are left out.
-        categories: the C classes, as of the ground truth.
-        target: what a calibrated score is to be: see `Calibrator`.
+        samples: the detections and their IoUs; those that do not count are left out.
+        categories: the C classes, as in the ground truth.
+        target: what a calibrated score means; see `Calibrator`.
         method: "isotonic", a rising step function, or "linear", a line clipped to 0..1.
 
     Raises:
@@ -138,7 +138,7 @@ def fit_calibrator(
     worth = samples.iou if target == "iou" else samples.correct
     counts = ~np.isnan(worth)
     if not counts.any():
-        raise ValueError("There are no detections to calibrate: none of them counts in the evaluation.")
+        raise ValueError("There are no detections to calibrate: none counts in the evaluation.")
     fit = _fit_isotonic if method == "isotonic" else _fit_line
     category, score, worth = samples.category[counts], samples.score[counts], worth[counts]
     order = np.argsort(score, kind="stable")
@@ -162,16 +162,18 @@ def cross_calibrated(
     method: Method = "isotonic",
     seed: int = 0,
 ) -> np.ndarray:
-    """Scores (N,) of the detections of each half of the images, calibrated by the other half: honest, as on images never seen.
+    """Cross-fitted scores (N,): those of each half of the images, calibrated on the other half, as on unseen images.
 
-    The halves are drawn at random, so that neighbours in a sorted list of images fall into both. Raises: as `fit_calibrator`, and
-    ValueError if fewer than two images have detections.
+    The halves are drawn at random, so that neighbours in a sorted list of images fall into both.
+
+    Raises:
+        ValueError: as `fit_calibrator`, and if fewer than two images have detections.
     """
     worth = samples.iou if target == "iou" else samples.correct
     images = np.unique(samples.image[~np.isnan(worth)])
     if len(images) < 2:
         raise ValueError(
-            "Calibration is judged on other images than it is fitted to: it needs detections in two or more."
+            "Calibration is evaluated on other images than it is fitted to, so it needs detections in two or more images."
         )
     is_first = np.zeros(1 + samples.image.max(), dtype=bool)
     is_first[np.random.default_rng(seed).permutation(images)[: len(images) // 2]] = True
@@ -184,24 +186,24 @@ def cross_calibrated(
 
 
 def _fit_isotonic(scores: np.ndarray, worth: np.ndarray) -> Curve:
-    """The rising steps nearest to the worth, (N,), at rising scores, (N,); linear between one step and the next."""
+    """Isotonic fit to the values, (N,), at ascending scores, (N,); linear between steps."""
     try:
         from scipy.optimize import isotonic_regression
-    except ImportError:  # also where scipy is older than 1.12
+    except ImportError:  # also if scipy is older than 1.12
         raise ValueError(
             'Isotonic calibration needs scipy 1.12 or newer: pip install "ranksort[calibration]"'
         ) from None
-    scores = scores.astype(np.float32)  # as detectors have them: short to write, and close ones are pooled
+    scores = scores.astype(np.float32)  # rounded: short to write, and close ones are pooled
     starts = np.flatnonzero(np.diff(scores, prepend=-1))
     number = np.diff(starts, append=len(scores))
     steps = isotonic_regression(np.add.reduceat(worth, starts) / number, weights=number)
-    corners = np.unique([steps.blocks[:-1], steps.blocks[1:] - 1])  # where each step begins and ends
+    corners = np.unique([steps.blocks[:-1], steps.blocks[1:] - 1])  # start and end of each step
     corner_scores = [float(str(score)) for score in scores[starts[corners]]]
     return _curve(np.array(corner_scores), steps.x[corners])
 
 
 def _fit_line(scores: np.ndarray, worth: np.ndarray) -> Curve:
-    """The rising line which fits the worth, (N,), best, clipped to 0..1."""
+    """Linear fit to the values, (N,), clipped to 0..1."""
     deviation = scores - scores.mean()
     variance = deviation @ deviation
     slope = max(0.0, float(deviation @ worth / variance)) if variance > 0 else 0.0
@@ -212,7 +214,7 @@ def _fit_line(scores: np.ndarray, worth: np.ndarray) -> Curve:
 
 
 def _curve(scores: np.ndarray, values: np.ndarray) -> Curve:
-    """The curve through points (K,) at rising scores, level beyond them but for the part that breaks ties."""
+    """The curve through points (K,) at ascending scores, constant beyond them except for the part that breaks ties."""
     ends = int(scores[0] > 0), int(scores[-1] < 1)
     scores, values = np.pad(scores, ends, constant_values=(0, 1)), np.pad(values.clip(0, 1), ends, mode="edge")
     return Curve(scores, (1 - TIE_BREAK) * values + TIE_BREAK * scores)

@@ -1,4 +1,4 @@
-"""calibration.json: a calibrator as plain JSON, which any language can apply by linear interpolation."""
+"""calibration.json: a calibrator as plain JSON, which can be applied in any language by linear interpolation."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ class _ClassEntry(msgspec.Struct):
     id: int | str
     name: str
     detections: Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
-    scores: list[float] | None = None  # absent where the class is calibrated by `all_classes`
+    scores: list[float] | None = None  # absent if the class is calibrated by `all_classes`
     values: list[float] | None = None
 
 
@@ -43,12 +43,12 @@ class _Content(msgspec.Struct):
 def calibrator_content(
     calibrator: Calibrator, about: dict[str, Any] | None = None, thresholds: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """A calibrator as JSON has it.
+    """A calibrator as plain JSON values.
 
     Args:
-        calibrator: what scores are worth.
-        about: how it came about, as JSON can hold it.
-        thresholds: see `thresholds.thresholds_content`, of the same scores.
+        calibrator: the calibrator.
+        about: how it was fitted, in JSON values.
+        thresholds: the result of `thresholds.thresholds_content` for the same scores.
     """
     of_classes = zip(calibrator.categories, calibrator.num_detections.tolist(), calibrator.curves, strict=True)
     return {
@@ -72,7 +72,7 @@ def save_calibrator(
     about: dict[str, Any] | None = None,
     thresholds: dict[str, Any] | None = None,
 ) -> None:
-    """Write what `calibrator_content` returns, a class a line."""
+    """Write the result of `calibrator_content`, one class per line."""
     content = calibrator_content(calibrator, about, thresholds)
     classes = ",\n".join(map(json.dumps, content.pop("classes")))
     head = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in content.items()]
@@ -85,24 +85,24 @@ def load_calibrator(path: str | Path) -> Calibrator:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: one sentence about why it is no calibration, or one that this version cannot read.
+        ValueError: it is not a calibration, or this version cannot read it; one sentence says why.
     """
     opened = JsonSource.open(path, "calibration")
     return read_calibrator(opened.parse(), opened.name)
 
 
 def read_calibrator(content: Any, name: str) -> Calibrator:
-    """The inverse of `calibrator_content`, of parsed JSON that messages call by that name.
+    """The inverse of `calibrator_content`, from parsed JSON; `name` is used in messages.
 
     Raises:
         ValueError: as `load_calibrator`.
     """
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f"The {name} is no calibration: `ranksort calibrate` writes one.")
+        raise ValueError(f"The {name} is not a calibration: `ranksort calibrate` writes one.")
     if content.get("version") != VERSION:
         raise ValueError(
-            f"The {name} is of version {content.get('version')}, but this ranksort reads version {VERSION}: "
-            "install the one that wrote it, or calibrate again."
+            f"The {name} has version {content.get('version')}, but this ranksort reads version {VERSION}: "
+            "install the ranksort that wrote it, or calibrate again."
         )
     try:
         checked = msgspec.convert(content, _Content)
@@ -123,10 +123,10 @@ def read_calibrator(content: Any, name: str) -> Calibrator:
 
 
 def calibrate_rows(calibrator: Calibrator, rows: list[Row]) -> tuple[list[Row], int]:
-    """Give rows, as `read_rows` returns them, calibrated scores; their classes are found by id.
+    """Calibrate the scores of rows from `read_rows`; classes are found by id.
 
     Returns:
-        Copies of the rows, each with the target of the calibration as `CALIBRATED`, and how many of them are of categories which the
+        Copies of the rows, each with the target of the calibration as `CALIBRATED`, and how many of them have categories that the
         calibrator does not know.
 
     Raises:
@@ -134,8 +134,9 @@ def calibrate_rows(calibrator: Calibrator, rows: list[Row]) -> tuple[list[Row], 
     """
     if done := sum(CALIBRATED in row for row in rows):
         raise ValueError(
-            f"{done} of the {len(rows)} detections are calibrated already, as their '{CALIBRATED}' says: a calibration is for the scores "
-            "as the model gives them"
+            f"{done} of the {len(rows)} detections are already calibrated, as their '{CALIBRATED}' says: "
+            "a calibration is for the raw scores "
+            "of the model"
         )
     index = IdIndex([category.id for category in calibrator.categories])
     category = index.find([row["category_id"] for row in rows])

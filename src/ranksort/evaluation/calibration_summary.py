@@ -1,4 +1,4 @@
-"""How far the scores of a detector are from what they are worth, as given and calibrated: a table."""
+"""Calibration errors of a detector's scores, raw and calibrated, as a table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,24 +16,26 @@ from .report import Report
 from .score_quality import Judged, ScoreQuality, judge_scores
 from .thresholds import thresholds_content
 
-_TITLE = "how far scores are from what they are worth"
+_TITLE = "calibration errors of the scores"
 _EXAMPLES = (0.1, 0.3, 0.5, 0.7, 0.9)  # raw scores
 
 
 @dataclass
 class CalibrationSummary:
-    """Calibration errors, and perhaps AP and oLRP, as fractions.
+    """Calibration errors, and optionally AP and oLRP, as fractions.
 
-    The errors after calibration are those of the scores of `cross_calibrated`. AP and oLRP depend on the order in each class alone,
-    which one calibrator keeps and two for two halves do not: they are those of `calibrator`. Only where LVIS' limit of detections
-    falls between classes can they change.
+    The errors after calibration are those of the scores from `cross_calibrated`. AP and oLRP depend only on the order within each
+    class, which one calibrator keeps but two for two halves do not, so they are computed with `calibrator`. They can change only if
+    LVIS' limit of detections cuts between classes.
 
     Attributes:
-        num_detections, num_images: how many there are; of the latter, with detections.
+        num_detections: number of detections.
+        num_images: number of images with detections.
         num_kept: detections at or above the LRP-optimal thresholds of the raw scores.
-        before, after: calibration.
-        calibrator: the one which was fitted to all images.
-        metrics: (AP, oLRP) before and after; None: they were not looked at.
+        before: errors before calibration.
+        after: errors after calibration.
+        calibrator: the calibrator fitted to all images.
+        metrics: (AP, oLRP) before and after; None: not computed.
     """
 
     num_detections: int
@@ -56,19 +58,19 @@ class CalibrationSummary:
         curves, meant = self.calibrator.curves, {"iou": "expected IoU", "precision": "probability of IoU .5 or more"}
         own = sum(curve is not None for curve in curves)
         lines = [
-            f"{self.num_detections} detections in {self.num_images} images; {own} of {len(curves)} classes have detections "
-            "enough for a calibration of their own",
+            f"{self.num_detections} detections in {self.num_images} images; {own} of {len(curves)} classes have enough "
+            "detections for their own calibration",
             "",
             *self.table(),
         ]
         values = self.calibrator.all_classes(np.array(_EXAMPLES))
-        shown = ", ".join(f"{score:g} is worth {value:.2f}" for score, value in zip(_EXAMPLES, values, strict=True))
+        shown = ", ".join(f"{score:g} means {value:.2f}" for score, value in zip(_EXAMPLES, values, strict=True))
         return "\n".join([*lines, "", f"over all classes, a score of {shown} ({meant[self.calibrator.target]})"])
 
     def table(self) -> list[str]:
-        """The numbers, in lines."""
+        """The numbers as lines of text."""
         lines = [_heads(*(("AP", "oLRP") if self.metrics else ()))]
-        names = ("scores as given", "calibrated by other images")
+        names = ("scores as given", "calibrated on other images")
         for name, quality, metrics in zip(names, (self.before, self.after), self.metrics or [(), ()], strict=True):
             lines.append(_line(name, (*quality.all, *metrics)))
         lines.append(f"the {self.num_kept} at or above the best threshold of their class (lowest LRP)")
@@ -107,19 +109,18 @@ def summarize(
 
 
 def calibrate_evaluation(report: Report, folder: Path, about: dict[str, Any]) -> str:
-    """Fit calibrations to detections that were evaluated, and write them to the folder of their report.
+    """Fit calibrations to evaluated detections, and write them to the folder of their report.
 
-    `calibration.json` gives the expected IoU and `calibration_precision.json` the probability that it is .5 or more; both hold the
-    thresholds of the report, too. Where nothing can be fitted, or the scores are not as the model gives them, what was there before is
-    removed.
+    `calibration.json` gives the expected IoU and `calibration_precision.json` the probability of an IoU of .5 or more; both also hold
+    the thresholds of the report. If nothing can be fitted, or the scores are not raw, earlier files are removed.
 
     Args:
-        report: of the detections.
-        folder: where to.
-        about: how the detections came about, as JSON can hold it.
+        report: report on the detections.
+        folder: output folder.
+        about: how the detections were made, in JSON values.
 
     Returns:
-        The honest errors before and after, or those of the scores as they are, as a table for people; or why there is no calibration.
+        A table of the cross-fitted errors before and after, or of the errors of the scores as they are; or why there is no calibration.
     """
     analysis, samples, text = report.analysis, report.analysis.samples, ""
     if report.scores_are != "raw":

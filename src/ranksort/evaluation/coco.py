@@ -1,5 +1,6 @@
-"""Evaluation of detections by COCO's and LVIS' rules: AP, AR and oLRP."""
+"""Evaluation of detections by the rules of COCO and LVIS: AP, AR and oLRP."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from .image_names import doubts
 from .inputs import Detections, GroundTruth, open_ground_truth, read_detections, read_ground_truth
 from .lrp import evaluate_lrp
 from .matching import AREA_RANGES, DEFAULT_LIMITS, Candidates, Matched, Setting, match, take_part
-from .metrics import AT_IOU_50, AT_IOU_75, AreaResult, list_metrics
+from .metrics import AT_IOU_50, AT_IOU_75, AreaResult, Metric, list_metrics
 from .precision import evaluate_precision
 from .report import Cut, Report
 
@@ -25,21 +26,38 @@ def evaluate_detections(
     iou_type: str = "bbox",
     style: str = "coco",
     max_detections: int | None = None,
+    metrics: Sequence[Metric] = (),
 ) -> Report:
-    """AP, AR and oLRP of detections. Prints nothing and leaves its arguments as they are.
+    """Compute AP, AR and oLRP of detections. Prints nothing and does not change its arguments.
 
     Args:
-        ground_truth: path of a COCO or LVIS annotation JSON, its content, or what `read_coco_file` made of it.
-        detections: path of a COCO results JSON, or its content: a list of objects with `image_id`, `category_id`,
+        ground_truth: path of a COCO or LVIS annotation JSON, its parsed contents, or the result of `read_coco_file`.
+        detections: path of a COCO results JSON, or its parsed contents: a list of objects with `image_id`, `category_id`,
             `score` (0..1) and `bbox` ([x, y, width, height] in pixels) and/or `segmentation` (RLE).
         iou_type: "bbox" compares boxes, "segm" masks.
-        style: "coco" (the best detections of each class in an image count) or "lvis" (the best of an image; the classes
-            not verified in an image do not count there).
-        max_detections: how many are the best, 1 or more; by default as published, 100 for "coco" and 300 for "lvis".
+        style: "coco" (the highest-scoring detections per class and image count) or "lvis" (the highest-scoring per image; classes that
+            are not annotated in an image do not count there).
+        max_detections: how many detections count, 1 or more; by default as published, 100 for "coco" and 300 for "lvis".
+        metrics: additional metrics, listed in the report after the standard ones.
 
     Raises:
-        FileNotFoundError: a path is no file.
-        ValueError: one sentence about what is wrong in the input and where.
+        FileNotFoundError: a path is not a file.
+        ValueError: the input is wrong; one sentence says what and where.
+
+    Examples:
+        >>> from ranksort import evaluate_detections
+        >>> truth = {
+        ...     "images": [{"id": 1, "width": 100, "height": 100}],
+        ...     "categories": [{"id": 7, "name": "cell"}],
+        ...     "annotations": [
+        ...         {"id": 1, "image_id": 1, "category_id": 7, "bbox": [10, 10, 40, 40], "area": 1600, "iscrowd": 0},
+        ...         {"id": 2, "image_id": 1, "category_id": 7, "bbox": [60, 60, 20, 20], "area": 400, "iscrowd": 0},
+        ...     ],
+        ... }
+        >>> found = [{"image_id": 1, "category_id": 7, "bbox": [10, 10, 40, 36], "score": 0.8}]
+        >>> report = evaluate_detections(truth, found)
+        >>> report.as_dict()["AP50"], report.as_dict()["oLRP_fn"]
+        (0.505, 0.5)
     """
     if iou_type not in ("bbox", "segm"):
         raise ValueError(f"iou_type must be one of bbox, segm; got {iou_type!r}.")
@@ -47,7 +65,7 @@ def evaluate_detections(
     file = open_ground_truth(ground_truth, iou_type)
     truth = read_ground_truth(file, iou_type, style)
     found = read_detections(detections, truth, iou_type)
-    report = evaluate(truth, found, style, max_detections)
+    report = evaluate(truth, found, style, max_detections, metrics)
     report.doubts += doubts(detections, file, truth, found, report)
     if found.calibrated:
         report.scores_are = f"calibrated ({listed(sorted(found.calibrated))})"
@@ -55,9 +73,23 @@ def evaluate_detections(
 
 
 def evaluate(
-    ground_truth: GroundTruth, detections: Detections, style: str = "coco", max_detections: int | None = None
+    ground_truth: GroundTruth,
+    detections: Detections,
+    style: str = "coco",
+    max_detections: int | None = None,
+    metrics: Sequence[Metric] = (),
 ) -> Report:
-    """`evaluate_detections` of columns: of masks where the ground truth has any, else of boxes."""
+    """`evaluate_detections` for columns: of masks if the ground truth has any, else of boxes.
+
+    Examples:
+        >>> from ranksort.evaluation import evaluate
+        >>> from ranksort.evaluation.inputs import read_detections, read_ground_truth
+        >>> box = {"image_id": 1, "category_id": 7, "bbox": [10, 10, 40, 40]}
+        >>> truth = {"images": [{"id": 1}], "categories": [{"id": 7, "name": "cell"}], "annotations": [{**box, "id": 1}]}
+        >>> columns = read_ground_truth(truth, "bbox", "coco")
+        >>> evaluate(columns, read_detections([{**box, "score": 0.8}], columns, "bbox"), "coco").summary["AP"]
+        1.0
+    """
     _check_settings(style, max_detections)
     limit = max_detections or DEFAULT_LIMITS[style]
     limits = [*(fewer for fewer in (1, 10) if style == "coco" and fewer < limit), limit]
@@ -71,7 +103,9 @@ def evaluate(
         results[area] = _area_result(ground_truth, candidates, setting, limits)
         if area == "":
             matched = Matched(ground_truth, candidates, setting)
-    metrics = list_metrics(limits)
+    metrics = [*list_metrics(limits), *metrics]
+    if len({metric.name for metric in metrics}) < len(metrics):
+        raise ValueError(f"two metrics have one name: {', '.join(metric.name for metric in metrics)}")
     columns = {metric.name: metric.compute(results) for metric in metrics}  # (C,) each
     summary = {metric.name: _mean(columns[metric.name]) for metric in metrics if metric.in_summary}
     if style == "lvis":
@@ -104,7 +138,7 @@ def _check_settings(style: str, max_detections: int | None) -> None:
     if style not in DEFAULT_LIMITS:
         raise ValueError(f"style must be one of {', '.join(DEFAULT_LIMITS)}; got {style!r}.")
     if max_detections is not None and (type(max_detections) is not int or max_detections < 1):
-        raise ValueError(f"max_detections must be a whole number from 1 on; got {max_detections!r}.")
+        raise ValueError(f"max_detections must be a whole number, 1 or more; got {max_detections!r}.")
 
 
 def _area_result(ground_truth: GroundTruth, candidates: Candidates, setting: Setting, limits: list[int]) -> AreaResult:
@@ -131,6 +165,6 @@ def _per_class(
 
 
 def _mean(values: np.ndarray) -> float:
-    """The mean over the classes for which a number is defined, NaN if there is none."""
+    """The mean over the classes for which a number is defined; NaN if there are none."""
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if len(defined) else float("nan")

@@ -1,7 +1,8 @@
-"""What false positives and missed objects come from, what is confused with what, and the AP that each kind of error costs.
+"""The kinds of false positives and missed objects, confused classes, and the cost of each kind of error in AP.
 
 The kinds, their order and their costs are those of TIDE (Bolya et al., ECCV 2020, sections 2.2 and 2.3), on the matches of our
-evaluator at IoU .5: what COCO and LVIS ignore, such as what lies on a crowd or is not exhaustively annotated, is no error.
+evaluator at IoU .5: what COCO and LVIS ignore, such as detections on crowds or of classes that are not exhaustively annotated, is not
+an error.
 """
 
 from typing import NamedTuple
@@ -13,40 +14,40 @@ from .matching import Matched
 from .overlaps import Overlaps
 from .precision import average_precision
 
-BACKGROUND_IOU = 0.1  # below this a detection has nothing to do with an object
+BACKGROUND_IOU = 0.1  # below this IoU, a detection is unrelated to an object
 LOCALIZATION, CLASS, DUPLICATE, BACKGROUND, BOTH, MISSED = KINDS = range(6)
 NAMES = ("poor localisation", "another class", "duplicate", "background", "class and localisation", "missed")
 
 
 class Errors(NamedTuple):
-    """What each of the N detections that take part and of the A objects is, and what the errors of each of KINDS cost.
+    """The kind of error of each of the N detections and A objects, and the cost of each of KINDS.
 
-    A false positive is, the first that holds: LOCALIZATION, if its IoU with the nearest object of its class is from .1 to below .5;
-    CLASS, if it is .5 or more with one of another class; DUPLICATE, if it is .5 or more with one of its class, which another detection
-    has taken; BACKGROUND, if it is below .1 with all objects; else BOTH: it is from .1 to below .5 with one of another class.
-    An object is MISSED where no detection has found it and no LOCALIZATION or CLASS error is about it.
+    A false positive has the first kind that applies: LOCALIZATION, if its highest IoU with an object of its class is in [.1, .5); CLASS,
+    if its IoU with an object of another class is .5 or more; DUPLICATE, if its IoU with an object of its class that was matched to
+    another detection is .5 or more; BACKGROUND, if its IoU with every object is below .1; else BOTH: its IoU with an object of another
+    class is in [.1, .5). An object is MISSED if no detection is matched to it and no LOCALIZATION or CLASS error refers to it.
 
-    The cost of a kind is the rise of AP at IoU .5 if its errors were fixed: DUPLICATE, BACKGROUND and BOTH by leaving them out;
-    LOCALIZATION and CLASS by making them true positives of their object, if it is not found and they are the highest-scoring errors
-    of these two kinds about it, else by leaving them out; MISSED by leaving the objects out. A class of which none is left then has
-    AP 1 (in TIDE 0). Costs do not add up to 1 - AP: an error may matter only after another is fixed.
+    The cost of a kind is the rise of AP at IoU .5 if its errors were fixed: DUPLICATE, BACKGROUND and BOTH by removing them;
+    LOCALIZATION and CLASS by making them true positives of their object, if it is not detected and they are the highest-scoring errors
+    of these two kinds that refer to it, else by removing them; MISSED by removing the objects. A class without any objects left then
+    has AP 1 (in TIDE 0). Costs do not add up to 1 - AP: an error may matter only after another is fixed.
     """
 
     kind: np.ndarray  # (N,) int8 in KINDS; -1 for true positives and what does not count
     object: (
         np.ndarray
-    )  # (N,) position of the object which the error is about; -1 for BACKGROUND and where there is no error
+    )  # (N,) position of the object that the error refers to; -1 for BACKGROUND and if there is no error
     missed: np.ndarray  # (A,) bool
     ap: np.ndarray  # (C,) AP at IoU .5, NaN without objects
     costs: np.ndarray  # (6, C) likewise, for each of KINDS, fractions
 
 
 def find_errors(matched: Matched, overlaps: Overlaps) -> Errors:
-    """Tell the kinds of errors apart, and what they cost.
+    """Classify the errors, and compute their costs.
 
     Args:
-        matched: the detections and objects, and what they came to.
-        overlaps: of these.
+        matched: the matched detections and objects.
+        overlaps: their overlaps.
     """
     ground_truth, candidates, setting = matched
     matching, category = setting.matchings[0], candidates.detections.category
@@ -84,7 +85,7 @@ def find_errors(matched: Matched, overlaps: Overlaps) -> Errors:
 
 
 def _kinds(matched: Matched, overlaps: Overlaps, is_false: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`kind` and `object` of `Errors`; the false positives are marked, bool (N,)."""
+    """`kind` and `object` of `Errors`; `is_fp`, bool (N,), marks the false positives."""
     pairs = overlaps.pairs.select(~matched.setting.ignored[overlaps.pairs.object])
     last = np.append(np.diff(pairs.detection) != 0, True)[: len(pairs.detection)]  # the best object of each detection
     own, own_object = np.zeros(len(is_false)), np.zeros(len(is_false), dtype=np.int64)
@@ -102,7 +103,7 @@ def _kinds(matched: Matched, overlaps: Overlaps, is_false: np.ndarray) -> tuple[
 
 
 def _fixed(kind: np.ndarray, about: np.ndarray, found: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """(N,) bool: the highest-scoring LOCALIZATION or CLASS error about each object that is not found."""
+    """(N,) bool: the highest-scoring LOCALIZATION or CLASS error that refers to each undetected object."""
     errors = np.flatnonzero((kind == LOCALIZATION) | (kind == CLASS))
     errors = errors[~found[about[errors]]]
     errors = errors[np.lexsort((errors, -scores[errors]))]
@@ -113,21 +114,19 @@ def _fixed(kind: np.ndarray, about: np.ndarray, found: np.ndarray, scores: np.nd
 
 
 class Summary(NamedTuple):
-    """Errors counted, of all detections and of those `kept`, which score at or above the best threshold of their class."""
+    """Error counts, of all detections and of those `kept`, which score at or above the best threshold of their class."""
 
     number: np.ndarray  # (6,) errors of each of KINDS; of MISSED, objects
     kept: (
         np.ndarray
-    )  # (6,) likewise, and of MISSED the objects of which no kept detection is, right or a CLASS or LOCALIZATION error
+    )  # (6,) likewise; of MISSED, objects that no kept true positive, CLASS or LOCALIZATION error refers to
     costs: np.ndarray  # (6,) mean over the classes that have objects
     of_classes: np.ndarray  # (C, 6) `kept` by class: of the detection, and of the object that is missed
-    pairs: (
-        np.ndarray
-    )  # (P, 4): class of detections, that of the objects which they are instead, how many, how many are kept
+    pairs: np.ndarray  # (P, 4): class of the detections, class of the objects, how many, how many of them are kept
 
 
 def summarize_errors(matched: Matched, errors: Errors, kept: np.ndarray) -> Summary:
-    """Count errors; `pairs` is of the CLASS errors, by falling numbers of those kept, bool (N,), then of all."""
+    """Count errors; `pairs` counts CLASS errors, by descending number of those kept, bool (N,), then of all."""
     ground_truth, candidates, setting = matched
     category, num_classes = candidates.detections.category.astype(np.int64), len(setting.num_objects)
     is_error = errors.kind >= 0

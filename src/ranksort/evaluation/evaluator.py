@@ -1,4 +1,4 @@
-"""Evaluation of a model while it runs: detections come image by image, on one process or several."""
+"""Evaluate a model while it runs: detections come image by image, on one process or several."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,21 +18,22 @@ from .results import encode_masks
 
 
 class Evaluator:
-    """Collects detections (`update`), joins those of all processes (`merge`), and evaluates them (`compute`).
+    """Collect detections (`update`), gather those of all processes (`merge`), and evaluate them (`compute`).
 
-    A detection takes 32 bytes, and one with a mask 40 and its compressed runs, of which masks of COCO have about a hundred.
+    A detection takes 32 bytes; with a mask 40, plus about a hundred for the compressed runs of a COCO mask.
 
     Args:
-        file: the ground truth, with segmentations where masks are evaluated.
-        categories: the model's classes, in the order of their labels. Those which the file lacks do not count.
+        file: the ground truth, with segmentations if masks are evaluated.
+        categories: the model's classes, in the order of their labels. Those that the file lacks do not count.
         masks: evaluate masks as well as boxes.
-        style, max_detections: as of `evaluate_detections`.
+        style: as in `evaluate_detections`.
+        max_detections: as in `evaluate_detections`.
 
     Attributes:
-        thresholds: [C] of the model's labels: detections of lower scores are left out; None: none are.
+        thresholds: [C] score thresholds of the model's labels; detections with lower scores are left out. None: no thresholds.
 
     Raises:
-        ValueError: what the file holds cannot be evaluated so.
+        ValueError: the contents of the file cannot be evaluated like this.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Evaluator:
         self._parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
 
     def update(self, detections: Sequence[dict[str, Tensor]], image_ids: Sequence[Id]) -> None:
-        """Take what a model has found in some images: as of `Detector.forward`, and the ids of the images."""
+        """Add the detections in some images, as from `Detector.forward`, and the ids of the images."""
         for found, image_id in zip(detections, image_ids, strict=True):
             boxes = found["boxes"].float().cpu().clone()
             boxes[:, 2:] -= boxes[:, :2]
@@ -84,9 +85,9 @@ class Evaluator:
                 self._parts[name].append(column)
 
     def merge(self, device: torch.device) -> None:
-        """Bring the detections of all processes to the first one, as arrays; without several processes, do nothing.
+        """Gather the detections of all processes on the first one, as arrays; with one process, do nothing.
 
-        All have to call it. `device` is one which the processes can exchange tensors of.
+        All processes have to call it. `device` is a device whose tensors they can exchange.
         """
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             columns = self._columns()
@@ -100,7 +101,7 @@ class Evaluator:
         }
 
     def detections(self, iou_type: str) -> Detections:
-        """All detections as columns, which the matches of the report of that type refer to."""
+        """All detections as columns, to which the matches of the report of that type refer."""
         columns = self._columns()
         boxes = columns["box"].astype(np.float64)
         areas, mask_areas, masks = boxes[:, 2] * boxes[:, 3], None, None
@@ -108,7 +109,9 @@ class Evaluator:
             ends = np.cumsum(columns["run_bytes"], dtype=np.int64)
             masks = Packed([columns["runs"].tobytes()], np.zeros(1, dtype=np.int64), ends)
             mask_areas = columns["mask_area"].astype(np.int64)
-            areas = mask_areas.astype(np.float64)  # else small and large masks would be told apart by their boxes
+            areas = mask_areas.astype(
+                np.float64
+            )  # otherwise small and large masks would be distinguished by their boxes
         return Detections(columns["image"], columns["category"], areas, boxes, mask_areas, masks, columns["score"])
 
     def __len__(self) -> int:
@@ -116,7 +119,7 @@ class Evaluator:
         return sum(map(len, self._parts["score"]))
 
     def missing(self, limit: int) -> int:
-        """How many objects more than detections there are in images of `limit` detections or more."""
+        """How many more objects than detections there are in images with `limit` detections or more."""
         truth = self.truths["bbox"]
         found = np.bincount(self._columns()["image"], minlength=len(truth.images))
         lacking = np.maximum(np.bincount(truth.image[~truth.crowd], minlength=len(truth.images)) - found, 0)
@@ -130,7 +133,7 @@ class Evaluator:
 
 
 def _gather(column: np.ndarray, device: torch.device) -> np.ndarray:
-    """One column of all processes, in their order, on the first one; on the others its own."""
+    """One column of all processes, in order, on the first one; on the others, their own."""
     content = torch.from_numpy(np.ascontiguousarray(column).view(np.uint8).reshape(-1).copy()).to(device)
     rank, size = dist.get_rank(), dist.get_world_size()
     gathered = list(torch.empty(size, 1, dtype=torch.int64, device=device))

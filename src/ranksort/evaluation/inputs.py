@@ -1,4 +1,4 @@
-"""Ground truth and detections as columns, for the evaluation: refuses what could not be evaluated truthfully."""
+"""Ground truth and detections as columns, for the evaluation; input that could not be evaluated correctly is refused."""
 
 import itertools
 import operator
@@ -24,7 +24,7 @@ Pixels = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 
 
 class ImageInfo(NamedTuple):
-    """An image: its id and its sides in pixels, 0 where they are not known."""
+    """An image: its id, and its sides in pixels, 0 if unknown."""
 
     id: Id
     height: int
@@ -41,12 +41,12 @@ class CategoryInfo(NamedTuple):
 
 @dataclass
 class Instances:
-    """N objects or detections in columns; `image` and `category` are positions among the ids in rising order."""
+    """N objects or detections in columns; `image` and `category` are positions among the sorted ids."""
 
     image: np.ndarray  # (N,) int32
     category: np.ndarray  # (N,) int32
     areas: np.ndarray  # (N,) pixels
-    boxes: np.ndarray | None  # (N, 4) x, y, width, height in pixels; like the masks, always in the order of the file
+    boxes: np.ndarray | None  # (N, 4) x, y, width, height in pixels; always in the order of the file, like the masks
     mask_areas: np.ndarray | None  # (N,) pixels
     masks: Packed | None  # compressed runs of masks as large as the image
 
@@ -73,13 +73,13 @@ class Detections(Instances):
     )  # what they say their scores are worth, see `result_rows.CALIBRATED`
 
     def select(self, indices: np.ndarray) -> "Detections":
-        """The detections at `indices`, in that order, except that the boxes and masks of all stay where they are."""
+        """The detections at `indices`, in that order; boxes and masks stay in their places."""
         names = ("image", "category", "areas", "scores")
         return replace(self, **{name: getattr(self, name)[indices] for name in names})
 
 
 def open_ground_truth(source: "str | Path | dict[str, Any] | CocoFile", iou_type: str) -> CocoFile:
-    """Read the file of `read_ground_truth`, unless that is done."""
+    """Read the file for `read_ground_truth`, unless it has been read."""
     if isinstance(source, CocoFile):
         return source
     return read_coco_file(source, segmentations=iou_type == "segm", pixels=False, what="ground truth")
@@ -88,27 +88,27 @@ def open_ground_truth(source: "str | Path | dict[str, Any] | CocoFile", iou_type
 def read_ground_truth(source: "str | Path | dict[str, Any] | CocoFile", iou_type: str, style: str) -> GroundTruth:
     """Read annotations in COCO's or LVIS' format.
 
-    Absent `iscrowd` means 0; where there is no sensible `area`, it is that of the box (iou_type "bbox") or mask ("segm"), within
-    0..`MAX_AREA`, so that each object but the crowds is to be found.
+    Missing `iscrowd` means 0. If there is no valid `area`, that of the box (iou_type "bbox") or mask ("segm") is used, clipped to
+    0..`MAX_AREA`, so that every object except crowds counts.
 
     Args:
-        source: path of the JSON, its content, or what `read_coco_file` made of it, with segmentations for "segm".
+        source: path of the JSON, its parsed contents, or the result of `read_coco_file`, with segmentations for "segm".
         iou_type: "bbox" or "segm".
-        style: "coco" or "lvis"; LVIS' additional keys are required by the latter and not used by the former.
+        style: "coco" or "lvis"; the additional keys of LVIS are required for "lvis" and not used for "coco".
 
     Raises:
-        FileNotFoundError: `source` is no file.
-        ValueError: one sentence about what is wrong and where.
+        FileNotFoundError: `source` is not a file.
+        ValueError: the input is wrong; one sentence says what and where.
     """
     with_masks = iou_type == "segm"
     file = open_ground_truth(source, iou_type)
     if with_masks and any(fault.kind == "no segmentation" for fault in file.faults):
-        raise ValueError(f"{file.source} has objects without masks: compare boxes, by --iou-type bbox.")
+        raise ValueError(f"{file.source} has objects without masks: compare boxes with --iou-type bbox.")
     file.require("mask_evaluation" if with_masks else "evaluation")
     if style == "lvis" and (file.images.federated is None or not {"r", "c", "f"}.issuperset(file.frequencies)):
         raise ValueError(
-            f'{file.source} is no LVIS file: its images need "neg_category_ids" and "not_exhaustive_category_ids", its '
-            'categories a "frequency" of r, c or f. Other files are evaluated by --style coco.'
+            f'{file.source} is not an LVIS file: its images need "neg_category_ids" and "not_exhaustive_category_ids", its '
+            'categories a "frequency" of r, c or f. Evaluate other files with --style coco.'
         )
     images, objects = file.images, file.annotations
     order = sorted(range(len(images)), key=lambda n: sort_key(images.ids[n]))
@@ -119,7 +119,7 @@ def read_ground_truth(source: "str | Path | dict[str, Any] | CocoFile", iou_type
     if with_masks:
         if objects.segmentations is None:
             raise ValueError(
-                f"{file.source} was read without segmentations: read it with them, or its path, to compare masks."
+                f"{file.source} was read without segmentations: to compare masks, read it with them, or pass its path."
             )
         masks, mask_areas = encode_segmentations(
             objects.segmentations, images.heights[objects.image], images.widths[objects.image]
@@ -142,14 +142,14 @@ def read_ground_truth(source: "str | Path | dict[str, Any] | CocoFile", iou_type
 
 
 class _Rle(msgspec.Struct, gc=False):
-    """A mask by the lengths of its runs, down the columns, of background and object in turn."""
+    """A mask as run lengths, down the columns, alternating between background and object."""
 
     size: tuple[Pixels, Pixels]  # height, width
-    counts: str | list[int]  # a string holds them compressed
+    counts: str | list[int]  # a string: compressed
 
 
 class _Row(msgspec.Struct, gc=False):
-    """A detection as nearly all are, which is decoded fast. `Repair` makes it of others; what is missing or malformed is None."""
+    """A well-formed detection, which is decoded fast. `Repair` converts others; missing and malformed fields become None."""
 
     image_id: int = None  # type: ignore[assignment]
     category_id: int = None  # type: ignore[assignment]
@@ -165,25 +165,25 @@ class _MaskRow(_Row, gc=False):
 def read_detections(source: str | Path | list[dict[str, Any]], ground_truth: GroundTruth, iou_type: str) -> Detections:
     """Read detections in COCO's results format.
 
-    The area of a detection is that of its box if the first detection has one, also for "segm", as pycocotools does it. Detections of
-    categories that the ground truth does not have are left out and counted: they could not count there.
+    The area of a detection is that of its box if the first detection has one, also for "segm", as in pycocotools. Detections of
+    categories that are not in the ground truth are left out, and their number is recorded.
 
     Args:
-        source: path of the JSON, or its content: a list of objects with `image_id`, `category_id`, `score` and `bbox`
+        source: path of the JSON, or its parsed contents: a list of objects with `image_id`, `category_id`, `score` and `bbox`
             ([x, y, width, height] in pixels) or, for "segm", `segmentation` (RLE). An empty list is valid.
-        ground_truth: the objects which the detections will be compared with.
+        ground_truth: the objects that the detections will be compared with.
         iou_type: "bbox" or "segm".
 
     Raises:
-        FileNotFoundError: `source` is no file.
-        ValueError: one sentence about what is wrong and where.
+        FileNotFoundError: `source` is not a file.
+        ValueError: the input is wrong; one sentence says what and where.
     """
     with in_memory(source, "detections", "keep fewer per image, for example the 100 best"), no_garbage_collection():
         return _Reader(ground_truth, iou_type == "segm").read(source)
 
 
 class _Reader:
-    """Takes detections to columns, part by part, and counts what is wrong with them."""
+    """Convert detections to columns, part by part, and count what is wrong with them."""
 
     def __init__(self, ground_truth: GroundTruth, with_masks: bool) -> None:
         self.with_masks, self.with_boxes = with_masks, not with_masks
@@ -193,7 +193,7 @@ class _Reader:
         self.sizes = [(image.height, image.width) for image in ground_truth.images]
         self.pixels = np.array(self.sizes, dtype=np.int64).reshape(-1, 2).prod(axis=1)
         self.repair = Repair()
-        self.wrong: dict[str, list[int]] = {}  # positions by what is wrong
+        self.wrong: dict[str, list[int]] = {}  # positions by problem
         self.unknown: list[Any] = []  # image ids
         self.left_out: dict[Any, int] = {}
         self.calibrated: set[str] = set()
@@ -217,7 +217,7 @@ class _Reader:
                 first += len(rows)
                 self.repair.number = first + 1
         except ValueError as error:
-            opened.parse()  # for its clear error
+            opened.parse()  # for its clear error message
             raise ValueError(f"The {opened.name} cannot be read: {error}.") from None
         self.refuse(first)
         columns = {name: [vars(part).pop(name) for part in parts] for name in list(vars(parts[0]))}
@@ -225,7 +225,7 @@ class _Reader:
         return Detections(**{name: _join(columns.pop(name)) for name in list(columns)})  # whose parts are then freed
 
     def columns(self, rows: Sequence[Any], first: int) -> Detections:
-        """The columns of some rows, of which the first has that position. Where something is wrong they are not used."""
+        """The columns of some rows, the first of which is at this position. They are not used if something is wrong."""
         get = {
             name: list(map(operator.attrgetter(name), rows)) for name in ("image_id", "category_id", "score", "bbox")
         }
@@ -247,7 +247,7 @@ class _Reader:
                 if id is None:
                     self.note([True], first + n, "have no 'category_id'")
                 elif canonical(id) is None:
-                    self.note([True], first + n, f"have a category_id that is no integer or string, but {id}")
+                    self.note([True], first + n, f"have a category_id that is not an integer or string, but {id}")
                 else:
                     self.left_out[id] = self.left_out.get(id, 0) + 1
             kept = np.flatnonzero(category >= 0)
@@ -273,8 +273,8 @@ class _Reader:
             self.note([value is None for value in values], places, "bbox")
             return self.boxes([(0.0,) * 4 if value is None else value for value in values], places)
         sensible, negative = abs(boxes) < MAX_COORDINATE, boxes[:, 2:] < 0
-        if not sensible.all() or negative.any():  # which rows have them takes longer
-            self.note(~sensible.all(axis=1), places, "have a bbox that is not four sensible numbers")
+        if not sensible.all() or negative.any():  # finding the rows takes longer
+            self.note(~sensible.all(axis=1), places, "have a bbox that is not four finite numbers")
             self.note(negative.any(axis=1), places, "have a bbox of negative width or height")
         return boxes
 
@@ -287,19 +287,19 @@ class _Reader:
         sizes = list(map(operator.attrgetter("size"), rles))
         expected = list(map(self.sizes.__getitem__, image.tolist()))
         wrong = np.zeros(len(rles), dtype=bool)
-        if sizes != expected:  # where, takes longer
+        if sizes != expected:  # finding the rows takes longer
             wrong[:] = list(map(operator.ne, sizes, expected))
-            self.note(wrong, places, "have a mask of another size than their image's height and width")
-        # pycocotools never returns from some RLE whose runs do not fill the image.
+            self.note(wrong, places, "have a mask whose size is not the height and width of their image")
+        # pycocotools never returns for some RLEs whose runs do not fill the image.
         areas = rle_areas(counts, self.pixels[image])
-        self.note((areas < 0) & ~wrong, places, "have a broken RLE, whose runs do not fill their image")
+        self.note((areas < 0) & ~wrong, places, "have a broken RLE: its runs do not fill the image")
         for n in _others(counts, str):
             rle = {"size": rles[n].size, "counts": counts[n]}
             counts[n] = compress(rle)["counts"].decode() if areas[n] >= 0 else ""
         return Packed.of(counts), areas
 
     def rle(self, mask: Any, size: tuple[int, int], place: np.ndarray) -> "_Rle":
-        """An RLE instead of polygons, or of nothing."""
+        """An RLE in place of polygons or of no segmentation."""
         if mask is None or not any(mask):
             self.note([True], place, "segmentation")
         elif rle := encode_polygons(mask, *size):
@@ -309,18 +309,18 @@ class _Reader:
         return _Rle(size, [size[0] * size[1]])
 
     def note(self, wrong: Any, first: "int | np.ndarray", problem: str) -> None:
-        """Remember the rows that are marked `wrong`; `first` is the position of the first one, or those of all."""
+        """Record the rows marked `wrong`; `first` is the position of the first row, or the positions of all rows."""
         places = np.flatnonzero(wrong)
         if len(places):
             positions = first[places] if isinstance(first, np.ndarray) else first + places
             self.wrong.setdefault(problem, []).extend(positions.tolist())
 
     def refuse(self, count: int) -> None:
-        """Raise ValueError about what is wrong with the `count` rows, saying how many and the first few."""
+        """Raise ValueError about what is wrong with the `count` rows, with the number and the first few positions."""
         for problem, positions in self.wrong.items():  # the first one is raised
             found, number, hint = self.repair.found, positions[0] + 1, ""
             if (number, "row") in found:
-                problem = f"are no objects but such as {found[number, 'row']}"
+                problem = f"are not objects but values such as {found[number, 'row']}"
             elif problem in ("score", "bbox", "segmentation"):
                 needed = {"score": "a number", "bbox": "[x, y, width, height]", "segmentation": "an RLE"}[problem]
                 value = found.get((number, problem))
@@ -328,18 +328,16 @@ class _Reader:
                     f"have no '{problem}'" if value is None else f"have a {problem} that is not {needed}, but {value}"
                 )
                 if problem == "have no 'bbox'" and len(positions) == count:
-                    problem += ": masks are compared by --iou-type segm"
+                    problem += ": masks are compared with --iou-type segm"
                 elif "segmentation" in problem:
-                    problem += ": boxes are compared by --iou-type bbox"
+                    problem += ": boxes are compared with --iou-type bbox"
             elif problem == "unknown":
                 ids = list(dict.fromkeys(self.unknown))
                 problem = f"have an unknown image_id: {listed(ids, shown=reprlib.repr)}"
                 known = listed(self.ids, 3, shown=reprlib.repr)
-                hint = (
-                    f"; the ground truth has {known}, which `ranksort predict --annotations TRUTH.json` gives results"
-                )
+                hint = f"; the ground truth has {known}, which `ranksort predict --annotations TRUTH.json` writes in results"
             elif problem == "have a score outside 0..1" and 2 < self.highest <= 100:
-                problem += " and look like percent: divide them by 100"
+                problem += " and look like percentages: divide them by 100"
             raise ValueError(f"{len(positions)} of {count} detections {problem} (position {listed(positions)}){hint}.")
 
 
@@ -352,12 +350,12 @@ def _floats(values: list[Any], count: int) -> np.ndarray:
 
 
 def _others(values: list[Any], kind: type[Any]) -> list[int]:
-    """The places of the values that are not of a type, which usually are none."""
+    """The positions of values that are not of a type; usually there are none."""
     return [n for n, value in enumerate(values) if type(value) is not kind] if set(map(type, values)) - {kind} else []
 
 
 def _segmentation(value: Any) -> Any:
-    """A decoded segmentation as a row has it; None where it is neither an RLE nor polygons."""
+    """A decoded segmentation in the form of a row; None if it is neither an RLE nor polygons."""
     try:
         return msgspec.convert(value, _Rle | list[list[float]])
     except (msgspec.ValidationError, OverflowError):

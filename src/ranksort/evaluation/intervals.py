@@ -1,4 +1,4 @@
-"""95 % intervals in reports, and how much better one run is than another on the same images."""
+"""95 % intervals in reports, and differences between runs on the same images."""
 
 import hashlib
 from typing import Any
@@ -15,7 +15,7 @@ METRICS = tuple(_NAMES.values())
 
 
 def intervals_as_dict(result: Bootstrap, ground_truth: GroundTruth) -> dict[str, Any]:
-    """As report.json has them; `values`, of each resample, are those which runs are compared by."""
+    """The intervals for report.json; `values`, one per resample, are for comparing runs."""
     metrics = {
         _NAMES[field]: {
             "measured": values.measured,
@@ -29,7 +29,7 @@ def intervals_as_dict(result: Bootstrap, ground_truth: GroundTruth) -> dict[str,
 
 
 def fingerprint(ground_truth: GroundTruth) -> str:
-    """Hash the images, classes and objects but for their shapes, 64 hexadecimal digits: equal seeds draw equal images where it is equal."""
+    """Hash the images, classes and objects without their shapes, 64 hexadecimal digits: equal hashes and seeds draw equal images."""
     ids = [str([image.id for image in ground_truth.images]), str([c.id for c in ground_truth.categories])]
     content = hashlib.sha256("\n".join(ids).encode("utf-8", "surrogatepass"))
     order = np.lexsort((ground_truth.crowd, ground_truth.category, ground_truth.image))
@@ -40,15 +40,15 @@ def fingerprint(ground_truth: GroundTruth) -> str:
 
 def interval_line(result: Bootstrap, num_images: int) -> str:
     """Both intervals, for a terminal."""
-    said = [
+    parts = [
         f"{_NAMES[field]} {percent(values.interval[0])} to {percent(values.interval[1])}"
         for field, values in result._asdict().items()
     ]
-    return f"95 % intervals, over {counted(num_images, 'image')}: {', '.join(said)}."
+    return f"95 % intervals over {counted(num_images, 'image')}: {', '.join(parts)}."
 
 
 def differences(base: dict[str, Any], other: dict[str, Any]) -> Bootstrap | None:
-    """How much more `other` has than `base`: two entries `intervals` of report.json; None where the objects are not the same."""
+    """The difference of `other` from `base`, two entries `intervals` of report.json; None if the objects are not the same."""
     if any(base[key] != other[key] for key in ("resamples", "seed", "objects")):
         return None
     first, second = (
@@ -61,10 +61,10 @@ def differences(base: dict[str, Any], other: dict[str, Any]) -> Bootstrap | None
 
 
 def difference_in_words(base: dict[str, Any], other: dict[str, Any]) -> str:
-    """Such as "AP better by 1.2 ± 0.9, oLRP the same (± 0.7)": ± is half of the 95 % interval of two entries `intervals` of report.json."""
+    """Compare two entries `intervals` of report.json: "AP better by 1.2 ± 0.9, oLRP the same (± 0.7)", ± half the 95 % interval."""
     found = differences(base, other)
     if found is None:
-        return "not evaluated on the same images and objects, so that there is no paired difference"
+        return "not evaluated on the same images and objects, so there is no paired difference"
     return ", ".join(_words(_NAMES[field], values) for field, values in found._asdict().items())
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from .inputs import GroundTruth
 from .matching import Candidates, Setting
 
-TAU = 0.5  # IoU from which a detection can be a true positive
+TAU = 0.5  # minimum IoU of a true positive
 SCORE_GRID = np.arange(101) / 100
 
 
@@ -25,7 +25,7 @@ NOTHING_FOUND = OptimalLRP(1.0, np.nan, np.nan, 1.0, np.nan)
 
 
 class Matches(NamedTuple):
-    """What the N detections that take part and the A' objects to be found came to, at IoU TAU."""
+    """The outcome of matching the N detections and the A' objects that count, at IoU TAU."""
 
     place: np.ndarray  # (N,) of a detection in the results
     image: np.ndarray  # (N,) position of its image among the sorted ids
@@ -35,13 +35,13 @@ class Matches(NamedTuple):
     iou: np.ndarray  # (N,) with the matched object; 0 without one
     object_image: np.ndarray  # (A',) position of an object's image; crowds are left out
     object_category: np.ndarray  # (A',)
-    object_score: np.ndarray  # (A',) of the detection which found it, NaN where none did
+    object_score: np.ndarray  # (A',) of the detection that found it, NaN if none did
 
 
 class LRPResult(NamedTuple):
-    """oLRP of C classes in one area range, LRP error over the score threshold, and what both come from."""
+    """oLRP of C classes in one area range, LRP error over the score threshold, and the matches."""
 
-    optima: np.ndarray  # (C, 5): the last axis is an OptimalLRP; NaN where undefined
+    optima: np.ndarray  # (C, 5): the last axis is an OptimalLRP; NaN if undefined
     curves: np.ndarray  # (C, 101): LRP error at the score thresholds SCORE_GRID
     matches: Matches
 
@@ -52,7 +52,7 @@ def evaluate_lrp(ground_truth: GroundTruth, candidates: Candidates, setting: Set
     Args:
         ground_truth: the objects.
         candidates: the detections.
-        setting: what they come to in an area range.
+        setting: the outcome of matching in an area range.
     """
     detections, num_classes = candidates.detections, len(setting.num_objects)
     matching = setting.matchings[0]
@@ -81,22 +81,22 @@ def evaluate_lrp(ground_truth: GroundTruth, candidates: Candidates, setting: Set
 def lrp_error(
     scores: np.ndarray, is_tp: np.ndarray, is_fp: np.ndarray, iou: np.ndarray, num_objects: int, tau: float = TAU
 ) -> tuple[np.ndarray, OptimalLRP]:
-    """LRP error of one class at every score threshold, and where it is smallest.
+    """LRP error of one class at every score threshold, and its minimum.
 
     LRP(s) = (sum over TP of (1 - IoU) / (1 - tau) + FP + FN) / (TP + FP + FN), counting detections with score >= s.
 
     Args:
-        scores: (N,) in falling order.
+        scores: (N,) in descending order.
         is_tp: (N,) true positives.
         is_fp: (N,) false positives; a detection that is neither is ignored.
         iou: (N,) IoU of the true positives with their objects; other entries are not used.
-        num_objects: objects to be found, > 0.
+        num_objects: number of objects that count, > 0.
         tau: IoU threshold of a true positive.
 
     Returns:
-        (N + 1,) errors of the first 0..N detections (of none: 1), and the first minimum over the N' different scores as thresholds,
-        `NOTHING_FOUND` if that has no true positive. No threshold keeps some of the detections of equal score and drops others; the
-        authors' evaluator has a minimum between them count, too, which nobody who applies the threshold would reach.
+        (N + 1,) errors of the first 0..N detections (without detections: 1), and the first minimum over the N' different scores as
+        thresholds, `NOTHING_FOUND` if that has no true positive. No threshold separates detections of equal score; the authors'
+        evaluator also counts a minimum between them, which cannot be reached by applying a threshold.
     """
     tp = np.cumsum(np.append(False, is_tp))
     fp = np.cumsum(np.append(False, is_fp))
@@ -105,7 +105,9 @@ def lrp_error(
     errors = (localization / (1 - tau) + fp + fn) / (tp + fp + fn)
 
     ends = 1 + np.flatnonzero(np.diff(scores, append=-1))  # of groups of equal scores
-    best = ends[np.argmin(errors[ends])] if len(scores) else 0  # as the authors: one detection at least is kept
+    best = (
+        ends[np.argmin(errors[ends])] if len(scores) else 0
+    )  # as in the authors' code: at least one detection is kept
     if tp[best] == 0:
         return errors, NOTHING_FOUND
     return errors, OptimalLRP(

@@ -1,4 +1,4 @@
-"""COCO's greedy matching of detections and objects, in all images and classes at the same time."""
+"""COCO's greedy matching of detections and objects, for all images and classes at once."""
 
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
@@ -12,22 +12,22 @@ from .inputs import Detections, GroundTruth, Instances
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 AREA_RANGES = {"": (0.0, 1e10), "s": (0.0, 32.0**2), "m": (32.0**2, 96.0**2), "l": (96.0**2, 1e10)}  # pixels, COCO's
-DEFAULT_LIMITS = {"coco": 100, "lvis": 300}  # detections: of a class in an image, and of an image
-BLOCK = 100_000  # how many overlaps are computed at a time, about
-_IMAGES_AT_ONCE = 4  # of which masks are compared in one call
+DEFAULT_LIMITS = {"coco": 100, "lvis": 300}  # detections per class and image, and per image
+BLOCK = 100_000  # approximate number of overlaps computed at a time
+_IMAGES_AT_ONCE = 4  # pairs of masks compared in one call
 
 
 class Candidates(NamedTuple):
-    """The N detections that take part, by class, falling score, image, and place in the results."""
+    """The N detections that take part, by class, descending score, image, and place in the results."""
 
     detections: Detections
     place: np.ndarray  # (N,) in the results
     group: np.ndarray  # (N,) one number for each image and class
-    by_group: np.ndarray  # (N,) the order by group, in which the best come first in each
+    by_group: np.ndarray  # (N,) the order by group, highest score first
     rank: np.ndarray  # (N,) among the detections of the class in the image, from 0
-    tolerated: np.ndarray  # (N,) bool: not wrong even if unmatched
-    num_cut: int  # how many more there are, beyond the limit
-    most: int  # which limit would keep all of them
+    tolerated: np.ndarray  # (N,) bool: not false positives even if unmatched
+    num_cut: int  # number of detections beyond the limit
+    most: int  # the limit that would keep all of them
 
 
 class Matching(NamedTuple):
@@ -42,16 +42,16 @@ class Matching(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What detections come to within an area range; objects outside count neither as found nor as missed."""
+    """The outcome of matching within an area range; objects outside it count neither as detected nor as missed."""
 
-    num_objects: np.ndarray  # (C,) objects to be found
+    num_objects: np.ndarray  # (C,) objects that count
     ignored: np.ndarray  # (A,) bool: the other objects
     can_be_wrong: np.ndarray  # (N,) bool: detections that are false positives if unmatched
     matchings: list[Matching]  # one for each of IOU_THRESHOLDS
 
 
 class Matched(NamedTuple):
-    """Objects, the detections that take part, and what these come to."""
+    """Objects, the detections that take part, and the outcome of matching them."""
 
     ground_truth: GroundTruth
     candidates: Candidates
@@ -59,9 +59,9 @@ class Matched(NamedTuple):
 
 
 def take_part(ground_truth: GroundTruth, detections: Detections, *, federated: bool, limit: int) -> Candidates:
-    """Which detections are evaluated: by COCO's rules the `limit` best of each class in an image.
+    """Select the detections to evaluate. By COCO's rules: the `limit` highest-scoring per class and image.
 
-    By LVIS' (`federated`), those of the `limit` best of an image whose class is known there: present (it has an object)
+    By LVIS' rules (`federated`): of the `limit` highest-scoring per image, those whose class is known there: present (it has an object)
     or verified absent. Unmatched detections of a class that is not exhaustively annotated in the image are tolerated.
     """
     num_cut, most = 0, 0
@@ -89,7 +89,7 @@ def take_part(ground_truth: GroundTruth, detections: Detections, *, federated: b
 
 
 def _best_of_images(detections: Detections, limit: int) -> tuple[np.ndarray, int]:
-    """The places of the `limit` best detections of each image, rising, and how many one image has at most."""
+    """The positions of the `limit` highest-scoring detections of each image, ascending, and the maximum number in one image."""
     counts = np.bincount(detections.image)
     is_best = np.ones(len(detections.image), dtype=bool)
     if (counts > limit).any():
@@ -100,7 +100,7 @@ def _best_of_images(detections: Detections, limit: int) -> tuple[np.ndarray, int
 
 
 def _by_class_and_score(detections: Detections) -> np.ndarray:
-    """The order by class, falling score, image, and place."""
+    """The order by class, descending score, image, and place."""
     by_score = np.lexsort((detections.image, -detections.scores))
     return by_score[_stable_order(detections.category[by_score])]
 
@@ -108,7 +108,7 @@ def _by_class_and_score(detections: Detections) -> np.ndarray:
 def match(
     ground_truth: GroundTruth, candidates: Candidates, area_ranges: Iterable[tuple[float, float]]
 ) -> Iterator[Setting]:
-    """The matchings at all IoU thresholds, for each of the ranges of areas, in pixels."""
+    """The matchings at all IoU thresholds, for each area range, in pixels."""
     pairs = _overlapping_pairs(ground_truth, candidates)
     pairs = pairs.select(_best_last(pairs))
     pairs = pairs.select(_stable_order(candidates.rank[pairs.detection]))
@@ -117,7 +117,7 @@ def match(
         ignored = ground_truth.crowd | _outside(ground_truth.areas, area_range)
         num_objects = np.bincount(ground_truth.category[~ignored], minlength=len(ground_truth.categories))
         can_be_wrong = ~candidates.tolerated & ~_outside(candidates.detections.areas, area_range)
-        # Objects to be found are preferred to ignored ones.
+        # Objects that count are preferred to ignored ones.
         close = pairs.select(np.argsort(2 * detection_number + ~ignored[pairs.object], kind="stable"))
         matchings = []
         for threshold in IOU_THRESHOLDS:
@@ -131,21 +131,21 @@ def _best_last(pairs: Matching) -> np.ndarray:
     order = _stable_order(pairs.detection)
     detection = pairs.detection[order]
     is_new = np.diff(detection, prepend=-1) != 0
-    several = np.flatnonzero(~(is_new & np.append(is_new[1:], True)))  # pairs of a detection that has more than one
+    several = np.flatnonzero(~(is_new & np.append(is_new[1:], True)))  # pairs of detections that have more than one
     mixed = order[several]
     order[several] = mixed[np.lexsort((pairs.object[mixed], pairs.iou[mixed], pairs.detection[mixed]))]
     return order
 
 
 def match_greedily(pairs: Matching, rank: np.ndarray, crowd: np.ndarray) -> Matching:
-    """By falling score, each detection takes the best object that is still free; crowds are always free.
+    """In order of descending score, each detection takes the best object that is still free; crowds are always free.
 
-    Detections of equal rank belong to different images or classes and cannot compete for an object, so that the loop
-    runs over ranks, not over detections.
+    Detections of equal rank belong to different images or classes and cannot compete for an object, so the loop runs over ranks instead
+    of detections.
 
     Args:
         pairs: possible matches, by the rank of the detection, then by detection, the best object last.
-        rank: of their detections.
+        rank: ranks of their detections.
         crowd: (A,) bool.
     """
     taken = np.zeros(len(crowd), dtype=bool)
@@ -160,7 +160,7 @@ def match_greedily(pairs: Matching, rank: np.ndarray, crowd: np.ndarray) -> Matc
 
 
 def _overlapping_pairs(ground_truth: GroundTruth, candidates: Candidates) -> Matching:
-    """Pairs of the same image and class whose IoU suffices for a match."""
+    """Pairs of the same image and class whose IoU is high enough for a match."""
     object_group = _group(ground_truth, ground_truth)
     objects_by_group = _stable_order(object_group)
     groups, sizes = np.unique(object_group, return_counts=True)
@@ -186,7 +186,7 @@ def _overlapping_pairs(ground_truth: GroundTruth, candidates: Candidates) -> Mat
 
 @no_garbage_collection()
 def _mask_iou(ground_truth: GroundTruth, candidates: Candidates, d: np.ndarray, o: np.ndarray) -> np.ndarray:
-    """(P,) IoU of pairs of masks, sorted by image and detection, or 0 if it does not suffice; with a crowd as of boxes."""
+    """(P,) IoU of pairs of masks, sorted by image and detection, or 0 if it is too low; with a crowd, as for boxes."""
     detections = candidates.detections
     assert detections.mask_areas is not None
     assert detections.masks is not None
@@ -202,8 +202,8 @@ def _mask_iou(ground_truth: GroundTruth, candidates: Candidates, d: np.ndarray, 
     by_image = ground_truth.image[o].astype(np.int64) * len(ground_truth.image) + o
     objects, column = np.unique(by_image, return_inverse=True)
     objects %= len(ground_truth.image)
-    # A call for each class of each image would take longer than a few pairs too many. Of these pycocotools leaves out
-    # most: it compares masks of the same size only, and uses the width for nothing else.
+    # Calls per class and image would take longer than a few unnecessary pairs. Of these, pycocotools skips
+    # most: it compares only masks of the same size, and uses the width for nothing else.
     image_number = np.cumsum(np.diff(ground_truth.image[o], prepend=-1) != 0) - 1
     number_of_row, number_of_column = image_number[is_new], np.empty(len(objects), dtype=np.int64)
     number_of_column[column] = image_number
@@ -255,7 +255,7 @@ def _group(ground_truth: GroundTruth, instances: Instances) -> np.ndarray:
 
 
 def _rank(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The stable order of N groups, and how many earlier entries are of the same one, (N,) each."""
+    """The stable order of N groups, and the number of earlier entries of the same group, (N,) each."""
     order = _stable_order(groups)
     starts, counts = _runs(groups[order])
     rank = np.empty(len(groups), dtype=np.int32)
@@ -264,13 +264,13 @@ def _rank(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _runs(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the runs of equal numbers start, and how long they are."""
+    """The starts and lengths of runs of equal numbers."""
     starts = np.flatnonzero(np.diff(numbers, prepend=-1))
     return starts, np.diff(starts, append=len(numbers))
 
 
 def _stable_order(numbers: np.ndarray) -> np.ndarray:
-    """`np.argsort(numbers, kind="stable")` of numbers from 0 to 2^63, several times faster: numpy counts 16 bits out."""
+    """`np.argsort(numbers, kind="stable")` of numbers from 0 to 2^63, several times faster: numpy uses a radix sort for 16 bits."""
     width = max(1, int(numbers.max(initial=0)).bit_length())
     return np.lexsort([(numbers >> bits).astype(np.uint16) for bits in range(0, width, 16)])
 

@@ -1,6 +1,4 @@
-"""Mixture of calibrated detectors: soft NMS and score voting over the detections of all (MoCaE, Oksuz et al., TMLR 2024), whose scores are
-the mean of what the detectors say of a place.
-"""
+"""Mixture of calibrated detectors: agreement between detectors, then soft NMS and score voting (MoCaE, Oksuz et al., TMLR 2024)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -12,33 +10,42 @@ from ..data.ids import Id, canonical, spelled
 from .result_rows import CALIBRATED, Row, read_boxes
 
 _SOFT_NMS_SIGMA = 0.5  # Bodla et al., ICCV 2017
-_LEAST_SCORE = 1e-6  # what soft NMS takes below it is dropped; calibrated scores can be as low as 1e-5
-_SUPPORT_SIGMA = 0.1  # how far the others' boxes may be off; chosen on validation images, see benchmarks/mixture.md
-_VOTING_SIGMA = 0.025  # as PAA's score voting
-_VOTING_IOU = 0.01  # boxes that overlap less have nothing to do with one another
+_LEAST_SCORE = 1e-6  # boxes picked by soft NMS with lower scores are dropped; calibrated scores can be as low as 1e-5
+_AGREEMENT_SIGMA = (
+    0.1  # how far the boxes of other detectors may be off; chosen on validation images, see benchmarks/mixture.md
+)
+_VOTING_SIGMA = 0.025  # as in PAA's score voting
+_VOTING_IOU = 0.01  # boxes with a lower IoU are unrelated
 _BLOCK = 1 << 21  # pairs of boxes at a time
 
 
 def merge_rows(parts: Mapping[str, Sequence[Row]], detections_per_image: int = 100) -> list[Row]:
-    """Merge what several detectors found on the same images.
+    """Merge the detections of several detectors on the same images.
 
-    The score of a detection becomes the mean of its own and of what each other detector says of its place: its highest score there, times
-    exp(-(1 - IoU)² / .1), of the same class. Detectors that never find a class have no say in it. Then in each image and class the best
-    detection is kept, the scores of the others fall by exp(-IoU² / .5), and so on. Its box moves to the mean of the boxes around it,
-    weighted by the scores given times exp(-(1 - IoU)² / .025); where it has a mask, both stay as they are. Of a row without a box that
-    around its mask is compared.
+    The score of a detection is first replaced by the mean over all detectors: its own score, and for each other detector the highest score
+    times exp(-(1 - IoU)² / .1) among its boxes of that class. Detectors that never find a class are left out of its mean. Then, in each
+    image and class, the best detection is kept, the scores of the others are multiplied by exp(-IoU² / .5), and so on. Its box moves to the
+    mean of the boxes around it, weighted by the given scores times exp(-(1 - IoU)² / .025); a detection with a mask is not moved. For a row
+    without a box, the box around its mask is used.
 
     Args:
-        parts: the rows of each detector, as `read_rows` gives them, by the name that messages call them; with a "bbox" or a
-            "segmentation" each, and with comparable scores.
-        detections_per_image: how many are kept at most.
+        parts: the rows of each detector, from `read_rows`, by their name for messages; each row has a "bbox" or a "segmentation", and
+            scores must be comparable.
+        detections_per_image: maximum number of detections kept per image.
 
     Returns:
-        The rows by image, in the order of their first appearance, and falling score; none is marked as calibrated any more, for its
-        score is another one. The rows given stay as they are.
+        The rows by image, in the order of their first appearance, and descending score. They are no longer marked as calibrated,
+        because merging changes the scores. The given rows are not changed.
 
     Raises:
         ValueError: a row has neither box nor mask, or the detectors have no image in common.
+
+    Examples:
+        >>> from ranksort.evaluation.merging import merge_rows
+        >>> row = {"image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20], "score": 0.9}
+        >>> parts = {"a": [row], "b": [{**row, "score": 0.5}, {**row, "bbox": [60, 60, 9, 9], "score": 0.4}]}
+        >>> [(row["bbox"][0], round(row["score"], 2)) for row in merge_rows(parts)]  # the duplicate has lost its score
+        [(10.0, 0.9), (60.0, 0.4), (10.0, 0.07)]
     """
     boxes = np.concatenate([read_boxes(rows, name) for name, rows in parts.items()])
     _require_common_images(parts)
@@ -54,8 +61,8 @@ def merge_rows(parts: Mapping[str, Sequence[Row]], detections_per_image: int = 1
         real = members >= 0
         group_scores = np.where(real, scores[members], 0.0)
         of_detectors = detector[members] == np.arange(len(parts))[:, None, None]
-        says = _say(np.where(of_detectors, group_scores, 0.0), of_detectors, iou)
-        mean_scores = says.sum(axis=0) / finds[:, category[members[:, :1]]].sum(axis=0)
+        of_each = _scores_of_each(np.where(of_detectors, group_scores, 0.0), of_detectors, iou)
+        mean_scores = of_each.sum(axis=0) / finds[:, category[members[:, :1]]].sum(axis=0)
         merged_scores[members[real]] = soft_nms(np.where(real, mean_scores, 0.0), iou)[real]
         merged[members[real]] = _vote(boxes[members], group_scores, iou)[real]
     order = np.lexsort((-merged_scores, image))
@@ -70,20 +77,26 @@ def merge_rows(parts: Mapping[str, Sequence[Row]], detections_per_image: int = 1
     ]
 
 
-def _say(scores: np.ndarray, is_own: np.ndarray, iou: np.ndarray) -> np.ndarray:
-    """(D, G, n) what each of D detectors says of the boxes in G groups of n: of its own their scores, (D, G, n), 0 for boxes of others."""
-    near = np.where(iou > _VOTING_IOU, np.exp(-((1 - iou) ** 2) / _SUPPORT_SIGMA), 0.0)
-    says = np.stack([(near * own[:, None]).max(axis=2) for own in scores])
-    return np.where(is_own, scores, says)
+def _scores_of_each(scores: np.ndarray, is_own: np.ndarray, iou: np.ndarray) -> np.ndarray:
+    """The score that each of D detectors gives to each box, (D, G, n).
+
+    Args:
+        scores: (D, G, n) scores of the detector's own boxes, 0 for others.
+        is_own: (D, G, n) bool.
+        iou: (G, n, n).
+    """
+    near = np.where(iou > _VOTING_IOU, np.exp(-((1 - iou) ** 2) / _AGREEMENT_SIGMA), 0.0)
+    given = np.stack([(near * own[:, None]).max(axis=2) for own in scores])
+    return np.where(is_own, scores, given)
 
 
 def soft_nms(scores: np.ndarray, iou: np.ndarray, sigma: float = _SOFT_NMS_SIGMA) -> np.ndarray:
     """Soft NMS with Gaussian decay (Bodla et al., ICCV 2017), in G groups of n boxes at a time.
 
     Args:
-        scores: (G, n), 0 for what is none.
+        scores: (G, n), 0 for padding.
         iou: (G, n, n).
-        sigma: scores fall by exp(-IoU² / sigma).
+        sigma: scores are multiplied by exp(-IoU² / sigma).
 
     Returns:
         (G, n) the score with which each box is picked.
@@ -107,9 +120,9 @@ def _vote(boxes: np.ndarray, scores: np.ndarray, iou: np.ndarray) -> np.ndarray:
 
 
 def _groups(image: np.ndarray, category: np.ndarray) -> Iterator[np.ndarray]:
-    """Positions (G, n) of the rows of G images and classes at a time, of about the same number; shorter ones end in -1.
+    """Positions (G, n) of the rows of G images and classes of similar size at a time; shorter ones are padded with -1.
 
-    The numbers differ by less than a factor of two: else one crowded image would make all others as large.
+    Their sizes differ by less than a factor of two, otherwise one crowded image would make all others as large.
     """
     order = np.lexsort((category, image))
     is_new = [np.diff(numbers[order], prepend=-1) != 0 for numbers in (image, category)]
@@ -137,18 +150,18 @@ def _pairwise_iou(boxes: np.ndarray) -> np.ndarray:
 
 
 def _require_common_images(parts: Mapping[str, Sequence[Row]]) -> None:
-    """Refuse results that have no image in common with the others: nothing could be merged."""
+    """Refuse results without an image in common with the others: nothing could be merged."""
     ids = {name: {_id(row["image_id"]) for row in rows} for name, rows in parts.items() if rows}
     for name, own in ids.items():
         others = [other for key, other in ids.items() if key != name]
         if others and own.isdisjoint(set().union(*others)):
             raise ValueError(
-                f"The detections {name} have no image_id in common with the others: they are of other images."
+                f"The detections {name} have no image_id in common with the others: they belong to other images."
             )
 
 
 def _id(value: Any) -> Id:
-    """The id that a checked row has: files of different tools may spell an integer as a string."""
+    """The id of a checked row; some tools write integers as strings."""
     id = canonical(value)
     assert id is not None
     return spelled(id)

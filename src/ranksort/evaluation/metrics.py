@@ -1,4 +1,4 @@
-"""The metrics, once: the report's summary, table, JSON and CSV and the page all take their columns from here."""
+"""The list of metrics, from which the report's summary, table, JSON, CSV and page take their columns."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,17 +13,17 @@ AT_IOU_50, AT_IOU_75 = 0, 5  # positions among COCO's IoU thresholds .5, .55, ..
 
 
 class AreaResult(NamedTuple):
-    """What the detections of C classes came to within an area range."""
+    """The results of C classes in an area range."""
 
     num_objects: np.ndarray  # (C,)
     precision: np.ndarray  # (T, C, 101) at T IoU thresholds
-    recall: np.ndarray  # (T, C, L) with up to so many detections, the limits of `list_metrics`
+    recall: np.ndarray  # (T, C, L) with up to L numbers of detections, the limits of `list_metrics`
     lrp: LRPResult
 
 
 @dataclass(frozen=True)
 class Family:
-    """Metrics whose names start alike."""
+    """Metrics with the same prefix."""
 
     prefix: str
     higher_is_better: bool
@@ -31,21 +31,21 @@ class Family:
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of each class, NaN where it is undefined; the summary has the mean over the classes.
+    """A number for each class, NaN if undefined; the summary has the mean over the classes.
 
     Attributes:
-        name: in the files.
-        compute: from the results in the area ranges, by the keys of `matching.AREA_RANGES`, the values (C,).
-        family: of the metrics in one line; it says whether higher is better.
+        name: name in the files.
+        compute: maps the results in the area ranges, by the keys of `matching.AREA_RANGES`, to the values (C,).
+        family: metrics that share a line; says whether higher is better.
         in_summary: the summary has it.
         by_frequency: LVIS' summary has it for rare, common and frequent classes, too.
         in_lines: the lines above the table have it.
         in_table: the table and the page's largest numbers have it.
         in_classes: the page's table of classes has it.
-        in_comparison: that table has it also where it compares runs.
-        heading: of a column.
-        help: what it is.
-        is_fraction: shown in %; else as a score is.
+        in_comparison: that table also has it when it compares runs.
+        heading: heading of its column.
+        help: explanation.
+        is_fraction: shown in %, otherwise like a score.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Metric:
         return self.heading or self.name
 
     def text(self, value: float) -> str:
-        """A value as the table has it."""
+        """A value as shown in the table."""
         return percent(value) if self.is_fraction else "-" if math.isnan(value) else f"{value:.3f}"
 
 
@@ -80,7 +80,7 @@ def list_metrics(limits: Sequence[int]) -> list[Metric]:
     """The metrics in the order of the report.
 
     Args:
-        limits: the numbers of detections for which there is an AR, rising; the areas' ARs are of the last one.
+        limits: the numbers of detections for which AR is computed, ascending; AR by area uses the last one.
     """
     everywhere: dict[str, Any] = {"in_table": True, "in_classes": True}
     return [
@@ -125,7 +125,7 @@ def list_metrics(limits: Sequence[int]) -> list[Metric]:
             in_summary=False,
             **everywhere,
             heading="threshold",
-            help="score threshold which reaches oLRP",
+            help="score threshold that reaches oLRP",
             is_fraction=False,
         ),
         *(
@@ -137,7 +137,7 @@ def list_metrics(limits: Sequence[int]) -> list[Metric]:
 
 
 def _precision(area: str, threshold: int | None = None) -> Callable[[dict[str, AreaResult]], np.ndarray]:
-    """Mean over the recalls, and over the IoU thresholds unless one is named."""
+    """Mean over the recalls, and over the IoU thresholds unless one is given."""
     if threshold is None:
         return lambda results: results[area].precision.mean(axis=(0, 2))
     return lambda results: results[area].precision[threshold].mean(axis=1)

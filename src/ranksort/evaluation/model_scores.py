@@ -1,4 +1,4 @@
-"""What validation data say of the scores of a model: found with its checkpoint, and applied to what the model finds."""
+"""Thresholds and calibrations of a model from validation data: find them with its checkpoint, and apply them to its detections."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,35 +20,35 @@ if TYPE_CHECKING:
 
 THRESHOLDS = "thresholds"
 FILES = {THRESHOLDS: "thresholds.json", "iou": "calibration.json", "precision": "calibration_precision.json"}
-MEANINGS = {"iou": "expected IoU", "precision": "probability of being right at IoU .5"}
+MEANINGS = {"iou": "expected IoU", "precision": "probability of being a true positive at IoU .5"}
 
 
 @dataclass(frozen=True)
 class ModelThresholds:
-    """Thresholds of a model's labels, for scores as the model gives them."""
+    """Thresholds of a model's labels, for raw scores."""
 
     thresholds: Thresholds
     categories: Sequence[Category]  # in the order of the labels
     _reached: dict[Wish, Reached] = field(default_factory=dict, init=False, repr=False)  # `predict` asks for each image
 
     def __post_init__(self) -> None:
-        """Raises ValueError where there is none of any label."""
+        """Raise ValueError if there is none of any label."""
         self.reach(Wish("lrp"))
 
     def reach(self, wish: Wish) -> Reached:
-        """The threshold of each label that comes closest to a wish, see `Thresholds.reach`."""
+        """The threshold of each label that comes closest to a wish; see `Thresholds.reach`."""
         if wish not in self._reached:
             self._reached[wish] = self.thresholds.reach(wish, self.categories)
         return self._reached[wish]
 
 
 class ModelCalibration:
-    """Gives what a model finds calibrated scores.
+    """Calibrate the scores of a model's detections.
 
     Args:
-        calibrator: what its scores are worth.
-        name: where that is from, for messages.
-        categories: of the model, in the order of the labels; found in the calibrator by id and name.
+        calibrator: the calibrator.
+        name: its source, for messages.
+        categories: classes of the model, in the order of the labels; found in the calibrator by id and name.
 
     Raises:
         ValueError: the calibrator knows none of them.
@@ -61,16 +61,16 @@ class ModelCalibration:
             [places.get((category.id, category.name), -1) for category in categories], dtype=np.int64
         )
         if not (self._places >= 0).any():
-            raise ValueError(f"{name} is of another model: it knows none of the classes of this one")
+            raise ValueError(f"{name} belongs to another model: it has none of the classes of this one")
         self.with_own_curve = sum(
             place >= 0 and calibrator.curves[place] is not None for place in self._places.tolist()
         )
 
     def __call__(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The detections of an image, as of `Detector.forward`, by their calibrated scores, which are float64.
+        """The detections of an image, as from `Detector.forward`, sorted by their calibrated scores, which are float64.
 
-        Float32 would make equal what differs: one thousandth of a calibrated score is what breaks ties. Only where the device knows no
-        float64 (MPS) is it float32.
+        Different scores could become equal in float32, because one thousandth of a calibrated score breaks ties. It is float32 only on
+        devices without float64 (MPS).
         """
         scores = self.calibrated(found["scores"].cpu().double().numpy(), found["labels"].cpu().numpy())
         device = found["scores"].device
@@ -84,16 +84,16 @@ class ModelCalibration:
 
     def __str__(self) -> str:
         return (
-            f"scores are the {MEANINGS[self.target]}, by {self.name} "
-            f"({self.with_own_curve} of {len(self._places)} classes have a calibration of their own)"
+            f"scores are the {MEANINGS[self.target]}, from {self.name} "
+            f"({self.with_own_curve} of {len(self._places)} classes have their own calibration)"
         )
 
 
 def least_scores(asked: float | Wish, model: "Detector") -> Reached:
-    """From which score on the detections of each label of a model meet what was asked for, of scores as the model now reports them.
+    """The score threshold of each label of a model that meets a request, for scores as the model now reports them.
 
     Raises:
-        ValueError: a wish, but the model has no thresholds.
+        ValueError: a `Wish` is given, but the model has no thresholds.
     """
     if not isinstance(asked, Wish):
         return Reached([asked] * model.num_classes, [])
@@ -103,7 +103,9 @@ def least_scores(asked: float | Wish, model: "Detector") -> Reached:
             "load it from its run folder, or set a number from 0 to 1"
         )
     values, remarks = model.thresholds.reach(asked)
-    if model.calibration is not None:  # it keeps the order in each class, and so what is at the threshold or above
+    if (
+        model.calibration is not None
+    ):  # it keeps the order in each class, and so the detections at or above the threshold
         values = model.calibration.calibrated(np.array(values), np.arange(len(values))).tolist()
     return Reached(values, remarks)
 
@@ -111,10 +113,10 @@ def least_scores(asked: float | Wish, model: "Detector") -> Reached:
 def find_thresholds(
     checkpoint: Path, carried: Mapping[str, Any], categories: Sequence[Category], file: Path | None = None
 ) -> ModelThresholds:
-    """The thresholds in the file of a calibration, or else those that come with a checkpoint, see `_find`.
+    """The thresholds in a calibration file, or else those that come with a checkpoint; see `_find`.
 
     Raises:
-        FileNotFoundError: there are none; the message says how to make them.
+        FileNotFoundError: there are none; the message says how to create them.
         ValueError: they cannot be used.
     """
     if file is not None and (content := _parsed(file).get(THRESHOLDS)) is not None:
@@ -122,7 +124,7 @@ def find_thresholds(
     content, name = _find(checkpoint, carried, THRESHOLDS)
     if content is None:
         raise FileNotFoundError(
-            f"there is no {name}, which such a score threshold needs: write it by {_advice(checkpoint)}, or set a number from 0 to 1"
+            f"there is no {name}, which this score threshold needs: create it with {_advice(checkpoint)}, or set a number from 0 to 1"
         )
     return ModelThresholds(read_thresholds(content, name), categories)
 
@@ -134,33 +136,34 @@ def find_calibration(
     target: Target = "iou",
     file: Path | None = None,
 ) -> ModelCalibration:
-    """The calibration in a file, or else the one of that target that comes with a checkpoint, see `_find`.
+    """The calibration in a file, or else the one for this target that comes with a checkpoint; see `_find`.
 
     Raises:
-        FileNotFoundError: there is none; the message says how to make one.
+        FileNotFoundError: there is none; the message says how to create one.
         ValueError: it cannot be used.
     """
     if file is not None:
         calibrator, name = load_calibrator(file), str(file)
         if target == "precision" != calibrator.target:
             raise ValueError(
-                f"{file} gives the {MEANINGS['iou']}, not the {MEANINGS['precision']}: make one by `ranksort calibrate --target precision`"
+                f"{file} gives the {MEANINGS['iou']}, not the {MEANINGS['precision']}: "
+                "create one with `ranksort calibrate --target precision`"
             )
         return ModelCalibration(calibrator, name, categories)
     content, name = _find(checkpoint, carried, target)
     if content is None:
         raise FileNotFoundError(
-            f"{checkpoint} has no calibration, and there is no {name}: write it by {_advice(checkpoint)}, or name one that "
-            "`ranksort calibrate` has made of detections on validation data, by --calibration FILE"
+            f"{checkpoint} has no calibration, and there is no {name}: create it with {_advice(checkpoint)}, or name the output "
+            "of `ranksort calibrate` on validation data with --calibration FILE"
         )
     return ModelCalibration(read_calibrator(content, name), name, categories)
 
 
 def _find(checkpoint: Path, carried: Mapping[str, Any], kind: str) -> tuple[Any, str]:
-    """The parsed content of one of FILES and where it is from; None and where it was expected if there is none.
+    """The parsed contents of one of FILES and its source; None and where it was expected if there is none.
 
-    That in the report of the run which the checkpoint is in comes first, then what the checkpoint carries, then what lies beside it. Of
-    reports of boxes and of masks those of masks come first.
+    The report of the checkpoint's run comes first, then the contents of the checkpoint, then files beside it. Reports on masks come
+    before reports on boxes.
     """
     is_run, parent = checkpoint.is_dir(), checkpoint.absolute().parent
     run = checkpoint if is_run else parent.parent if parent.name == "checkpoints" else None
@@ -182,7 +185,7 @@ def _parsed(file: Path) -> dict[str, Any]:
             return content
     except ValueError:
         pass
-    raise ValueError(f"{file} is damaged: evaluate the run again by `ranksort test`")
+    raise ValueError(f"{file} is damaged: evaluate the run again with `ranksort test`")
 
 
 def _advice(checkpoint: Path) -> str:
@@ -192,7 +195,7 @@ def _advice(checkpoint: Path) -> str:
 
 
 def read_report(folder: Path) -> dict[str, Any]:
-    """What a checkpoint of a run carries: the contents of FILES in the folder of its report, of masks where there are any."""
+    """The scores to store in a checkpoint of a run: the contents of FILES in the folder of its report, of masks if there are any."""
     places = [folder / "masks", folder]
     found = {kind: [f / name for f in places if (f / name).is_file()] for kind, name in FILES.items()}
     return {kind: _parsed(files[0]) for kind, files in found.items() if files}

@@ -1,4 +1,4 @@
-"""What each detection is worth: how far it overlaps the object it is matched to, however little that is."""
+"""The IoU of each detection with the object it is matched to, however small."""
 
 from itertools import pairwise
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from .matching import DEFAULT_LIMITS, Candidates, Matching, match_greedily, take
 
 
 class Samples(NamedTuple):
-    """The N detections that take part, by class, falling score, image and place in the results, and what they are worth."""
+    """The N detections that take part, by class, descending score, image and place in the results, with their IoUs."""
 
     place: np.ndarray  # (N,) in the results
     image: np.ndarray  # (N,) position of the image among the sorted ids
@@ -20,10 +20,10 @@ class Samples(NamedTuple):
     score: np.ndarray  # (N,)
     iou: np.ndarray  # (N,) with the matched object, 0 without one; NaN for a detection that does not count
     correct: np.ndarray  # (N,) 1 for a true positive at IoU TAU, 0 for a false one; NaN likewise
-    num_objects: np.ndarray  # (C,) objects to be found
+    num_objects: np.ndarray  # (C,) objects that count
 
     def select(self, rows: np.ndarray) -> "Samples":
-        """Those detections which are marked, bool (N,)."""
+        """The marked detections, bool (N,)."""
         return self._replace(**{name: getattr(self, name)[rows] for name in self._fields[:-1]})
 
 
@@ -32,21 +32,21 @@ def assess(
 ) -> Samples:
     """Match the detections by COCO's greedy rule twice: at any IoU above 0, for `iou`, and at TAU, for `correct`.
 
-    Detections do not count that are matched to a crowd only, or unmatched where LVIS tolerates them. A crowd takes a
-    detection from TAU on in both cases; else whatever touches it would not count.
+    Detections that are only matched to a crowd, or unmatched where LVIS tolerates them, do not count. A crowd takes detections with an
+    IoU of TAU or more in both cases, otherwise everything that touches it would not count.
 
     Args:
         ground_truth: the objects.
         detections: read for this ground truth.
         style: "coco" or "lvis": which detections take part.
-        max_detections: how many of a class in an image (coco, default 100) or of an image (lvis, default 300).
+        max_detections: how many per class and image (coco, default 100) or per image (lvis, default 300).
     """
     limit = max_detections or DEFAULT_LIMITS[style]
     return assess_candidates(ground_truth, take_part(ground_truth, detections, federated=style == "lvis", limit=limit))
 
 
 def assess_candidates(ground_truth: GroundTruth, candidates: Candidates, overlaps: "Overlaps | None" = None) -> Samples:
-    """`assess` of the detections that take part, with their overlaps if these are known."""
+    """`assess` for the detections that take part, with their overlaps if known."""
     pairs = (overlaps or compare(ground_truth, candidates)).pairs
     found = candidates.detections
     return Samples(
@@ -64,9 +64,9 @@ class Overlaps(NamedTuple):
     """How the N detections overlap the objects of their images.
 
     Attributes:
-        pairs: those of the same class that overlap, by rank of the detection there, then by detection, the best object last. Their
-            IoU is, with a crowd, the share of the detection inside.
-        other: (N,) the largest IoU with an object of another class, but for crowds; 0 without one.
+        pairs: overlapping pairs of the same class, by rank of the detection, then by detection, the best object last. With a crowd,
+            their IoU is the fraction of the detection inside it.
+        other: (N,) the largest IoU with an object of another class, except for crowds; 0 without one.
         other_object: (N,) that object; 0 where `other` is.
     """
 
@@ -105,7 +105,7 @@ def compare(ground_truth: GroundTruth, candidates: Candidates) -> Overlaps:
         nearest = iou.argmax(axis=1)
         other[d], other_object[d] = iou[np.arange(len(d)), nearest], o[nearest]
     pairs = Matching(*map(np.concatenate, zip(*parts, strict=True)))
-    # Objects to be found are preferred to crowds, then the higher IoU, then the later object, as pycocotools does it.
+    # Objects that count are preferred to crowds, then higher IoUs, then later objects, as in pycocotools.
     keys = (pairs.object, pairs.iou, ~crowd[pairs.object], pairs.detection, candidates.rank[pairs.detection])
     return Overlaps(pairs.select(np.lexsort(keys)), other, other_object)
 
@@ -121,7 +121,7 @@ def _masks(instances: GroundTruth | Detections, rows: np.ndarray, size: tuple[in
 
 
 def _match(ground_truth: GroundTruth, candidates: Candidates, pairs: Matching, threshold: float) -> np.ndarray:
-    """(N,) IoU of each detection with the object which it takes, 0 if it takes none; NaN where it does not count."""
+    """(N,) IoU of each detection with the object that it takes, 0 if it takes none; NaN if it does not count."""
     crowd = ground_truth.crowd
     close = pairs.select(pairs.iou >= np.where(crowd[pairs.object], TAU, threshold))
     matched = match_greedily(close, candidates.rank[close.detection], crowd)

@@ -1,4 +1,4 @@
-"""The page on which a report is looked at, or several of them side by side: one HTML file which needs nothing else."""
+"""The page that shows a report, or several side by side: one self-contained HTML file."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -30,11 +30,11 @@ def save_reports(
     """Save the reports of one evaluation and their page.
 
     Args:
-        folder: gets report.json, per_class.csv and index.html; where there are reports of boxes and of masks, those of masks
-            come to its subfolder `masks`.
+        folder: gets report.json, per_class.csv and index.html; if there are reports of boxes and of masks, those of masks go
+            to its subfolder `masks`.
         reports: at most one of boxes and one of masks.
-        settings: how they came about, in words.
-        pictures: to be shown.
+        settings: how the reports were made, in words.
+        pictures: to show.
         run: the run folder whose training curves are shown.
     """
     for report in reports:
@@ -46,22 +46,22 @@ def save_reports(
 
 
 def save_page(runs: Sequence[Path], out: Path, pictures: Pictures | None = None) -> None:
-    """Write the page of one run, or that which compares several.
+    """Write the page of one run, or the page that compares several.
 
     Args:
-        runs: run folders, or folders which reports were saved to.
+        runs: run folders, or folders that reports were saved to.
         out: the HTML file.
-        pictures: of the only run.
+        pictures: of the run, if there is only one.
 
     Raises:
-        FileNotFoundError: where one of them has no report.
-        ValueError: where a report cannot be read.
+        FileNotFoundError: one of them has no report.
+        ValueError: a report cannot be read.
     """
     read = [_read_run(run) for run in runs]
     _compare_runs(read)
     for evaluation in read[0]["evaluations"] if pictures else []:
         evaluation["pictures"] = (pictures or {})[evaluation["iou_type"]]
-    # Class and file names are anybody's: as JSON without "<" none of them can end the script element.
+    # Class and file names are untrusted: as JSON without "<" none of them can end the script element.
     data = json.dumps({"runs": read, **_shown_metrics()}, allow_nan=False, separators=(",", ":")).replace(
         "<", "\\u003c"
     )
@@ -69,9 +69,11 @@ def save_page(runs: Sequence[Path], out: Path, pictures: Pictures | None = None)
 
 
 def compare_reports(runs: Sequence[Path]) -> list[str]:
-    """How much better each run is than the first, with 95 % intervals: a line each, and one where there is no telling.
+    """How much better each run is than the first, with 95 % intervals: one line each, also if that is unknown.
 
-    Raises: as `save_page`.
+    Raises:
+        FileNotFoundError: as for `save_page`.
+        ValueError: as for `save_page`.
     """
     read = [_read_run(run) for run in runs]
     _compare_runs(read)
@@ -86,7 +88,7 @@ def compare_reports(runs: Sequence[Path]) -> list[str]:
 
 
 def _compare_runs(runs: list[dict[str, Any]]) -> None:
-    """Add to each evaluation its `difference` to that of the first run, in words; take the resamples out, which are then of no use."""
+    """Add to each evaluation its `difference` from the first run, in words; remove the resamples, which are not needed after that."""
     first = {evaluation["iou_type"]: evaluation.get("intervals") for evaluation in runs[0]["evaluations"]}
     for n, run in enumerate(runs):
         for evaluation in run["evaluations"]:
@@ -99,7 +101,7 @@ def _compare_runs(runs: list[dict[str, Any]]) -> None:
 
 
 def _shown_metrics() -> dict[str, Any]:
-    """What the page has to know about metrics: those which it shows, and how the names begin of which lower is better."""
+    """What the page has to know about metrics: which to show, and the name prefixes of those where lower is better."""
     lower = sorted({metric.family.prefix for metric in METRICS if not metric.family.higher_is_better})
     keys = ("name", "title", "help", "is_fraction", "in_summary", "in_table", "in_classes", "in_comparison")
     return {"metrics": [{key: getattr(metric, key) for key in keys} for metric in METRICS], "lower_is_better": lower}
@@ -114,7 +116,7 @@ def _read_run(run: Path) -> dict[str, Any]:
     files = [file for file in (folder / "report.json", folder / "masks" / "report.json") if file.is_file()]
     if not files:
         raise FileNotFoundError(
-            f"there is no report in {run}: name a run folder, or what `--out` of test or evaluate named"
+            f"there is no report in {run}: name a run folder, or the --out folder of test or evaluate"
         )
     evaluations = []
     for file in files:
@@ -122,17 +124,19 @@ def _read_run(run: Path) -> dict[str, Any]:
             report = json.loads(file.read_bytes())
             report["per_class"] = [{name: row[name] for name in COLUMNS} for row in report["per_class"]]
         except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise ValueError(f"{file} is no report of ranksort, or a damaged one ({error}): evaluate again") from None
+            raise ValueError(f"{file} is not a ranksort report, or it is damaged ({error}): evaluate again") from None
         missing = {"settings", "findings", "scores"} - report.keys()
         if missing:
-            raise ValueError(f"{file} has no {', '.join(sorted(missing))}: an older version wrote it; evaluate again")
+            raise ValueError(
+                f"{file} has no {', '.join(sorted(missing))}: it was written by an older version; evaluate again"
+            )
         evaluations.append(report)
     name = "/".join(run.resolve().parts[-2:])
     return {"name": name, "evaluations": evaluations, "training": _training_curves(run / "metrics.csv")}
 
 
 def _training_curves(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """Name to (step, value) of what was logged, at most `CURVE_POINTS` of them; empty where there is no such file."""
+    """Name to (step, value) of what was logged, at most `CURVE_POINTS` of them; empty if there is no such file."""
     curves: dict[str, list[tuple[int, float]]] = {}
     if path.is_file() and path.stat().st_size:
         rows = np.genfromtxt(

@@ -8,16 +8,16 @@ RECALLS = np.linspace(0, 1, 101)
 
 
 def evaluate_precision(candidates: Candidates, setting: Setting, limits: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Precision and recall of C classes in one area range, at T IoU thresholds. NaN where a class has no object.
+    """Precision and recall of C classes in one area range, at T IoU thresholds. NaN if a class has no object.
 
     Args:
         candidates: the detections.
-        setting: what they come to in an area range.
+        setting: the outcome of matching in an area range.
         limits: L numbers of detections.
 
     Returns:
-        precision: (T, C, 101) at RECALLS: the highest at that recall or more; and recall: (T, C, L) at up to so many
-            detections of the class in an image.
+        precision: (T, C, 101) at RECALLS: the highest at that recall or more; and recall: (T, C, L) at up to L numbers of detections
+        per class and image.
     """
     num_classes = len(setting.num_objects)
     all_categories = candidates.detections.category
@@ -46,9 +46,9 @@ def average_precision(category: np.ndarray, is_tp: np.ndarray, num_objects: np.n
     """(C,) AP of C classes at one IoU threshold; 0 where a class has no true positive.
 
     Args:
-        category: (N,) of the true and the false positives, by class and falling score.
-        is_tp: (N,) bool: which of them they are.
-        num_objects: (C,) objects to be found.
+        category: (N,) of the true and false positives, by class and descending score.
+        is_tp: (N,) bool: whether they are true positives.
+        num_objects: (C,) number of objects that count.
     """
     num_classes = len(num_objects)
     place = np.flatnonzero(is_tp)
@@ -61,9 +61,9 @@ def average_precision(category: np.ndarray, is_tp: np.ndarray, num_objects: np.n
 
 
 def needed_true_positives(num_objects: np.ndarray) -> np.ndarray:
-    """(C, 101): how many true positives, one at least, reach each of RECALLS where a class has `num_objects`, (C,)."""
+    """(C, 101): how many true positives, at least one, reach each of RECALLS if a class has `num_objects`, (C,)."""
     total = np.maximum(num_objects, 1)[:, None]
-    needed = np.ceil(RECALLS * total)  # which may be off by one where the product is rounded
+    needed = np.ceil(RECALLS * total)  # may be off by one because the product is rounded
     needed -= (needed - 1) / total >= RECALLS
     needed += needed / total < RECALLS
     return np.maximum(needed, 1).astype(np.int64)
@@ -82,22 +82,22 @@ def _false_positives(
     """
     detection = matching.detection
     up_to = possible[detection + 1]
-    matched = np.append(0, np.cumsum(up_to - possible[detection]))  # which are no false positives
+    matched = np.append(0, np.cumsum(up_to - possible[detection]))  # those that are not false positives
     earlier = possible[class_starts] - matched[np.searchsorted(detection, class_starts)]  # of other classes
     return up_to - matched[1:] - earlier[category]
 
 
 def _highest(values: np.ndarray, counts: np.ndarray, needed: np.ndarray) -> np.ndarray:
-    """(C, 101) the highest of the values of each class from the `needed`-th one on, 0 where there are not so many.
+    """(C, 101) the highest of the values of each class from the `needed`-th one on, 0 if there are not so many.
 
     Args:
         values: (P,) by class.
         counts: (C,) how many of them belong to each class.
-        needed: (C, 101), rising from 1 on.
+        needed: (C, 101), ascending from 1.
     """
     starts = (np.cumsum(counts) - counts)[:, None]
     enough = needed <= counts[:, None]
-    # From each place to the next one; the last of a class ends where the next class begins.
+    # From each place to the next one; the last of a class ends where the next class starts.
     places = np.where(enough, starts + needed - 1, starts + counts[:, None])
     highest = np.maximum.reduceat(np.append(values, 0.0), places.ravel()).reshape(places.shape)
     highest[~enough] = 0

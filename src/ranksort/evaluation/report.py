@@ -1,4 +1,4 @@
-"""What an evaluation found: numbers, a table, JSON and CSV."""
+"""The result of an evaluation: numbers, a table, JSON and CSV."""
 
 import csv
 import io
@@ -21,9 +21,9 @@ from .matching import Matched
 from .metrics import Metric, percent, without_nan
 from .score_cut import USUAL, find_score_cut
 
-TABLE_ROWS = 30  # a table of more classes shows the worst and the best of them
+TABLE_ROWS = 30  # with more classes, the table shows the worst and the best
 SCORE_BINS = 50
-SAMPLE = 2000  # true positives whose score and IoU are saved
+SAMPLE = 2000  # true positives whose scores and IoUs are saved
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Cut:
     """What the limit on detections left out.
 
     Attributes:
-        limit: how many detections count: COCO's of each class in an image, LVIS' of an image.
+        limit: how many detections count: per class and image in COCO, per image in LVIS.
         num_detections: how many more there are.
-        most: the lowest limit which would leave none out.
+        most: the lowest limit that would leave none out.
     """
 
     limit: int
@@ -43,28 +43,41 @@ class Cut:
 
 @dataclass
 class Report:
-    """Metrics of detections, as fractions 0..1, NaN where undefined.
+    """Metrics of detections, as fractions 0..1, NaN if undefined.
 
     Attributes:
-        summary: name to value, means over the classes for which the metric is defined: see `as_dict`.
+        summary: name to value, averaged over the classes for which the metric is defined; see `as_dict`.
         per_class: one entry for each of the K classes with objects, in the order of their ids: `class`, `category_id`,
             `objects` (without crowds), `detections`, the metrics of the summary, and `oLRP_threshold`, the score
             threshold at which the class reaches its oLRP.
         iou_type: "bbox" or "segm".
         style: "coco" or "lvis".
-        categories: all of the ground truth, in the order of their ids.
+        categories: all categories of the ground truth, in the order of their ids.
         precision: (K, 2, 101) precision at IoU .5 and .75 and recall 0, .01, ..., 1.
-        lrp: (K, 101) LRP error when detections scoring under 0, .01, ..., 1 are left out.
-        matches: what became of each detection and each object.
-        matched: what these are, for `analysis`.
+        lrp: (K, 101) LRP error without the detections that score below 0, .01, ..., 1.
+        matches: the outcome of each detection and each object.
+        matched: those detections and objects, for `analysis`.
         metrics: those of the summary and the classes, in their order.
         cut: what the limit on detections left out.
         num_without_area: objects whose area is 0, which COCO counts as small.
-        small_ap: APs without these.
-        lowest_score: of all detections, also those beyond the limit; NaN where there are none.
-        left_out: ids of categories which the ground truth lacks, and how many detections of each were left out.
-        scores_are: "raw", as the model gives them, or what became of them before, such as "calibrated".
-        doubts: sentences about what points to detections of other images than those of the ground truth.
+        small_ap: APs without those objects.
+        lowest_score: of all detections, including those beyond the limit; NaN if there are none.
+        left_out: ids of categories that the ground truth lacks, and how many detections of each were left out.
+        scores_are: "raw", as the model gives them, or how they were changed before, such as "calibrated".
+        doubts: sentences about signs that the detections belong to other images than the ground truth.
+
+    Examples:
+        >>> from ranksort import evaluate_detections
+        >>> truth = {
+        ...     "images": [{"id": 1}],
+        ...     "categories": [{"id": 7, "name": "cell"}],
+        ...     "annotations": [{"id": 1, "image_id": 1, "category_id": 7, "bbox": [10, 10, 40, 40], "area": 1600, "iscrowd": 0}],
+        ... }
+        >>> report = evaluate_detections(truth, [{"image_id": 1, "category_id": 7, "bbox": [10, 10, 40, 36], "score": 0.8}])
+        >>> report.summary["AP"]  # the IoU is 0.9, so all of the ten thresholds but .95 are passed
+        0.9
+        >>> print(report.text().splitlines()[0])
+        COCO bbox, 1 class, in %
     """
 
     summary: dict[str, float]
@@ -87,12 +100,12 @@ class Report:
 
     @property
     def classes_without_objects(self) -> int:
-        """How many classes are left out of `per_class` and all means."""
+        """Number of classes left out of `per_class` and of all means."""
         return len(self.categories) - len(self.per_class)
 
     @cached_property
     def analysis(self) -> Analysis:
-        """Causes of the errors, worth of the scores and 95 % intervals: computed at first use, in seconds for COCO."""
+        """Causes of the errors, quality of the scores and 95 % intervals; computed on first use, in seconds for COCO."""
         return analyse(self)
 
     def as_dict(self) -> dict[str, float]:
@@ -130,40 +143,40 @@ class Report:
         return "\n".join([*lines, "", f"{'class':<{width}}{heads}", *table])
 
     def text(self, score_errors: bool = True) -> str:
-        """The table, and the most important of the `analysis`, with the calibration errors of the scores if wanted."""
+        """The table and the main results of `analysis`, with the calibration errors of the scores if `score_errors`."""
         return "\n".join([str(self), "", *self.analysis.lines(self, score_errors)])
 
     def notes(self) -> list[str]:
-        """What else one has to know of the detections to judge the numbers, in sentences."""
-        said = [*self.doubts]
+        """What else a reader has to know about the detections to judge the numbers, in sentences."""
+        sentences = [*self.doubts]
         if self.left_out:
             ids, count = listed(list(self.left_out), shown=reprlib.repr), sum(self.left_out.values())
-            what = f"{counted(count, 'detection')} of categories that the ground truth does not have"
-            said += [f"left out {what}: {ids}."]
+            what = f"{counted(count, 'detection')} of categories that are not in the ground truth"
+            sentences += [f"Left out {what}: {ids}."]
         if self.scores_are != "raw":
-            said += [f"The scores are {self.scores_are}."]
+            sentences += [f"The scores are {self.scores_are}."]
         score_cut = find_score_cut(self.lowest_score, self.matches)
         if score_cut and "cut off" not in self.scores_are:
             lowest, right, most = score_cut
-            said += [
-                f"The lowest score is {lowest:.2f}, but {right:.0%} of the lowest-scoring tenth of the detections are right: "
-                f"detections below were probably cut off, and AP is too low, AP50 by up to about {percent(most)} points. "
-                f"Keep those down to a score of {USUAL} or lower."
+            sentences += [
+                f"The lowest score is {lowest:.2f}, but {right:.0%} of the lowest-scoring tenth of the detections are true positives: "
+                f"detections below it were probably cut off, so AP is too low (AP50 by up to about {percent(most)} points). "
+                f"Keep detections down to a score of {USUAL} or lower."
             ]
-        return said
+        return sentences
 
     def worst_first(self) -> list[dict[str, Any]]:
-        """The entries of `per_class` by falling oLRP."""
+        """The entries of `per_class` by descending oLRP."""
         return sorted(self.per_class, key=lambda row: -row["oLRP"])
 
     def save(self, folder: str | Path, settings: dict[str, str] | None = None) -> None:
-        """Write report.json, per_class.csv and index.html, the page to look at; `settings` say how it came about."""
+        """Write report.json, per_class.csv and index.html, the page to open in a browser; `settings` say how the detections were made."""
         from .page import save_reports
 
         save_reports(Path(folder), [self], settings)
 
     def save_numbers(self, folder: Path, settings: dict[str, str] | None = None) -> None:
-        """Write per_class.csv, thresholds.json, and report.json, which holds all that a page shows."""
+        """Write per_class.csv, thresholds.json, and report.json, which holds everything that the page shows."""
         from .findings import findings
         from .thresholds import save_thresholds
 
@@ -192,7 +205,7 @@ class Report:
         save_thresholds(folder, self)
 
     def thresholds(self) -> np.ndarray:
-        """(C,) the score thresholds which reach oLRP, by category position; infinite where nothing right is found."""
+        """(C,) the score thresholds that reach oLRP, by category position; infinite for classes without true positives."""
         matches = self.matches
         thresholds = np.full(1 + max(matches.object_category.max(), matches.category.max(initial=0)), np.inf)
         optima = np.array([row["oLRP_threshold"] for row in self.per_class])
@@ -202,7 +215,7 @@ class Report:
     def image_errors(self) -> np.ndarray:
         """(I, 3): LRP error, false positives and missed objects of each image at these thresholds.
 
-        The images are in the order of their ids; the last ones may lack. The error of an image without any is NaN.
+        The images are in the order of their ids; the last ones may be missing. The error of an image without objects and detections is NaN.
         """
         matches, thresholds = self.matches, self.thresholds()
         is_kept = (matches.outcome >= 0) & (matches.score >= thresholds[matches.category])
@@ -216,7 +229,7 @@ class Report:
         return np.stack([error, fp, fn], axis=1)
 
     def _curves_over_thresholds(self) -> dict[str, Any]:
-        """Precision, null without detections, and recall of the K classes, if detections under 0, .02, ..., 1 are left out."""
+        """Precision (null without detections) and recall of the K classes without the detections that score below 0, .02, ..., 1."""
         matches, grid = self.matches, SCORE_GRID[::2]
         shown, objects = np.unique(matches.object_category, return_counts=True)
         size = len(self.categories)
@@ -234,7 +247,7 @@ class Report:
         }
 
     def _score_statistics(self) -> dict[str, Any]:
-        """Scores of true and false positives, and how far the former follow the IoU."""
+        """Scores of true and false positives, and how well the scores of true positives follow their IoU."""
         matches = self.matches
         is_tp = matches.outcome == 1
         bins = np.linspace(0, 1, SCORE_BINS + 1)
@@ -249,7 +262,7 @@ class Report:
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's, of two columns (N,); equal values share their mean rank. NaN where one of the two is constant."""
+    """Spearman's rank correlation of two columns (N,); equal values share their mean rank. NaN if one of the two is constant."""
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return math.nan
     return float(np.corrcoef(_mean_ranks(a), _mean_ranks(b))[0, 1])
@@ -261,7 +274,7 @@ def _mean_ranks(values: np.ndarray) -> np.ndarray:
 
 
 def olrp_parts(rows: list[dict[str, Any]]) -> np.ndarray:
-    """Shares of localisation, false positives and false negatives in the oLRP of classes.
+    """The shares of localisation, false positives and false negatives in the oLRP of each class.
 
     The components of oLRP are rates with different denominators. Their shares in
     (sum over TP of (1 - IoU) / (1 - tau) + FP + FN) / (TP + FP + FN), counted per object, add up to oLRP.
@@ -270,7 +283,7 @@ def olrp_parts(rows: list[dict[str, Any]]) -> np.ndarray:
         rows: K entries of `Report.per_class`.
 
     Returns:
-        (K, 3), the sum over the last axis being oLRP.
+        (K, 3); the sum over the last axis is oLRP.
     """
     names = ("oLRP_loc", "oLRP_fp", "oLRP_fn")
     localization, fp_rate, fn = np.array([[row[name] for name in names] for row in rows]).T

@@ -1,4 +1,4 @@
-"""Results of any detector as their file has them, to be written again with other scores or boxes; needs no ground truth."""
+"""Read and write results of any detector, to change scores or boxes; needs no ground truth."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -17,19 +17,19 @@ from ..whole_file import replace_file
 from ..words import listed
 
 Row = dict[str, Any]
-CALIBRATED = "calibrated"  # the key by which a detection says what its score is worth: "iou" or "precision", see `Calibrator.target`
+CALIBRATED = "calibrated"  # the key with which a detection says what its score means: "iou" or "precision", see `Calibrator.target`
 
 
 def read_rows(source: str | Path | list[Row]) -> list[Row]:
-    """Read detections in COCO's results format, with whatever else their rows hold.
+    """Read detections in COCO's results format, with any additional keys.
 
     Args:
         source: path of the JSON, or its content.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: one sentence about what is wrong and where: it is no list of objects with ids of an image and a category and a
-            score in 0..1.
+        ValueError: it is not a list of objects with the ids of an image and a category and a score in 0..1; one sentence says what is
+            wrong and where.
     """
     with in_memory(source, "detections", "split the file by images"):
         opened = JsonSource.open(source, "list of detections")
@@ -39,7 +39,7 @@ def read_rows(source: str | Path | list[Row]) -> list[Row]:
             rows = opened.parse()
     if not isinstance(rows, list):
         raise ValueError(f"The {opened.name} must be a JSON list of objects, as COCO's results are.")
-    require(rows, opened.name, "are no objects", lambda row: isinstance(row, dict))
+    require(rows, opened.name, "are not objects", lambda row: isinstance(row, dict))
     for key in ("image_id", "category_id"):
         problem = f"have no '{key}' that is an integer or a string"
         require(rows, opened.name, problem, lambda row, key=key: canonical(row.get(key)) is not None)
@@ -49,12 +49,12 @@ def read_rows(source: str | Path | list[Row]) -> list[Row]:
 
 
 def read_boxes(rows: Sequence[Row], name: str) -> np.ndarray:
-    """Return the boxes of N rows as xyxy, (N, 4) in pixels: their "bbox", or that around the mask of a row which has none.
+    """The boxes of N rows as xyxy, (N, 4) in pixels: their "bbox", or the box around the mask of a row without one.
 
-    `name` is what messages call their file.
+    `name` is the name of their file in messages.
 
     Raises:
-        ValueError: a row has neither, or a box that is not four sensible numbers, or a mask that is no good.
+        ValueError: a row has neither, or a box that is not four finite numbers, or an invalid mask.
     """
 
     def has_box(row: Row) -> bool:
@@ -65,7 +65,7 @@ def read_boxes(rows: Sequence[Row], name: str) -> np.ndarray:
     def has_any(row: Row) -> bool:
         return row.get("bbox") is not None or bool(row.get("segmentation"))
 
-    require(rows, name, "have no 'bbox', by which detections are compared, and no mask to take it from", has_any)
+    require(rows, name, "have no 'bbox', which is needed to compare detections, and no mask to take it from", has_any)
     require(rows, name, "have a bbox that is not x, y, width and height in pixels", has_box)
     boxes = np.array([row.get("bbox") or (np.nan,) * 4 for row in rows], dtype=np.float64).reshape(-1, 4)
     with_masks_alone = np.flatnonzero(np.isnan(boxes[:, 0]))
@@ -74,7 +74,7 @@ def read_boxes(rows: Sequence[Row], name: str) -> np.ndarray:
     require(
         list(zip(rows, is_bad, strict=True)),
         name,
-        "have a mask that is neither a whole RLE nor polygons",
+        "have a mask that is neither a complete RLE nor polygons",
         lambda x: not x[1],
     )
     boxes[:, 2:] += boxes[:, :2]
@@ -82,7 +82,7 @@ def read_boxes(rows: Sequence[Row], name: str) -> np.ndarray:
 
 
 def boxes_of_masks(masks: Sequence[Any]) -> np.ndarray:
-    """Boxes around N masks as results have them, [x, y, width, height] in pixels, (N, 4); NaN for one that is no good."""
+    """Boxes around N masks of results, [x, y, width, height] in pixels, (N, 4); NaN for invalid masks."""
     boxes = np.full((len(masks), 4), np.nan)
     are_rles = np.array([_is_rle(mask) for mask in masks], dtype=bool)
     for n in np.flatnonzero(~are_rles).tolist():
@@ -92,7 +92,7 @@ def boxes_of_masks(masks: Sequence[Any]) -> np.ndarray:
     places = np.flatnonzero(are_rles)
     rles = [masks[n] for n in places.tolist()]
     pixels = np.array([mask["size"][0] * mask["size"][1] for mask in rles], dtype=np.int64)
-    whole = rle_areas([mask["counts"] for mask in rles], pixels) >= 0  # pycocotools never returns from some others
+    whole = rle_areas([mask["counts"] for mask in rles], pixels) >= 0  # pycocotools never returns for some others
     rles = [
         mask if isinstance(mask["counts"], str) else compress(mask)
         for mask, good in zip(rles, whole, strict=True)
@@ -112,14 +112,14 @@ def _is_rle(mask: Any) -> bool:
 
 
 def require(rows: Sequence[Any], name: str, problem: str, is_good: Callable[..., bool]) -> None:
-    """Raise ValueError that says how many of the rows have a problem, and the places of the first few, if there are such."""
+    """Raise ValueError if rows have a problem, with their number and the positions of the first few."""
     wrong = [n for n, row in enumerate(rows) if not is_good(row)]
     if wrong:
         raise ValueError(f"{len(wrong)} of {len(rows)} rows of the {name} {problem} (position {listed(wrong)}).")
 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:
-    """Write rows as a JSON list, one row a line; where that fails, a file that is there stays as it is."""
+    """Write rows as a JSON list, one row per line, atomically."""
     replace_file(path, b"[" + b",\n".join(map(_to_json, rows)) + b"]\n")
 
 
@@ -129,5 +129,5 @@ _encode = msgspec.json.Encoder().encode  # four times faster than json
 def _to_json(row: Row) -> bytes:
     try:
         return _encode(row)
-    except (UnicodeEncodeError, OverflowError):  # halves of characters, and integers of more than 64 bits
+    except (UnicodeEncodeError, OverflowError):  # lone surrogates, and integers of more than 64 bits
         return json.dumps(row).encode("ascii")

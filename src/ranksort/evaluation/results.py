@@ -1,4 +1,4 @@
-"""Detections in the form in which COCO exchanges results, in memory and in files."""
+"""Detections in COCO's results format, in memory and in files."""
 
 import contextlib
 import csv
@@ -27,16 +27,16 @@ COLUMNS = ("image_id", "file_name", "category_id", "class", "score", "x", "y", "
 def to_coco_results(
     detections: Sequence[dict[str, Tensor]], image_ids: Sequence[Id], category_ids: Sequence[Id]
 ) -> list[dict[str, Any]]:
-    """Turns the detections of some images into COCO results.
+    """Turn the detections of some images into COCO results.
 
     Args:
-        detections: for each image `boxes` [D, 4] xyxy in pixels of the original image, `scores` [D] and `labels` [D], and perhaps `masks`
-            bool [D, H, W].
-        image_ids: of these images.
+        detections: for each image `boxes` [D, 4] xyxy in pixels of the original image, `scores` [D] and `labels` [D], and optionally
+            `masks`, bool [D, H, W].
+        image_ids: ids of these images.
         category_ids: the category id of each label.
 
     Returns:
-        One `{image_id, category_id, bbox: [x, y, width, height], score}` a detection, with `segmentation` where there are masks.
+        `{image_id, category_id, bbox: [x, y, width, height], score}` for each detection, with `segmentation` if there are masks.
     """
     results = []
     for found, image_id in zip(detections, image_ids, strict=True):
@@ -78,19 +78,19 @@ def decode_masks(rles: Sequence[dict[str, Any]], height: int, width: int) -> Ten
 
 
 class ResultsWriter:
-    """Writes detections to a folder image by image, each in `results_bbox.json`, `results.csv` and perhaps `results_segm.json`.
+    """Write detections to a folder image by image: `results_bbox.json`, `results.csv` and optionally `results_segm.json`.
 
-    `images.json` lists all images, those without detections as well, once their detections are written. Whatever ends the process, the
-    files are whole, and hold what was added before.
+    `images.json` lists all images whose detections are written, including those without any. However the process ends, the files are
+    valid and hold everything added before.
 
     Args:
-        folder: where to; created if need be.
-        categories: those of the detections, with id and name.
+        folder: output folder; created if necessary.
+        categories: categories of the detections, with id and name.
         masks: whether the detections have masks.
-        calibrated: what their scores are, where they are calibrated, see `Calibrator.target`; each row says it.
+        calibrated: what calibrated scores mean, see `Calibrator.target`; written in each row.
 
     Raises:
-        OSError: on a full disk, say; by every method. It names the file.
+        OSError: for example on a full disk, from every method. It names the file.
     """
 
     def __init__(
@@ -124,12 +124,14 @@ class ResultsWriter:
         """Write the detections of an image.
 
         Args:
-            results: as of `to_coco_results`; there may be none.
-            image_id, file_name: of the image.
-            height, width: of the image in pixels; 0 where they are not known.
+            results: see `to_coco_results`; may be empty.
+            image_id: id of the image.
+            file_name: its file name.
+            height: its height in pixels; 0 if unknown.
+            width: its width in pixels; 0 if unknown.
         """
         for shape, growing in self._lists.items():
-            # With a box, the size of a mask would be that of the box to COCO's evaluation.
+            # With a box, COCO's evaluation would take the box's area for the mask's.
             hidden = self._lists.keys() - {shape}
             growing.extend(
                 {key: value for key, value in row.items() if key not in hidden} | self._mark for row in results
@@ -150,13 +152,13 @@ class ResultsWriter:
 
 
 def write_results(folder: Path, found: Detections, file: CocoFile, calibrated: Target | None = None) -> None:
-    """Write the detections of an evaluation as `ResultsWriter` does, so that `evaluate_detections` finds the same numbers in them.
+    """Write the detections of an evaluation with `ResultsWriter`, so that `evaluate_detections` gives the same numbers.
 
     Args:
-        folder: where to.
-        found: boxes, and perhaps masks, of images of `file`.
+        folder: output folder.
+        found: boxes, and optionally masks, in images of `file`.
         file: the ground truth that they were compared with; all its images are listed, in the order of their ids.
-        calibrated: as of `ResultsWriter`.
+        calibrated: see `ResultsWriter`.
     """
     images = file.images
     in_order = sorted(range(len(images)), key=lambda n: sort_key(images.ids[n]))

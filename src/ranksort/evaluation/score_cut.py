@@ -1,4 +1,4 @@
-"""Whether detections were cut off by their score before they were evaluated, which costs AP."""
+"""Detect whether detections were cut off by score before the evaluation, which lowers AP."""
 
 from typing import NamedTuple
 
@@ -6,34 +6,34 @@ import numpy as np
 
 from .lrp import Matches
 
-USUAL = 0.05  # thresholds up to this one are usual in published results
+USUAL = 0.05  # thresholds up to this one are common in published results
 _ROUNDED = 0.005  # by which the lowest score may exceed the threshold
-_LOWEST = 0.1  # share of the detections which are looked at
-_RIGHT = 0.1  # share of them that have to be right
+_LOWEST = 0.1  # fraction of the detections that is examined
+_RIGHT = 0.1  # fraction of them that has to be true positives
 
 
 class ScoreCut(NamedTuple):
-    """What points to a score threshold, and what it may cost."""
+    """Evidence of a score threshold, and its possible cost."""
 
     lowest: float  # score of all detections
     right: float  # share of true positives among the tenth of the detections with the lowest scores
-    most: float  # by how much AP50 could rise at most, about
+    most: float  # approximate upper bound of the rise of AP50
 
 
 def find_score_cut(lowest: float, matches: Matches) -> ScoreCut | None:
-    """Tell whether a score threshold seems to have cut AP off.
+    """Tell whether a score threshold seems to have lowered AP.
 
-    Where a detector's scores go down as far as they may, hardly any of the detections with the lowest scores are right, however high these
-    scores are; and where most of these are in images with as many detections as any has, the detector's limit ends them, such as 100 an
-    image. Where they end at a threshold above `USUAL`, and a tenth of the last ones is right, the next ones would be too. At
-    most they reach recall 1 at the precision of all that is there; for a class of which nothing is there, at that of all classes.
+    Without a threshold, hardly any of the lowest-scoring detections are true positives, however high their scores are. If most of these
+    are in images with the maximum number of detections, the detector's limit (such as 100 per image) ends them instead. If scores end
+    at a threshold above `USUAL`, and a tenth of the last ones are true positives, some of the next ones would be, too. At most they
+    would reach recall 1 at the precision of the existing ones; for a class without detections, at that of all classes.
 
     Args:
-        lowest: score of all detections, also of those beyond the limit; NaN where there are none.
-        matches: of the detections and objects, at IoU .5.
+        lowest: lowest score of all detections, including those beyond the limit; NaN if there are none.
+        matches: matches of the detections and objects, at IoU .5.
 
     Returns:
-        None where nothing points to a threshold, or it costs less than 1 point of AP50.
+        None if nothing points to a threshold, or it costs less than 1 point of AP50.
     """
     counts, is_tp = matches.outcome >= 0, matches.outcome == 1
     if not lowest >= USUAL + _ROUNDED or not counts.any():

@@ -1,4 +1,4 @@
-"""What scores are worth, as given and calibrated, judged honestly: on other images than the calibration is fitted to."""
+"""Quality of raw and calibrated scores, measured on other images than the calibration is fitted to."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -19,25 +19,25 @@ from .inputs import CategoryInfo
 from .metrics import without_nan
 from .overlaps import Samples
 
-FEW, NEAREST = 20, 100  # detections of which a share is said
+FEW, NEAREST = 20, 100  # numbers of detections for a share to be stated
 
 
 class Judged(NamedTuple):
-    """Of one set of scores: the errors of all detections and of those kept, and the reliability diagrams of all."""
+    """The errors of one set of scores, of all detections and of those kept, and the reliability diagrams of all."""
 
     all: CalibrationErrors
     kept: CalibrationErrors
-    iou: Reliability  # worth is the IoU
-    right: Reliability  # worth is whether the IoU is .5 or more
+    iou: Reliability  # the value is the IoU
+    right: Reliability  # the value is whether the IoU is .5 or more
 
     def errors(self) -> dict[str, dict[str, float | None]]:
-        """Those of "all" and "kept", as JSON can hold them; None is undefined."""
+        """The errors of "all" and "kept", in JSON values; None is undefined."""
         errors: dict[str, Any] = without_nan({"all": self.all._asdict(), "kept": self.kept._asdict()})
         return errors
 
 
 class Example(NamedTuple):
-    """What a typical score is worth: that of the detections nearest to it."""
+    """The precision at a typical score, from the detections with the nearest scores."""
 
     score: float  # the median of the kept detections
     low: float  # of the nearest ones
@@ -48,10 +48,10 @@ class Example(NamedTuple):
 
 class ScoreQuality(NamedTuple):
     """Attributes:
-    before: calibration.
-    after: what cross-calibrated scores would be; None where they cannot be had.
-    why_not: in a sentence.
-    example: None where there are too few detections to say.
+    before: before calibration.
+    after: after cross-fitted calibration; None if that is not possible.
+    why_not: the reason, in a sentence.
+    example: None if there are too few detections.
     """
 
     before: Judged
@@ -60,7 +60,7 @@ class ScoreQuality(NamedTuple):
     example: Example | None
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON: `before`, `after` and `example`; the diagrams have a row [detections, mean score, mean worth] for each bin in use."""
+        """As JSON: `before`, `after` and `example`; the diagrams have a row [detections, mean score, mean value] for each bin in use."""
         return {
             "before": _as_dict(self.before),
             "after": None if self.after is None else _as_dict(self.after),
@@ -76,13 +76,14 @@ def judge_scores(
     target: Target = "iou",
     method: Method = "isotonic",
 ) -> ScoreQuality:
-    """Compare scores with what the detections are worth.
+    """Compare scores with the IoUs of the detections.
 
     Args:
         samples: the detections.
         categories: the classes.
         kept: bool (N,): the detections at or above the best threshold of their class.
-        target, method: of the calibration, as of `fit_calibrator`.
+        target: target of the calibration, as for `fit_calibrator`.
+        method: its method.
     """
     after, why_not = None, ""
     try:
@@ -109,7 +110,7 @@ def _example(samples: Samples, kept: np.ndarray) -> Example | None:
     score = float(np.median(scores[kept[counts]]))
     distance = abs(scores - score)
     number = min(NEAREST, max(FEW, len(scores) // 10))
-    near = distance <= np.partition(distance, number - 1)[number - 1]  # also those which are as near as the last one
+    near = distance <= np.partition(distance, number - 1)[number - 1]  # including ties with the last one
     return Example(
         score, float(scores[near].min()), float(scores[near].max()), int(near.sum()), float(correct[near].mean())
     )

@@ -1,4 +1,4 @@
-"""`thresholds.json`: which score thresholds of each class reach which precision, recall or LRP error on the images evaluated."""
+"""`thresholds.json`: the score thresholds of each class that reach each precision, recall and LRP error on the evaluated images."""
 
 import json
 import math
@@ -15,11 +15,11 @@ from ..whole_file import replace_file
 from ..words import listed
 from .report import Report
 
-_STEPS = np.arange(1, 1001) / 1000  # precisions and recalls that are told apart
+_STEPS = np.arange(1, 1001) / 1000  # resolution of precisions and recalls
 
 
 class Wish(NamedTuple):
-    """What score thresholds are to reach: each class its lowest LRP error, or a precision or recall at IoU .5 in 0..1."""
+    """What score thresholds should reach: the lowest LRP error of each class, or a precision or recall at IoU .5 in 0..1."""
 
     kind: Literal["lrp", "precision", "recall"]
     share: float = math.nan
@@ -29,10 +29,10 @@ class Wish(NamedTuple):
 
 
 def parse_threshold(value: float | str) -> float | Wish:
-    """A score threshold as users say it: a number in 0..1, "lrp", "precision:.9" or "recall:.8".
+    """Parse a score threshold: a number in 0..1, "lrp", "precision:.9" or "recall:.8".
 
     Raises:
-        ValueError: it is none of them.
+        ValueError: it is none of these.
     """
     kind, _, share = str(value).strip().partition(":")
     try:
@@ -49,15 +49,18 @@ def parse_threshold(value: float | str) -> float | Wish:
 
 
 class Reached(NamedTuple):
-    """Score thresholds of some classes, and what there is to say about them, in sentences."""
+    """Score thresholds of some classes, and remarks about them, in sentences."""
 
     values: list[float]
     remarks: list[str]
 
 
 class _Row(msgspec.Struct, rename={"name": "class"}):
-    """A class: its LRP-optimal threshold, None where nothing right was found; and at some scores how many detections of that score or
-    more there are, and how many of these are true positives."""
+    """The thresholds of a class.
+
+    Its LRP-optimal threshold (None without true positives) and, at some scores, the number of detections of at least that score and of
+    true positives among them.
+    """
 
     category_id: int | str
     name: str
@@ -77,29 +80,29 @@ class _Content(msgspec.Struct):
 
 @dataclass
 class Thresholds:
-    """What `thresholds.json` holds, by `name` for messages."""
+    """The contents of `thresholds.json`; `name` is used in messages."""
 
     content: _Content
     name: str
 
     def reach(self, wish: Wish, categories: Sequence[Category]) -> Reached:
-        """The threshold of each of some classes, found by id and name, which comes closest to a wish.
+        """The threshold of each class, found by id and name, that comes closest to a wish.
 
-        A precision is reached by the lowest threshold at a true positive that has it, so that as many objects as possible are found; a
-        recall by the highest threshold. A class that never reaches it has the threshold where it comes closest, and one of which nothing
-        is known the mean of the others; both are said.
+        For a precision, it is the lowest threshold at a true positive that reaches it, so that as many objects as possible are
+        detected; for a recall, the highest threshold. A class that never reaches it gets the closest threshold, and an unknown class
+        the mean of the others; remarks say so.
 
         Raises:
-            ValueError: there is no threshold of any of the classes.
+            ValueError: there is no threshold for any of the classes.
         """
         rows = {(row.category_id, row.name): row for row in self.content.thresholds}
         of_classes = [rows.get((category.id, category.name)) for category in categories]
         if wish.kind != "lrp" and not any(row.scores for row in self.content.thresholds):
-            raise ValueError(f"{self.name} has no precisions and recalls: evaluate again by `ranksort test`")
+            raise ValueError(f"{self.name} has no precisions and recalls: evaluate again with `ranksort test`")
         found = [None if row is None else _reach(row, wish) for row in of_classes]
         known = [threshold for threshold, _ in filter(None, found)]
         if not known:
-            raise ValueError(f"{self.name} has no threshold of any class of the model: set a number from 0 to 1")
+            raise ValueError(f"{self.name} has no threshold for any class of the model: set a number from 0 to 1")
         default = sum(known) / len(known)
         if wish.kind == "lrp" and self.content.default is not None:
             default = self.content.default
@@ -108,18 +111,16 @@ class Thresholds:
         unknown = [category.name for category, of in pairs if of is None]
         remarks = []
         if short:
-            remarks.append(
-                f"{wish} is never reached, by the data of {self.name}, for {listed(short)}: the threshold is where it comes closest"
-            )
+            remarks.append(f"{wish} is never reached in {self.name} for {listed(short)}: the closest threshold is used")
         if unknown:
             remarks.append(
-                f"{self.name} has nothing right found of {listed(unknown)}: the threshold is the mean of the other classes, {default:.3f}"
+                f"{self.name} has no true positives of {listed(unknown)}: the threshold is the mean of the other classes, {default:.3f}"
             )
         return Reached([default if of is None else of[0] for of in found], remarks)
 
 
 def _reach(row: _Row, wish: Wish) -> tuple[float, float] | None:
-    """The threshold of a class and the precision or recall there; None where nothing right was found."""
+    """The threshold of a class and the precision or recall there; None without true positives."""
     if wish.kind == "lrp":
         return None if row.threshold is None else (row.threshold, math.nan)
     if not row.scores:
@@ -132,11 +133,12 @@ def _reach(row: _Row, wish: Wish) -> tuple[float, float] | None:
 
 
 def thresholds_content(report: Report) -> dict[str, Any]:
-    """What `thresholds.json` holds: `iou_type`; `scores`, what kind they are of; `thresholds`, of each category of the ground truth
-    `category_id`, `class` and `threshold`, the LRP-optimal one, null where nothing right was found or it has no objects; and `default`, for
-    those: the mean of the others, null without any. A category with true positives also has `objects`, and at falling `scores` the
-    numbers of `detections` and of `true_positives` among them from that score on, for each precision and recall that can be told apart by
-    a thousandth.
+    """The contents of `thresholds.json`.
+
+    `iou_type`; `scores`: their kind; `thresholds`: for each category of the ground truth `category_id`, `class` and `threshold`, the
+    LRP-optimal one, null without true positives or objects; and `default`: the mean of the others, for those, null if there are none. A
+    category with true positives also has `objects` and, at descending `scores`, the numbers of `detections` and of `true_positives`
+    from that score on, for precisions and recalls at a resolution of a thousandth.
     """
     found = {row["category_id"]: row["oLRP_threshold"] for row in report.per_class}
     known = {id: threshold for id, threshold in found.items() if not math.isnan(threshold)}
@@ -156,7 +158,7 @@ def thresholds_content(report: Report) -> dict[str, Any]:
 
 
 def _points(scores: np.ndarray, outcome: np.ndarray, num_objects: int) -> dict[str, list[Any]]:
-    """Where a precision or recall is first reached, of the (N,) detections of a class by falling score."""
+    """Where each precision or recall is first reached, for the (N,) detections of a class by descending score."""
     ends = np.flatnonzero(np.diff(scores, append=-1))  # of groups of equal scores
     tp, found = np.cumsum(outcome == 1)[ends], np.cumsum(outcome >= 0)[ends]
     has_tp = np.diff(tp, prepend=0) > 0
@@ -190,20 +192,20 @@ def save_thresholds(folder: Path, report: Report) -> None:
 
 
 def read_thresholds(content: Any, name: str) -> Thresholds:
-    """What `thresholds_content` returned, which messages call by that name.
+    """Parse the result of `thresholds_content`; `name` is used in messages.
 
     Raises:
-        ValueError: it is damaged, or of scores that are not as the model gives them.
+        ValueError: it is damaged, or for scores that are not raw.
     """
     try:
         checked = msgspec.convert(content, _Content)
     except (msgspec.ValidationError, RecursionError):
         checked = None
     if checked is None or not all(map(_is_good, checked.thresholds)) or not _is_share(checked.default):
-        raise ValueError(f"{name} is damaged: evaluate the run again by `ranksort test`")
+        raise ValueError(f"{name} is damaged: evaluate the run again with `ranksort test`")
     if checked.scores != "raw":
         raise ValueError(
-            f"{name} is of scores that were {checked.scores}: evaluate the run again by `ranksort test` without --scores and "
+            f"{name} is for scores that were {checked.scores}: evaluate the run again with `ranksort test` without --scores and "
             "--score-threshold"
         )
     return Thresholds(checked, name)

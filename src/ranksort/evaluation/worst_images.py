@@ -1,4 +1,4 @@
-"""In which images a class, or a pair of classes that are confused, goes wrong most often, at the best threshold of each class."""
+"""The images with most errors of a class, or of a pair of confused classes, at the best threshold of each class."""
 
 from typing import TYPE_CHECKING
 
@@ -11,8 +11,10 @@ if TYPE_CHECKING:
 
 
 def worst_images_of_classes(report: "Report", limit: int) -> list[np.ndarray]:
-    """For each entry of `Report.per_class` (n, 3): positions of up to `limit` images, the worst first, and the false positives and
-    missed objects of the class there. Where some are equal, the image with more missed objects is worse, then the first.
+    """For each entry of `Report.per_class`, (n, 3): positions of up to `limit` images, the worst first, and the false positives and
+    missed objects of the class there.
+
+    Among equals, the image with more missed objects is worse, then the earlier one.
     """
     matches, thresholds = report.matches, report.thresholds()
     is_false = (matches.outcome == 0) & report.analysis.kept
@@ -39,5 +41,5 @@ def worst_images_of_pair(report: "Report", detected: int, object_: int, limit: i
     """Positions of up to `limit` images with the highest-scoring detections of one class that are objects of another one."""
     errors, matches = report.analysis.errors, report.matches
     rows = np.flatnonzero((errors.kind == CLASS) & report.analysis.kept & (matches.category == detected))
-    rows = rows[report.matched.ground_truth.category[errors.object[rows]] == object_]  # by falling score
+    rows = rows[report.matched.ground_truth.category[errors.object[rows]] == object_]  # by descending score
     return list(dict.fromkeys(matches.image[rows].tolist()))[:limit]

@@ -1,4 +1,4 @@
-"""Detectors as ONNX files. What runs them, without PyTorch, is `ranksort.exported`."""
+"""Export detectors to ONNX. `ranksort.exported` runs the files, without PyTorch."""
 
 from .onnx_file import export_onnx
 

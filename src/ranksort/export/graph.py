@@ -1,4 +1,4 @@
-"""A detector as a graph."""
+"""A detector as a graph for `torch.export`."""
 
 import contextlib
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ INPUTS = ("pixels", "height", "width", "original_height", "original_width")  # o
 
 
 class OneImage(nn.Module):
-    """A detector of one image, without data-dependent Python: for `torch.export` and, by it, for ONNX.
+    """A detector for one image, without data-dependent Python: for `torch.export` and, through it, ONNX.
 
     Args:
         model: the detector, in evaluation mode.
@@ -39,10 +39,12 @@ class OneImage(nn.Module):
         """Find the objects of an image.
 
         Args:
-            pixels: of the resized, normalised and padded image, in blocks, [1, 3, H / d, d, W / d, d], where d is the transform's divisor.
-            height, width: of the resized image.
-            original_height, original_width: of the image.
-            score_threshold: as of `Detector`, [].
+            pixels: the resized, normalised and padded image, in blocks, [1, 3, H / d, d, W / d, d], where d is the transform's divisor.
+            height: of the resized image.
+            width: of the resized image.
+            original_height: of the image.
+            original_width: of the image.
+            score_threshold: as in `Detector`, [].
         """
         batch = ImageBatch(
             pixels.flatten(4, 5).flatten(2, 3),
@@ -52,7 +54,7 @@ class OneImage(nn.Module):
         )
         with _exportable(self.model, score_threshold):
             (found,) = self.model.to_original(self.model.detect(batch), batch)
-        # In one order, whatever the detector's own is.
+        # In a fixed order, independent of the detector.
         return {name: found[name] for name in ("boxes", "scores", "labels", "masks") if name in found}
 
 
@@ -79,7 +81,7 @@ def _exportable(model: Detector, score_threshold: Tensor) -> Iterator[None]:
 
 
 def _same_conv(conv: Any, x: Tensor) -> Tensor:
-    """timm's `Conv2dSame` in whole numbers: with its float division, paddings are symbols that grow from layer to layer."""
+    """timm's `Conv2dSame` in integer arithmetic: its float division makes paddings symbolic expressions that grow with each layer."""
     pads: list[int] = []
     for n, kernel, stride, dilation in zip(
         x.shape[:1:-1], conv.kernel_size[::-1], conv.stride[::-1], conv.dilation[::-1], strict=True
@@ -90,7 +92,7 @@ def _same_conv(conv: Any, x: Tensor) -> Tensor:
 
 
 def export_program(model: Detector) -> torch.export.ExportedProgram:
-    """`OneImage` of a detector by `torch.export`."""
+    """Export `OneImage` of a detector with `torch.export`."""
     transform = model.transform
     dynamic = torch.export.Dim.DYNAMIC
     if transform.keep_ratio:

@@ -1,4 +1,4 @@
-"""An ONNX file of a detector: from the pixels of an image to its detections, with all that is to be known of them in the metadata."""
+"""Write a detector as an ONNX file: from the pixels of an image to its detections, with everything else in the metadata."""
 
 import contextlib
 import json
@@ -24,8 +24,8 @@ from .operators import translations
 from .preprocessing import preprocessing_graph
 from .verification import Verification, drawn_images, verify
 
-OPSET = 20  # antialiased Resize is of 18, DeformConv of 19; newer ones have nothing that a detector needs
-_MOST_BYTES = 2**31 - 2**20  # of a file; protobuf ends at 2 GiB
+OPSET = 20  # antialiased Resize needs 18, DeformConv 19; newer ones add nothing for detectors
+_MOST_BYTES = 2**31 - 2**20  # of a file; protobuf is limited to 2 GiB
 
 
 def export_onnx(
@@ -37,29 +37,39 @@ def export_onnx(
     images: Sequence[np.ndarray] | None = None,
     overwrite: bool = False,
 ) -> Verification | None:
-    """Write a detector as an ONNX file, if ONNX Runtime finds with it what PyTorch finds.
+    """Write a detector as an ONNX file, provided that ONNX Runtime and PyTorch agree.
 
-    Its input `image` is uint8 RGB [H, W, 3] of any size; a second one, `score_threshold`, float32 [], is the model's own unless it is
-    given.
-    Its outputs are those of the model: `boxes`, float32 xyxy in pixels of the image [D, 4], `scores` [D], `labels`, int64 [D], and `masks`,
-    bool [D, H, W]. The metadata have JSON under the key "ranksort", see `docs/export.md`.
+    The input `image` is uint8 RGB [H, W, 3] of any size; the optional input `score_threshold`, float32 [], defaults to the model's own.
+    The outputs are those of the model: `boxes`, float32 xyxy in pixels of the image [D, 4], `scores` [D], `labels`, int64 [D], and
+    `masks`, bool [D, H, W]. The metadata has JSON under the key "ranksort"; see `docs/export.md`.
 
     Args:
         model: the detector, on a CPU.
-        path: of the file. It is written whole or not at all.
-        categories: its classes; none: those of `model.class_names`, with ids from 1 on.
-        calibrations: what its scores are worth, to be stated in the metadata; at most one of each target.
-        images: to compare on, uint8 RGB [H, W, 3] each; None: three drawn ones; empty: no comparison.
-        overwrite: replace a file which is there.
+        path: path of the file, which is written atomically.
+        categories: its classes; empty: those of `model.class_names`, with ids from 1 on.
+        calibrations: calibrations of its scores for the metadata; at most one per target.
+        images: images for the comparison, uint8 RGB [H, W, 3] each; None: three drawn ones; empty: no comparison.
+        overwrite: replace an existing file.
 
     Raises:
-        ValueError: there is such a file, the model is not on the CPU, the network is larger than 2 GB, or ONNX Runtime finds
-            something else.
+        ValueError: the file exists, the model is not on the CPU, the network is larger than 2 GB, or ONNX Runtime and PyTorch disagree.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from ranksort import create_model
+        >>> from ranksort.export import export_onnx
+        >>> options = {"backbone": "resnet18", "channels": 64, "head_convs": 0, "min_size": 64}
+        >>> model = create_model("ranksort_atss_r50_fpn_1x_coco", class_names=["cat"], **options)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     comparison = export_onnx(model, Path(folder) / "model.onnx")  # compares with PyTorch on drawn images
+        >>> comparison.is_same
+        True
     """
     path = Path(path)
     check_path(path, overwrite)
     if model.transform.mean.device.type != "cpu":
-        raise ValueError("a model is exported from the CPU: move it there by model.cpu()")
+        raise ValueError("a model is exported from the CPU: move it there with model.cpu()")
     was_training, own_calibration = model.training, model.calibration
     model.eval()
     model.calibration = None  # the graph gives scores as the network does
@@ -84,22 +94,24 @@ def _add_metadata(
     categories = categories or [Category(n, name) for n, name in enumerate(model.class_names, 1)]
     helper.set_model_props(content, {"ranksort": json.dumps(describe(model, categories, calibrations))})
     if content.ByteSize() > _MOST_BYTES:
-        raise ValueError(f"the network has {content.ByteSize() / 1e9:.1f} GB of weights, and an ONNX file ends at 2 GB")
+        raise ValueError(
+            f"the network has {content.ByteSize() / 1e9:.1f} GB of weights, but an ONNX file is limited to 2 GB"
+        )
     onnx.checker.check_model(content)
 
 
 def check_path(path: Path, overwrite: bool) -> None:
-    """Raise ValueError unless it ends in .onnx, and where there is such a file that is not to be replaced."""
+    """Raise ValueError unless the path ends in .onnx, and if it exists but must not be replaced."""
     if path.suffix != ".onnx":
         raise ValueError(f"--out must name an .onnx file, got {path}")
     if path.exists() and not overwrite:
-        raise ValueError(f"{path} is there already: name another file by --out, or replace it by --overwrite")
+        raise ValueError(f"{path} already exists: name another file with --out, or replace it with --overwrite")
 
 
 def describe(
     model: Detector, categories: Sequence[Category], calibrations: Sequence[ModelCalibration] = ()
 ) -> dict[str, Any]:
-    """What the metadata say, as plain values."""
+    """The metadata, as plain values."""
     transform = model.transform
     mean, std = ((255 * x.flatten()).tolist() for x in (transform.mean, transform.std))
     return {
@@ -127,7 +139,7 @@ def describe(
 
 
 def _curves(calibration: ModelCalibration, categories: Sequence[Category]) -> list[dict[str, list[float]]]:
-    """Of each label the corners of the line which takes scores to their worth."""
+    """The corners of the piecewise linear calibration of each label."""
     calibrator = calibration.calibrator
     own = {(c.id, c.name): curve for c, curve in zip(calibrator.categories, calibrator.curves, strict=True)}
     curves = [own.get((c.id, c.name)) or calibrator.all_classes for c in categories]
@@ -145,7 +157,7 @@ def _network(model: Detector) -> onnx.ModelProto:
 
 
 def _with_preprocessing(network: onnx.ModelProto, model: Detector) -> onnx.ModelProto:
-    """The network behind what makes its inputs of an image."""
+    """The network behind its preprocessing."""
     before = preprocessing_graph(model.transform, OPSET)
     before.ir_version = network.ir_version
     before = compose.add_prefix(before, "image/", rename_inputs=False)
@@ -160,7 +172,7 @@ def _with_preprocessing(network: onnx.ModelProto, model: Detector) -> onnx.Model
         producer_version=__version__,
     )
     threshold = numpy_helper.from_array(np.array(model.score_threshold, np.float32), "score_threshold")
-    merged.graph.initializer.append(threshold)  # of an input: its default
+    merged.graph.initializer.append(threshold)  # an initializer with the name of an input is its default
     names = ["boxes", "scores", "labels", "masks"][: len(merged.graph.output)]
     _rename_outputs(merged.graph, names)
     return merged
@@ -179,7 +191,7 @@ def _rename_outputs(graph: onnx.GraphProto, names: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's warnings, which are about its own code and about constants that are meant."""
+    """Silence the exporter's warnings, which are about its own code and about intended constants."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -193,7 +205,7 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _whole(path: Path, overwrite: bool) -> Iterator[Path]:
-    """A file beside `path` that takes its place in the end, unless something fails, or another process has written one in the meantime."""
+    """A file beside `path` that replaces it at the end, unless something fails, or another process has written one in the meantime."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.onnx")
     try:

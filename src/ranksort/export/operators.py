@@ -1,6 +1,6 @@
-"""What a detector does in Python loops that depend on its data, as operators which a graph can have.
+"""Operators for the parts of a detector that are data-dependent Python loops.
 
-`class_nms` is ONNX's NonMaxSuppression: that of all classes at once, each on its own, without moving boxes apart as `batched_nms` does,
+`class_nms` is ONNX's NonMaxSuppression: all classes in one call but independently, without offsetting boxes as `batched_nms` does,
 which rounds coordinates.
 """
 
@@ -14,17 +14,17 @@ from torchvision.ops import nms
 
 @torch.library.custom_op("ranksort::class_nms", mutates_args=())
 def class_nms(boxes: Tensor, scores: Tensor, score_threshold: Tensor, iou_threshold: float, most: int) -> Tensor:
-    """Which boxes no better one of their set and class covers.
+    """Non-maximum suppression within each set and class.
 
     Args:
-        boxes: xyxy of S sets, [S, R, 4].
-        scores: of K classes, [S, K, R].
+        boxes: xyxy boxes of S sets, [S, R, 4].
+        scores: scores of K classes, [S, K, R].
         score_threshold: scores above it take part, [].
-        iou_threshold: a box is dropped where its IoU with a better one is above this.
-        most: how many of each set and class are kept at most.
+        iou_threshold: a box is dropped if its IoU with a higher-scoring one is above this.
+        most: maximum number kept per set and class.
 
     Returns:
-        Set, class and place of each, int64 [N, 3]; of each set and class by falling score, equal ones in the order given.
+        Set, class and index of each kept box, int64 [N, 3]; within each set and class by descending score, ties in the given order.
     """
     found = []
     for s, k in ((s, k) for s in range(scores.shape[0]) for k in range(scores.shape[1])):
@@ -43,7 +43,7 @@ def _(boxes: Tensor, scores: Tensor, score_threshold: Tensor, iou_threshold: flo
 def suppress(
     boxes: Tensor, scores: Tensor, *, score_threshold: Tensor, nms_threshold: float, detections_per_image: int
 ) -> dict[str, Tensor]:
-    """`non_maximum_suppression` of all pairs of region and class at once, which has the same results."""
+    """`non_maximum_suppression` for all pairs of region and class in one call, with the same results."""
     if boxes.ndim == 2:
         _, label, region = class_nms(
             boxes[None], scores.T[None], score_threshold, nms_threshold, detections_per_image
@@ -59,7 +59,7 @@ def suppress(
 
 
 def translations() -> dict[Any, Callable[..., Any]]:
-    """How `torch.onnx.export` says what it has no words for."""
+    """Translations of operators that `torch.onnx.export` does not know."""
     from onnxscript import opset20
 
     op: Any = opset20
@@ -68,7 +68,7 @@ def translations() -> dict[Any, Callable[..., Any]]:
         return op.NonMaxSuppression(boxes, scores, most, iou_threshold, score_threshold)
 
     def stable_sort(x: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
-        # TopK has equal ones in the order given, the lower index first, whichever its direction.
+        # TopK keeps ties in the given order, the lower index first, in both directions.
         size = op.Reshape(op.Gather(op.Shape(x), dim), [1])
         return op.TopK(x, size, axis=dim, largest=int(descending), sorted=1)
 

@@ -1,4 +1,4 @@
-"""What happens to an image before the network, as an ONNX graph: what `ImageTransform` does in eager mode."""
+"""Preprocessing as an ONNX graph: the counterpart of `ImageTransform`."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from ..models.images import ImageTransform
 
 
 def preprocessing_graph(transform: ImageTransform, opset: int) -> onnx.ModelProto:
-    """From `image`, uint8 RGB [H, W, 3], to the inputs of `OneImage` but the threshold, by their names.
+    """Map `image`, uint8 RGB [H, W, 3], to the inputs of `OneImage` except the threshold, by name.
 
     Sizes are computed in float64, as Python does.
     """
@@ -35,7 +35,7 @@ def preprocessing_graph(transform: ImageTransform, opset: int) -> onnx.ModelProt
     )
     pixels = graph("Div", pixels, np.array(255, np.float32))
     size = graph("Concat", np.array([1, 3]), *(graph("Unsqueeze", n, np.array([0])) for n in (height, width)), axis=0)
-    # As torch does: what lies outside the image does not count.
+    # As in torch: pixels outside the image do not count.
     resizing: dict[str, Any] = {
         "mode": "linear",
         "antialias": 1,
@@ -45,7 +45,7 @@ def preprocessing_graph(transform: ImageTransform, opset: int) -> onnx.ModelProt
     pixels = graph("Resize", pixels, "", "", size, **resizing)
     mean, std = (x.detach().cpu().numpy()[None] for x in (transform.mean, transform.std))
     pixels = graph("Div", graph("Sub", pixels, mean), std)
-    # -n modulo d, as the modulo of ONNX has the sign of the divisor.
+    # -n modulo d; ONNX's modulo has the sign of the divisor.
     rest = [graph("Unsqueeze", graph("Mod", graph("Neg", n), np.array(d)), np.array([0])) for n in (height, width)]
     pixels = graph("Pad", pixels, graph("Concat", np.zeros(6, np.int64), *rest, axis=0))
     pixels = graph("Reshape", pixels, _block_shape(graph, pixels, d))
@@ -72,7 +72,7 @@ def _block_shape(graph: "_Graph", pixels: str, d: int) -> str:
 
 
 class _Graph:
-    """ONNX nodes that are made by calling it as if they were functions: of names of values, and of arrays."""
+    """Create ONNX nodes by calling attributes like functions, on names of values and on arrays."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []

@@ -1,4 +1,4 @@
-"""Whether an ONNX file finds what its model finds, and how much faster it is."""
+"""Compare the detections of an ONNX file with those of its model, and their speed."""
 
 import statistics
 import time
@@ -16,22 +16,23 @@ from ..models import Detector
 
 SIZES = ((480, 640), (500, 333), (97, 64))  # height, width
 _IOU, _MASK_IOU, _SCORE, _CORNER = 0.999, 0.99, 1e-4, 0.01  # the last in pixels
-_DECISIONS = 0.98  # share of detections that have to be the same: where an IoU is the NMS threshold, rounding decides
+_DECISIONS = 0.98  # fraction of detections that must agree: at an IoU equal to the NMS threshold, rounding decides
 _RUNS = 5
 
 
 @dataclass
 class Verification:
-    """What two runs of a model have in common.
+    """The result of a comparison.
 
     Attributes:
-        images: how many were looked at.
-        detections: of PyTorch, in all of them.
-        missing: how many of these the ONNX file lacks, or it has in addition, score by score: those as low as the last that is reported
-            do not count, as rounding decides which of them are.
-        iou: the least of a detection and its counterpart.
-        score: the largest difference of their scores.
-        torch_ms, onnx_ms: median milliseconds for the first image, each with as many threads as PyTorch has been given.
+        images: number of images compared.
+        detections: number of PyTorch's detections in them.
+        missing: how many of them the ONNX file lacks or has in addition; those with the lowest reported score do not count, because
+            rounding decides which of them are reported.
+        iou: lowest IoU of a detection and its counterpart.
+        score: largest difference of their scores.
+        torch_ms: PyTorch's median milliseconds for the first image.
+        onnx_ms: ONNX Runtime's, with as many threads as PyTorch.
     """
 
     images: int
@@ -44,7 +45,7 @@ class Verification:
 
     @property
     def is_same(self) -> bool:
-        """Whether the ONNX file finds the same."""
+        """Whether the ONNX file agrees with the model."""
         return self.missing <= (1 - _DECISIONS) * self.detections
 
     def __str__(self) -> str:
@@ -53,8 +54,8 @@ class Verification:
         close = f" (IoU {self.iou:.5f} or more, scores within {self.score:.1e})" if self.detections else ""
         apart = f", {self.missing} differ" if self.missing else ""
         return (
-            f"verified on {self.images} images: {self.detections} detections as PyTorch's{close}{apart}; "
-            f"{self.onnx_ms:.0f} ms an image, PyTorch {self.torch_ms:.0f} ms"
+            f"verified on {self.images} images: {self.detections} detections agree with PyTorch{close}{apart}; "
+            f"{self.onnx_ms:.0f} ms per image, PyTorch {self.torch_ms:.0f} ms"
         )
 
 
@@ -66,10 +67,10 @@ def verify(
     A counterpart has IoU > .999 (or corners within .01 px), the same label, a score within 1e-4, and masks with IoU > .99.
 
     Args:
-        model: in evaluation mode, on a CPU.
-        path: of the file.
+        model: the model in evaluation mode, on a CPU.
+        path: path of the file.
         images: uint8 RGB [H, W, 3] each, at least one.
-        score_threshold: from which score on; None: the model's.
+        score_threshold: score threshold; None: the model's.
     """
     detector = OnnxDetector(path, threads=torch.get_num_threads())
     threshold = model.score_threshold if score_threshold is None else score_threshold
@@ -83,12 +84,12 @@ def verify(
             ious += iou
             scores += score
     seconds: dict[str, list[float]] = {"torch": [], "onnx": []}
-    for _ in range(_RUNS):  # in turn, as other work on the machine disturbs them alike
-        begun = time.perf_counter()
+    for _ in range(_RUNS):  # alternating, so that other work on the machine affects both alike
+        started_at = time.perf_counter()
         _run(model, images[0], threshold)
         between = time.perf_counter()
         detector(images[0], threshold)
-        seconds["torch"].append(between - begun)
+        seconds["torch"].append(between - started_at)
         seconds["onnx"].append(time.perf_counter() - between)
     times = [1000 * statistics.median(seconds[name]) for name in ("torch", "onnx")]
     return Verification(len(images), detections, missing, min(ious), max(scores), *times)
@@ -107,7 +108,7 @@ def _run(model: Detector, image: np.ndarray, threshold: float) -> Found:
 
 
 def _unmatched(found: Found, others: Found, most: int) -> tuple[int, list[float], list[float]]:
-    """How many detections have no counterpart, and of those which have one the IoUs and the differences of scores."""
+    """The number of detections without a counterpart, and the IoUs and score differences of the others."""
     if not len(found):
         return 0, [], []
     decided = found.scores > found.scores[-1] + _SCORE if len(found) == most else np.ones(len(found), bool)
@@ -135,7 +136,7 @@ def _mask_iou(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def drawn_images(sizes: Sequence[tuple[int, int]] = SIZES) -> list[np.ndarray]:
-    """Images of ellipses and rectangles on a ground of noise, uint8 RGB [H, W, 3], for where there are no photos at hand."""
+    """Images of ellipses and rectangles on noise, uint8 RGB [H, W, 3], for use without photos."""
     rng = np.random.default_rng(0)
     images = []
     for height, width in sizes:

@@ -1,4 +1,4 @@
-"""Detectors in ONNX files: they run with onnxruntime, numpy and Pillow, without PyTorch. `ranksort export` writes the files."""
+"""Run detectors in ONNX files with onnxruntime, numpy and Pillow, without PyTorch. `ranksort export` writes the files."""
 
 from .detector import Found, OnnxDetector
 

@@ -34,7 +34,7 @@ def _predict(given: argparse.Namespace) -> None:
     out: Path = given.out
     if (out / RESULTS).exists():
         raise ValueError(
-            f"{out} holds the results of an earlier prediction: name another folder by --out, or delete it"
+            f"{out} holds the results of an earlier prediction: name another folder with --out, or delete it"
         )
     files, passed_over = find_images(given.images, out)
     if passed_over:

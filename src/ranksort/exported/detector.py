@@ -11,19 +11,26 @@ from PIL import Image, ImageOps
 
 from ..data.images import darkness, read_image, to_rgb
 
-DEFAULT_THRESHOLD = 0.3  # where there are no better ones
+DEFAULT_THRESHOLD = 0.3  # if there are no better ones
 _FORMAT = 1
 
 
 @dataclass(eq=False)
 class Found:
-    """The D detections in an image, by falling score.
+    """The D detections in an image, by descending score.
 
     Attributes:
         boxes: float32 [D, 4], x1, y1, x2, y2 in pixels of the image.
         scores: float32 [D], in 0..1; float64 if calibrated.
         labels: int64 [D], positions in `OnnxDetector.class_names`.
-        masks: bool [D, H, W], None where the model predicts none.
+        masks: bool [D, H, W], None if the model predicts none.
+
+    Examples:
+        >>> import numpy as np
+        >>> from ranksort.exported import Found
+        >>> found = Found(np.zeros((2, 4), np.float32), np.array([0.9, 0.4], np.float32), np.array([0, 1]))
+        >>> len(found.select(found.scores > 0.5))
+        1
     """
 
     boxes: np.ndarray
@@ -65,12 +72,12 @@ class OnnxDetector:
         if not Path(path).is_file():
             raise FileNotFoundError(f"there is no model {path}")
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # that the threshold can be given is no fault
+        options.log_severity_level = 3  # without warnings about the optional threshold input
         if threads is not None:
             options.intra_op_num_threads = threads
         try:
             self._session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's own, of which there are many
+        except Exception as error:  # onnxruntime has many exception classes
             raise ValueError(f"{path} cannot be read as an ONNX model ({str(error).splitlines()[0]})") from None
         self.about: dict[str, Any] = _about(self._session.get_modelmeta().custom_metadata_map, path)
         self.class_names = tuple(category["name"] for category in self.about["categories"])
@@ -83,11 +90,11 @@ class OnnxDetector:
 
         Args:
             image: the image; OpenCV's are BGR: pass `image[..., ::-1]`.
-            score_threshold: scores above it are reported; None: the model's own, which is low. Of SOLOv2 it is for the class probability,
-                before maskness and Matrix NMS.
+            score_threshold: scores above it are reported; None: the model's own, which is low. For SOLOv2 it applies to the class
+                probability, before maskness and Matrix NMS.
 
         Raises:
-            ValueError: this is no such image.
+            ValueError: it is not such an image.
         """
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise ValueError(f"an image must be uint8 RGB of shape [H, W, 3], got {image.dtype} of shape {image.shape}")
@@ -97,21 +104,22 @@ class OnnxDetector:
         return Found(**dict(zip(self._outputs, self._session.run(None, given), strict=True)))
 
     def load(self, source: Any) -> np.ndarray:
-        """What `predict` takes as an image, uint8 RGB [H, W, 3], see `load_image`."""
+        """Load an image as `predict` does, uint8 RGB [H, W, 3]; see `load_image`."""
         return load_image(source, self.about["preprocessing"]["white"])
 
     def predict(self, source: Any, score_threshold: float | str | None = None, *, scores: str = "raw") -> Found:
-        """What is in a photo.
+        """Detect objects in an image.
 
         Args:
             source: a file, a PIL image, or an array, uint8 [H, W, 3] RGB or [H, W] grey.
-            score_threshold: least score of a detection; "lrp": of each class that at which it reaches its oLRP in the report of the run.
-                None: "lrp" where the model comes with these, else .3.
-            scores: "raw", as the network gives them; "calibrated", the IoU to expect; "precision", the probability that it is .5 or more.
-                A threshold that is a number is for these.
+            score_threshold: minimum score of a detection; "lrp": for each class, the threshold with its best LRP error (oLRP) in the
+                run's report. None: "lrp" if the model has these thresholds, else .3.
+            scores: "raw": as the network gives them; "calibrated": the expected IoU; "precision": the probability of an IoU of .5 or
+                more. A numeric threshold applies to these scores.
 
         Raises:
-            FileNotFoundError, ValueError: the image or a setting cannot be used.
+            FileNotFoundError: there is no such image.
+            ValueError: the image or a setting cannot be used.
         """
         thresholds, curves = self.thresholds(score_threshold), self.curves(scores)
         found = self(self.load(source), self._least(score_threshold, thresholds))
@@ -123,7 +131,7 @@ class OnnxDetector:
         return found.select(found.scores >= thresholds[found.labels]) if is_number else found
 
     def thresholds(self, score_threshold: float | str | None = None) -> np.ndarray:
-        """From which score on detections of each label are reported, float32 [C]; see `predict`."""
+        """The score threshold of each label, float32 [C]; see `predict`."""
         known = self.about["lrp_thresholds"]
         if score_threshold == "lrp" and known is None:
             raise ValueError("the model was exported without a report, which --score-threshold lrp needs: set a number")
@@ -140,7 +148,7 @@ class OnnxDetector:
         return np.full(len(self.class_names), least, np.float32)
 
     def _least(self, score_threshold: float | str | None, thresholds: np.ndarray) -> float:
-        """What the graph has to report; with LRP-optimal thresholds as much as when they were found."""
+        """The lowest score that the graph has to report; with LRP-optimal thresholds, the one used when they were found."""
         own = float(self.about["score_threshold"])
         return min(own, float(thresholds.min(initial=1))) if self._is_number(score_threshold) else own
 
@@ -148,25 +156,23 @@ class OnnxDetector:
         return score_threshold != "lrp" and (score_threshold is not None or self.about["lrp_thresholds"] is None)
 
     def curves(self, scores: str) -> list[dict[str, list[float]]] | None:
-        """The lines which take the scores of each label to what is asked for, by their corners; None for raw ones.
+        """The piecewise linear calibration of each label, by its corners; None for raw scores.
 
         Raises:
-            ValueError: the model was exported without them, or there is no such thing.
+            ValueError: the model was exported without it, or there is no such kind of scores.
         """
         if scores == "raw":
             return None
         target = {"calibrated": "iou"}.get(scores, scores)
         if target not in self.about["calibrations"]:
             raise ValueError(
-                f"the model was exported without a calibration for scores={scores!r}, so that its scores are raw"
+                f"the model was exported without a calibration for scores={scores!r}: it has raw scores only"
             )
         return self.about["calibrations"][target]
 
 
 def _calibrated(found: Found, curves: list[dict[str, list[float]]]) -> Found:
-    scores = found.scores.astype(
-        np.float64
-    )  # in float32, what the calibration tells apart by a thousandth would be equal
+    scores = found.scores.astype(np.float64)  # in float32, calibrated scores that differ by little would become equal
     for label in np.unique(found.labels).tolist():
         of_label = found.labels == label
         scores[of_label] = np.interp(scores[of_label], curves[label]["scores"], curves[label]["values"])
@@ -174,15 +180,15 @@ def _calibrated(found: Found, curves: list[dict[str, list[float]]]) -> Found:
 
 
 def load_image(source: Any, white: float = 0) -> np.ndarray:
-    """An image as a person sees it, turned as its EXIF orientation says: uint8 RGB [H, W, 3].
+    """Load an image upright, rotated by its EXIF orientation: uint8 RGB [H, W, 3].
 
     Args:
         source: a file, a PIL image, or an array, uint8 [H, W, 3] RGB or [H, W] grey.
-        white: as of `ranksort.prediction.images.load_image`.
+        white: see `ranksort.prediction.images.load_image`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no image, or damaged, or nearly black for want of `white`.
+        ValueError: it is not an image, is damaged, or would be nearly black without `white`.
     """
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else None
     if isinstance(source, str | os.PathLike):
@@ -192,7 +198,7 @@ def load_image(source: Any, white: float = 0) -> np.ndarray:
             raise ValueError(f"the image{f' {name}' if name else ''} {problem}")
         source = np.asarray(to_rgb(ImageOps.exif_transpose(source), white))
     if not isinstance(source, np.ndarray):
-        raise ValueError(f"a {type(source).__name__} is no image: pass a file, a PIL image or an array")
+        raise ValueError(f"a {type(source).__name__} is not an image: pass a file, a PIL image or an array")
     return source[..., None].repeat(3, axis=2) if source.ndim == 2 else source
 
 
@@ -201,7 +207,7 @@ def _about(metadata: dict[str, str], path: str | os.PathLike[str]) -> dict[str, 
         about = json.loads(metadata["ranksort"])
         version = about["format"]
     except (KeyError, ValueError, TypeError, RecursionError):
-        raise ValueError(f"{path} is no model that `ranksort export` wrote: its metadata lack what is needed") from None
+        raise ValueError(f"{path} was not written by `ranksort export`: its metadata is incomplete") from None
     if version != _FORMAT:
-        raise ValueError(f"{path} is of format {version}, this ranksort reads format {_FORMAT}: export it again")
+        raise ValueError(f"{path} has format {version}, but this ranksort reads format {_FORMAT}: export it again")
     return about

@@ -1,4 +1,4 @@
-"""Detections of an ONNX file in images, written to a folder: what `ranksort predict model.onnx` does."""
+"""Write the detections of an ONNX model to a folder, as `ranksort predict model.onnx` does."""
 
 import csv
 import json
@@ -19,16 +19,16 @@ _LONGEST_JPEG = 65500  # pixels of a side
 
 
 class ResultFolder:
-    """The results of images in the files that `ranksort predict` makes of any model.
+    """Write results in the same files as `ranksort predict` for any model.
 
     Args:
-        out: the folder, which is created if need be.
-        detector: what finds something.
-        pictures: whether to draw any.
+        out: the folder; created if necessary.
+        detector: the detector to run.
+        pictures: whether to draw pictures.
 
     Attributes:
-        images: how many have results.
-        detections: their number by class.
+        images: number of images with results.
+        detections: number of detections by class.
         failures: one sentence for each file that could not be read.
     """
 
@@ -41,9 +41,9 @@ class ResultFolder:
         self._about: list[dict[str, Any]] = []
 
     def predict(self, files: Sequence[Path], score_threshold: float | str | None, *, scores: str = "raw") -> None:
-        """Write the results of some images. Whatever ends it, those of the images before are written."""
+        """Write the results of some images. However it ends, the results of the images before are written."""
         self._out.mkdir(parents=True, exist_ok=True)
-        # As of `evaluation.result_rows`, which needs more packages.
+        # As in `evaluation.result_rows`, which needs more packages.
         self._mark = {} if scores == "raw" else {"calibrated": "iou" if scores == "calibrated" else scores}
         try:
             for number, path in enumerate(files):
@@ -106,7 +106,7 @@ class ResultFolder:
 
 
 def draw(image: np.ndarray, found: Found, class_names: Sequence[str]) -> Image.Image:
-    """An image, uint8 [H, W, 3], with boxes, class names and scores, and masks where there are any."""
+    """Draw boxes, class names and scores, and masks if there are any, on an image, uint8 [H, W, 3]."""
     pixels = image.copy()
     colours = [_COLOURS[label % len(_COLOURS)] for label in found.labels.tolist()]
     for mask, colour in zip(found.masks if found.masks is not None else (), colours, strict=False):
@@ -135,7 +135,7 @@ def encode_mask(mask: np.ndarray) -> dict[str, Any]:
 
 
 def _characters(counts: Sequence[int]) -> Iterator[str]:
-    """COCO's text of run lengths: from the fourth on the difference to the one before the last, in groups of five bits."""
+    """COCO's text encoding of run lengths: from the fourth on, the difference to the last but one, in groups of five bits."""
     for n, count in enumerate(counts):
         value = count - counts[n - 2] if n > 2 else count
         more = True

@@ -1,4 +1,4 @@
-"""Box deltas to boxes."""
+"""Convert box deltas to boxes."""
 
 import math
 
@@ -10,12 +10,12 @@ _MAX_LOG_RATIO = math.log(1000 / 16)  # keeps exp() finite at the start of train
 
 
 def decode_boxes(deltas: Tensor, anchors: Tensor, stds: tuple[float, float, float, float] = _STDS) -> Tensor:
-    """Moves and scales anchors by predicted deltas (Girshick et al., 2014, appendix C).
+    """Shift and scale anchors by predicted deltas (Girshick et al., 2014, appendix C).
 
     Args:
         deltas: (dx, dy, dw, dh) divided by `stds`: dx, dy in widths and heights of the anchor, dw, dh the logs of the ratios; [..., 4].
         anchors: xyxy in pixels, [..., 4].
-        stds: what each delta is multiplied by.
+        stds: factor of each delta.
 
     Returns:
         Boxes xyxy in pixels, not clipped to the image, [..., 4].

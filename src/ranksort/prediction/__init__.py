@@ -1,4 +1,4 @@
-"""Detections in a user's own images: from Python, `model.predict("photo.jpg")`; by the command line, `ranksort predict`."""
+"""Detections in a user's own images: `model.predict("photo.jpg")` in Python, `ranksort predict` on the command line."""
 
 from typing import TYPE_CHECKING, Any
 

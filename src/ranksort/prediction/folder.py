@@ -1,4 +1,4 @@
-"""Detections in files, written to a folder: what `ranksort predict` does."""
+"""Write the detections of files to a folder, as `ranksort predict` does."""
 
 import contextlib
 import io
@@ -34,21 +34,21 @@ T = TypeVar("T")
 
 
 class PredictionFolder:
-    """Writes results and pictures file by file: what is done stays, whatever happens to the rest.
+    """Write results and pictures file by file, so that finished ones are kept if anything fails.
 
-    The folder gets `results_bbox.json`, `results_segm.json` where the model predicts masks, `results.csv`, `images.json`, and the pictures:
-    one a file, numbered in their order, as JPEG, or as PNG where a side is too long for that; videos as MP4.
+    The folder gets `results_bbox.json`, `results_segm.json` if the model predicts masks, `results.csv`, `images.json`, and the
+    pictures: one per file, numbered in order, as JPEG, or PNG if a side is too long for JPEG; videos as MP4.
 
     Args:
         out: the folder.
-        predictor: what finds something.
+        predictor: the predictor to use.
         categories: of its model, in the order of the labels.
-        pictures: whether to draw any.
-        every: look at every n-th frame of videos.
+        pictures: whether to draw pictures.
+        every: detect in every n-th frame of videos.
 
     Attributes:
-        images: how many images and frames have results.
-        detections: their number by class.
+        images: number of images and frames with results.
+        detections: number of detections by class.
         failures: one sentence for each file that could not be read or processed.
     """
 
@@ -65,11 +65,11 @@ class PredictionFolder:
 
         Args:
             files: images and videos.
-            image_ids: of the files, none of which is a video then; None: 1, 2, ... through images and frames. A frame is named such as
+            image_ids: ids of the files, which then may not be videos; None: 1, 2, ... for images and frames. A frame is named like
                 `clip.mp4#frame=12&t=0.400`.
 
         Raises:
-            OSError: the results cannot be written, as on a full disk; the message says what is kept.
+            OSError: the results cannot be written, for example on a full disk; the message says what is kept.
         """
         self._ids = iter(itertools.count(1) if image_ids is None else image_ids)
         self._done = 0
@@ -99,7 +99,7 @@ class PredictionFolder:
                 if isinstance(one, Exception):
                     raise one
                 suffix, picture = _encode(one.draw()) if self._pictures else ("", b"")
-            except Exception as error:  # be it out of memory: the next image may be smaller
+            except Exception as error:  # including out of memory: the next image may be smaller
                 self.failures.append(_failure(path, error))
             else:
                 self._add(one, image_id, str(path))
@@ -122,7 +122,7 @@ class PredictionFolder:
             frames = _progress(self._predictor.images(video.frames(self._every)), total, path.name)
             for done, (frame, found) in enumerate(frames):
                 if isinstance(found, Exception):
-                    kept = f" What was found in {counted(done, 'frame')} before it is kept." if done else ""
+                    kept = f" The detections in the {counted(done, 'frame')} before it are kept." if done else ""
                     raise ValueError(f"{_failure(path, found)}{kept}")
                 if writer is not None:
                     writer.add(found.draw(), frame)
@@ -139,27 +139,27 @@ class PredictionFolder:
         self.detections.update(found.names)
 
     def _named(self, number: int, path: Path, suffix: str) -> Path:
-        """Where the picture of a file goes. Of the file's name so much is kept that number and suffix fit into 255 bytes."""
+        """The path of the picture of a file. The file's name is shortened so that number and suffix fit into 255 bytes."""
         stem = os.fsencode(path.stem)[:200].decode(errors="ignore")
         return self._out / f"{number:05d}_{stem}{suffix}"
 
 
 def _progress(items: Iterable[T], total: int | None, what: str) -> Iterable[T]:
-    """Shows how far it is: a bar on a terminal, elsewhere a line a minute."""
+    """Show progress: a bar on a terminal, otherwise a line per minute."""
     if Console().is_terminal:
         return track(items, description=escape(what), total=total)
     return _lines(items, total, what)
 
 
 def _lines(items: Iterable[T], total: int | None, what: str) -> Iterator[T]:
-    begun = said = time.monotonic()
+    start = last = time.monotonic()
     for n, item in enumerate(items, 1):
         yield item
         now = time.monotonic()
-        if now >= said + _SECONDS:
+        if now >= last + _SECONDS:
             of = "" if total is None else f" of {total}"
-            print(f"{what}: {n}{of} images, {n / (now - begun):.1f} images/s", flush=True)
-            said = now
+            print(f"{what}: {n}{of} images, {n / (now - start):.1f} images/s", flush=True)
+            last = now
 
 
 def _failure(path: Path, error: Exception) -> str:
@@ -169,7 +169,7 @@ def _failure(path: Path, error: Exception) -> str:
 
 
 def _encode(image: Tensor) -> tuple[str, bytes]:
-    """An image, uint8 [3, H, W], as the content of a file, after the file's suffix."""
+    """Encode an image, uint8 [3, H, W], as a file suffix and file contents."""
     suffix, form = (".jpg", "JPEG") if max(image.shape) <= _LONGEST_JPEG else (".png", "PNG")
     content = io.BytesIO()
     Image.fromarray(image.permute(1, 2, 0).numpy()).save(content, form)
@@ -177,7 +177,7 @@ def _encode(image: Tensor) -> tuple[str, bytes]:
 
 
 def _write(file: Path, content: bytes) -> None:
-    """Write a file, or none at all."""
+    """Write a file, or leave none behind."""
     try:
         file.write_bytes(content)
     except BaseException as error:

@@ -1,4 +1,4 @@
-"""Images as people have them: files, folders, lists and patterns of files, PIL images, arrays and tensors."""
+"""Images from users: files, folders, lists and patterns of files, PIL images, arrays and tensors."""
 
 import glob
 import os
@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from ..data.images import IMAGE_SUFFIXES, darkness, read_image, to_rgb
 from ..words import counted
 
-if TYPE_CHECKING:  # exported models find their images by this file, without PyTorch
+if TYPE_CHECKING:  # exported models use this module, without PyTorch
     from torch import Tensor
 
 VIDEOS = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"}
@@ -25,19 +25,19 @@ T = TypeVar("T")
 
 
 def find_images(names: Iterable[str | Path], out: Path | None = None) -> tuple[list[Path], str]:
-    """List the image and video files that some names stand for.
+    """List the image and video files that names refer to.
 
     Args:
-        names: files, which are taken whatever they are called; folders, in depth, by name, without hidden files, hidden folders,
-            links to folders and folders of results; .txt files with a path a line, relative to the working directory or else to the
-            .txt file; and patterns such as "photos/*.jpg" or "photos/**/*.jpg".
-        out: folder of results, which is passed over, too.
+        names: files, with any suffix; folders, recursively and sorted by name, without hidden files, hidden folders, links to folders
+            and folders of results; .txt files with one path per line, relative to the working directory or else to the .txt file; and
+            patterns such as "photos/*.jpg" or "photos/**/*.jpg".
+        out: output folder, which is also skipped.
 
     Returns:
-        The files, and what of the folders was passed over, in words; "" if nothing was.
+        The files, and what was skipped in folders, in words; "" if nothing was.
 
     Raises:
-        ValueError: a .txt file or a pattern names nothing.
+        ValueError: a .txt file or a pattern matches nothing.
     """
     files: list[Path] = []
     others: Counter[tuple[str, str]] = Counter()
@@ -49,7 +49,7 @@ def find_images(names: Iterable[str | Path], out: Path | None = None) -> tuple[l
         elif glob.has_magic(str(path)) and not path.exists():
             matches = sorted(filter(os.path.isfile, glob.iglob(str(path), recursive=True)))
             if not matches:
-                raise ValueError(f"no file has a name like {path}")
+                raise ValueError(f"no file matches {path}")
             files += map(Path, matches)
         else:
             files.append(path)
@@ -75,27 +75,27 @@ def _of_folder(top: Path, out: Path | None, others: Counter[tuple[str, str]]) ->
             if file.suffix.lower() in IMAGE_SUFFIXES | VIDEOS and not is_hidden:
                 yield file
             else:
-                others["file", " (hidden, or no images by their names)"] += 1
+                others["file", " (hidden, or not an image by name)"] += 1
 
 
 def _of_list(file: Path) -> list[Path]:
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError:
-        raise ValueError(f"{file} is no list of images in UTF-8, one path a line") from None
+        raise ValueError(f"{file} is not a list of images in UTF-8 with one path per line") from None
     paths = [Path(line) for line in lines if line and not line.startswith("#")]
     if not paths:
-        raise ValueError(f"{file} lists no images: write one path a line")
+        raise ValueError(f"{file} lists no images: write one path per line")
     return [path if path.exists() else file.parent / path for path in paths]
 
 
 def say_what_was_found(
     images: int, detections: "Counter[str]", failures: Sequence[str], num_files: int, out: Path
 ) -> None:
-    """Print how many detections there are in how many images, by class; `out` is the folder that has them.
+    """Print the number of images and of detections, by class; `out` is their folder.
 
     Raises:
-        ValueError: some of the files could not be read or processed: the first of the `failures`, a sentence each.
+        ValueError: some files could not be read or processed; the message has the first of the `failures`.
     """
     counts = ", ".join(f"{count} {name}" for name, count in detections.most_common(10))
     numbers = f"{counted(images, 'image')}, {counted(detections.total(), 'detection')}"
@@ -107,17 +107,17 @@ def say_what_was_found(
 
 
 def load_image(source: Any, white: float = 0) -> "Tensor":
-    """An image as a person sees it, turned as its EXIF orientation says: uint8 RGB [3, H, W].
+    """Load an image upright, rotated by its EXIF orientation: uint8 RGB [3, H, W].
 
     Args:
         source: a file; a PIL image; an array, uint8 [H, W, 3] RGB (OpenCV's are BGR: pass `image[..., ::-1]`), [H, W, 4] whose alpha is
             ignored, or [H, W] grey; or a tensor as models take it, RGB [3, H, W], uint8 or float in 0..1.
-        white: what is white in an image of floats or more than 8 bits of grey, see `to_rgb`; 0: not known, so that one which would turn
-            nearly black is refused.
+        white: the value of white in floating-point images or greyscale images of more than 8 bits, see `to_rgb`; 0: unknown, and images
+            that would turn nearly black are refused.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no image, or damaged, or of another shape or type, or would turn nearly black.
+        ValueError: it is not an image, is damaged, has another shape or type, or would turn nearly black.
     """
     import torch
 
@@ -132,12 +132,12 @@ def load_image(source: Any, white: float = 0) -> "Tensor":
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if not isinstance(source, torch.Tensor):
-        raise ValueError(f"a {type(source).__name__} is no image: pass a file, a PIL image, an array or a tensor")
+        raise ValueError(f"a {type(source).__name__} is not an image: pass a file, a PIL image, an array or a tensor")
     if source.ndim != 3 or source.shape[0] != 3 or 0 in source.shape:
         raise ValueError(f"a tensor must be RGB of shape [3, H, W], got {tuple(source.shape)}")
     if source.is_floating_point():
         if not ((source >= 0) & (source <= 1)).all():
-            raise ValueError("a tensor of floats must be within 0..1: divide one of 0..255 by 255")
+            raise ValueError("a tensor of floats must be within 0..1: divide values in 0..255 by 255")
         source = source.clamp(0, 1).mul(255).round().to(torch.uint8)
     if source.dtype != torch.uint8:
         raise ValueError(f"a tensor must be uint8 or float in 0..1, got {source.dtype}")
@@ -159,7 +159,7 @@ def _from_array(image: np.ndarray) -> "Tensor":
 def read_ahead(
     sources: Sequence[T], load: Callable[[T], "Tensor"], ahead: int
 ) -> Iterator[tuple[T, "Tensor | Exception"]]:
-    """Load images in threads while others are looked at, in their order; an exception stands for an image that cannot be loaded."""
+    """Load images ahead in threads, in order; an exception takes the place of an image that cannot be loaded."""
     with ThreadPoolExecutor(min(_READERS, ahead)) as pool:
         pending: deque[Future[Tensor]] = deque()
         try:

@@ -1,4 +1,4 @@
-"""A detector on images of any kind: in batches, whole or in tiles."""
+"""Run a detector on images: in batches, whole or in tiles."""
 
 import contextlib
 import os
@@ -24,8 +24,8 @@ from .images import VIDEOS, find_images, load_image, read_ahead
 from .result import Prediction
 from .tiles import cover, join, place
 
-DEFAULT_THRESHOLD = 0.3  # where there are no better ones
-_BATCH = 8  # images at once on accelerators
+DEFAULT_THRESHOLD = 0.3  # if there are no better ones
+_BATCH = 8  # images per batch on accelerators
 _WINDOW = 4  # batches that are sorted by shape together
 
 T = TypeVar("T")
@@ -40,29 +40,40 @@ def predict(
     tile: int | None = None,
     overlap: float = 0.2,
 ) -> Prediction | list[Prediction]:
-    """What a model finds in a photo, or in several.
+    """Detect objects in one image or several.
 
     Args:
-        model: any detector, in training or evaluation mode, which it keeps.
+        model: any detector; its training or evaluation mode is restored afterwards.
         source: an image: a file, a PIL image, an array, uint8 [H, W, 3] **RGB** (OpenCV's are BGR: pass `image[..., ::-1]`) or [H, W]
-            grey, or a tensor [3, H, W]. Or several: a list of images, a folder (in depth), a .txt file with a path a line, or a pattern
-            such as "photos/*.jpg".
-        score_threshold: least score of a detection; "lrp": of each class that at which it reaches its oLRP in the report of the run;
-            "precision:.9" or "recall:.8": that at which it reaches this precision or recall there. None: "lrp" where the model comes with
-            such a report, else .3.
-        batch_size: images or tiles at once; None: 1 on a CPU, else 8. Where they do not fit into memory, fewer.
-        tile: look at squares of this many pixels of the image, one by one, and at the image as a whole: for objects too small for the size
-            at which the model sees a whole image. Best is a size at which objects are as large in a tile as in the images of the training.
-        overlap: of neighbouring tiles, as a share of their side. What is smaller than the overlap is seen whole by a tile.
+            grey, or a tensor [3, H, W]. Or several: a list of images, a folder (searched recursively), a .txt file with one path per
+            line, or a pattern such as "photos/*.jpg".
+        score_threshold: minimum score of a detection; "lrp": for each class, the threshold with its best LRP error (oLRP) in the run's
+            report; "precision:.9" or "recall:.8": the threshold that reaches this precision or recall there. None: "lrp" if the model
+            comes with such a report, else .3.
+        batch_size: images or tiles per batch; None: 1 on a CPU, else 8. Reduced if they do not fit into memory.
+        tile: side in pixels of square tiles to detect in one by one, besides the whole image: for objects that are too small when the
+            whole image is resized for the model. Choose a size at which objects are as large in a tile as in the training images.
+        overlap: overlap of neighbouring tiles, as a fraction of their side. Objects smaller than the overlap are complete in at least
+            one tile.
 
     Returns:
-        A `Prediction` for an image, a list of them for several.
+        A `Prediction` for one image, a list of them for several.
 
     Raises:
-        FileNotFoundError, ValueError: an image or a setting cannot be used.
+        FileNotFoundError: an image does not exist.
+        ValueError: an image or a setting cannot be used.
 
     Warns:
         UserWarning: a class does not reach the precision or recall asked for.
+
+    Examples:
+        >>> import numpy as np
+        >>> from ranksort import create_model
+        >>> from ranksort.prediction import predict
+        >>> model = create_model("ranksort_atss_r50_fpn_1x_coco", class_names=["cat", "dog"], backbone="resnet18", channels=64, min_size=64)
+        >>> prediction = predict(model, np.zeros((48, 64, 3), dtype=np.uint8), score_threshold=0.9)  # an untrained model
+        >>> prediction.size, len(prediction), prediction.class_names
+        ((48, 64), 0, ('cat', 'dog'))
     """
     predictor = Predictor(model, score_threshold, batch_size=batch_size, tile=tile, overlap=overlap)
     for remark in predictor.remarks if score_threshold is not None else ():
@@ -88,13 +99,24 @@ def predict(
 
 
 class Predictor:
-    """Runs a model on images; see `predict` for the arguments.
+    """Run a model on images; see `predict` for the arguments.
 
     Attributes:
-        batch_size: images or tiles at once, less from the moment on that they do not fit into memory.
-        thresholds: of each label, [C].
-        wish: what they reach; None: a number was given, or there is no report.
-        remarks: what there is to say about them, in sentences.
+        batch_size: images or tiles per batch; reduced once they do not fit into memory.
+        thresholds: score threshold of each label, [C].
+        wish: what the thresholds reach; None: a number was given, or there is no report.
+        remarks: remarks about the thresholds, in sentences.
+
+    Examples:
+        >>> import torch
+        >>> from ranksort import create_model
+        >>> from ranksort.prediction import Predictor
+        >>> model = create_model("ranksort_atss_r50_fpn_1x_coco", class_names=["cat", "dog"], backbone="resnet18", channels=64, min_size=64)
+        >>> predictor = Predictor(model, 0.9, batch_size=2)
+        >>> predictor.threshold_text(), predictor.thresholds
+        ('with a score of 0.9 or more', tensor([0.9000, 0.9000], dtype=torch.float64))
+        >>> [prediction.size for _, prediction in predictor.images((n, torch.zeros(3, 48, 64).byte()) for n in range(3))]
+        [(48, 64), (48, 64), (48, 64)]
     """
 
     def __init__(
@@ -123,18 +145,18 @@ class Predictor:
         self.thresholds = torch.tensor(values, dtype=torch.float64)
 
     def threshold_text(self) -> str:
-        """From which score on detections are reported, and why."""
+        """The score threshold in words, and its reason."""
         low, high = float(self.thresholds.min()), float(self.thresholds.max())
         if self.wish is None:
-            return f"from score {low:g} on"
+            return f"with a score of {low:g} or more"
         if self.wish.kind == "lrp":
-            return f"above the best threshold of their class in the run's report (where it reaches its oLRP): {low:.3f} to {high:.3f}"
+            return f"above the best threshold of their class in the run's report (the one that reaches oLRP): {low:.3f} to {high:.3f}"
         return (
-            f"from the score on at which their class reaches {self.wish} in the run's report: {low:.3f} to {high:.3f}"
+            f"above the threshold at which their class reaches {self.wish} in the run's report: {low:.3f} to {high:.3f}"
         )
 
     def files(self, sources: Sequence[Any]) -> Iterator[tuple[Any, Prediction | Exception]]:
-        """Go through images, which are read ahead in threads: each with what is found in it, or why nothing can be said of it."""
+        """Iterate over image files, which are read ahead in threads: each with its prediction, or the error that prevented one."""
         ahead = self._window + 2
         load = partial(load_image, white=self.model.white)
         for source, found in self.images(read_ahead(sources, load, ahead)):
@@ -142,9 +164,9 @@ class Predictor:
             yield source, found if isinstance(found, Exception) else replace(found, path=path, white=self.model.white)
 
     def images(self, images: Iterable[tuple[T, Tensor | Exception]]) -> Iterator[tuple[T, Prediction | Exception]]:
-        """Go through images, uint8 [3, H, W], and exceptions in place of such, which are passed on, in their order.
+        """Iterate over images, uint8 [3, H, W], in order; exceptions in place of images are passed on.
 
-        What comes out holds its image. Images of a similar shape share a batch, which is padded to the largest.
+        Each prediction holds its image. Images of similar shape share a batch, which is padded to the largest.
         """
         for window in _chunks(images, self._window):
             tensors = {n: image for n, (_, image) in enumerate(window) if isinstance(image, Tensor)}
@@ -157,22 +179,22 @@ class Predictor:
 
     @property
     def _window(self) -> int:
-        """Images which are looked at together."""
+        """Group images into batches."""
         return 1 if self.tile or self.batch_size == 1 else _WINDOW * self.batch_size
 
     def _find(self, images: Sequence[Tensor]) -> list[Prediction | Exception]:
-        """What is in some images, or why that cannot be said."""
+        """The predictions for some images, or the errors that prevented them."""
         if not self.tile:
             return self._find_whole(images)
         return [self._find_in_tiles(image, self.tile) for image in images]
 
     def _find_whole(self, images: Sequence[Tensor]) -> list[Prediction | Exception]:
-        """A batch of images, or, where that fails, its halves: be it for the memory, or for one of the images."""
+        """Predict on a batch of images; if that fails, for lack of memory or because of one image, on its halves."""
         try:
             return list(self._run(images))
         except Exception as error:
             if len(images) == 1:
-                return [error.with_traceback(None)]  # which would hold what fills the memory
+                return [error.with_traceback(None)]  # it would hold references to what fills the memory
             if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):
                 self.batch_size = len(images) // 2
         half = len(images) // 2
@@ -192,7 +214,7 @@ class Predictor:
                 if isinstance(found, Exception):
                     return found
                 parts.append(place(found, box, (height, width)))
-        # Shrunk here, as bytes: the model would take all of it to the device, as floats.
+        # Shrunk here, as bytes: the model would copy the full image to the device, as floats.
         transform = self.model.transform
         size = resized_size(height, width, transform.min_size, transform.max_size)
         (whole,) = self._find_whole([F.resize(image, list(size), antialias=True)])
@@ -202,7 +224,7 @@ class Predictor:
 
     @property
     def _least(self) -> float:
-        """The lowest score which the model has to report. With thresholds of its report it keeps its own, with which they were found."""
+        """The lowest score that the model has to report; with thresholds from its report, its own, with which they were found."""
         return float(self.thresholds.min()) if self.wish is None else 1.0
 
     def _run(self, images: Sequence[Tensor]) -> Iterator[Prediction]:
@@ -223,7 +245,7 @@ class Predictor:
 
 @contextlib.contextmanager
 def _evaluating(model: Detector, least: float) -> Iterator[None]:
-    """Puts a model into evaluation mode, in which it reports what scores `least`, and back."""
+    """Within this context, the model is in evaluation mode and reports scores from `least` on."""
     modes = [(module, module.training) for module in model.modules()]
     own = model.score_threshold
     try:

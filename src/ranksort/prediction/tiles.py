@@ -1,10 +1,10 @@
-"""Large images in tiles: where they lie, and how their detections become those of the image.
+"""Tiles of large images: their positions, and how their detections are merged.
 
-Neighbouring tiles share a strip, so that an object smaller than the strip is whole in one of them. Three rules follow:
+Neighbouring tiles share a strip, so that an object smaller than the strip is complete in one of them. Three rules follow:
 
-1. What a tile sees cut off at its border, but narrower than the strip, its neighbour sees better: it is dropped.
-2. Two detections of different tiles are of one object if they agree within what both tiles see.
-3. Of such two the better one is kept; if both are cut off, what they enclose together.
+1. A detection that is cut off at a tile's border but narrower than the strip is dropped: the neighbour sees it better.
+2. Two detections of different tiles belong to the same object if they agree in the area that both tiles see.
+3. The better one of the two is kept; if both are cut off, the box that encloses both.
 """
 
 import math
@@ -20,7 +20,7 @@ from pycocotools import mask as coco_mask
 
 from .result import Prediction
 
-_MARGIN = 0.01  # of a tile's side: a box which ends this close to the border is cut off by it
+_MARGIN = 0.01  # of a tile's side: a box that ends this close to the border is cut off by it
 _AGREEMENT = 0.5  # IoU
 
 
@@ -30,8 +30,8 @@ class Tiles:
 
     Attributes:
         boxes: int [T, 4], x1, y1, x2, y2 in pixels of the image.
-        shared: int [T, 4], how many pixels the neighbour reaches into the tile from the left, the top, the right and the bottom; -1
-            where the image ends.
+        shared: int [T, 4], how many pixels the neighbour overlaps the tile from the left, top, right and bottom; -1 at the edge of the
+            image.
     """
 
     boxes: np.ndarray
@@ -42,7 +42,7 @@ class Tiles:
 
 
 def cover(height: int, width: int, side: int, overlap: float) -> Tiles:
-    """Cover an image with squares, or rectangles where it is smaller; evenly, so that neighbours share `overlap` of a side or more."""
+    """Cover an image evenly with squares (rectangles if it is smaller), so that neighbours share at least `overlap` of a side."""
     columns, rows = _spans(width, side, overlap), _spans(height, side, overlap)
     boxes = [(x1, y1, x2, y2) for y1, y2, *_ in rows for x1, x2, *_ in columns]
     shared = [(left, top, right, bottom) for *_, top, bottom in rows for *_, left, right in columns]
@@ -50,7 +50,7 @@ def cover(height: int, width: int, side: int, overlap: float) -> Tiles:
 
 
 def _spans(length: int, side: int, overlap: float) -> list[tuple[int, int, int, int]]:
-    """Start and end of each tile along an axis, and how much of it the tiles before and after it share."""
+    """Start and end of each tile along an axis, and its overlap with the tiles before and after it."""
     side = min(side, length)
     count = 1 + math.ceil((length - side) / max(side - math.ceil(side * overlap), 1))
     starts = np.linspace(0, length - side, count).astype(int).tolist()
@@ -59,12 +59,12 @@ def _spans(length: int, side: int, overlap: float) -> list[tuple[int, int, int, 
 
 
 def join(parts: Sequence[Prediction], tiles: Tiles, whole: Prediction) -> Prediction:
-    """Make the detections of an image of those of its tiles.
+    """Merge the detections of tiles to those of the image.
 
     Args:
-        parts: of each tile, in pixels of the image.
-        tiles: where they lie.
-        whole: of the image as a whole, of which only what is larger than a tile counts: the model has seen a small image of it.
+        parts: detections of each tile, in pixels of the image.
+        tiles: the tiles.
+        whole: detections in the whole image; only those larger than a tile count, because the model saw it at a reduced size.
     """
     kept = [_without_clipped(part, tiles, tile) for tile, part in enumerate(parts)]
     sides, (height, width) = whole.boxes[:, 2:] - whole.boxes[:, :2], whole.size
@@ -79,7 +79,7 @@ def join(parts: Sequence[Prediction], tiles: Tiles, whole: Prediction) -> Predic
 
 
 def _without_clipped(part: Prediction, tiles: Tiles, tile: int) -> tuple[Prediction, np.ndarray]:
-    """The detections of a tile but for those that a neighbour sees better, and which of them are cut off by its border."""
+    """The detections of a tile without those that a neighbour sees better, and which of them are cut off by its border."""
     box, shared = tiles.boxes[tile], tiles.shared[tile]
     margin = max(1.0, _MARGIN * float((box[2:] - box[:2]).max()))
     touches = (np.abs(part.boxes - box) < margin) & (shared >= 0)  # left, top, right, bottom
@@ -89,7 +89,7 @@ def _without_clipped(part: Prediction, tiles: Tiles, tile: int) -> tuple[Predict
 
 
 def _owners(found: Prediction, tile_of: np.ndarray, is_cut: np.ndarray, areas: np.ndarray) -> np.ndarray:
-    """For each detection the one that stands for its object, int [D]: whole ones come first, then the higher score."""
+    """For each detection, the one that represents its object, int [D]: complete ones come first, then higher scores."""
     reach = areas[:, None], areas[None]
     meets = (np.maximum(reach[0], reach[1])[..., :2] < np.minimum(reach[0], reach[1])[..., 2:]).all(-1)
     neighbours = [[other for other in np.flatnonzero(row).tolist() if other != t] for t, row in enumerate(meets)]
@@ -106,7 +106,7 @@ def _owners(found: Prediction, tile_of: np.ndarray, is_cut: np.ndarray, areas: n
             if len(roots):
                 root = min(roots.tolist(), key=lambda r: (bool(is_cut[r]), -found.scores[r]))
                 owner[i] = root
-                if is_cut[root]:  # this one is the piece that other pieces were lacking
+                if is_cut[root]:  # this one completes the other pieces
                     owner[np.isin(owner, roots)] = root
         if owner[i] == i or is_cut[owner[i]]:
             candidates[tile, label].append(i)
@@ -114,7 +114,7 @@ def _owners(found: Prediction, tile_of: np.ndarray, is_cut: np.ndarray, areas: n
 
 
 def _united(found: Prediction, owner: np.ndarray, is_cut: np.ndarray) -> Prediction:
-    """One detection for each owner: itself, or what all pieces enclose where it is cut off."""
+    """One detection for each owner: itself or, if it is cut off, the box around all pieces."""
     boxes, rles = found.boxes.copy(), found.rles
     roots = np.flatnonzero(owner == np.arange(len(owner)))
     for root in roots[is_cut[roots]].tolist():
@@ -136,19 +136,19 @@ def _concatenated(parts: Sequence[Prediction]) -> Prediction:
 
 
 def _intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Of boxes [..., 4]; where they do not meet, one without area."""
+    """Intersection of boxes [..., 4]; without area if they do not meet."""
     start = np.maximum(a[..., :2], b[..., :2])
     return np.concatenate([start, np.maximum(start, np.minimum(a[..., 2:], b[..., 2:]))], axis=-1)
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Of pairs of boxes [N, 4]; 0 where neither has an area."""
+    """IoU of pairs of boxes [N, 4]; 0 if neither has an area."""
     both, one, other = ((x[:, 2] - x[:, 0]) * (x[:, 3] - x[:, 1]) for x in (_intersection(a, b), a, b))
     return both / np.maximum(one + other - both, 1e-9)
 
 
 def place(found: Prediction, box: Sequence[int], size: tuple[int, int]) -> Prediction:
-    """Take the detections of a tile to its image, whose height and width are `size`; the tile's pixels may be larger than the image's."""
+    """Map the detections of a tile to its image of height and width `size`; the tile may have been resized."""
     x, y, x2, y2 = box
     scale = np.array([(x2 - x) / found.size[1], (y2 - y) / found.size[0]] * 2, dtype=np.float32)
     boxes = found.boxes * scale + np.array([x, y, x, y], dtype=np.float32)
@@ -157,7 +157,7 @@ def place(found: Prediction, box: Sequence[int], size: tuple[int, int]) -> Predi
 
 
 def _placed(rle: dict[str, Any], box: Sequence[int], size: tuple[int, int]) -> dict[str, Any]:
-    """The RLE of a mask of a tile, in its image. Nothing of the image's size is made."""
+    """Map the RLE of a mask from a tile to its image, without allocating anything of the image's size."""
     mask = coco_mask.decode(rle)
     x, y, x2, y2 = box
     if mask.shape != (y2 - y, x2 - x):
@@ -178,5 +178,5 @@ def _placed(rle: dict[str, Any], box: Sequence[int], size: tuple[int, int]) -> d
 
 
 def _as_text(rle: dict[str, Any]) -> dict[str, Any]:
-    """In a form that JSON can hold."""
+    """An RLE in a form that JSON can hold."""
     return {"size": list(map(int, rle["size"])), "counts": rle["counts"].decode("ascii")}

@@ -1,4 +1,4 @@
-"""Videos: their frames as they are shown, one by one, and a copy of them with something drawn on each."""
+"""Videos: read their frames one by one, and write annotated copies."""
 
 import contextlib
 import os
@@ -18,12 +18,12 @@ with contextlib.suppress(ModuleNotFoundError):
 
 @dataclass(frozen=True)
 class Frame:
-    """Where an image comes from within a video."""
+    """The position of an image in a video."""
 
     video: Path
     number: int  # from 0
     timestamp: int | None  # in units of the video's time base
-    seconds: float | None  # from the beginning
+    seconds: float | None  # from the start
 
     def __str__(self) -> str:
         """The path with a media fragment, such as clip.mp4#frame=12&t=0.400."""
@@ -31,15 +31,15 @@ class Frame:
 
 
 class Video:
-    """A video file that is read, frame by frame.
+    """Read a video file frame by frame.
 
     Attributes:
-        count: how many frames it has as far as the file says, else None.
-        rate: of frames a second.
-        time_base: unit of timestamps in seconds.
+        count: number of frames according to the file; None if unknown.
+        rate: frames per second.
+        time_base: unit of timestamps, in seconds.
 
     Raises:
-        ValueError: PyAV is not installed, or the file is missing, or no video.
+        ValueError: PyAV is not installed, or the file is missing or not a video.
     """
 
     def __init__(self, path: Path) -> None:
@@ -57,9 +57,9 @@ class Video:
         self.time_base = Fraction(self._stream.time_base or Fraction(1, 1000))
 
     def frames(self, every: int = 1) -> Iterator[tuple[Frame, Tensor | Exception]]:
-        """Every n-th frame from the first on, uint8 RGB [3, H, W], turned as players turn it.
+        """Every n-th frame, starting with the first, uint8 RGB [3, H, W], rotated as players show it.
 
-        Where the file is damaged, the last one is an exception: raised, it would take with it the frames that wait to be looked at.
+        If the file is damaged, the last item is an exception; raising it would lose the frames that are still waiting in a batch.
         """
         decoded = self._container.decode(self._stream)
         number = -1
@@ -94,15 +94,15 @@ class Video:
 
 
 class VideoWriter:
-    """Writes an MP4 file frame by frame; where it is closed early, it holds what was added before. There is no sound.
+    """Write an MP4 file frame by frame, without sound; if it is closed early, it holds the frames added before.
 
     Args:
-        path: of the file.
-        like: the video whose rate and timestamps it has.
-        every: how many frames of that video there are to one of this.
+        path: path of the file.
+        like: the video whose rate and timestamps to use.
+        every: write one frame for this many frames of that video.
 
     Raises:
-        OSError: it cannot be written; by every method.
+        OSError: it cannot be written; raised by every method.
     """
 
     def __init__(self, path: Path, like: Video, every: int) -> None:
@@ -111,7 +111,7 @@ class VideoWriter:
         self._stream: Any = None
 
     def add(self, image: Tensor, frame: Frame) -> None:
-        """Add an image, uint8 RGB [3, H, W], at the time of a frame of the original. Sides become even, as the format demands."""
+        """Add an image, uint8 RGB [3, H, W], at the time of a frame of the original. Sides are made even, as the format requires."""
         height, width = (side // 2 * 2 for side in image.shape[1:])
         if self._stream is None:
             self._stream = self._new_stream(height, width)

@@ -1,4 +1,4 @@
-"""Recipes: everything that a training run needs to know, as plain dataclasses. `recipe.py` has the fields, `coco.py` the recipes."""
+"""Recipes: all settings of a training run, as plain dataclasses. `recipe.py` has the fields, `coco.py` the recipes."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ __all__ = ["Recipe", "create_model", "get_recipe", "list_recipes"]
 
 
 def __getattr__(name: str) -> Any:
-    # It needs torch, torchvision and all the detectors; the others need nothing.
+    # It needs torch, torchvision and all detectors; the other names need nothing.
     if name == "create_model":
         from .build import create_model
 

@@ -1,4 +1,4 @@
-"""From recipes to objects: the only place which turns settings into models, data sets and schedules."""
+"""Build objects from recipes: the only place that turns settings into models, data sets and schedules."""
 
 import copy
 import dataclasses
@@ -44,27 +44,33 @@ def create_model(
     losses: Criterion | None = None,
     **model_overrides: Any,
 ) -> Detector:
-    """Builds the detector of a recipe, in training mode.
+    """Build the detector of a recipe, in training mode.
 
     Args:
-        recipe: a name as of `get_recipe`, or a recipe.
-        num_classes: C, labels are 0..C-1; None: as the recipe says, 80 for COCO.
-        pretrained_backbone: start from ImageNet weights. To train from random ones, pass `frozen_stages=-1` and
-            `train_batch_norm=True`, too: else the first stages stay random.
-        weights: a run folder, .ckpt, .safetensors or published .pth to start from. All that fits is taken, see `ranksort.fine_tuning`, and
-            if that is not all, a table is printed. Weights which have the backbone replace those of ImageNet.
-        class_names: of the labels, C of them. With these, what the weights know of a class goes to the class of that name; without, it is
-            taken only where the weights have as many classes.
-        losses: what supervises the detector, such as a function of one's own, see `ranksort.losses.detection.Criterion`; None: the
-            recipe's `model.loss`.
+        recipe: a recipe, or a name as for `get_recipe`.
+        num_classes: C; labels are 0..C-1. None: as in the recipe, 80 for COCO.
+        pretrained_backbone: start from ImageNet weights. To train from random weights, also pass `frozen_stages=-1` and
+            `train_batch_norm=True`, otherwise the first stages stay random.
+        weights: a run folder, .ckpt, .safetensors or published .pth to start from. Everything that fits is loaded (see
+            `ranksort.fine_tuning`); if something does not fit, a table is printed. A backbone in these weights replaces the ImageNet
+            one.
+        class_names: names of the C labels. With names, class outputs of the weights go to the classes of the same names; without, they
+            are loaded only if the number of classes is the same.
+        losses: the training losses, such as a function of your own; see `ranksort.losses.detection.Criterion`. None: the recipe's
+            `model.loss`.
         model_overrides: fields of the recipe's model group: `backbone="resnet18"`, `min_size=480`, `score_threshold=.3`, ...
-            A `min_size` is that of training, too: it replaces the sizes which a multi-scale recipe draws from. `detector` may also
-            be a class, a subclass of `ranksort.models.Detector`.
+            `min_size` also replaces the training sizes of a multi-scale recipe. `detector` may also be a subclass of
+            `ranksort.models.Detector`.
 
     Raises:
-        ValueError: where a name is unknown, the loss is not for such a detector, the weights cannot be read, or hardly anything of them
-            fits.
-        FileNotFoundError: where there are no such weights.
+        ValueError: a name is unknown, the loss does not suit the detector, the weights cannot be read, or hardly any of them fit.
+        FileNotFoundError: there are no such weights.
+
+    Examples:
+        >>> from ranksort import create_model
+        >>> model = create_model("ranksort_atss_r50_fpn_1x_coco", backbone="resnet18", class_names=["cat", "dog"], min_size=320)
+        >>> type(model).__name__, model.num_classes, model.training
+        ('ATSS', 2, True)
     """
     from ..fine_tuning import read_weights, start_from
 
@@ -119,12 +125,12 @@ def _build(recipe: Recipe, pretrained_backbone: bool, losses: Criterion | None =
 
 
 def with_pixel_statistics(settings: ModelSettings, trained: ModelSettings | None = None) -> ModelSettings:
-    """Return the settings with a mean and deviation of pixels where they have none.
+    """Fill in the mean and standard deviation of pixels where the settings leave them open.
 
-    They are those which the backbone's weights were trained with: `trained` has them, else they are ImageNet's.
+    The values are those that the backbone's weights were trained with: those of `trained` if given, else ImageNet's.
 
     Raises:
-        ValueError: where timm knows no such backbone.
+        ValueError: timm has no such backbone.
     """
     mean, std = pixel_statistics(settings.backbone)
     if trained is not None:
@@ -135,17 +141,20 @@ def with_pixel_statistics(settings: ModelSettings, trained: ModelSettings | None
 def build_dataset(
     recipe: Recipe, split: Literal["train", "val"], categories: Sequence[Category] | None = None
 ) -> CocoDataset:
-    """The images of a split, for training or for evaluation.
+    """Build the data set of a split, for training or evaluation.
 
     `categories` are the classes of a trained model; by default those of the annotation file.
 
     Raises:
-        ValueError, FileNotFoundError: where there are none, or they cannot be used.
+        ValueError: there is no data, or it cannot be used.
+        FileNotFoundError: a file or folder is missing.
     """
     data, model = recipe.data, recipe.model
     named = [getattr(data, f"{split}_{what}") for what in ("annotations", "images")]
     if not data.root and not all(named):
-        raise ValueError(f"there is no data: name a folder by --data.root, or --data.{split}-images and -annotations")
+        raise ValueError(
+            f"there is no data: name a folder with --data.root, or set --data.{split}-images and --data.{split}-annotations"
+        )
     paths = (Path(path) if path else None for path in named)
     divide = not data.train_annotations and not data.val_annotations
     files = find_split(Path(data.root), split, *paths, style=recipe.evaluation.style, divide=divide)
@@ -173,9 +182,9 @@ def build_dataset(
 def build_untrained(
     recipe: Recipe, train_set: CocoDataset, weights: "Weights | None" = None
 ) -> "tuple[Detector, Taken | None]":
-    """The model to train, and what it took of the `weights` it starts from.
+    """Build the model to train; also returns what it copied from the `weights` it starts from.
 
-    Its classes become those of the recipe, and what of the backbone is trained: all, if it starts from random weights.
+    Updates the recipe: its number of classes, and which parts of the backbone are trained (all, if it starts from random weights).
     """
     from ..fine_tuning import start_from
 
@@ -192,14 +201,14 @@ def build_untrained(
 
 
 def build_losses(recipe: Recipe, train_set: CocoDataset) -> Criterion:
-    """What supervises a run; for what looks back on an epoch, one of these images."""
+    """Build the losses of a run; those that look back on an epoch get the length of an epoch of `train_set`."""
     world_size = max(recipe.training.devices, 1) * recipe.training.nodes
     batches = len(build_sampler(recipe, train_set, 0, world_size))
     return build_criterion(recipe.model.loss, batches, global_ranking=recipe.training.global_ranking)
 
 
 def build_sampler(recipe: Recipe, train_set: CocoDataset, rank: int, world_size: int) -> AspectRatioBatchSampler:
-    """What makes the batches of process `rank` of `world_size`."""
+    """Build the batch sampler of process `rank` of `world_size`."""
     return AspectRatioBatchSampler(
         train_set.landscape,
         images_at_once(recipe),
@@ -211,7 +220,7 @@ def build_sampler(recipe: Recipe, train_set: CocoDataset, rank: int, world_size:
 
 
 def build_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The recipe's optimiser of those parameters which are trained."""
+    """Build the recipe's optimiser for the trained parameters."""
     settings, rate = recipe.optimizer, learning_rate(recipe)
     trained = [p for p in parameters if p.requires_grad]
     if settings.algorithm == "adamw":
@@ -220,10 +229,10 @@ def build_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch
 
 
 def images_at_once(recipe: Recipe) -> int:
-    """Images in a batch on one device.
+    """Images per batch on one device.
 
     Raises:
-        ValueError: where the images of a step cannot be shared out evenly.
+        ValueError: the images of a step cannot be divided evenly.
     """
     training = recipe.training
     parts = max(training.devices, 1) * training.nodes * training.accumulate
@@ -236,7 +245,7 @@ def images_at_once(recipe: Recipe) -> int:
 
 
 def learning_rate(recipe: Recipe) -> float:
-    """The recipe's learning rate, scaled linearly to the actual number of images a step."""
+    """The recipe's learning rate, scaled linearly to the actual number of images per step."""
     return recipe.optimizer.lr * recipe.training.batch_size / recipe.optimizer.lr_batch_size
 
 
@@ -247,12 +256,12 @@ def describe(
     taken: "Taken | None" = None,
     is_resumed: bool = False,
 ) -> str:
-    """What is going to be trained, in a few lines to print; `taken` of the weights that it starts from."""
+    """Describe the run in a few lines; `taken` is what was copied from weights."""
     start = f"\n{taken}" if taken else ""
     if not is_resumed and not recipe.model.pretrained_backbone and not (taken and taken.parts["backbone"][0]):
-        start += "\nthe backbone starts from random weights: all of it is trained, and its batch norms as well"
+        start += "\nthe backbone starts from random weights: all of it is trained, including its batch norms"
     size, drawn = recipe.model.min_size, recipe.data.train_min_sizes or (recipe.model.min_size,)
-    outside = f"\nno image is trained on at the {size} px of evaluation: set --model.min-size or --data.train-min-sizes"
+    outside = f"\nwarning: the evaluation size of {size} px is outside the training sizes: set --model.min-size or --data.train-min-sizes"
     training, repeated = recipe.training, recipe.data.repeat_threshold > 0
     batches = len(build_sampler(recipe, train_set, 0, max(training.devices, 1) * training.nodes))
     steps = -(-batches // training.accumulate)
@@ -260,28 +269,28 @@ def describe(
         f"training on {train_set}\n"
         f"evaluation on {counted(len(val_set), 'image')}: {val_set.origin}\n"
         f"images: {_image_sizes(recipe)}{'' if min(drawn) <= size <= max(drawn) else outside}\n"
-        f"an epoch: {counted(steps, 'step')} of {counted(training.batch_size, 'image')}"
-        f"{', images of rare classes more than once' if repeated else ''}\n"
+        f"epoch: {counted(steps, 'step')} of {counted(training.batch_size, 'image')}"
+        f"{', with repeated images of rare classes' if repeated else ''}\n"
         f"{_describe_rate(recipe, steps)}"
         f"{start}"
     )
 
 
 def _describe_rate(recipe: Recipe, steps: int) -> str:
-    """The learning rate and its schedule over epochs of so many steps, with what of it will not take effect."""
+    """The learning rate and its schedule, for epochs of `steps` steps, with a warning about milestones that have no effect."""
     settings, epochs, rate = recipe.optimizer, recipe.training.epochs, f"learning rate {learning_rate(recipe):g}"
     images = recipe.training.batch_size
     if images != settings.lr_batch_size:
-        rate += f", which is the recipe's {settings.lr:g} for {settings.lr_batch_size} images a step scaled to {images}"
+        rate += f"(the recipe's {settings.lr:g} for {settings.lr_batch_size} images per step, scaled to {images})"
     if settings.warmup_steps > steps:
-        rate += f"; it rises over the first epoch, not over {settings.warmup_steps} steps"
+        rate += f"; warm-up over the first epoch instead of {settings.warmup_steps} steps"
     if settings.schedule == "cosine":
-        return f"{rate}; it falls along a cosine to 0"
+        return f"{rate}; cosine schedule down to 0"
     within, beyond = ([m for m in settings.milestones if (m >= epochs) is late] for late in (False, True))
-    rate += f"; a tenth after {_epochs(within)}" if within else "; it does not fall"
+    rate += f"; divided by 10 after {_epochs(within)}" if within else "; constant"
     if beyond:
         rate += (
-            f"\nwarning: it would fall after {_epochs(beyond)}, but the run ends with epoch {epochs}: "
+            f"\nwarning: it would drop after {_epochs(beyond)}, but the run ends with epoch {epochs}: "
             "set --optimizer.milestones or --training.epochs"
         )
     return rate
@@ -292,7 +301,7 @@ def _epochs(numbers: Sequence[int]) -> str:
 
 
 def _image_sizes(recipe: Recipe) -> str:
-    """How large the images are that the model sees, in training and in evaluation."""
+    """The sizes of the images that the model sees, in training and in evaluation."""
     model, drawn = recipe.model, recipe.data.train_min_sizes
     if not get_detector(model.detector).keeps_ratio:
         return f"{model.min_size} x {model.min_size} px"
@@ -303,31 +312,31 @@ def _image_sizes(recipe: Recipe) -> str:
 
 
 def summarize(recipe: Recipe, val_set: CocoDataset) -> dict[str, str]:
-    """The settings which matter most, and what was evaluated when on which versions, to be shown with the numbers."""
+    """The most important settings, data, date and versions, to show with the metrics."""
     model, training, optimizer = recipe.model, recipe.training, recipe.optimizer
     start = "" if model.pretrained_backbone else " from random weights"
     if training.weights:
         start = f" from {training.weights}"
-    schedule = f"falling after {_epochs(optimizer.milestones)}" if optimizer.milestones else "constant"
+    schedule = f"divided by 10 after {_epochs(optimizer.milestones)}" if optimizer.milestones else "constant"
     return {
         "recipe": recipe.name,
         "detector": f"{model.detector}, {model.backbone}{start}",
         "loss": model.loss,
         "image size": _image_sizes(recipe),
         "epochs": str(training.epochs),
-        "learning rate": f"{learning_rate(recipe):g} for {training.batch_size} images a step, {optimizer.algorithm}, "
+        "learning rate": f"{learning_rate(recipe):g} for {training.batch_size} images per step, {optimizer.algorithm}, "
         + (schedule if optimizer.schedule == "step" else optimizer.schedule),
         "seed": str(training.seed),
         "trained on": recipe.data.train_annotations or recipe.data.root,
         "evaluated on": f"{val_set.origin}, {counted(len(val_set), 'image')}",
-        "detections": f"score at least {model.score_threshold:g}, at most {model.detections_per_image} an image",
+        "detections": f"score at least {model.score_threshold:g}, at most {model.detections_per_image} per image",
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "versions": f"ranksort {__version__}, torch {torch.__version__}",
     }
 
 
 def rate_factor(settings: OptimizerSettings, steps_per_epoch: int, epochs: int) -> Callable[[int], float]:
-    """The learning rate at a step, as a factor: a linear warm-up, which ends with the first epoch at the latest, times the schedule."""
+    """The learning rate at a step, as a factor: a linear warm-up, of at most one epoch, times the schedule."""
     warmup = min(settings.warmup_steps, steps_per_epoch)
 
     def factor(step: int) -> float:

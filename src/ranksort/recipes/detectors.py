@@ -1,7 +1,7 @@
-"""Detectors by name: the one table of ours, and those in files of a user's own. Nothing is loaded before one is asked for.
+"""Detectors by name: a table of the built-in ones, and detectors in users' own files. Nothing is imported before it is needed.
 
-A checkpoint or run folder names its detector, too. Were that a file, loading somebody's checkpoint would run somebody's code. So what was
-read from disk is marked by `recorded`, and refused by `get_detector` until the user has named the file.
+Checkpoints and run folders name their detector, too. If that were a file, loading someone else's checkpoint would run their code. Names
+read from disk are therefore marked by `recorded`, and `get_detector` refuses them until the user names the file.
 """
 
 import importlib
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from ..models import Detector
 
-DETECTORS = {  # name in recipes and on the command line -> module of `ranksort.models` and class
+DETECTORS = {  # name in recipes and on the command line -> module of `ranksort.models`, class
     "atss": ("atss", "ATSS"),
     "paa": ("paa", "PAA"),
     "faster_rcnn": ("faster_rcnn", "FasterRCNN"),
@@ -28,16 +28,16 @@ _OF_DISK = " (to be named again)"
 if TYPE_CHECKING:
     DetectorName = str
 else:
-    DetectorName = Literal[tuple(DETECTORS)] | str  # so that the command line's help lists them
+    DetectorName = Literal[tuple(DETECTORS)] | str  # so that the help of the command line lists them
 
 
 def get_detector(name: "str | type[Detector]") -> "type[Detector]":
-    """Return the class of that name in `DETECTORS`, or "path/to/file.py:Class" from a file of one's own, which is run; or a class itself.
+    """The class with this name in `DETECTORS`, or from "path/to/file.py:Class", which is executed; a class is returned as it is.
 
     Raises:
-        ValueError: where there is no such detector, or it is no subclass of `ranksort.models.Detector`, or from a file which only something
+        ValueError: there is no such detector, it is not a subclass of `ranksort.models.Detector`, or it is in a file that only a file
             on disk has named.
-        FileNotFoundError: where there is no such file.
+        FileNotFoundError: there is no such file.
     """
     if not isinstance(name, str):
         detector: Any = name
@@ -47,13 +47,13 @@ def get_detector(name: "str | type[Detector]") -> "type[Detector]":
     elif is_file(given := as_named(name)):
         if given != name:
             raise ValueError(
-                f"the detector of this model is {given}, and a file that a checkpoint or run names is not run by itself: "
-                f"if you trust the file, name it by --model.detector {given}, or from Python by detector={given!r}"
+                f"the detector of this model is {given}, and files named by a checkpoint or run are not executed automatically: "
+                f"if you trust the file, name it with --model.detector {given}, or in Python with detector={given!r}"
             )
         detector = from_file(name, "detector")
     else:
         raise ValueError(
-            f"there is no detector {given!r}: choose one of {', '.join(DETECTORS)}, or file.py:Class for one of your own"
+            f"there is no detector {given!r}: choose one of {', '.join(DETECTORS)}, or file.py:Class for your own"
         )
     from ..models import Detector
 
@@ -63,20 +63,21 @@ def get_detector(name: "str | type[Detector]") -> "type[Detector]":
 
 
 def is_file(name: str) -> bool:
-    """Whether a name is that of something in a Python file, "path/to/file.py:name"."""
+    """Whether a name refers to a Python file, "path/to/file.py:name"."""
     return Path(name.rpartition(":")[0]).suffix == ".py"
 
 
 def from_file(name: str, what: str) -> Any:
-    """Run the file of "path/to/file.py:name", and return what it has by that name; `what` this should be, for messages.
+    """Execute the file of "path/to/file.py:name", and return its object of that name; `what` describes it in messages.
 
     Raises:
-        FileNotFoundError, ValueError: where there is no such file, or no such thing in it.
+        FileNotFoundError: there is no such file.
+        ValueError: it has no such object.
     """
     file, _, attribute = name.rpartition(":")
     path = Path(file)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {file} to take the {what} {attribute} from")
+        raise FileNotFoundError(f"there is no file {file} with the {what} {attribute}")
     content = _run(path.resolve(), path.stat().st_mtime_ns)
     if not callable(content.get(attribute)):
         kind = "class" if what == "detector" else "function"
@@ -86,12 +87,12 @@ def from_file(name: str, what: str) -> Any:
 
 @lru_cache
 def _run(path: Path, _changed: int) -> dict[str, Any]:
-    """What a Python file defines. Once for each state of the file, so that a class is the same one wherever it is asked for."""
+    """The definitions of a Python file. Executed once per version of the file, so that a class is always the same object."""
     return runpy.run_path(str(path))
 
 
 def recorded(name: str) -> str:
-    """What a file on disk calls its detector, marked where this is none of ours."""
+    """The name of a detector in a file on disk, marked if it is not built in."""
     return name if name in DETECTORS else as_named(name) + _OF_DISK
 
 

@@ -1,6 +1,6 @@
 """The paper's recipe for LVIS v1.
 
-Its data are COCO's images, in `train2017/` and `val2017/` of a folder which has `annotations/lvis_v1_{train,val}.json`, too.
+The data is COCO's images, in `train2017/` and `val2017/` of a folder that also has `annotations/lvis_v1_{train,val}.json`.
 """
 
 from .coco import ranksort_mask_rcnn_r50_fpn_1x_coco
