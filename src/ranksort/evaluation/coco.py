@@ -38,7 +38,7 @@ def evaluate_detections(
         style: "coco" (the highest-scoring detections per class and image count) or "lvis" (the highest-scoring per image; classes that
             are not annotated in an image do not count there).
         max_detections: how many detections count, 1 or more; by default as published, 100 for "coco" and 300 for "lvis".
-        metrics: your own, which the report has after the built-in ones.
+        metrics: additional metrics, listed in the report after the standard ones.
 
     Raises:
         FileNotFoundError: a path is not a file.
