@@ -11,11 +11,12 @@ BIN = .venv/bin
 INSTALLED = .venv/installed
 
 .DEFAULT_GOAL = help
-.PHONY: help quickstart test gpu lint types format bench docs site build clean
+.PHONY: help quickstart test doctest gpu lint types format bench docs site build release-check clean
 
 help:
 	@echo "make quickstart  make a small data set, train a detector on it in minutes, show what it finds"
-	@echo "make test        run the tests"
+	@echo "make test        run the tests, and the examples in docstrings"
+	@echo "make doctest     run the examples in docstrings"
 	@echo "make gpu         on a machine with a GPU: check the losses and detectors there, and measure them"
 	@echo "make lint        check style and formatting"
 	@echo "make types       check the type annotations"
@@ -24,6 +25,7 @@ help:
 	@echo "make docs        draw the figures and write the tables of docs/ again"
 	@echo "make site        build the documentation into site/; open site/index.html"
 	@echo "make build       build the sdist and the wheel into dist/"
+	@echo "make release-check  build them and try them in empty environments, with the oldest and the newest PyTorch"
 	@echo "make clean       remove caches, dist/ and site/ (never .venv, data or runs)"
 
 quickstart: $(INSTALLED)
@@ -31,6 +33,11 @@ quickstart: $(INSTALLED)
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "not slow" -n $(TEST_WORKERS) $(ARGS)
+	$(if $(ARGS),,@$(MAKE) --no-print-directory doctest)
+
+# Modules that need an extra which is not installed are skipped.
+doctest: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(TEST_WORKERS) --doctest-modules --doctest-ignore-import-errors src/ranksort
 
 gpu: $(INSTALLED)
 	$(BIN)/python benchmarks/gpu_check.py $(ARGS)
@@ -60,6 +67,9 @@ site: $(INSTALLED)
 build: $(INSTALLED)
 	rm -rf dist
 	$(BIN)/python -m build
+
+release-check: build
+	$(BIN)/python tests/release/check.py dist $(ARGS)
 
 clean:
 	rm -rf dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

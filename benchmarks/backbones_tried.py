@@ -1,9 +1,9 @@
-"""Tries timm's models as backbones, the smallest of each family and well-known ones, and writes docs/backbones.md.
+"""Try timm's models as backbones, the smallest of each family and well-known ones, and write docs/backbones.md.
 
     python benchmarks/backbones_tried.py        # a quarter of an hour on one CPU core, no downloads
 
-A model works where RS-ATSS on it makes a step of training that gives every trained parameter a finite gradient. It is refused where the
-package says in a sentence why it does not. Anything else is a bug, and the script ends with status 1.
+A model works if a training step of RS-ATSS with it gives every trained parameter a finite gradient. It is refused if the package says
+in a sentence why it does not work. Anything else is a bug, and the script exits with status 1.
 """
 
 import logging
@@ -82,15 +82,15 @@ def chosen() -> list[tuple[str, str]]:
 
 
 def parameters(name: str) -> int:
-    """How many parameters timm's model has."""
+    """Number of parameters of a timm model."""
     with torch.device("meta"):
         return sum(p.numel() for p in timm.create_model(name).parameters())
 
 
 def attempt(backbone: str) -> tuple[str, str, str]:
-    """What came of it, and the millions of frozen and of trained parameters."""
+    """The outcome, and the millions of frozen and of trained parameters."""
     try:
-        with torch.device("meta"):  # large ones are refused without being filled
+        with torch.device("meta"):  # large ones are refused without allocating them
             build_backbone(backbone, pretrained=False, levels=3)
     except ValueError as refusal:
         return f"refused: {refusal}", "", ""
@@ -119,7 +119,7 @@ def train_step(model: nn.Module) -> None:
 
 
 def fits(backbone: str, levels: int, side: int) -> bool:
-    """Whether the backbone has so many levels, and takes squares of that side."""
+    """Whether the backbone has this many levels, and accepts squares with this side."""
     try:
         with torch.device("meta"):
             build_backbone(backbone, pretrained=False, levels=levels).map_sizes((side, side))

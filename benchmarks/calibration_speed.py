@@ -15,7 +15,7 @@ from ranksort.evaluation.overlaps import Samples
 
 
 def random_samples(detections: int, classes: int) -> Samples:
-    """Detections of which about half are right, the more the higher they score."""
+    """Detections, about half of them true positives, more of them at higher scores."""
     random = np.random.default_rng(0)
     score = random.random(detections) ** 3
     iou = (score + random.normal(0, 0.2, detections)).clip(0, 1) * (random.random(detections) < 0.5)
@@ -37,11 +37,11 @@ def main() -> None:
         categories = [Category(n, str(n)) for n in range(classes)]
         times: dict[str, list[float]] = {"fit": [], "apply": []}
         for _ in range(arguments.runs):
-            begun = time.process_time()
+            started_at = time.process_time()
             calibrator = fit_calibrator(samples, categories)
             fitted = time.process_time()
             calibrator(samples.score, samples.category)
-            times["fit"].append(fitted - begun)
+            times["fit"].append(fitted - started_at)
             times["apply"].append(time.process_time() - fitted)
         shown = ", ".join(f"{name} {statistics.median(values):.3f} s" for name, values in times.items())
         print(f"{arguments.detections} detections of {classes} classes: {shown}")

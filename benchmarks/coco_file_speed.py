@@ -1,6 +1,6 @@
-"""Reading an annotation file of the size of COCO train2017 against pycocotools: CPU time and peak memory of whole processes.
+"""Read an annotation file of the size of COCO train2017, compared with pycocotools: CPU time and peak memory of whole processes.
 
-Each reader starts in a process of its own and reads the same file; importing counts, too. Ours makes all of its checks.
+Each reader starts in its own process and reads the same file, including imports. Ours makes all of its checks.
 
     python benchmarks/coco_file_speed.py [--scale 1] [--runs 3] [--folder DIR]
     python benchmarks/coco_file_speed.py --workers      # memory of a worker process that loads an epoch with masks
@@ -39,7 +39,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         path = folder / f"coco_{options.scale:g}.json"
-        if not path.exists():  # in a process of its own, whose memory would count for those started from it
+        if not path.exists():  # in its own process, whose memory would otherwise count for processes started from it
             folder.mkdir(parents=True, exist_ok=True)
             writer = multiprocessing.Process(target=write_file, args=(path, options.scale))
             writer.start()
@@ -67,7 +67,7 @@ def cost(code: str) -> tuple[float, float]:
 
 
 def write_file(path: Path, scale: float) -> None:
-    """Images of one size, and objects that are polygons of 4 to about 100 points, as many as COCO's of each."""
+    """Images of one size, and objects as polygons of 4 to about 100 points, in the same numbers as COCO."""
     rng = np.random.default_rng(0)
     images, objects = max(1, round(scale * IMAGES)), max(1, round(scale * OBJECTS))
     with path.open("w") as file:
@@ -93,7 +93,7 @@ def _image(number: int) -> str:
 
 
 def _annotations(rng: np.random.Generator, first: int, number: int, images: int) -> Iterator[str]:
-    """The JSON of annotations, the points of all their polygons drawn at once."""
+    """The JSON of annotations; the points of all polygons are drawn at once."""
     points = np.maximum(4, rng.gamma(2, 12, number).astype(int))
     starts = np.cumsum(points) - points
     turn = 2 * np.pi * (np.arange(points.sum()) - np.repeat(starts, points)) / np.repeat(points, points)
@@ -118,7 +118,7 @@ def _annotations(rng: np.random.Generator, first: int, number: int, images: int)
 
 
 def measure_worker(annotations: Path, folder: Path) -> None:
-    """Print how much memory a forked worker does not share with the process that read the file, over an epoch with masks."""
+    """Print how much memory a forked worker does not share with the process that read the file, during an epoch with masks."""
     from PIL import Image
     from torch.utils.data import DataLoader, get_worker_info
 

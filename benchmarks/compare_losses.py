@@ -1,12 +1,12 @@
-"""Does ranking help? The same detector trained by each loss, all else being equal; benchmarks/losses.md has protocol and results.
+"""Does ranking help? Train the same detector with each loss, all else being equal; benchmarks/losses.md has protocol and results.
 
     python benchmarks/compare_losses.py nutrigo bccd --epochs 12 --min-size 320      # folders in COCO format
     python benchmarks/compare_losses.py nutrigo --device cuda --jobs 8                # eight cells at a time
     python benchmarks/compare_losses.py nutrigo --device cuda --recipe ranksort_atss_r50_fpn_1x_coco --min-size 800
     python benchmarks/compare_losses.py --table
 
-A cell is one run: a data set, a loss, a learning rate and a seed. The first seed tries all learning rates; the others take the one of the
-highest AP. What is finished is a line of the results file and not run again; what was interrupted continues where it was.
+A cell is one run: a data set, a loss, a learning rate and a seed. The first seed tries all learning rates; the others use the one with
+the highest AP. Finished cells are lines of the results file and are not run again; interrupted ones continue where they stopped.
 """
 
 import argparse
@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 LOSSES = ("rank_sort", "average_lrp", "average_precision", "focal", "quality_focal", "varifocal")
-SMALL = {"facade": "ranksort_mask_rcnn_lite0_small"}  # of the sets with masks; the others: ranksort_atss_lite0_small
-SETTINGS = ("data", "recipe", "epochs", "min_size", "batch_size")  # what the losses of a table have in common
+SMALL = {"facade": "ranksort_mask_rcnn_lite0_small"}  # for data sets with masks; for others: ranksort_atss_lite0_small
+SETTINGS = ("data", "recipe", "epochs", "min_size", "batch_size")  # what all losses of a table have in common
 METRICS = ("AP", "AP_rare", "oLRP")
 TIMED_STEPS = 20
 
@@ -55,7 +55,7 @@ def main() -> None:
         print(table(read(options.results)))
         return
     if options.device == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported: the engine takes the GPU where it sees one
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported: the engine uses a GPU if it sees one
     elif options.device == "cuda":
         import torch
 
@@ -103,12 +103,12 @@ def run(root: Path, options: argparse.Namespace, cell: dict[str, Any]) -> dict[s
     recipe.model.min_size, recipe.model.loss = cell["min_size"], cell["loss"]
     recipe.optimizer.lr *= cell["rate"]
     recipe.optimizer.milestones = tuple(epochs * m // recipe.training.epochs for m in recipe.optimizer.milestones)
-    recipe.training.epochs = recipe.training.validate_every = epochs  # the last epoch counts, none is picked
+    recipe.training.epochs = recipe.training.validate_every = epochs  # the last epoch counts, no epoch is selected
     recipe.training.batch_size = cell["batch_size"] or recipe.training.batch_size
     recipe.training.seed, recipe.evaluation.pictures = cell["seed"], 0
     folder = options.results.parent / "-".join(str(value) for value in cell.values())
     report = engine.train(recipe, folder, resume=(folder / "checkpoints" / "last.ckpt").is_file())
-    report = report or engine.test(read_checkpoint(folder), folder / "again")  # of a run that had ended already
+    report = report or engine.test(read_checkpoint(folder), folder / "again")  # of a run that had already ended
     rare = rarest_third(root)
     result = cell | {"lr": recipe.optimizer.lr, "val": numbers(report, rare)}
     test = root / "annotations" / "instances_test.json"
@@ -126,7 +126,7 @@ def run(root: Path, options: argparse.Namespace, cell: dict[str, Any]) -> dict[s
 
 
 def rarest_third(root: Path) -> set[int]:
-    """The ids of the third of the classes that has the fewest objects to train on; of equally many, those of lower ids."""
+    """The ids of the third of the classes with the fewest training objects; among equals, lower ids first."""
     content = json.loads((root / "annotations" / "instances_train.json").read_text(encoding="utf-8"))
     count = Counter(a["category_id"] for a in content["annotations"] if not a.get("iscrowd"))
     ids = sorted((category["id"] for category in content["categories"]), key=lambda id: (count[id], id))
@@ -134,7 +134,7 @@ def rarest_third(root: Path) -> set[int]:
 
 
 def numbers(report: Any, rare: set[int]) -> dict[str, float | None]:
-    """In %; of masks where the detector has them. AP_rare is the mean over those rare classes that the images have objects of."""
+    """Metrics in %, of masks if the detector has them. AP_rare is the mean over the rare classes with objects in the images."""
     of_rare = [row["AP"] for row in report.per_class if row["category_id"] in rare]
     summary = report.as_dict()
     found = {"AP": summary["AP"], "AP_rare": statistics.mean(of_rare) if of_rare else None, "oLRP": summary["oLRP"]}
@@ -142,8 +142,8 @@ def numbers(report: Any, rare: set[int]) -> dict[str, float | None]:
 
 
 def time_steps(folder: Path, alone: bool) -> dict[str, Any]:
-    """Losses and gradients of some batches: the median time, on a CPU that of its cores together, which other jobs change little; on a GPU
-    that others share, none.
+    """The median time of losses and gradients over some batches: on a CPU, the CPU time, which other jobs change little; on a shared
+    GPU, none.
     """
     import torch
 
@@ -187,7 +187,7 @@ def read(results: Path) -> list[dict[str, Any]]:
 
 
 def table(cells: list[dict[str, Any]]) -> str:
-    """Mean ± standard deviation over the seeds at the chosen learning rate; on test images where the data set has them."""
+    """Mean ± standard deviation over the seeds at the chosen learning rate; on test images if the data set has them."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for cell in cells:
         groups[tuple(cell[key] for key in SETTINGS)].append(cell)

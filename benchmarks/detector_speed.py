@@ -1,13 +1,13 @@
-"""RS detectors against torchvision's, all with a ResNet-50 and FPN: a training step, and inference.
+"""RS detectors vs. torchvision's, all with ResNet-50 and FPN: a training step, and inference.
 
 python benchmarks/detector_speed.py faster_rcnn --images 2 --size 320 --runs 7 [--profile]
 python benchmarks/detector_speed.py faster_rcnn retinanet fcos --images 2 8 --size 800 --runs 10 --device cuda
 
-`faster_rcnn` is RS Faster R-CNN against torchvision's Faster R-CNN, which is set to as many regions an image as ours, which takes part with
-all of its proposals. `retinanet` and `fcos` are RS-ATSS against these two, with group norm in the heads, as ATSS has it: RetinaNet has 9
-anchors at each place, FCOS, like ATSS, one. Both of a pair get the same images and objects in one process, in turn, in the same memory
-format, and keep the stem, the first stage and the statistics of batch normalisation. With `--threads 1` it is CPU time that counts, which
-other jobs on the machine hardly disturb. `--profile` shows in which parts of our step the time goes.
+`faster_rcnn` compares RS Faster R-CNN with torchvision's Faster R-CNN, which is set to as many regions per image as ours, which uses
+all of its proposals. `retinanet` and `fcos` compare RS-ATSS with these two, with group norm in the heads, as in ATSS: RetinaNet has 9
+anchors per location; FCOS, like ATSS, has one. Both detectors of a pair get the same images and objects in one process, alternating, in
+the same memory format, and with a frozen stem, first stage and batch norm statistics. With `--threads 1`, CPU time is measured, which
+other jobs on the machine hardly affect. `--profile` shows the parts of our step that take the time.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def theirs(peer: str, size: int) -> nn.Module:
     settings = {"backbone_name": "resnet50", "weights": None, "norm_layer": FrozenBatchNorm2d, "trainable_layers": 3}
     sizes = {"min_size": size, "max_size": 2 * size}
     if peer == "faster_rcnn":
-        # The objects themselves, at most 8, are regions, too.
+        # The objects themselves, at most 8, are also regions.
         regions = {"rpn_post_nms_top_n_train": 1000, "box_batch_size_per_image": 1008, "box_positive_fraction": 1.0}
         return FasterRCNN(resnet_fpn_backbone(**settings), CLASSES + 1, **sizes, **regions)
     backbone = resnet_fpn_backbone(**settings, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256))
@@ -55,7 +55,7 @@ def ours(peer: str, size: int) -> nn.Module:
 
 
 def with_same_regions(our: nn.Module, their: nn.Module, images: list[Tensor]) -> None:
-    """Give two Faster R-CNNs about the same regions to look at, and scores as after some training."""
+    """Give two Faster R-CNNs about the same regions, and scores as after some training."""
     calm(their, their.rpn.head.bbox_pred, images, std=0.2, bias=0)
     same_proposals(our, their)
     calm(our, our.box_head.class_logits, images, std=1, bias=-4.6)
@@ -63,7 +63,7 @@ def with_same_regions(our: nn.Module, their: nn.Module, images: list[Tensor]) ->
 
 
 def calm(model: nn.Module, layer: nn.Module, images: list[Tensor], std: float, bias: float) -> None:
-    """Give the outputs of a layer of a network that knows nothing the spread of one that has learnt a little."""
+    """Give the outputs of a layer of an untrained network the spread of a slightly trained one."""
     outputs: list[Tensor] = []
     hook = layer.register_forward_hook(lambda module, inputs, output: outputs.append(output))
     with torch.inference_mode():
@@ -76,7 +76,7 @@ def calm(model: nn.Module, layer: nn.Module, images: list[Tensor], std: float, b
 
 @torch.no_grad()
 def same_proposals(our: nn.Module, their: nn.Module) -> None:
-    """Give both the same backbone, pyramid and RPN, so that they have about the same regions to look at."""
+    """Give both the same backbone, pyramid and RPN, so that they have about the same regions."""
 
     def layers(*parts: nn.Module) -> list[nn.Module]:
         return [m for part in parts for m in part.modules() if isinstance(m, nn.Conv2d)]
@@ -88,7 +88,7 @@ def same_proposals(our: nn.Module, their: nn.Module) -> None:
         a.weight.copy_(b.weight)
         if a.bias is not None:
             a.bias.copy_(b.bias)
-    # Our box coder multiplies the deltas by (.1, .1, .2, .2), theirs of the RPN does not.
+    # Our box coder multiplies the deltas by (.1, .1, .2, .2), that of torchvision's RPN does not.
     scale = torch.tensor([0.1, 0.1, 0.2, 0.2]).repeat(3)
     our.rpn.box_deltas.weight /= scale[:, None, None, None]
     our.rpn.box_deltas.bias /= scale
@@ -122,7 +122,7 @@ def inference(model: nn.Module, images: list[Tensor]) -> Callable:
 
 
 def ratio(a: Callable, b: Callable, runs: int, device: torch.device) -> tuple[float, float, float]:
-    """Medians in seconds, and the median ratio of neighbours."""
+    """Medians in seconds, and the median ratio of neighbouring runs."""
     on_one_core = device.type == "cpu" and torch.get_num_threads() == 1
     clock = time.thread_time if on_one_core else time.perf_counter
     seconds: list[tuple[float, float]] = []

@@ -1,10 +1,10 @@
-"""What our engine costs on top of a plain training loop, and whether a long run grows.
+"""The cost of our engine compared with a plain training loop, and whether the memory of a long run grows.
 
 python benchmarks/engine_speed.py --rounds 7 --steps 8       # CPU time of a step, the two in turn
 python benchmarks/engine_speed.py --memory 2000              # memory of the engine's process over so many steps
 
-The plain loop is that of examples/plain_training_loop.py: the same detector, data, sampler and optimiser, without logs and
-checkpoints. A step is all that happens between the ends of two batches, loading included, in one process without workers.
+The plain loop is examples/plain_training_loop.py: the same detector, data, sampler and optimiser, without logs and checkpoints. A step
+is everything between the ends of two batches, including loading, in one process without workers.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from ranksort.recipes.build import build_dataset, build_optimizer, build_sampler
 
 
 class Clock(pl.Callback):
-    """Calls `tick` at the end of each batch."""
+    """Call `tick` at the end of each batch."""
 
     def __init__(self, tick: Callable[[], Any]) -> None:
         self.tick = tick

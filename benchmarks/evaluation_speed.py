@@ -1,7 +1,7 @@
-"""AP and oLRP of large result files against another evaluator's AP: CPU time and peak memory of whole processes.
+"""AP and oLRP of large result files, compared with another evaluator's AP: CPU time and peak memory of whole processes.
 
-Each evaluator starts in a process of its own, loads the same two files and evaluates; importing counts, too. The
-evaluators take turns, so that a busy machine slows all of them; the figures are medians over the runs.
+Each evaluator starts in its own process, loads the same two files and evaluates, including imports. The evaluators alternate, so that a
+busy machine slows all of them; the figures are medians over the runs.
 
     python benchmarks/evaluation_speed.py [--data coco-boxes coco-masks lvis-boxes] [--peer pycocotools | hotcoco]
         [--peer-python PYTHON] [--baseline SRC] [--runs 3] [--folder DIR]
@@ -29,12 +29,12 @@ NEAR = 4  # detections near each object
 
 @dataclass(frozen=True)
 class DataSet:
-    """How large it is; `seen` are the classes that an image seems to show besides its objects."""
+    """The size of a data set; `seen` are classes that an image seems to show besides its objects."""
 
     style: str
     iou_type: str
     images: int
-    objects: float  # an image, on average
+    objects: float  # per image, on average
     classes: int
     detections: int  # an image
     seen: int
@@ -72,14 +72,14 @@ evaluator.accumulate()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", choices=DATA, default=["coco-boxes", "coco-masks"])
-    parser.add_argument("--peer", choices=PEERS, default="pycocotools", help="pycocotools does not know LVIS' rules")
+    parser.add_argument("--peer", choices=PEERS, default="pycocotools", help="pycocotools does not support LVIS' rules")
     parser.add_argument("--peer-python", default=sys.executable, help="the Python that has the peer")
     parser.add_argument("--baseline", type=Path, help="source folder of another version of ranksort, measured too")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the files are kept; default: nowhere")
     options = parser.parse_args()
     if options.peer == "pycocotools" and any(DATA[name].style == "lvis" for name in options.data):
-        parser.error("pycocotools does not know LVIS' rules: name --peer hotcoco.")
+        parser.error("pycocotools does not support LVIS' rules: name --peer hotcoco.")
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,9 @@ def compare(name: str, folder: Path, options: argparse.Namespace) -> None:
     """Measure the evaluators in turn on one data set, and print a line for each."""
     data = DATA[name]
     files = {what: folder / f"{what}_{name}.json" for what in ("truth", "found")}
-    if not files["found"].exists():  # in a process of its own, whose memory would count for those started from it
+    if not files[
+        "found"
+    ].exists():  # in its own process, whose memory would otherwise count for processes started from it
         writer = multiprocessing.Process(target=write_files, args=(files["truth"], files["found"], data))
         writer.start()
         writer.join()
@@ -116,7 +118,7 @@ def compare(name: str, folder: Path, options: argparse.Namespace) -> None:
 
 
 def cost(python: str, code: str, source: Path | None) -> tuple[float, float]:
-    """CPU seconds and peak MB of a Python process, which imports from the folder `source` first."""
+    """CPU seconds and peak MB of a Python process that imports from the folder `source` first."""
     environment = os.environ | ({"PYTHONPATH": str(source)} if source else {})
     process = subprocess.Popen([python, "-c", code], stdout=subprocess.DEVNULL, env=environment)
     _, status, usage = os.wait4(process.pid, 0)
@@ -126,7 +128,7 @@ def cost(python: str, code: str, source: Path | None) -> tuple[float, float]:
 
 
 def write_files(truth: Path, found: Path, data: DataSet) -> None:
-    """Write a data set of images with frequent and rare classes and objects of all sizes, and a fair detector's results."""
+    """Write a data set of images with frequent and rare classes and objects of all sizes, and the results of an average detector."""
     rng = np.random.default_rng(0)
     weights = 1 / np.arange(1, data.classes + 1)
     weights /= weights.sum()
@@ -141,7 +143,7 @@ def write_files(truth: Path, found: Path, data: DataSet) -> None:
         for image_id in image_ids.tolist():
             num_objects = rng.poisson(data.objects)
             classes = rng.choice(data.classes, num_objects, p=weights)
-            # Whatever is detected if there is nothing belongs to some of the classes.
+            # False positives belong to some of the classes.
             seen = rng.choice(data.classes, data.seen)
             absent = np.setdiff1d(seen[:8], classes)
             content["images"].append(
@@ -179,7 +181,7 @@ def _detections(
     classes: np.ndarray,
     all_classes: np.ndarray,
 ) -> Iterator[dict[str, Any]]:
-    """The detections of an image by falling score: some near each object, the others anywhere."""
+    """The detections of an image by descending score: some near each object, the others anywhere."""
     num_near = min(NEAR * len(boxes), data.detections)
     num_wrong = data.detections - num_near
     near = np.repeat(np.arange(len(boxes)), NEAR)[:num_near]
@@ -204,7 +206,7 @@ def _random_boxes(rng: np.random.Generator, number: int) -> np.ndarray:
 
 
 def _geometry(boxes: np.ndarray, outlines: np.ndarray, iou_type: str) -> Iterator[dict[str, Any]]:
-    """Boxes, or masks: the radii of their outlines, in directions all around, as fractions of the box's half sides."""
+    """Boxes, or masks: radii of their outlines in all directions, as fractions of the box's half sides."""
     boxes = np.concatenate([boxes[:, :2], np.maximum(boxes[:, 2:], 1)], axis=1)
     angles = np.arange(outlines.shape[1]) * (2 * math.pi / outlines.shape[1])
     directions = np.stack([np.cos(angles), np.sin(angles)], axis=1)

@@ -1,9 +1,9 @@
-"""From an image file to its detections: an exported detector in ONNX Runtime next to the same one in PyTorch, as it is loaded.
+"""From an image file to its detections: an exported detector in ONNX Runtime, compared with the same one in PyTorch.
 
 python benchmarks/export_speed.py RUN --images DIR [--count 8] [--runs 7] [--threads 1 2]
 
-Each reads the file, resizes, runs the network and keeps the best detections by NMS; the two in turn, image by image. Wall clock and, for
-one thread, CPU time, which other jobs on the machine hardly disturb. Each number of threads is a process of its own.
+Each reads the file, resizes, runs the network and applies NMS; the two alternate, image by image. Wall-clock time and, for one thread,
+CPU time, which other jobs on the machine hardly affect. Each number of threads is a separate process.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def compare(options: argparse.Namespace) -> None:
-    """Print the medians with that many threads."""
+    """Print the medians for this number of threads."""
     import torch
 
     from ranksort import load_model

@@ -1,14 +1,14 @@
-"""What is a start from a trained detector worth, and at which learning rate?
+"""How much does starting from a trained detector help, and at which learning rate?
 
-BCCD from the weights of another model against ImageNet's alone. Every cell is a run of its own by the command line, with its schedule, and
-evaluated once, at its end; cells that are done are not run again.
+BCCD from the weights of another model, compared with ImageNet weights only. Every cell is a separate run of the command line, with its
+schedule, and is evaluated once, at the end; finished cells are not run again.
 
     python benchmarks/fine_tuning.py BCCD WEIGHTS --out DIR [--cells rates compare NAME ...]
     python benchmarks/fine_tuning.py BCCD WEIGHTS --out DIR --table
 
-A cell is called START-FACTOR-WARMUP-EPOCHS-SEED-SPLIT, as weights-0.5-10-3-0-val: from the weights, half the recipe's learning rate, 10
-steps of warm-up, 3 epochs, seed 0, evaluated on the validation images. `rates` are those that the learning rate is chosen by, on the
-validation images; `compare` those that the two starts are compared by, on the test images.
+A cell is called START-FACTOR-WARMUP-EPOCHS-SEED-SPLIT, for example weights-0.5-10-3-0-val: from the weights, half the recipe's learning
+rate, 10 steps of warm-up, 3 epochs, seed 0, evaluated on the validation images. `rates` are the cells for choosing the learning rate,
+on the validation images; `compare` those for comparing the two starts, on the test images.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def cells_of(name: str) -> list[str]:
 
 
 def run_cell(bccd: Path, weights: Path, cell: str, folder: Path) -> dict[str, float]:
-    """Train in `folder`, with what the run prints in log.txt, and return the figures."""
+    """Train in `folder`, with the output of the run in log.txt, and return the metrics."""
     start, factor, warmup, epochs, seed, split = cell.split("-")
     recipe, images = get_recipe(RECIPE), bccd / "images"
     milestones = [round(m * int(epochs) / recipe.training.epochs) for m in recipe.optimizer.milestones]
@@ -59,7 +59,7 @@ def run_cell(bccd: Path, weights: Path, cell: str, folder: Path) -> dict[str, fl
         "training.epochs": [epochs],
         "training.validate-every": [epochs],
         "training.seed": [seed],
-        "training.output": [folder / f"runs-{time.time_ns()}"],  # one that was stopped is not mistaken for this
+        "training.output": [folder / f"runs-{time.time_ns()}"],  # so that a stopped run is not mistaken for this one
         "evaluation.pictures": [0],
     }
     if start == "weights":
@@ -68,12 +68,12 @@ def run_cell(bccd: Path, weights: Path, cell: str, folder: Path) -> dict[str, fl
     for option, values in options.items():
         command += [f"--{option}", *values]
     folder.mkdir(parents=True, exist_ok=True)
-    begun = time.monotonic()
+    started_at = time.monotonic()
     with (folder / "log.txt").open("w") as log:
         subprocess.run(list(map(str, command)), stdout=log, stderr=subprocess.STDOUT, check=True)
     (metrics,) = Path(str(options["training.output"][0])).glob("*/*/metrics.csv")
     evaluated = [row for row in csv.DictReader(metrics.open()) if row["val/AP"]]
-    return {name: float(evaluated[-1][f"val/{name}"]) for name in METRICS} | {"seconds": time.monotonic() - begun}
+    return {name: float(evaluated[-1][f"val/{name}"]) for name in METRICS} | {"seconds": time.monotonic() - started_at}
 
 
 def read_results(file: Path) -> dict[str, dict[str, str]]:

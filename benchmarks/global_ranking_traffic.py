@@ -1,10 +1,10 @@
-"""What ranking over all processes adds to the traffic of a training step: by formula, and as gloo sends it between processes here.
+"""The traffic that ranking over all processes adds to a training step: by formula, and as gloo sends it between local processes.
 
 python benchmarks/global_ranking_traffic.py --processes 2 3 4 --positives 100 1000
 
-For each number of processes W and of positives a process P: the bytes that a process hands to collective operators in a forward pass of
-`rank_sort_detection_losses`, and the bytes that it sends over the loopback interface. Of the latter those of other programs are a part;
-the least of some repetitions is shown.
+For each number of processes W and of positives per process P: the bytes that a process hands to collective operators in a forward pass
+of `rank_sort_detection_losses`, and the bytes that it sends over the loopback interface. The latter includes other programs; the
+minimum of several repetitions is shown.
 """
 
 import argparse
@@ -23,7 +23,7 @@ STEPS, REPETITIONS, CLASSES, EXAMPLES = 20, 5, 10, 20000
 
 
 class Payload(TorchDispatchMode):
-    """Counts the bytes handed to collective operators."""
+    """Count the bytes handed to collective operators."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ def payload(processes: int, positives: int) -> int:
 
 
 def sent(processes: int, positives: int) -> float:
-    """Bytes that a process sends in a ring: W - 1 times what is gathered, 2 (W - 1) / W times what is summed."""
+    """Bytes that a process sends in a ring: W - 1 times the gathered data, 2 (W - 1) / W times the summed data."""
     gathered, summed = 8 + 16 * positives, 16 * (2 * processes * positives + 1) + 8
     return (processes - 1) * gathered + 2 * (processes - 1) / processes * summed
 

@@ -1,13 +1,14 @@
-"""What a machine with a GPU is to show: that everything is right there, and how fast. `make gpu` runs this.
+"""Check correctness and speed on a machine with a GPU. `make gpu` runs this.
 
 python benchmarks/gpu_check.py [--parts tests losses detectors training] [--out runs/gpu_check]
 
 tests      the losses and detectors on the device, in float32 and in half precision, against recorded values and the CPU
-losses     RS Loss against torchvision's focal loss and the published loop, at the sizes of five classifiers
-detectors  a training step and inference against torchvision's detectors, ResNet-50, 800 pixels, 2 and 8 images
-training   a short run on data that is made here, with its AP
+losses     RS Loss vs. torchvision's focal loss and the published loop, at the sizes of five classifiers
+detectors  a training step and inference vs. torchvision's detectors, ResNet-50, 800 pixels, 2 and 8 images
+training   a short run on generated data, with its AP
 
-Nothing is downloaded. What each part prints goes to a file of the folder, too; in the end the times, and exit code 1 where a part failed.
+Nothing is downloaded. The output of each part is also written to a file in the folder. At the end it prints the times; the exit code is
+1 if a part failed.
 """
 
 import argparse

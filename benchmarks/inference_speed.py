@@ -1,9 +1,9 @@
-"""What NMS of the best pairs saves: inference next to the same with torchvision's `batched_nms` of all pairs above the threshold.
+"""The time saved by NMS of the best pairs only: inference compared with torchvision's `batched_nms` of all pairs above the threshold.
 
 python benchmarks/inference_speed.py [RUN|RECIPE ...] --images DIR [--count 8] [--runs 7]
 
-A recipe stands for its network with random weights, which has far more pairs above the threshold than one that has learnt something; a run
-folder for what was trained there. One thread and CPU time, which other jobs on the machine hardly disturb; the two in turn.
+A recipe means its network with random weights, which has far more pairs above the threshold than a trained one; a run folder means its
+trained model. One thread and CPU time, which other jobs on the machine hardly affect; the two alternate.
 """
 
 import argparse

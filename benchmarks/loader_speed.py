@@ -1,10 +1,10 @@
-"""How many images a second the data set loads and transforms, next to torchvision's reference detection pipeline on the same files.
+"""Images per second that the data set loads and transforms, compared with torchvision's reference detection pipeline on the same files.
 
 python benchmarks/loader_speed.py IMAGES ANNOTATIONS.json --number 64
 
 The peer is `CocoDetection`, wrapped for `transforms.v2`, with the transforms of torchvision's references/detection: to tensor, flip,
-to float in 0..1, `SanitizeBoundingBoxes`, `ToPureTensor`. "Resized", `RandomShortestSize` is among them, as ours resize; else ours
-only flip. CPU time of this process, one thread; the two take turns, medians of `--passes`.
+to float in 0..1, `SanitizeBoundingBoxes`, `ToPureTensor`. In the rows "resized to", both resize (with `RandomShortestSize` in
+torchvision); otherwise ours only flip. CPU time of this process, one thread; the two alternate, medians of `--passes`.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def main() -> None:
     for masks in (False, True):
         for side in (0, options.side):
             own, peer = (make(options.images, options.annotations, masks, side) for make in (ours, reference))
-            # The same files: training leaves some out.
+            # The same files, because training leaves some out.
             place = {
                 image_id: n for n, image_id in enumerate(peer._dataset.ids if hasattr(peer, "_dataset") else peer.ids)
             }

@@ -1,16 +1,16 @@
-"""How the ranking losses compare in cost with focal loss, with one sort of the logits, and with the published loop.
+"""The cost of the ranking losses compared with focal loss, with one sort of the logits, and with the published loop.
 
 python benchmarks/loss_speed.py --threads 1 --runs 7 [--shapes rpn roi atss lvis dense] [--logits init sparse trained overlap] [--growth]
 python benchmarks/loss_speed.py --device cuda --runs 30
 
-Each row is one shape and one kind of logits; all contestants run in turn within the row, forward and backward, and the figures are ratios
-of medians. `limit` reads the logits once and writes a zero gradient. `loop` is the published algorithm, one positive at a time, over the
-negatives in its reach; it is timed on a few positives and scaled to all of them. `bucket` is the approximation of Yavuz et al. (ECCV
-2024), which puts the negatives between two positives into one bucket; left out where its matrices would not fit. `bytes/logit` is the
-peak of what a call allocates over its inputs. On a GPU times are those until it has finished, and `launches` counts the kernels and copies
-which RS Loss starts there.
+Each row is one shape and one kind of logits; all contestants alternate within the row, forward and backward, and the figures are ratios
+of medians. `limit` reads the logits once and writes a zero gradient. `loop` is the published algorithm, one positive at a time, over
+the negatives in its reach; it is timed on a few positives and extrapolated to all. `bucket` is the approximation of Yavuz et al. (ECCV
+2024), which puts the negatives between two positives into one bucket; it is left out if its matrices would not fit. `bytes/logit` is
+the peak memory that a call allocates in addition to its inputs. On a GPU, times are until it has finished, and `launches` counts the
+kernels and copies that RS Loss starts there.
 
-With `--growth` the cost of 4 times the negatives and of 10 times the positives instead.
+With `--growth`: the cost of 4 times the negatives and of 10 times the positives instead.
 """
 
 import argparse
@@ -38,7 +38,7 @@ SHAPES = {
 LOOP_POSITIVES = 10
 
 
-# Large tensors keep their pages: else the contestant whose temporaries are given back to the system pays for them again each time.
+# Large tensors keep their pages; otherwise a contestant whose temporaries are returned to the system pays for them each time.
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 33),
@@ -99,12 +99,12 @@ def loop(logits: Tensor, targets: Tensor) -> None:
 
 
 def bucketed(logits: Tensor, targets: Tensor) -> None:
-    """Bucketed RS Loss (Yavuz et al., ECCV 2024, section 4): negatives next to each other in the ranking count as so many equal ones."""
+    """Bucketed RS Loss (Yavuz et al., ECCV 2024, section 4): neighbouring negatives in the ranking count as equal ones."""
     s = logits.detach()
     order = s.argsort(descending=True)
     positive = targets[order] > 0
     p, y = s[order][positive], targets[order][positive]
-    bucket = positive.cumsum(0)[~positive]  # how many positives are above
+    bucket = positive.cumsum(0)[~positive]  # number of positives above
     size = torch.bincount(bucket, minlength=len(p) + 1).to(s)
     mean = torch.bincount(bucket, s[order][~positive], minlength=len(p) + 1) / size.clamp(min=1)
     above_n = (mean - p[:, None] + 0.5).clamp(0, 1) * size
@@ -130,9 +130,9 @@ def wait(device: torch.device) -> None:
 def measure(
     contestants: list[Callable[[Tensor, Tensor], None]], logits: Tensor, targets: Tensor, runs: int
 ) -> list[float]:
-    """Median seconds of each, all in turn."""
+    """Median seconds of each, alternating."""
     seconds: list[list[float]] = [[] for _ in contestants]
-    labels = (targets > 0).float()  # what focal loss is given
+    labels = (targets > 0).float()  # targets for focal loss
     for run in range(runs + 1):
         for times, contestant in zip(seconds, contestants, strict=True):
             leaf = logits.detach().requires_grad_()
@@ -146,7 +146,7 @@ def measure(
 
 
 def peak_bytes(contestant: Callable[[Tensor, Tensor], None], logits: Tensor, targets: Tensor) -> int:
-    """The most that is allocated at a time during a call, from the allocator's own record."""
+    """Peak memory of a call, from the allocator's own record."""
     leaf = logits.detach().requires_grad_()
     if logits.is_cuda:
         torch.cuda.reset_peak_memory_stats()
@@ -164,7 +164,7 @@ def peak_bytes(contestant: Callable[[Tensor, Tensor], None], logits: Tensor, tar
 
 
 def launches(contestant: Callable[[Tensor, Tensor], None], logits: Tensor, targets: Tensor) -> int:
-    """How many kernels and copies a call starts on the GPU."""
+    """Number of kernels and copies that a call starts on the GPU."""
     leaf = logits.detach().requires_grad_()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as recorded:
         contestant(leaf, targets)
@@ -223,5 +223,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     if not ALLOCATOR.keys() <= os.environ.keys():
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ALLOCATOR)  # glibc reads them at the start
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ALLOCATOR)  # glibc reads them at start-up
     main()

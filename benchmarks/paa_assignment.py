@@ -1,10 +1,10 @@
-"""What the assignment of PAA costs next to one scikit-learn fit for each object, which is how it was published.
+"""The cost of PAA's assignment compared with one scikit-learn fit per object, as published.
 
 python benchmarks/paa_assignment.py [--device cpu] [--runs 15]
 
-Both get the losses of the same candidates, a few hundred an object as in 800 x 1333 pixels: `choose_positives` does all of the assignment,
-the other one only fits and asks for members and likelihoods. The two in turn; figures are medians, the ratio is theirs. On a CPU it is
-the time of its one thread, which other jobs on the machine do not lengthen.
+Both get the losses of the same candidates, a few hundred per object as for 800 x 1333 pixels: `choose_positives` does the whole
+assignment, the peer only fits and computes members and likelihoods. The two alternate; figures are medians and their ratio. On a CPU,
+the CPU time of one thread is measured, which other jobs on the machine hardly affect.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def main() -> None:
     warnings.simplefilter("ignore", ConvergenceWarning)
     print(f"torch {torch.__version__}, {options.device}, one thread, median of {options.runs}")
     print(f"{'objects':>8}{'candidates':>12}{'ours ms':>10}{'one by one ms':>15}{'ratio':>8}")
-    for objects in (30, 120, 480):  # about as many as 4, 16 and 64 images of COCO have
+    for objects in (30, 120, 480):  # about as many as in 4, 16 and 64 images of COCO
         losses, owner, level = (x.to(options.device) for x in make(objects))
         rows = best_of_each(losses, owner, level)
         ours, theirs = [], []

@@ -1,4 +1,4 @@
-"""How often does `--data.repeat-threshold` show the images of rare classes?
+"""How often does `--data.repeat-threshold` use the images of rare classes?
 
     python benchmarks/repeat_factors.py DATA [--thresholds 0 .01 .02 .05 .1]
 
@@ -37,7 +37,7 @@ def main() -> None:
             counts.append((len(drawn), rare[drawn].sum(), *has[drawn][:, order[[0, -1]]].sum(0)))
         epoch_size, *others = (statistics.mean(map(float, column)) for column in zip(*counts, strict=True))
         print(
-            f"{threshold:g}: {epoch_size:.0f} images an epoch, of rare classes {', '.join(f'{n:.1f}' for n in others)}"
+            f"{threshold:g}: {epoch_size:.0f} images per epoch, of rare classes {', '.join(f'{n:.1f}' for n in others)}"
         )
 
 

@@ -1,4 +1,4 @@
-"""How long does a report take next to the evaluation behind it: causes of the errors, worth of the scores, bootstrap intervals?
+"""How long does a report take compared with its evaluation: causes of the errors, quality of the scores, bootstrap intervals?
 
 python benchmarks/report_speed.py [--data coco-boxes coco-masks] [--runs 3]
 
@@ -30,7 +30,7 @@ def measure(truth: Path, found: Path, iou_type: str) -> tuple[float, float, floa
     """Seconds of the evaluation, of the bootstrap and of the rest of the analysis."""
     evaluation, report = seconds(partial(evaluate_detections, truth, found, iou_type))
     bootstrap, _ = seconds(partial(bootstrap_matched, report.matched))
-    analysis, _ = seconds(partial(getattr, report, "analysis"))  # computed at first use
+    analysis, _ = seconds(partial(getattr, report, "analysis"))  # computed on first use
     return evaluation, bootstrap, analysis - bootstrap
 
 

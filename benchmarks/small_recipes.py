@@ -1,4 +1,4 @@
-"""The detectors without a small recipe of their own, at a size for which a CPU is enough: do they learn?
+"""Small recipes for the other detectors, at a size for which a CPU is enough: do they learn?
 
 ranksort quickstart --recipe benchmarks/small_recipes.py:paa --out paa
 ranksort train benchmarks/small_recipes.py:solov2 --data.root DIR

@@ -1,12 +1,12 @@
-"""What AP do 20, 50, 100 or 200 labelled images give?
+"""What AP is reached with 20, 50, 100 or 200 labelled images?
 
-The first N of BCCD's training images in an order drawn by the seed, so that small sets are parts of large ones; evaluated on its 72 test
-images. Every cell (images x schedule x seed) is a run of its own by the command line; cells that are done are not run again.
+The first N of BCCD's training images in an order drawn by the seed, so that small sets are subsets of large ones; evaluated on its 72
+test images. Every cell (images x schedule x seed) is a separate run of the command line; finished cells are not run again.
 
     python benchmarks/small_sets.py BCCD --out DIR [--images 20 50 100 200] [--seeds 0 1 2] [--schedules epochs steps] [--weights FILE]
     python benchmarks/small_sets.py BCCD --out DIR --table
 
-`epochs` is the recipe as it is, 12 epochs; `steps` trains as many steps as those are with 200 images, that is 120 epochs of 20 images.
+`epochs` is the unchanged recipe, 12 epochs; `steps` trains for as many steps as with 200 images, that is 120 epochs of 20 images.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def subset(annotations: Path, images: int, seed: int, file: Path) -> Path:
 
 
 def run_cell(arguments: argparse.Namespace, images: int, schedule: str, seed: int, folder: Path) -> None:
-    """Train on `images` images, evaluate on the test images, and keep the figures in `folder/result.json`."""
+    """Train on `images` images, evaluate on the test images, and save the metrics in `folder/result.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     data, epochs = arguments.bccd, EPOCHS if schedule == "epochs" else EPOCHS * LARGEST // images
     train = subset(data / "annotations/instances_train.json", images, seed, folder / "train.json")
@@ -61,19 +61,19 @@ def run_cell(arguments: argparse.Namespace, images: int, schedule: str, seed: in
     command += ["--optimizer.milestones", round(epochs * 9 / 12), round(epochs * 11 / 12), "--data.workers", 1]
     command += ["--training.output", folder / "runs", "--evaluation.pictures", 0]
     command += ["--training.weights", arguments.weights] if arguments.weights else []
-    begun = time.monotonic()
+    started_at = time.monotonic()
     with (folder / "log.txt").open("w") as log:
         subprocess.run(list(map(str, command)), stdout=log, stderr=subprocess.STDOUT, check=True)
     report = next((folder / "runs").glob("*/*/report/report.json"))
     numbers = json.loads(report.read_text())
     numbers = {name: numbers["summary"][name] for name in ("AP", "AP50", "oLRP")} | {
-        "seconds": time.monotonic() - begun
+        "seconds": time.monotonic() - started_at
     }
     (folder / "result.json").write_text(json.dumps(numbers))
 
 
 def table(out: Path) -> None:
-    """Print mean and range over the seeds of what is done."""
+    """Print mean and range over the seeds of finished cells."""
     cells: dict[tuple[str, int], list[dict[str, float]]] = {}
     for file in sorted(out.glob("*/result.json")):
         start, schedule, images, _ = file.parent.name.split("-")

@@ -1,7 +1,7 @@
-"""What do tiles find in a large image that the model does not see in the image as a whole?
+"""What do tiles detect in a large image that the model misses in the whole image?
 
-A mosaic of BCCD's test images (blood cells), at their own size, is one image of about 6,000 px. Its small objects are the platelets. An
-object at a seam of the mosaic is cut off there as it is in the image that it comes from.
+A mosaic of BCCD's test images (blood cells), at their original size, is one image of about 6,000 px. Its small objects are the
+platelets. Objects at a seam of the mosaic are cut off as in their original image.
 
     python benchmarks/tiled_prediction.py RUN BCCD [--side 6000] [--tile 640] [--overlap .2]
 """
@@ -29,7 +29,7 @@ IOU = 0.5
 
 
 def mosaic(data: Path, side: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """The test images in rows, again from the first one when there are no more: pixels [H, W, 3], boxes xyxy [G, 4] and class names."""
+    """The test images in rows, repeated if necessary: pixels [H, W, 3], boxes xyxy [G, 4] and class names."""
     content = json.loads((data / "annotations/instances_test.json").read_text())
     names = {c["id"]: c["name"] for c in content["categories"]}
     images = content["images"]
@@ -52,16 +52,15 @@ def mosaic(data: Path, side: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
 
 
 def compare(found: Prediction, boxes: np.ndarray, classes: list[str], name: str) -> tuple[float, int, int, int]:
-    """Of a class: recall at IoU .5, detections, doubles, and pieces of objects.
+    """For a class: recall at IoU .5, detections, duplicates, and pieces of objects.
 
-    A double is a detection too many of an object, whose IoU with it is .5 or more; a piece lies within an object that has another
-    detection or none, and its IoU is less.
+    A duplicate is an additional detection of an object with an IoU of .5 or more; a piece lies within an object and has a lower IoU.
     """
     mine = found.boxes[[n == name for n in found.names]]
     objects = boxes[[n == name for n in classes]]
     iou = box_iou(torch.from_numpy(objects), torch.from_numpy(mine)).numpy()
     free, hit = np.ones(len(mine), bool), 0
-    for row in iou:  # detections come by falling score
+    for row in iou:  # detections are sorted by descending score
         candidates = np.flatnonzero((row >= IOU) & free)
         if len(candidates):
             free[candidates[np.argmax(row[candidates])]] = False
@@ -75,7 +74,7 @@ def compare(found: Prediction, boxes: np.ndarray, classes: list[str], name: str)
 
 
 def plain_nms(model: Detector, pixels: np.ndarray, tile: int, overlap: float) -> Prediction:
-    """What NMS at the model's own threshold leaves of all detections of all tiles."""
+    """The result of NMS, at the model's own threshold, over the detections of all tiles."""
     size, parts = (pixels.shape[0], pixels.shape[1]), []
     for box in cover(*size, tile, overlap).boxes.tolist():
         x, y, x2, y2 = box
@@ -102,14 +101,14 @@ def main() -> None:
     counts = ", ".join(f"{classes.count(name)} {name}" for name in model.class_names)
     print(f"{pixels.shape[1]} x {pixels.shape[0]} px, {counts}; recall at IoU .5 / detections / doubles / pieces")
     ways = [(tile, overlap) for tile in arguments.tile for overlap in arguments.overlap]
-    runs: list[tuple[str, Callable[[], Any]]] = [("the image as a whole", lambda: model.predict(pixels))]
+    runs: list[tuple[str, Callable[[], Any]]] = [("the whole image", lambda: model.predict(pixels))]
     for tile, overlap in ways:
         what = f"tiles of {tile} px, overlap {overlap:g}"
         runs.append((what, partial(model.predict, pixels, tile=tile, overlap=overlap)))
         runs.append((f"{what}, NMS of all detections", partial(plain_nms, model, pixels, tile, overlap)))
     for what, run in runs:
-        begun = time.process_time()
-        found, seconds = run(), time.process_time() - begun
+        started_at = time.process_time()
+        found, seconds = run(), time.process_time() - started_at
         cells = ["{:.1f} % / {} / {} / {}".format(*compare(found, boxes, classes, name)) for name in model.class_names]
         print(f"| {what} | {' | '.join(cells)} | {seconds:.1f} s |", flush=True)
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB")

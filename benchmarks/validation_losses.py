@@ -1,9 +1,9 @@
-"""What do the validation losses add to the time of an evaluation?
+"""How much do the validation losses add to the time of an evaluation?
 
     python benchmarks/validation_losses.py DATA RECIPE [--images 16] [--min-size 256] [--backbone NAME]
 
-DATA is a folder as for `--data.root`; the model is untrained. CPU seconds of one thread, with and without the losses in turn, medians of
-`--runs`.
+DATA is a folder as for `--data.root`; the model is untrained. CPU seconds of one thread, with and without the losses alternating,
+medians of `--runs`.
 """
 
 import argparse
@@ -40,14 +40,14 @@ def main() -> None:
     seconds: dict[bool, list[float]] = {False: [], True: []}
     for _ in range(arguments.runs):
         for with_losses, times in seconds.items():
-            losses, begun = ValidationLosses(recipe.data.min_box_size), time.process_time()
+            losses, started_at = ValidationLosses(recipe.data.min_box_size), time.process_time()
             with torch.no_grad():
                 for image, target in items:
                     with computed_once(model.backbone):
                         model([image])
                         if with_losses:
                             losses.update(model, [image], [target])
-            times.append(time.process_time() - begun)
+            times.append(time.process_time() - started_at)
     alone, both = (statistics.median(times) for times in seconds.values())
     print(f"{len(items)} images: {alone:.2f} s, with the losses {both:.2f} s: {both / alone - 1:+.0%}")
 

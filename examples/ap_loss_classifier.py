@@ -1,15 +1,15 @@
-"""AP Loss against cross-entropy: a linear classifier of rare positives that has to rank well within each of several groups.
+"""AP Loss vs. cross-entropy: a linear classifier of rare positives that has to rank well within each of several groups.
 
 python examples/ap_loss_classifier.py                     # less than a minute
 
-Think of images, days, clinics or queries: 5 % positives, and what counts is the average precision within a group. Each group's
-features are off by an amount of its own, which tells nothing about the classes. Cross-entropy asks for one level of the scores, so
-it gives up informative directions in which the groups differ. AP Loss of one group at a time asks for their order alone: the offset
-adds the same to all scores of a group and does not exist for it. Without offsets there is nothing to gain, as the second row says;
-and whoever knows of them can subtract the mean of each group, after which cross-entropy does as well as AP Loss without knowing.
+Think of images, days, clinics or queries: 5 % are positives, and the metric is the average precision within a group. Each group's
+features have their own offset, which is unrelated to the classes. Cross-entropy needs one common level of scores, so it gives up
+informative directions in which the groups differ. AP Loss on one group at a time only depends on the order: the offset adds the same to
+all scores of a group, so it has no effect. Without offsets there is nothing to gain, as the second row shows; and if the groups are
+known, their means can be subtracted, after which cross-entropy does as well as AP Loss without that knowledge.
 
-Both losses get the same data, model, optimiser and 6 settings, of which the one with the best validation AP is tested. Cross-entropy
-gets five times the steps, for they are cheap and it needs them: with as few as AP Loss it stays behind by more.
+Both losses use the same data, model, optimiser and 6 settings; the setting with the best validation AP is tested. Cross-entropy gets
+five times as many steps, because they are cheap and it needs them: with as few as AP Loss it is further behind.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def ap_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """What is passed together is ranked together: here the examples of a group."""
+    """Examples passed together are ranked together: here, those of a group."""
     return torch.stack([average_precision_loss(s, y) for s, y in zip(logits, targets, strict=True)]).mean()
 
 
@@ -79,7 +79,7 @@ def mean_ap(model: nn.Linear, x: Tensor, y: Tensor) -> float:
 
 
 def tuned_ap(loss: Loss, offset: float, steps: int, seed: int) -> float:
-    """The test AP of the setting that is best in validation."""
+    """The test AP of the setting with the best validation AP."""
     x, y = make_groups(offset, seed)
     models = [
         train(loss, x[TRAINING], y[TRAINING], lr, decay, steps, seed)

@@ -1,8 +1,8 @@
-"""A detector of your own in a file of your own: RS Loss on a single square at every cell, without shapes of anchors to choose.
+"""Your own detector in your own file: RS Loss on a single square at every cell, without anchor shapes to choose.
 
 ranksort train ranksort_atss_lite0_small --model.detector examples/my_detector.py:CentreDetector --data.root DIR
-ranksort test RUN --model.detector examples/my_detector.py:CentreDetector           # so do `predict` and `--resume`
-load_model(RUN, detector=CentreDetector)                                             # no checkpoint runs a file by itself
+ranksort test RUN --model.detector examples/my_detector.py:CentreDetector           # likewise for `predict` and `--resume`
+load_model(RUN, detector=CentreDetector)                                             # checkpoints never execute a file by themselves
 """
 
 import torch
@@ -17,7 +17,7 @@ from ranksort.models.matchers import NEGATIVE, collect
 
 
 class CentreDetector(Detector):
-    settings = ("channels", "prior")  # those of a recipe that the constructor takes
+    settings = ("channels", "prior")  # settings of a recipe that the constructor takes
 
     def __init__(self, backbone, transform, num_classes: int, *, channels: int = 256, prior: float = 0.01, **common):
         super().__init__(backbone, transform, num_classes, **common)
@@ -48,7 +48,7 @@ class CentreDetector(Detector):
 
 
 def match_centres(squares: Tensor, boxes: Tensor) -> Tensor:
-    """Take each object to the 9 squares most like it in place and size; a square of several objects is the last one's."""
+    """Assign each object to the 9 squares most similar in position and size; a square of several objects belongs to the last one."""
     owner = torch.full((len(squares),), NEGATIVE, device=squares.device)
     for i, box in enumerate(boxes):
         difference = (squares - box).abs().sum(1)

@@ -1,6 +1,6 @@
-"""A loss of your own in place of RS Loss, in any detector: cross-entropy that asks for the IoU as score, and GIoU for the boxes.
+"""Your own loss instead of RS Loss, for any detector: cross-entropy with the IoU as target, and GIoU for the boxes.
 
-python examples/my_loss.py [my_data]     # a folder in COCO format; none: drawn images
+python examples/my_loss.py [my_data]     # a folder in COCO format; default: drawn images
 """
 
 import sys
@@ -25,7 +25,7 @@ def my_loss(logits, positive, labels, boxes, object_boxes, *, ignored=None, qual
         logits.float(), targets.clamp(min=0), weight=targets >= 0, reduction="sum"
     )
     found = DetectionLosses({"entropy": entropy / max(len(positive), 1)}, quality, weights=quality, task_weight=2.0)
-    return found if box is None else found.with_task("box", box)  # detectors with masks add `mask` likewise
+    return found if box is None else found.with_task("box", box)  # detectors with masks add `mask` in the same way
 
 
 if __name__ == "__main__":

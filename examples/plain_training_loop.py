@@ -1,6 +1,6 @@
-"""Trains a detector with nothing but PyTorch: the exit door from our engine, and where its cost can be measured.
+"""Train a detector with plain PyTorch, without our engine; also used to measure the cost of the engine.
 
-python examples/plain_training_loop.py [my_data] --epochs 3     # a folder in COCO format; none: drawn images
+python examples/plain_training_loop.py [my_data] --epochs 3     # a folder in COCO format; default: drawn images
 """
 
 import argparse
@@ -50,9 +50,11 @@ def main() -> None:
             sum(losses.values()).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
             optimizer.step()
-        last = {name: round(loss.item(), 3) for name, loss in losses.items()}  # before the clock: it waits for the GPU
+        last = {
+            name: round(loss.item(), 3) for name, loss in losses.items()
+        }  # before taking the time: it waits for the GPU
         seconds = (time.perf_counter() - start) / len(train_loader)
-        print(f"epoch {epoch + 1}: {seconds:.3f} s a step, last losses {last}", flush=True)
+        print(f"epoch {epoch + 1}: {seconds:.3f} s per step, last losses {last}", flush=True)
 
     model.eval()
     results = []

@@ -1,9 +1,9 @@
-"""Deformable DETR of transformers trained with RS Loss at every layer of its decoder. So are Conditional and DAB-DETR.
+"""Train Deformable DETR of transformers with RS Loss at every decoder layer. Conditional DETR and DAB-DETR work in the same way.
 
-pip install transformers; python examples/rs_loss_in_deformable_detr.py [my_data]     # a folder in COCO format; none: drawn images
+pip install transformers; python examples/rs_loss_in_deformable_detr.py [my_data]     # a folder in COCO format; default: drawn images
 
-Plain DETR ends in a softmax with a column for "no object", and RS Loss ranks sigmoids: there, drop the column by `logits[..., :-1]`, match
-as here, and report sigmoids in place of its post-processing.
+Plain DETR has a softmax with a column for "no object", but RS Loss ranks sigmoids: drop the column with `logits[..., :-1]`, match as
+here, and report sigmoids instead of its post-processing.
 """
 
 import sys
@@ -36,14 +36,15 @@ class RankSortDeformableDetr(DeformableDetrForObjectDetection):
 if __name__ == "__main__":
     root = Path(sys.argv[1]) if len(sys.argv) > 1 else write_synthetic_dataset(Path("datasets/small"), train_images=40)
     dataset = CocoDataset(*find_split(root, "train"), training=True)
-    # On your own data RankSortDeformableDetr.from_pretrained("SenseTime/deformable-detr", num_labels=..., ignore_mismatched_sizes=True).
+    # For your own data: RankSortDeformableDetr.from_pretrained("SenseTime/deformable-detr", num_labels=...,
+    # ignore_mismatched_sizes=True).
     stages = {"depths": [2, 2, 2, 2], "out_features": ["stage2", "stage3", "stage4"]}
     backbone = ResNetConfig(layer_type="basic", hidden_sizes=[64, 128, 256, 512], **stages)
     layers = {"encoder_layers": 2, "decoder_layers": 3, "with_box_refine": True, "num_labels": len(dataset.categories)}
     model = RankSortDeformableDetr(DeformableDetrConfig(backbone_config=backbone, **layers))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     for images, targets in DataLoader(dataset, 4, shuffle=True, collate_fn=collate):
-        output = model(*prepare(images, targets, side=256))  # of one size: else with `pixel_mask`
+        output = model(*prepare(images, targets, side=256))  # of equal size; otherwise pass `pixel_mask`
         print({name: round(loss.item(), 3) for name, loss in output.loss_dict.items()}, flush=True)
         optimizer.zero_grad()
         output.loss.backward()

@@ -1,6 +1,6 @@
-"""RT-DETR of transformers trained with RS Loss: the decoder's layers, the encoder's proposals and the denoising queries.
+"""Train RT-DETR of transformers with RS Loss: decoder layers, encoder proposals and denoising queries.
 
-pip install transformers; python examples/rs_loss_in_rt_detr.py [my_data]     # a folder in COCO format; none: drawn images
+pip install transformers; python examples/rs_loss_in_rt_detr.py [my_data]     # a folder in COCO format; default: drawn images
 """
 
 import sys
@@ -25,7 +25,7 @@ class RankSortRTDetr(RTDetrForObjectDetection):
         match, noisy = RTDetrHungarianMatcher(config), more["denoising_meta_values"]
         layers, denoising = [(more["enc_topk_logits"], more["enc_topk_bboxes"])], []
         for logits, boxes in zip(all_logits.unbind(1), all_boxes.unbind(1), strict=True):
-            if noisy:  # the first queries are objects with noise, whose matches are known
+            if noisy:  # the first queries are noisy objects, whose matches are known
                 (known, logits), (known_boxes, boxes) = (x.split(noisy["dn_num_split"], 1) for x in (logits, boxes))
                 denoising.append((known, known_boxes, RTDetrLoss.get_cdn_matched_indices(noisy, targets)))
             layers.append((logits, boxes))
@@ -36,7 +36,7 @@ class RankSortRTDetr(RTDetrForObjectDetection):
         return sum(losses.values()), losses, None
 
 
-def prepare(images, targets, side: int):  # as transformers' image processors do
+def prepare(images, targets, side: int):  # as in transformers' image processors
     sizes = [torch.tensor(image.shape[-1:-3:-1]).repeat(2) for image in images]
     boxes = [box_convert(t["boxes"] / size, "xyxy", "cxcywh") for t, size in zip(targets, sizes, strict=True)]
     labels = [{"class_labels": t["labels"], "boxes": b} for t, b in zip(targets, boxes, strict=True)]
@@ -46,7 +46,8 @@ def prepare(images, targets, side: int):  # as transformers' image processors do
 if __name__ == "__main__":
     root = Path(sys.argv[1]) if len(sys.argv) > 1 else write_synthetic_dataset(Path("datasets/small"), train_images=40)
     dataset = CocoDataset(*find_split(root, "train"), training=True)
-    # On your own data RankSortRTDetr.from_pretrained("PekingU/rtdetr_r18vd", num_labels=..., ignore_mismatched_sizes=True), and side=640.
+    # For your own data: RankSortRTDetr.from_pretrained("PekingU/rtdetr_r18vd", num_labels=..., ignore_mismatched_sizes=True), and
+    # side=640.
     backbone = RTDetrResNetConfig(layer_type="basic", hidden_sizes=[64, 128, 256, 512], out_indices=[2, 3, 4])
     channels = {"encoder_in_channels": [128, 256, 512], "num_labels": len(dataset.categories)}
     model = RankSortRTDetr(RTDetrConfig(backbone_config=backbone, freeze_backbone_batch_norms=False, **channels))

@@ -1,6 +1,6 @@
-"""torchvision's RetinaNet trained with RS Loss in place of focal loss and L1: only `compute_loss` of its head changes.
+"""Train torchvision's RetinaNet with RS Loss instead of focal loss and L1: only `compute_loss` of its head changes.
 
-python examples/rs_loss_in_your_detector.py [my_data]     # a folder in COCO format; none: drawn images
+python examples/rs_loss_in_your_detector.py [my_data]     # a folder in COCO format; default: drawn images
 """
 
 import sys
@@ -21,14 +21,14 @@ from ranksort.losses.detection import rank_sort_detection_losses
 
 class RankSortHead(RetinaNetHead):
     def compute_loss(self, targets, head_outputs, anchors, matched_idxs) -> dict[str, Tensor]:
-        # An anchor is matched with the object of that index in its image, or with -1: negative, or -2: ignored.
+        # An anchor is matched with an object, by index in its image, or -1: negative, or -2: ignored.
         matched = torch.cat(matched_idxs)
         positive = (matched >= 0).nonzero().squeeze(1)
         of_images = list(zip(targets, matched_idxs, strict=True))
         labels, boxes = (torch.cat([t[key][m[m >= 0]] for t, m in of_images]) for key in ("labels", "boxes"))
         deltas = head_outputs["bbox_regression"].flatten(0, 1)[positive].float()
         predicted = self.regression_head.box_coder.decode_single(deltas, torch.cat(anchors)[positive])
-        logits = head_outputs["cls_logits"].flatten(0, 1)  # the images in one list: they are ranked together
+        logits = head_outputs["cls_logits"].flatten(0, 1)  # all images in one list: they are ranked together
         return rank_sort_detection_losses(logits, positive, labels, predicted, boxes, ignored=matched == -2).losses
 
 
@@ -50,7 +50,7 @@ def train_step(model: RetinaNet, optimizer: torch.optim.Optimizer, images, targe
 if __name__ == "__main__":
     root = Path(sys.argv[1]) if len(sys.argv) > 1 else write_synthetic_dataset(Path("datasets/small"), train_images=40)
     dataset = CocoDataset(*find_split(root, "train"), training=True, keep_empty_images=True)
-    # On your own data leave `weights_backbone` out, which downloads ImageNet's, and the sizes, which are 800 and 1333 then.
+    # For your own data, leave out `weights_backbone` (ImageNet weights are then downloaded) and the sizes (then 800 and 1333).
     model = rank_sort_retinanet(len(dataset.categories), weights_backbone=None, min_size=128, max_size=192)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
     for epoch in range(1, 11):

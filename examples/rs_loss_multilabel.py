@@ -1,9 +1,9 @@
-"""A timm classifier that gives an image several labels, trained with RS Loss: first those it has, and of these the largest first.
+"""Train a multi-label timm classifier with RS Loss: labels of the image come first, sorted by size.
 
 python examples/rs_loss_multilabel.py my_data     # a folder in COCO format
 
-Ranking lifts the classes that are in an image above those that are not. Sorting brings the former into the order of their targets: here
-the share of the image that their largest box covers. Any grade in (0, 1] does, such as a relevance, or how many annotators agreed.
+Ranking puts the classes in an image above all others. Sorting puts them in the order of their targets: here, the fraction of the image
+that their largest box covers. Any grade in (0, 1] works, such as a relevance, or the fraction of annotators who agreed.
 """
 
 import sys
@@ -21,7 +21,7 @@ from ranksort.data.layouts import find_split
 
 
 def load(root: Path, split: str, side: int = 128):
-    """Images [N, 3, side, side] in -1..1, and the grade of each class in each, [N, C]: 0 where it is not there."""
+    """Images [N, 3, side, side] in -1..1, and the grade of each class in each, [N, C]: 0 if it is absent."""
     dataset = CocoDataset(*find_split(root, split), training=True)
     grades, images = torch.zeros(len(dataset), len(dataset.categories)), []
     for row, (image, target) in zip(grades, dataset, strict=True):
@@ -39,14 +39,14 @@ def train(images, grades, epochs: int = 6):
     for _ in range(epochs):
         for batch in torch.randperm(len(images)).split(32):
             optimizer.zero_grad()
-            sum(rank_sort_loss(model(images[batch]), grades[batch])).backward()  # all of the batch in one ranking
+            sum(rank_sort_loss(model(images[batch]), grades[batch])).backward()  # the whole batch in one ranking
             optimizer.step()
     return model.eval()
 
 
 @torch.no_grad()
 def measure(model, images, grades):
-    """Mean AP over the classes; and of the pairs of classes in an image how many are scored in the order of their grades."""
+    """Mean AP over the classes; and the fraction of pairs of classes in an image that are scored in the order of their grades."""
     scores = torch.cat([model(part) for part in images.split(64)])
     ap = [average_precision_score(y > 0, s) for s, y in zip(scores.T, grades.T, strict=True) if y.any()]
     pairs = (grades[:, :, None] > grades[:, None]) & (grades[:, None] > 0)

@@ -120,7 +120,7 @@ def write_good(folder: Path) -> None:
     (folder / "model").mkdir()
     torch.manual_seed(0)
     recipe = get_recipe("ranksort_atss_lite0_small")
-    recipe.model.backbone, recipe.model.pretrained_backbone, recipe.model.channels = "resnet18", False, 64
+    recipe.model.backbone, recipe.model.pretrained_backbone, recipe.model.channels = "timm/lcnet_035", False, 64
     recipe.model.head_convs, recipe.model.min_size, recipe.model.max_size, recipe.model.num_classes = 0, 64, 96, 2
     model = create_model(recipe)
     categories = [Category(1, "ball"), Category(2, "box")]

@@ -85,11 +85,12 @@ def test_calibrating_twice_is_refused_and_merging_ends_a_calibration(files, tmp_
     main(["merge", str(out), str(other), "--out", str(tmp_path / "merged.json")])
     said = capsys.readouterr().out
     assert (
-        f"do not mean the same, so that the wrong ones may win: {out}: the expected IoU; {other}: as the model" in said
+        f"are on different scales, so the wrong detections may win: {out}: the expected IoU; {other}: as the model"
+        in said
     )
     assert not any("calibrated" in row for row in json.loads((tmp_path / "merged.json").read_text()))
     main(["merge", str(found), str(other), "--out", str(tmp_path / "merged.json")])
-    assert "do not mean the same" not in capsys.readouterr().out
+    assert "are on different scales" not in capsys.readouterr().out
 
 
 def test_ids_may_be_spelled_as_strings_and_classes_be_unknown(files, tmp_path, capsys):

@@ -167,8 +167,8 @@ def test_load_weights_names_what_differs(model: nn.Module) -> None:
     sentence = str(raised.value)
     assert "of the file" in sentence
     assert "lacks 1 tensor (head.scales.4)" in sentence
-    assert "has in addition 1 tensor (head.scales.7)" in sentence
-    assert "has in other shapes 1 tensor (head.box_deltas.bias (3,) for (12,))" in sentence
+    assert "has unexpected 1 tensor (head.scales.7)" in sentence
+    assert "has with other shapes 1 tensor (head.box_deltas.bias (3,) for (12,))" in sentence
     assert "\n" not in sentence
     _assert_same(model.state_dict(), before)
 
@@ -219,25 +219,25 @@ def _safetensors(description: Any) -> bytes:
     ("name", "data", "sentence"),
     [
         ("empty.ckpt", b"", "cannot be read as a checkpoint"),
-        ("empty.safetensors", b"", "is no safetensors file, or a damaged one"),
+        ("empty.safetensors", b"", "is not a safetensors file, or it is damaged"),
         ("notes.txt", b"hello world\n", "cannot be read as a checkpoint"),
         ("image.png", b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "cannot be read as a checkpoint"),
         ("cut.ckpt", _saved({"state_dict": TENSOR, "ranksort": DESCRIBED})[:600], "cannot be read as a checkpoint"),
-        ("cut.safetensors", save({"x": torch.zeros(200)})[:300], "is no safetensors file, or a damaged one"),
-        ("list.pth", _saved([1, 2]), "holds a list where a checkpoint was expected"),
-        ("foreign.pth", _saved({"state_dict": TENSOR}), "does not hold a model of ranksort.*`ranksort convert`"),
-        ("plain.pth", _saved(TENSOR), "does not hold a model of ranksort"),
-        ("foreign.safetensors", save({"x": torch.zeros(2)}), "does not hold a model of ranksort"),
-        ("empty_weights.ckpt", _saved({"state_dict": {}, "ranksort": DESCRIBED}), "does not hold a model of ranksort"),
-        ("a.safetensors", _safetensors("{"), "does not hold a model of ranksort"),
-        ("b.safetensors", _safetensors({"name": "x"}), "does not hold a model of ranksort"),
-        ("c.safetensors", _safetensors("[1]"), "does not hold a model of ranksort"),
-        ("d.safetensors", _safetensors({**DESCRIBED, "categories": [1]}), "does not hold a model of ranksort"),
-        ("e.ckpt", _saved({"state_dict": TENSOR, "ranksort": "x"}), "does not hold a model of ranksort"),
-        ("f.ckpt", _saved({"state_dict": [1], "ranksort": DESCRIBED}), "does not hold a model of ranksort"),
-        ("g.ckpt", _saved({"state_dict": {1: torch.zeros(2)}, "ranksort": DESCRIBED}), "does not hold a model"),
-        ("h.ckpt", _saved({"state_dict": {"model.x": 3}, "ranksort": DESCRIBED}), "does not hold a model"),
-        ("i.safetensors", _safetensors({**DESCRIBED, "categories": [{"id": 1, "name": 3}]}), "does not hold a model"),
+        ("cut.safetensors", save({"x": torch.zeros(200)})[:300], "is not a safetensors file, or it is damaged"),
+        ("list.pth", _saved([1, 2]), "contains a list instead of a checkpoint"),
+        ("foreign.pth", _saved({"state_dict": TENSOR}), "is not a ranksort model.*`ranksort convert`"),
+        ("plain.pth", _saved(TENSOR), "is not a ranksort model"),
+        ("foreign.safetensors", save({"x": torch.zeros(2)}), "is not a ranksort model"),
+        ("empty_weights.ckpt", _saved({"state_dict": {}, "ranksort": DESCRIBED}), "is not a ranksort model"),
+        ("a.safetensors", _safetensors("{"), "is not a ranksort model"),
+        ("b.safetensors", _safetensors({"name": "x"}), "is not a ranksort model"),
+        ("c.safetensors", _safetensors("[1]"), "is not a ranksort model"),
+        ("d.safetensors", _safetensors({**DESCRIBED, "categories": [1]}), "is not a ranksort model"),
+        ("e.ckpt", _saved({"state_dict": TENSOR, "ranksort": "x"}), "is not a ranksort model"),
+        ("f.ckpt", _saved({"state_dict": [1], "ranksort": DESCRIBED}), "is not a ranksort model"),
+        ("g.ckpt", _saved({"state_dict": {1: torch.zeros(2)}, "ranksort": DESCRIBED}), "is not a ranksort model"),
+        ("h.ckpt", _saved({"state_dict": {"model.x": 3}, "ranksort": DESCRIBED}), "is not a ranksort model"),
+        ("i.safetensors", _safetensors({**DESCRIBED, "categories": [{"id": 1, "name": 3}]}), "is not a ranksort model"),
         (
             "newer.safetensors",
             _safetensors({"recipe": {"name": "x", "data": {"smell": 1}}, "categories": []}),
@@ -315,19 +315,19 @@ def test_conversion_of_something_else(tmp_path: Path, model: nn.Module) -> None:
     path = tmp_path / "published.pth"
     torch.save({"state_dict": published}, path)
     sentence = (
-        r"published\.pth do not fit this model: it lacks 1 tensor \(fpn\.laterals\.0\.weight\) and has in addition 1"
+        r"published\.pth do not fit this model: it lacks 1 tensor \(fpn\.laterals\.0\.weight\) and has unexpected 1"
     )
     with pytest.raises(ValueError, match=sentence):
         convert_checkpoint(path, recipe)
     torch.save(torch.zeros(3), path)
-    with pytest.raises(ValueError, match="holds a Tensor where a checkpoint was expected"):
+    with pytest.raises(ValueError, match="contains a Tensor instead of a checkpoint"):
         convert_checkpoint(path, recipe)
 
 
 @pytest.mark.parametrize(
     ("setting", "value", "sentence"),
     [
-        ("channels", 10**9, r"no model can be built by the settings of .*last\.ckpt"),
+        ("channels", 10**9, r"no model can be built from the settings of .*last\.ckpt"),
         ("channels", 128, r"the weights of .*last\.ckpt do not fit this model"),
         ("head_convs", 10**9, r"--model\.head-convs must be 100 or less"),
         ("min_size", 10**9, r"--model\.min-size must be 20000 or less"),

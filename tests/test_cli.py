@@ -29,7 +29,7 @@ from ranksort.recipes.coco import ranksort_atss_lite0_small
 def small() -> Recipe:
     recipe = ranksort_atss_lite0_small()
     recipe.name = "small"
-    recipe.model.backbone, recipe.model.pretrained_backbone = "resnet18", False
+    recipe.model.backbone, recipe.model.pretrained_backbone = "timm/lcnet_035", False
     recipe.model.channels, recipe.model.head_convs, recipe.model.min_size = 64, 1, 96
     recipe.training.batch_size, recipe.training.epochs, recipe.data.workers = 4, 1, 0
     return recipe
@@ -122,7 +122,7 @@ def test_results_of_test_are_evaluated_as_they_are(
 ) -> None:
     tested, again, truth = tmp_path / "tested", tmp_path / "again", tiny_data / "annotations" / "instances_val.json"
     cli.main(["test", str(run), "--out", str(tested), "--model.score-threshold", "0"])
-    table = capsys.readouterr().out.partition("COCO bbox")[2].partition("\n\nhow far scores are")[0]
+    table = capsys.readouterr().out.partition("COCO bbox")[2].partition("\n\ncalibration errors of the scores")[0]
     cli.main(["evaluate", str(truth), str(tested / "results_bbox.json"), "--out", str(again)])
     assert table
     summary, _, score_errors = (
@@ -146,7 +146,7 @@ def test_resume_finds_the_latest_run(run: Path, tmp_path: Path, capsys: pytest.C
     recipe = f"{run.parent.parent.parent}/my_recipes.py:small"
     cli.main(["train", recipe, "--resume", "--training.output", str(run.parent.parent), "--training.epochs", "1"])
     assert f"1 epoch has been trained: {run}" in capsys.readouterr().out
-    assert "to begin one" in fails("train", recipe, "--resume", "--training.output", str(tmp_path))
+    assert "to start one" in fails("train", recipe, "--resume", "--training.output", str(tmp_path))
     with pytest.raises(SystemExit):
         cli.main(["train", recipe, "--resume", "--training.output"])
 
@@ -239,8 +239,8 @@ def test_predict_with_the_thresholds_of_the_report(
     tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = get_recipe("ranksort_atss_r50_fpn_1x_coco")
-    recipe.model.backbone, recipe.model.channels, recipe.model.min_size = "resnet18", 64, 64
-    recipe.model.score_threshold = 0.0
+    recipe.model.backbone, recipe.model.channels, recipe.model.min_size = "timm/lcnet_035", 64, 64
+    recipe.model.head_convs, recipe.model.score_threshold = 1, 0.0
     torch.manual_seed(0)
     categories = [Category(id, name) for id, name in ((3, "cat"), (5, "dog"), (9, "cow"), (10, "elk"))]
     model = tmp_path / "m.safetensors"
@@ -274,13 +274,13 @@ def test_predict_with_the_thresholds_of_the_report(
     assert len(expected) < len(everything)
 
     report.write_text('{"default": 0.5, "thresholds": [{"category_id": 77, "class": "elk", "threshold": 0.5}]}')
-    assert "no threshold of any class" in fails(*arguments("lrp"))
+    assert "no threshold for any class" in fails(*arguments("lrp"))
     report.write_text("{}")
     assert "damaged" in fails(*arguments("lrp"))
     predict(None)
     said = capsys.readouterr().out
     assert "thresholds.json is damaged" in said
-    assert "detections from score 0.3 on" in said
+    assert "detections with a score of 0.3 or more" in said
     report.unlink()
     assert "there is no" in fails(*arguments("lrp"))
 
@@ -300,7 +300,7 @@ def test_predict_with_the_ids_of_annotations(run: Path, tiny_data: Path, tmp_pat
 
 def test_predict_finds_what_scores_below_the_threshold_of_the_recipe(tmp_path: Path) -> None:
     recipe = get_recipe("ranksort_atss_r50_fpn_1x_coco")
-    recipe.model.backbone, recipe.model.channels, recipe.model.min_size = "resnet18", 64, 64
+    recipe.model.backbone, recipe.model.channels, recipe.model.min_size = "timm/lcnet_035", 64, 64
     torch.manual_seed(0)
     save_model(tmp_path / "m.safetensors", create_model(recipe, num_classes=1), recipe, [Category(1, "cat")])
     Image.new("RGB", (90, 130), "gray").save(tmp_path / "one.png")
@@ -312,7 +312,7 @@ def test_predict_finds_what_scores_below_the_threshold_of_the_recipe(tmp_path: P
 
 def test_predict_masks(tmp_path: Path) -> None:
     recipe = get_recipe("ranksort_mask_rcnn_r50_fpn_1x_coco")
-    recipe.model.backbone, recipe.model.channels, recipe.model.min_size = "resnet18", 64, 64
+    recipe.model.backbone, recipe.model.channels, recipe.model.min_size = "timm/lcnet_035", 64, 64
     recipe.model.score_threshold = 0.005
     torch.manual_seed(0)
     categories = [Category(1, "cat"), Category(2, "dog")]
@@ -357,9 +357,9 @@ def test_evaluate_draws_the_images_and_keeps_an_earlier_report(
     truth, out = tiny_data / "annotations" / "instances_val.json", tmp_path / "report"
     (tmp_path / "d.json").write_text("[]")
     command = ["evaluate", str(truth), str(tmp_path / "d.json"), "--images", str(tiny_data / "images")]
-    assert "by --out" in fails(*command)
+    assert "with --out" in fails(*command)
     cli.main([*command, "--out", str(out)])
-    assert "points: missed 100.0." in capsys.readouterr().out
+    assert "points of AP50: missed 100.0." in capsys.readouterr().out
     assert "data:image/jpeg" in (out / "index.html").read_text()
     before = (out / "report.json").read_bytes()
     assert "replace it with --overwrite" in fails(*command, "--out", out, "--max-detections", "1")
@@ -445,7 +445,7 @@ def test_broken_image_in_training(run: Path, tiny_data: Path, tmp_path: Path, wo
         (["test", "nothing.ckpt"], "nothing.ckpt"),
         (["predict", "nothing.ckpt", "a.jpg", "--out", "x"], "nothing.ckpt"),
         (["evaluate", "no.json", "no.json"], "The ground truth no.json does not exist"),
-        (["evaluate", "no.json", "no.json", "--max-detections", "0"], "from 1 on; got 0"),
+        (["evaluate", "no.json", "no.json", "--max-detections", "0"], "1 or more; got 0"),
         (["check-data", "no", "no.json"], "no"),
         (["train", "ranksort_atss_lite0_small", "--data.root", "/nowhere", "--model.prior", "0"], "--model.prior"),
         (["quickstart", "--recipe", "ranksort_mask_rcnn_r50_fpn_1x_coco"], "ranksort_mask_rcnn_lite0_small"),

@@ -116,7 +116,7 @@ def test_the_page_in_use(browser: Browser, address: str, images: list[Path], tmp
     assert found["box"] == [24, 8, 40, 40]
     assert found["mask"]["size"] == [60, 90]
     _slide(browser, 1)
-    _says(browser, "0 detections: nothing from this score on")
+    _says(browser, "0 detections: nothing above this score")
     assert [complaint for complaint in browser.complaints if '"request"' in complaint] == []  # nothing from elsewhere
 
 
@@ -184,7 +184,7 @@ def test_models_without_thresholds_and_with_calibrated_scores(images: list[Path]
 def test_a_port_that_is_taken(address: str) -> None:
     port = int(address.rstrip("/").rpartition(":")[2])
     page = demo.build_page({"raw": Colours()}, "another")
-    with pytest.raises(ValueError, match=f"cannot be shown at 127.0.0.1:{port}: the port is taken"):
+    with pytest.raises(ValueError, match=f"cannot be shown at 127.0.0.1:{port}: the port is in use"):
         demo.serve(page, "127.0.0.1", port, limit=1, in_browser=False, blocks=False)
 
 

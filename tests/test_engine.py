@@ -74,11 +74,11 @@ def test_run_folder(tiny_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureF
     assert report.as_dict()["AP"] == pytest.approx(best, abs=1e-6)
     out = capsys.readouterr().out
     assert (
-        "an epoch: 6 steps of 2 images\nlearning rate 0.01; it rises over the first epoch, not over 500 steps; it does not fall\n"
+        "epoch: 6 steps of 2 images\nlearning rate 0.01; warm-up over the first epoch instead of 500 steps; constant\n"
         in out
     )
     assert (
-        "warning: it would fall after epochs 8 and 11, but the run ends with epoch 2: set --optimizer.milestones" in out
+        "warning: it would drop after epochs 8 and 11, but the run ends with epoch 2: set --optimizer.milestones" in out
     )
     assert "of 8 classes" in out
 
@@ -154,7 +154,7 @@ def test_a_threshold_above_the_scores_is_named(
 def test_masks_are_trained_evaluated_and_reported(tiny_recipe: Recipe, tmp_path: Path) -> None:
     """On images without objects and with crowds, too."""
     tiny_recipe.model.detector, tiny_recipe.model.score_threshold = "mask_rcnn", 0.005
-    tiny_recipe.model.detections_per_image = 10
+    tiny_recipe.model.detections_per_image, tiny_recipe.model.proposals = 10, 100
     tiny_recipe.data.keep_empty_images = True
     tiny_recipe.training.epochs = 1
     run = tmp_path / "run"

@@ -197,7 +197,7 @@ def test_plain_training_loop(
     monkeypatch.setattr("sys.argv", ["plain_training_loop.py", str(tiny_data), "--epochs", "2", "--min-size", "96"])
     plain_training_loop.main()
     printed = capsys.readouterr().out
-    assert printed.count("s a step, last losses {'ranking': ") == 2
+    assert printed.count("s per step, last losses {'ranking': ") == 2
     assert "COCO bbox, " in printed
 
 

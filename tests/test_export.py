@@ -137,7 +137,7 @@ def test_timm_backbone(tmp_path: Path) -> None:
 def test_what_is_there_is_not_lost(atss: tuple[Detector, Path], capsys: pytest.CaptureFixture[str]) -> None:
     _, path = atss
     before = path.read_bytes()
-    for out, said in ((path, "is there already"), (path.with_suffix(".pt"), "must name an .onnx file")):
+    for out, said in ((path, "already exists"), (path.with_suffix(".pt"), "must name an .onnx file")):
         with pytest.raises(SystemExit, match="2"):
             cli.main(["export", str(path.parent / "atss.safetensors"), "--out", str(out)])
         assert said in capsys.readouterr().err

@@ -149,7 +149,7 @@ def test_another_backbone_is_no_half_of_one(atss: Path, capsys: pytest.CaptureFi
     for name, x in model.state_dict().items():
         assert torch.equal(x, (before if name.startswith("backbone.") else old)[name]), name
     assert taken.parts["backbone"][0] == 0
-    assert taken.notes == ["settings which differ: backbone resnet34 (resnet18 there)"]
+    assert taken.notes == ["settings that differ: backbone resnet34 (resnet18 there)"]
 
 
 def test_deformable_convolutions_are_added_to_a_backbone(atss: Path) -> None:
@@ -180,7 +180,7 @@ def test_weights_which_are_not_finite(tmp_path: Path) -> None:
     model = _trained(recipe, NAMES)
     model.head.scales[0].data.fill_(torch.nan)
     path = _save(tmp_path / "nan.safetensors", recipe, model=model)
-    with pytest.raises(ValueError, match=r"nan\.safetensors holds numbers that are not finite, in head\.scales\.0"):
+    with pytest.raises(ValueError, match=r"nan\.safetensors contains numbers that are not finite, in head\.scales\.0"):
         create_model(recipe, num_classes=3, weights=path)
 
 
@@ -191,7 +191,7 @@ class _Undeclared(ATSS):
 def test_a_detector_has_to_name_its_class_layers(atss: Path) -> None:
     recipe = _recipe(detector=_Undeclared)  # type: ignore[arg-type]
     create_model(recipe, class_names=NAMES, weights=atss)
-    with pytest.raises(ValueError, match=r"_Undeclared does not say which of its layers .* set `class_layers`"):
+    with pytest.raises(ValueError, match=r"_Undeclared does not name its layers .* set `class_layers`"):
         create_model(recipe, class_names=NAMES[::-1], weights=atss)
 
 
@@ -232,7 +232,7 @@ def test_a_published_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [{"state_dict": {"x": torch.zeros(2)}}, {"state_dict": [1]}, {"x": 1}])
 def test_a_file_of_something_else(tmp_path: Path, content: Any) -> None:
     torch.save(content, path := tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"other\.pth is neither a model of ranksort nor published weights"):
+    with pytest.raises(ValueError, match=r"other\.pth is neither a ranksort model nor published weights"):
         create_model("ranksort_atss_r50_fpn_1x_coco", weights=path)
 
 

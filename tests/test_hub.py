@@ -24,7 +24,7 @@ def run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run: a small model in `model.safetensors` and a report of detections which are the objects, shifted."""
     folder = tmp_path_factory.mktemp("run")
     recipe = get_recipe("ranksort_atss_r50_fpn_1x_coco")
-    recipe.model.backbone, recipe.model.channels, recipe.model.head_convs = "resnet18", 64, 1
+    recipe.model.backbone, recipe.model.channels, recipe.model.head_convs = "timm/lcnet_035", 64, 1
     recipe.model.min_size, recipe.model.max_size = 64, 96
     recipe.data.root, recipe.training.weights = REPORT, f"{REPORT}/start.safetensors"
     torch.manual_seed(0)

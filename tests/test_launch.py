@@ -34,7 +34,7 @@ from ranksort.recipes.coco import ranksort_atss_lite0_small
 
 def small() -> Recipe:
     recipe = ranksort_atss_lite0_small()
-    recipe.model.backbone, recipe.model.pretrained_backbone = "resnet18", False
+    recipe.model.backbone, recipe.model.pretrained_backbone = "timm/lcnet_035", False
     recipe.model.channels, recipe.model.head_convs, recipe.model.min_size = 64, 1, 96
     recipe.training.batch_size, recipe.training.epochs, recipe.data.workers = 2, 1, 0
     return recipe

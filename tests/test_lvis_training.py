@@ -17,7 +17,7 @@ from ranksort.data.lvis import file_name
 LVIS100 = Path(__file__).resolve().parents[1] / "../shared/data/lvis100/annotations/lvis_val_100.json"
 RECIPE = "ranksort_mask_rcnn_r50_fpn_1x_lvis_v1"
 SMALL = """
---model.backbone resnet18 --model.no-pretrained-backbone --model.channels 64 --model.min-size 96 --model.max-size 160
+--model.backbone timm/lcnet_035 --model.no-pretrained-backbone --model.channels 64 --model.min-size 96 --model.max-size 160
 --model.score-threshold 0.001 --model.detections-per-image 20 --data.train-min-sizes 80 96 --data.workers 0
 --training.batch-size 2 --training.epochs 1 --optimizer.lr 0.02 --optimizer.lr-batch-size 2 --evaluation.pictures 1
 """

@@ -68,7 +68,7 @@ def test_the_branch_for_centreness_is_always_1() -> None:
     assert (theirs[CENTRENESS + "bias"].sigmoid() == 1).all()
     for part, value in (("weight", 0.1), ("bias", 0.0)):
         trained = theirs | {CENTRENESS + part: torch.full_like(theirs[CENTRENESS + part], value)}
-        with pytest.raises(ValueError, match="trained branch for centreness or IoU"):
+        with pytest.raises(ValueError, match="trained centreness or IoU branch"):
             from_mmdetection(trained)
 
 
@@ -116,9 +116,9 @@ def test_convert_of_our_own_to_safetensors(trained: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["ours.safetensors", "mine.py:small", "--out", "x.pth"], "ours.safetensors knows its recipe"),
+        (["ours.safetensors", "mine.py:small", "--out", "x.pth"], "ours.safetensors contains its recipe"),
         (["theirs.pth", "--out", "x.safetensors"], "name the recipe of theirs.pth"),
-        (["theirs.pth", "mine.py:small", "--out", "x.pth"], "only models of ranksort are written for mmdetection"),
+        (["theirs.pth", "mine.py:small", "--out", "x.pth"], "only ranksort models can be converted for mmdetection"),
         (["ours.safetensors", "--out", "x.onnx"], "--out must name a .safetensors file, or a .pth file"),
     ],
 )

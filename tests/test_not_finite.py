@@ -154,7 +154,9 @@ def test_weights_that_are_not_numbers_are_not_loaded(recipe: Recipe, tmp_path: P
     content["state_dict"]["model.head.class_logits.bias"][0] = math.nan
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     torch.save(content, last)
-    with pytest.raises(ValueError, match=r"last\.ckpt holds numbers that are not finite, in head\.class_logits\.bias"):
+    with pytest.raises(
+        ValueError, match=r"last\.ckpt contains numbers that are not finite, in head\.class_logits\.bias"
+    ):
         read_checkpoint(last)
     recipe.training.epochs = 2
     engine.train(recipe, tmp_path / "run", resume=True)

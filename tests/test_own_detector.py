@@ -23,7 +23,7 @@ from ranksort.recipes.detectors import DETECTORS, get_detector
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "my_detector.py"
 OPTIONS = """
---model.backbone resnet18 --model.no-pretrained-backbone --model.channels 64 --model.min-size 96 --model.max-size 160
+--model.backbone timm/lcnet_035 --model.no-pretrained-backbone --model.channels 64 --model.min-size 96 --model.max-size 160
 --model.pixel-mean 124 116 104 --model.pixel-std 58 57 57 --training.batch-size 4 --training.epochs 1 --data.workers 0
 --model.score-threshold 0.001 --evaluation.pictures 2
 """
@@ -98,14 +98,14 @@ def test_predict(run: Path, name: str, tiny_data: Path, tmp_path: Path, capsys: 
         cli.main([*arguments, option, name, f"--out={out}"])
         found = json.loads((out / "results_bbox.json").read_text())
         assert len(found) > 0
-    assert f"name it by --model.detector {name}" in fails(capsys, *arguments, f"--out={tmp_path / 'none'}")
+    assert f"name it with --model.detector {name}" in fails(capsys, *arguments, f"--out={tmp_path / 'none'}")
 
 
 def test_evaluate(run: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["test", str(run), "--model.detector", name, "--out", str(tmp_path / "report")])
     assert "oLRP" in capsys.readouterr().out
     assert (tmp_path / "report" / "report.json").is_file()
-    assert f"name it by --model.detector {name}" in fails(capsys, "test", run)
+    assert f"name it with --model.detector {name}" in fails(capsys, "test", run)
 
 
 def test_load_model(run: Path, name: str) -> None:
@@ -114,7 +114,9 @@ def test_load_model(run: Path, name: str) -> None:
     assert not model.training
     same = load_model(run, detector=get_detector(name))
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), same.state_dict().values(), strict=True))
-    with pytest.raises(ValueError, match=r"is not run by itself: if you trust the file, name it .* detector='.*Centre"):
+    with pytest.raises(
+        ValueError, match=r"are not executed automatically: if you trust the file, name it .* detector='.*Centre"
+    ):
         load_model(run)
     with pytest.raises(ValueError, match=r"the weights of .* do not fit this model"):
         load_model(run, detector="atss")
@@ -124,7 +126,7 @@ def test_resume(run: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixt
     mine = tmp_path / "run"
     shutil.copytree(run, mine)
     resume = ["train", str(mine), "--resume", "--training.epochs", "2"]
-    assert f"name it by --model.detector {name}" in fails(capsys, *resume)
+    assert f"name it with --model.detector {name}" in fails(capsys, *resume)
     assert "another --model.detector (my_detector.py:CentreDetector before, atss now)" in fails(
         capsys, *resume, "--model.detector", "atss"
     )
@@ -171,7 +173,7 @@ def evil(tmp_path: Path) -> Path:
     """A checkpoint whose detector is in a file that is there, and leaves `it_ran` where it is run."""
     (tmp_path / "evil.py").write_text(EVIL)
     recipe = get_recipe("ranksort_atss_r50_fpn_1x_coco")
-    recipe.model.backbone, recipe.model.channels, recipe.model.head_convs = "resnet18", 64, 1
+    recipe.model.backbone, recipe.model.channels, recipe.model.head_convs = "timm/lcnet_035", 64, 1
     model = create_model(recipe, num_classes=1)
     recipe.model.detector = f"{tmp_path}/evil.py:Evil"
     save_model(tmp_path / "m.safetensors", model, recipe, [Category(1, "cat")])
@@ -199,7 +201,7 @@ def test_a_checkpoint_does_not_run_the_file_that_it_names(
         ("train", run, *root),
         ("train", run, "--resume", *root),
     ):
-        assert "a file that a checkpoint or run names is not run by itself" in fails(capsys, *command)
+        assert "files named by a checkpoint or run are not executed automatically" in fails(capsys, *command)
     for use in (
         lambda: load_model(evil),
         lambda: checkpoint.build(),
@@ -207,7 +209,7 @@ def test_a_checkpoint_does_not_run_the_file_that_it_names(
         lambda: checkpoint.recipe.model.has_masks,
         lambda: create_model(Recipe.from_dict(checkpoint.recipe.as_dict())),
     ):
-        with pytest.raises(ValueError, match="is not run by itself"):
+        with pytest.raises(ValueError, match="are not executed automatically"):
             use()
     for command in ("test", "train"):  # nor for their help
         with pytest.raises(SystemExit):
@@ -224,7 +226,7 @@ def test_no_disguise_runs_a_file(evil: Path, disguise: str, monkeypatch: pytest.
     values["model"]["detector"] = disguise.format("evil.py:Evil")
     recipe = Recipe.from_dict(values)
     for again in (recipe, Recipe.from_dict(recipe.as_dict())):
-        with pytest.raises(ValueError, match=r"is not run by itself|there is no detector"):
+        with pytest.raises(ValueError, match=r"not executed automatically|there is no detector"):
             create_model(again)
     assert not (evil.parent / "it_ran").exists()
 
@@ -258,7 +260,7 @@ def test_names_that_are_no_detectors(tmp_path: Path) -> None:
     for name, sentence in (
         (
             "mask-rcnn",
-            "there is no detector 'mask-rcnn': choose one of atss, paa, .*, or file.py:Class for one of your",
+            "there is no detector 'mask-rcnn': choose one of atss, paa, .*, or file.py:Class for your",
         ),
         ("", "there is no detector ''"),
         (str(file), "there is no detector"),
@@ -269,7 +271,7 @@ def test_names_that_are_no_detectors(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=sentence):
             create_model("ranksort_atss_r50_fpn_1x_coco", detector=name)
-    with pytest.raises(FileNotFoundError, match=r"no file .*gone\.py to take the detector Mine from"):
+    with pytest.raises(FileNotFoundError, match=r"no file .*gone\.py with the detector Mine"):
         create_model("ranksort_atss_r50_fpn_1x_coco", detector=f"{tmp_path}/gone.py:Mine")
 
 

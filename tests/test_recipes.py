@@ -177,9 +177,9 @@ def test_recipe_of_the_users_own(tmp_path: Path) -> None:
         get_recipe(f"{file}:other")
     with pytest.raises(ValueError, match="has no function number"):
         get_recipe(f"{file}:number")
-    with pytest.raises(ValueError, match="must return a ranksort Recipe, it returned a NoneType"):
+    with pytest.raises(ValueError, match="must return a ranksort Recipe, not a NoneType"):
         get_recipe(f"{file}:nothing")
-    with pytest.raises(FileNotFoundError, match=r"no file .*other\.py to take the recipe small from"):
+    with pytest.raises(FileNotFoundError, match=r"no file .*other\.py with the recipe small"):
         get_recipe(f"{tmp_path / 'other.py'}:small")
 
 
@@ -268,7 +268,7 @@ def test_description_says_how_large_images_are(
     recipe.model.min_size, recipe.data.train_min_sizes, recipe.data.root = min_size, train_min_sizes, str(tiny_data)
     described = describe(recipe, build_dataset(recipe, "train"), build_dataset(recipe, "val"))
     assert f"\nimages: {expected}\n" in described
-    assert ("no image is trained on at the 320 px of evaluation" in described) == (min_size == 320)
+    assert ("the evaluation size of 320 px is outside the training sizes" in described) == (min_size == 320)
     assert summarize(recipe, build_dataset(recipe, "val"))["image size"] == expected
 
 

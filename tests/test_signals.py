@@ -11,6 +11,7 @@ from subprocess import PIPE
 
 import pytest
 import torch
+from forked import run_forked
 
 from ranksort import cli
 from ranksort.interrupt import Interrupt, Terminated
@@ -41,7 +42,7 @@ def signalling(self, *args):
 def small() -> Recipe:
     ATSS.forward = signalling
     recipe = ranksort_atss_lite0_small()
-    recipe.model.backbone, recipe.model.pretrained_backbone = "resnet18", False
+    recipe.model.backbone, recipe.model.pretrained_backbone = "timm/lcnet_035", False
     recipe.model.channels, recipe.model.head_convs, recipe.model.min_size = 64, 1, 96
     recipe.training.batch_size, recipe.training.epochs, recipe.data.workers = 2, 1, 1
     if os.environ.get("SIGNAL_AT_FORK"):  # of the first worker
@@ -50,14 +51,22 @@ def small() -> Recipe:
 """
 
 
-def train(
+def train_arguments(folder: Path, data: Path) -> list[str]:
+    (folder / "my_recipes.py").write_text(RECIPE)
+    return ["train", f"{folder}/my_recipes.py:small", "--data.root", str(data), "--training.output", f"{folder}/runs"]
+
+
+def train(folder: Path, data: Path, *arguments: str, signals: str = "") -> "subprocess.CompletedProcess[str]":
+    return run_forked([*train_arguments(folder, data), *arguments], {"SIGNALS": signals})
+
+
+def train_anew(
     folder: Path, data: Path, *arguments: str, signals: str = "", stdout: int = PIPE, stderr: int = PIPE
 ) -> "subprocess.CompletedProcess[str]":
-    (folder / "my_recipes.py").write_text(RECIPE)
+    """In a new interpreter, as several processes and pipes need it."""
     (folder / "main.py").write_text("from ranksort.cli import main\n\nmain()\n")
-    options = ["--data.root", str(data), "--training.output", f"{folder}/runs", *arguments]
     return subprocess.run(
-        [sys.executable, f"{folder}/main.py", "train", f"{folder}/my_recipes.py:small", *options],
+        [sys.executable, f"{folder}/main.py", *train_arguments(folder, data), *arguments],
         env=os.environ | {"SIGNALS": signals, "OMP_NUM_THREADS": "1"},
         stdout=stdout,
         stderr=stderr,
@@ -102,12 +111,12 @@ def test_sigterm_while_workers_are_forked(tiny_data: Path, tmp_path: Path, monke
 
 def test_sigterm_to_one_of_two_processes(tiny_data: Path, tmp_path: Path) -> None:
     """Both stop after the same batch."""
-    assert_stopped(train(tmp_path, tiny_data, "--training.devices", "2", signals="1:SIGTERM:1"), tmp_path, 1)
+    assert_stopped(train_anew(tmp_path, tiny_data, "--training.devices", "2", signals="1:SIGTERM:1"), tmp_path, 1)
 
 
 def test_a_process_that_dies_ends_the_other(tiny_data: Path, tmp_path: Path) -> None:
     """With a sentence of what happened, whoever notices first."""
-    run = train(tmp_path, tiny_data, "--training.devices", "2", signals="2:SIGKILL:1")
+    run = train_anew(tmp_path, tiny_data, "--training.devices", "2", signals="2:SIGKILL:1")
     assert run.returncode == 2, run.stderr
     assert run.stderr.count("ranksort: another process of this run") == 1
     assert "Traceback" not in run.stderr
@@ -160,7 +169,7 @@ def test_slurm_queues_a_job_again(tiny_data: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     done = train(tmp_path, tiny_data)
     assert done.returncode == 0, done.stderr
-    assert "which this SLURM job began" in done.stdout
+    assert "which this SLURM job started" in done.stdout
     assert last(tmp_path)["global_step"] > 4  # of the only run
 
 
@@ -221,7 +230,7 @@ def test_a_run_goes_on_without_a_reader(tiny_data: Path, tmp_path: Path) -> None
     """As `ranksort train ... 2>&1 | head -1` does, with a worker; SIGTERM still stops it with all that it has learnt."""
     reading, writing = os.pipe()
     os.close(reading)
-    stopped = train(tmp_path, tiny_data, signals="4:SIGTERM:0", stdout=writing, stderr=writing)
+    stopped = train_anew(tmp_path, tiny_data, signals="4:SIGTERM:0", stdout=writing, stderr=writing)
     os.close(writing)
     assert stopped.returncode == 143
     assert last(tmp_path)["global_step"] == 4
@@ -232,7 +241,7 @@ def test_an_error_with_workers_does_not_hang(tiny_data: Path, tmp_path: Path) ->
     data = shutil.copytree(tiny_data, tmp_path / "data", copy_function=shutil.copy)
     content = json.loads((data / "annotations" / "instances_val.json").read_bytes())
     (data / "images" / content["images"][0]["file_name"]).write_bytes(b"no image")
-    run = train(tmp_path, data)
+    run = train_anew(tmp_path, data)
     assert run.returncode == 2
     assert run.stderr.count("cannot be read") == 1
     assert "Traceback" not in run.stderr

@@ -25,13 +25,6 @@ fork = multiprocessing.get_context("fork")
 ALWAYS = 1e-9  # minutes between autosaves: after each step
 
 
-@pytest.fixture
-def tiny_recipe(tiny_recipe: Recipe) -> Recipe:
-    """With a backbone whose checkpoints are written in no time."""
-    tiny_recipe.model.backbone = "timm/lcnet_035"
-    return tiny_recipe
-
-
 def content(run: Path, name: str = "last") -> dict[str, Any]:
     return torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)
 

@@ -248,6 +248,20 @@ def load_model(
     Raises:
         FileNotFoundError: there is no such file, or no calibration although one is needed.
         ValueError: as for `read_checkpoint` and `Checkpoint.build`.
+
+    Examples:
+        >>> import tempfile
+        >>> from ranksort import Recipe, create_model, load_model
+        >>> from ranksort.checkpoints import save_model
+        >>> from ranksort.data.coco_columns import Category
+        >>> recipe = Recipe(name="mine")
+        >>> recipe.model.backbone, recipe.model.channels = "resnet18", 64
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model = create_model(recipe, num_classes=2)
+        ...     save_model(f"{folder}/model.safetensors", model, recipe, [Category(1, "cat"), Category(2, "dog")])
+        ...     loaded = load_model(f"{folder}/model.safetensors")
+        >>> loaded.class_names, loaded.training
+        (('cat', 'dog'), False)
     """
     if calibrated not in (True, False, "iou", "precision"):
         raise ValueError(f'calibrated must be True, False, "iou" or "precision", got {calibrated!r}')
@@ -307,6 +321,16 @@ def convert_checkpoint(source: str | Path | Mapping[str, Any], recipe: str | Rec
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a tensor is missing, unexpected or has another shape.
+
+    Examples:
+        >>> from ranksort import Recipe, convert_checkpoint, create_model
+        >>> from ranksort.mmdetection import to_mmdetection
+        >>> recipe = Recipe(name="mine")
+        >>> recipe.model.backbone, recipe.model.channels = "resnet18", 64
+        >>> ours = create_model(recipe).state_dict()
+        >>> theirs = to_mmdetection(ours, "atss")
+        >>> "bbox_head.atss_cls.weight" in theirs, convert_checkpoint(theirs, recipe).keys() == ours.keys()
+        (True, True)
     """
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     converted = _renamed(source if isinstance(source, Mapping) else load_checkpoint(Path(source)))

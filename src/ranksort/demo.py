@@ -166,14 +166,14 @@ def build_page(models: Mapping[str, Detector], title: str, examples: Sequence[Pa
 
 
 def serve(page: gr.Blocks, host: str, port: int, limit: int, in_browser: bool, blocks: bool = True) -> str:
-    """Show the page at an address until Ctrl-C, or, where it must not block, continue; returns the address.
+    """Serve the page at an address until Ctrl-C or, if it must not block, in the background; returns the address.
 
     Args:
-        page: of `build_page`.
-        host: 127.0.0.1: this machine alone sees it; 0.0.0.0: everyone who reaches it.
-        port: of the address; 0: any that is free, from 7860 on.
-        limit: of an uploaded file, in MB.
-        in_browser: open it there.
+        page: the page from `build_page`.
+        host: 127.0.0.1 serves this machine only; 0.0.0.0 everyone who can reach it.
+        port: port of the address; 0: the first free one from 7860 on.
+        limit: largest file to upload, in MB.
+        in_browser: open the page in a browser.
     """
     try:
         _, address, _ = page.launch(
@@ -193,11 +193,11 @@ def serve(page: gr.Blocks, host: str, port: int, limit: int, in_browser: bool, b
         )
     except OSError:
         raise ValueError(
-            f"the page cannot be shown at {host}:{port or 7860}: the port is taken, or the address is not this machine's; "
+            f"the page cannot be shown at {host}:{port or 7860}: the port is in use, or the address does not belong to this machine; "
             "choose others with --port and --host"
         ) from None
     if blocks:
-        print(f"{address} shows it until Ctrl-C", flush=True)
+        print(f"serving the page at {address} until Ctrl-C", flush=True)
         try:
             threading.Event().wait()
         finally:
@@ -206,7 +206,7 @@ def serve(page: gr.Blocks, host: str, port: int, limit: int, in_browser: bool, b
 
 
 def _choose(examples: Sequence[Path], folder: Path) -> Any:
-    """What takes a click to the upload: a copy of the example in `folder`, because gradio hands out no file that lies anywhere else."""
+    """The handler that uploads a clicked example: a copy in `folder`, because gradio serves no files from elsewhere."""
 
     def choose(event: gr.SelectData) -> str:
         copy = folder / "examples" / str(event.index) / examples[event.index].name
@@ -227,14 +227,16 @@ def _lrp_thresholds(model: Detector) -> tuple[float, ...] | None:
 
 
 def _start(thresholds: tuple[float, ...] | None) -> float:
-    """Where the slider starts: at the mean of the classes' thresholds, or else at .3."""
+    """The initial position of the slider: the mean of the classes' thresholds, or else .3."""
     return 0.3 if not thresholds else round(sum(thresholds) / len(thresholds), 2)
 
 
 def _scale(model: Detector, thresholds: tuple[float, ...] | None) -> str:
-    """The LRP-optimal thresholds as marks on a scale from 0 to 1; of many classes least and greatest are named."""
+    """The LRP-optimal thresholds as marks on a scale from 0 to 1; with many classes, only minimum and maximum are labelled."""
     if thresholds is None:
-        return "<small>No report of this model says which thresholds are best: <code>ranksort test</code> writes one.</small>"
+        return (
+            "<small>This model has no report with its best thresholds: <code>ranksort test</code> writes one.</small>"
+        )
     named = sorted(zip(thresholds, model.class_names, strict=True))
     if len(named) > 6:
         named = [named[0], named[-1]]
@@ -248,5 +250,5 @@ def _message(error: Exception, file: str) -> str:
 
 
 def _plain(name: str) -> str:
-    """A name within Markdown."""
+    """Escape a name for Markdown."""
     return escape(name).translate({ord(sign): f"\\{sign}" for sign in "\\`*_[]#|"})

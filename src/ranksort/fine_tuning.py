@@ -127,8 +127,8 @@ def start_from(weights: Weights, model: Detector, recipe: Recipe, class_names: S
         weights: from `read_weights` for the recipe.
         model: an untrained model; its `class_layers` name the layers with outputs per class.
         recipe: recipe of the model, to tell which settings differ.
-        class_names: of the model's labels. Where these or those of the weights are not known, the classes are taken to be the same if they
-            are as many, and else to be new.
+        class_names: names of the model's labels. If these or those of the weights are unknown, the classes are assumed to be the same
+            if their number is equal, otherwise new.
 
     Raises:
         ValueError: hardly anything fits, or the weights are not finite.

@@ -47,6 +47,20 @@ def save_pretrained(checkpoint: str | Path, folder: str | Path, *, report: str |
     Raises:
         FileNotFoundError: there is no such checkpoint or report.
         ValueError: the checkpoint or the report cannot be read, or the folder is not empty.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from ranksort import Recipe, create_model, save_pretrained
+        >>> from ranksort.checkpoints import save_model
+        >>> from ranksort.data.coco_columns import Category
+        >>> recipe = Recipe(name="mine")
+        >>> recipe.model.backbone, recipe.model.channels = "resnet18", 64
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder) / "model.safetensors"
+        ...     save_model(file, create_model(recipe, num_classes=1), recipe, [Category(1, "cell")])
+        ...     sorted(path.name for path in save_pretrained(file, Path(folder) / "my-cells").iterdir())
+        ['README.md', 'model.safetensors', 'recipe.json']
     """
     checkpoint, folder = Path(checkpoint), Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -83,6 +97,20 @@ def from_pretrained(
     Raises:
         FileNotFoundError: it is neither a folder nor available on the Hub.
         ValueError: it is not a model of this package.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from ranksort import Recipe, create_model, from_pretrained, save_pretrained
+        >>> from ranksort.checkpoints import save_model
+        >>> from ranksort.data.coco_columns import Category
+        >>> recipe = Recipe(name="mine")
+        >>> recipe.model.backbone, recipe.model.channels = "resnet18", 64
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder) / "model.safetensors"
+        ...     save_model(file, create_model(recipe, num_classes=1), recipe, [Category(1, "cell")])
+        ...     from_pretrained(save_pretrained(file, Path(folder) / "my-cells")).class_names
+        ('cell',)
     """
     folder = Path(source)
     if not folder.is_dir():

@@ -144,7 +144,7 @@ class Interrupt(contextlib.AbstractContextManager["Interrupt"]):
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
-            return  # a worker that has just begun
+            return  # a worker that has just started
         if number in SAVE:
             self.save = True
         elif (

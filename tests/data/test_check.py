@@ -193,7 +193,7 @@ def test_corners_instead_of_sides_are_recognised(content: dict[str, Any], write:
         annotation["bbox"] = box
     (fault,) = check_data(*write(content)).faults
     assert fault.kind == "boxes reach out of their images"
-    assert "3 of 3 boxes reach out of their images, and would fit as corners" in fault.lines[0]
+    assert "3 of 3 boxes extend beyond their images, but would fit as corners" in fault.lines[0]
 
 
 def test_masks_that_an_exporter_marks_as_crowd(content: dict[str, Any], write: Write) -> None:
@@ -204,7 +204,7 @@ def test_masks_that_an_exporter_marks_as_crowd(content: dict[str, Any], write: W
     assert not check.is_usable
     assert {fault.kind for fault in check.faults} == {"mostly crowd", "no object to train on", "nothing to evaluate"}
     assert "--data.crowd keep" in str(check)
-    with pytest.raises(ValueError, match=r"all are marked as crowd: --data\.crowd keep takes them for objects"):
+    with pytest.raises(ValueError, match=r"all are marked as crowd: --data\.crowd keep treats them as objects"):
         CocoDataset(*files, training=True)
     with pytest.raises(ValueError, match="no annotations other than crowds"):
         CocoDataset(*files, training=False)
@@ -251,9 +251,9 @@ def test_a_folder_for_a_file_and_the_reverse_are_said(content: dict[str, Any], w
     images, annotations = write(content)
     with pytest.raises(ValueError, match="is a folder: name a file in it"):
         check_data(images, images)
-    with pytest.raises(ValueError, match="is a file: name the folder that it lies in"):
+    with pytest.raises(ValueError, match="is a file: name the folder that it is in"):
         check_data(annotations, annotations)
-    with pytest.raises(ValueError, match="is no regular file"):
+    with pytest.raises(ValueError, match="is not a regular file"):
         check_data(images, Path("/dev/null"))
 
 
@@ -294,8 +294,8 @@ def test_a_name_that_several_images_share_is_not_guessed(content: dict[str, Any]
     files = write(content)
     lines = [line for fault in check_data(*files).faults for line in fault.lines]
     assert len(lines) == 2
-    assert all("wide.jpg is there, but the file names several images so" in line for line in lines)
-    with pytest.raises(FileNotFoundError, match="names several images so"):
+    assert all("wide.jpg exists, but the file has several images of that name" in line for line in lines)
+    with pytest.raises(FileNotFoundError, match="has several images of that name"):
         CocoDataset(*files, training=True)[0]
 
 
@@ -494,7 +494,7 @@ def test_one_value_is_white_in_all_images(content: dict[str, Any], write: Write)
         assert int(load_image(images / "high.tif", white=white).max()) == 28
     Image.fromarray((ramp * 4095).astype(np.uint16)).save(images / "wide.tif")
     with pytest.raises(
-        ValueError, match=r"The image .*wide\.tif is 16 bit .* brightest value is 4095, .* multiply its values by 16"
+        ValueError, match=r"The image .*wide\.tif is 16 bit .* values up to only 4095, .* multiply its values by 16"
     ):
         load_image(images / "wide.tif")
     Image.fromarray((ramp * 200 - 100).astype(np.float32)).save(images / "wide.tif")
@@ -516,7 +516,7 @@ def test_colours_of_16_bits_that_use_12(content: dict[str, Any], write: Write) -
         if greatest == 65535:
             assert int(CocoDataset(images, annotations, training=False)[0][0].max()) == 255
         else:
-            with pytest.raises(ValueError, match=r"16 bits for each colour, .* Multiply their values by 16"):
+            with pytest.raises(ValueError, match=r"16 bits per colour, .* Multiply their values by 16"):
                 CocoDataset(images, annotations, training=False)
 
 

@@ -134,7 +134,7 @@ def test_masks_need_segmentations(content: dict[str, Any], write: Write) -> None
     content["annotations"][1]["segmentation"] = []
     files = write(content)
     assert len(CocoDataset(*files, training=True)) == 2
-    with pytest.raises(ValueError, match="annotation 12 has a box only and no segmentation"):
+    with pytest.raises(ValueError, match="annotation 12 has only a box and no segmentation"):
         CocoDataset(*files, training=True, masks=True)
 
 

@@ -38,8 +38,8 @@ def test_images_of_other_files_have_no_id() -> None:
 @pytest.mark.parametrize(
     ("paths", "said"),
     [
-        (["images/b.jpg"], "which of its images images/b.jpg is: it names several images so"),
-        (["e.jpg"], "names several images so"),
+        (["images/b.jpg"], "has several images that images/b.jpg could be"),
+        (["e.jpg"], "has several images that e.jpg could be"),
         (["one/a.jpg", "two/a.jpg"], "one/a.jpg and two/a.jpg are the same image"),
     ],
 )

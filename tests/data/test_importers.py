@@ -133,11 +133,11 @@ def test_the_command(yolo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit) as end:
         main(["import-data", str(yolo), "--out", str(out)])
     assert end.value.code == 2
-    assert "is there already and is not written over" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     with pytest.raises(SystemExit) as end:
         main(["train", "ranksort_atss_lite0_small", "--data.root", str(yolo)])
     assert end.value.code == 2
-    assert f"{yolo} is a data set in YOLO format: write COCO's of it by `ranksort import-data {yolo} --out DIR`" in (
+    assert f"{yolo} is a data set in YOLO format: convert it with `ranksort import-data {yolo} --out DIR`" in (
         capsys.readouterr().err
     )
     assert recognize(out) == ""
@@ -241,9 +241,9 @@ def test_class_lists_of_yolo(tmp_path: Path) -> None:
     ("line", "reason"),
     [
         ("0 320 240 100 80", "the coordinate 320 is not within 0..1"),
-        ("0 nan 0.5 0.1 0.1", "there is a number which is not finite"),
-        ("0 0.5 0.5 0.1", "there are 4 numbers, where a class and a box are 5"),
-        ("0 0.5 0.5 0.1 0.1 0.9", "is the last one a score, as of detections?"),
+        ("0 nan 0.5 0.1 0.1", "there is a number that is not finite"),
+        ("0 0.5 0.5 0.1", "there are 4 numbers; a class and a box need 5"),
+        ("0 0.5 0.5 0.1 0.1 0.9", "is the last one a score, as in detections?"),
         ("0 .5 .5 .1 .1 .5 .5 2", "keypoints need kpt_shape"),
         ("cat 0.5 0.5 0.1 0.1", "'cat 0.5 0.5 0.1 0.1' are not all numbers"),
         ("0 0.5 0.5 -0.2 0.1", "the coordinate -0.2 is not within 0..1"),
@@ -321,7 +321,7 @@ def test_keypoints_of_yolo(yolo: Path, tmp_path: Path) -> None:
     ("change", "reason"),
     [
         ("names: [cat, dog]\ntrain: nowhere", "There is no nowhere, which is train of"),
-        ("names: {0: cat, 2: dog}\ntrain: images/train", "numbered from 0 on without gaps"),
+        ("names: {0: cat, 2: dog}\ntrain: images/train", "numbered from 0 without gaps"),
         ("names: cat\ntrain: images/train", "must be a list of the classes"),
         ("names: [cat, [dog]]\ntrain: images/train", "must be a list of the classes"),
     ],
@@ -423,9 +423,9 @@ def test_remarks_on_voc(voc: Path, tmp_path: Path) -> None:
     ("content", "reason"),
     [
         ('<!DOCTYPE a [<!ENTITY b "c">]>' + xml(VOC_OBJECTS), "declares a document type"),
-        (xml(VOC_OBJECTS)[:-20], "is no complete XML"),
-        ("", "is no complete XML"),
-        ("<html></html>", "is no annotation but <html>"),
+        (xml(VOC_OBJECTS)[:-20], "is not complete XML"),
+        ("", "is not complete XML"),
+        ("<html></html>", "is not an annotation but <html>"),
         (xml(VOC_OBJECTS, size=(640, 480)), "it is for an image of 640x480, but .* has 64x48 pixels"),
         (xml([VOC_OBJECTS[0].replace("<xmax>30.0</xmax>", "")]), r"object 1 \(cat\): it has no <bndbox>"),
         (xml([VOC_OBJECTS[0].replace("30.0", "nan")]), r"object 1 \(cat\): it has no <bndbox>"),
@@ -488,7 +488,7 @@ def test_roboflow_lists_a_test_split_that_it_did_not_export(yolo: Path, tmp_path
 
 def test_images_of_two_splits_are_named(yolo: Path, tmp_path: Path) -> None:
     (yolo / "data.yaml").write_text("train: images\nval: images/val\nnames: [cat, dog]\n")
-    assert "for training and for evaluation at once" in str(import_data(yolo, tmp_path / "out"))
+    assert "both for training and for evaluation" in str(import_data(yolo, tmp_path / "out"))
 
 
 def test_labels_beside_the_images(tmp_path: Path) -> None:
@@ -506,7 +506,7 @@ def test_labels_beside_the_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wrong", ["names:\n\t- cat", "names: [cat, , dog]"])
 def test_yaml_files_with_an_error_of_syntax(yolo: Path, tmp_path: Path, wrong: str) -> None:
     (yolo / "data.yaml").write_text(f"train: images/train\nval: images/val\n{wrong}\n")
-    with pytest.raises(ValueError, match=r"data\.yaml, line [34]: this is no YAML"):
+    with pytest.raises(ValueError, match=r"data\.yaml, line [34]: this is not YAML"):
         import_data(yolo, tmp_path / "out")
 
 
@@ -516,7 +516,7 @@ def test_what_a_yolo_list_misses_is_left_out(yolo: Path, tmp_path: Path) -> None
     text(yolo / "data.yaml", "train: [train.txt, images/nowhere]\nval: images/val\nnames: [cat, dog]\n")
     dataset = import_data(yolo, tmp_path / "out")
     assert len(dataset.splits["train"]) == 1
-    (missing,) = [cases for kind, cases in dataset.remarks.items() if kind.startswith("listed but not there")]
+    (missing,) = [cases for kind, cases in dataset.remarks.items() if kind.startswith("listed but missing")]
     assert [line.split(",")[0] for line in missing] == ["./images/train/gone.jpg", "images/nowhere"]
     text(yolo / "train.txt", lines[1])
     with pytest.raises(ValueError, match=r"There is no \./images/train/gone\.jpg"):
@@ -532,7 +532,7 @@ def test_a_stray_yaml_is_not_taken(yolo: Path, tmp_path: Path) -> None:
 def test_equal_classes_of_yolo_are_said(yolo: Path, tmp_path: Path) -> None:
     text(yolo / "data.yaml", "train: images/train\nval: images/val\nnames: [cat, dog, Cat]\n")
     said = str(import_data(yolo, tmp_path / "out"))
-    assert "classes of the same name" in said
+    assert "classes with the same name" in said
     assert "\n  0, 2: cat" in said
 
 
@@ -565,5 +565,5 @@ def test_a_list_of_classes_with_images_for_validation_alone(tmp_path: Path, caps
 
 def test_a_folder_in_another_case_is_named(yolo: Path, tmp_path: Path) -> None:
     (yolo / "images" / "train").rename(yolo / "images" / "Train")
-    with pytest.raises(ValueError, match=f"There is no images/train, .*; there is {yolo}/images/Train: write it so"):
+    with pytest.raises(ValueError, match=f"There is no images/train, .*; there is {yolo}/images/Train: use that name"):
         import_data(yolo, tmp_path / "out")

@@ -207,7 +207,7 @@ def test_versions_of_a_photo_stay_together(tmp_path: Path) -> None:
 
 def test_too_few_images_to_divide(tmp_path: Path) -> None:
     write(tmp_path, "annotations.json", "images", ["a.jpg"])
-    with pytest.raises(ValueError, match="too few images to divide them into training and validation"):
+    with pytest.raises(ValueError, match="too few images to split them into training and validation"):
         CocoDataset(*find_split(tmp_path, "train"), training=True)
 
 
@@ -275,7 +275,7 @@ def test_a_run_and_its_test_evaluate_the_same_images(
     assert trained is not None
     assert tested is not None
     assert tested.as_dict() == pytest.approx(trained.as_dict(), nan_ok=True)
-    assert "may be among these" not in capsys.readouterr().out
+    assert "may have been training images" not in capsys.readouterr().out
     write(tmp_path, "annotations.json", "images", [*names, "more.jpg"])
     engine.test(checkpoint, tmp_path / "report2")
     assert "some of these may have been training images" in capsys.readouterr().out
@@ -382,8 +382,7 @@ def test_check_data_takes_what_train_takes(tmp_path: Path, capsys: pytest.Captur
     (yolo / "data.yaml").write_text("train: images\nnames: [cat]\n")
     assert code(yolo) == 2
     assert (
-        f"is a data set in YOLO format: write COCO's of it by `ranksort import-data {yolo} --out"
-        in capsys.readouterr().err
+        f"is a data set in YOLO format: convert it with `ranksort import-data {yolo} --out" in capsys.readouterr().err
     )
     assert code(train) == 2
     assert "result.json is a file: name the folder of its images before it" in capsys.readouterr().err

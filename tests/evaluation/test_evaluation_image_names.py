@@ -37,7 +37,7 @@ def doubts(
 def test_names_beside_the_detections_are_compared(tmp_path: Path) -> None:
     assert doubts(tmp_path, [0, 1, 2, 3], {n: f"/photos/{n}.JPG" for n in range(4)}) == []
     (said,) = doubts(tmp_path, [1, 2, 3], {n: f"/photos/{n - 1}.jpg" for n in range(1, 5)})  # numbered from 1
-    assert said.startswith("3 of 3 images have another name in ")
+    assert said.startswith("3 of 3 images have different names in ")
     assert "such as image 1: /photos/0.jpg, which is train/1.jpg there" in said
     assert "`ranksort predict --annotations TRUTH.json`" in said
     assert doubts(tmp_path, [0, 1, 2, 3], {}) == []
@@ -49,16 +49,14 @@ def test_names_beside_the_detections_are_compared(tmp_path: Path) -> None:
 def test_few_images_with_detections(tmp_path: Path) -> None:
     assert doubts(tmp_path, [0, 3]) == []
     (said,) = doubts(tmp_path, [3])
-    assert said.startswith(
-        "There are no detections in 3 of 4 images with objects: if they have other ids there, `ranksort"
-    )
+    assert said.startswith("There are no detections in 3 of 4 images with objects: if their ids differ, `ranksort")
     assert doubts(tmp_path, [3], {3: "3.png"}) == ["There are no detections in 3 of 4 images with objects."]
     assert doubts(tmp_path, []) == ["There are no detections."]
 
 
 def test_hardly_anything_right(tmp_path: Path) -> None:
     (said,) = doubts(tmp_path, [0, 1, 2, 3], box=[40.0, 30.0, 9.0, 9.0])
-    assert said.startswith("Hardly any detection is right (AP50 0.0). If that surprises: image ids")
+    assert said.startswith("Hardly any detection is a true positive (AP50 0.0). If that is unexpected: image ids")
     assert doubts(tmp_path, [0, 1, 2, 3], {n: f"{n}.jpg" for n in range(4)}, box=[40.0, 30.0, 9.0, 9.0]) == []
 
 

@@ -42,14 +42,14 @@ def test_areas_crowd_flags_and_any_encoding_of_masks_are_accepted(iou_type):
         ({"score": 97.5}, r"have a score outside 0\.\.1 and look like percentages: divide them by 100"),
         ({"score": 1.0000001}, r"have a score outside 0\.\.1 \(position 1\)"),
         ({"score": 10**400}, "have a score that is not a number, but 1000"),
-        ({"category_id": [1]}, r"have a category_id that is no integer or string, but \[1\]"),
-        ({"category_id": True}, "have a category_id that is no integer or string, but True"),
-        ({"category_id": float("nan")}, "have a category_id that is no integer or string, but nan"),
+        ({"category_id": [1]}, r"have a category_id that is not an integer or string, but \[1\]"),
+        ({"category_id": True}, "have a category_id that is not an integer or string, but True"),
+        ({"category_id": float("nan")}, "have a category_id that is not an integer or string, but nan"),
         ({"score": "0.5"}, "have a score that is not a number, but '0.5'"),
         ({"score": True}, "have a score that is not a number, but True"),
         ({"bbox": [0, 0, -1, 5]}, "bbox of negative width or height"),
         ({"bbox": [0, 0, float("nan"), 5]}, r"bbox that is not \[x, y, width, height\], but \[0, 0, nan, 5\]"),
-        ({"bbox": [0, 0, 1e9, 5]}, "bbox that is not four sensible numbers"),
+        ({"bbox": [0, 0, 1e9, 5]}, "bbox that is not four finite numbers"),
         ({"bbox": [0, 0, 5]}, r"a bbox that is not .* but \[0, 0, 5\] \(position 1\)"),
         ({"bbox": None}, "have no 'bbox'"),
     ],
@@ -62,7 +62,7 @@ def test_wrong_detections_are_named(change, sentence):
 
 def test_masks_that_are_missing_and_bad_boxes_beside_them_are_named():
     ground_truth, detection = small()
-    with pytest.raises(ValueError, match="have no 'segmentation': boxes are compared by --iou-type bbox"):
+    with pytest.raises(ValueError, match="have no 'segmentation': boxes are compared with --iou-type bbox"):
         evaluate_detections(ground_truth, [{**detection, "segmentation": []}], "segm")
     with pytest.raises(ValueError, match=r"have a bbox that is not \[x, y, width, height\], but \['0'"):
         evaluate_detections(ground_truth, [{**detection, "bbox": ["0", 0, 9, 9]}, detection], "segm")
@@ -88,9 +88,9 @@ def test_many_wrong_detections_are_counted():
 @pytest.mark.parametrize(
     ("segmentation", "sentence"),
     [
-        ({"size": [120, 90], "counts": [10800]}, "mask of another size than their image's"),
-        ({"counts": "abc"}, "have a segmentation that is not an RLE, but .*: boxes are compared by --iou-type bbox"),
-        (None, "have no 'segmentation': boxes are compared by --iou-type bbox"),
+        ({"size": [120, 90], "counts": [10800]}, "mask whose size is not the height and width of their image"),
+        ({"counts": "abc"}, "have a segmentation that is not an RLE, but .*: boxes are compared with --iou-type bbox"),
+        (None, "have no 'segmentation': boxes are compared with --iou-type bbox"),
         ([], "have no 'segmentation'"),
         ("polygon", "a segmentation that is not an RLE, but 'polygon'"),
         ([[0, 0, 5, 5]], "polygon that is not at least three points"),
@@ -103,7 +103,7 @@ def test_wrong_masks_are_named(segmentation, sentence):
     with pytest.raises(ValueError, match=rf"1 of 1 detections .*{sentence}"):
         evaluate_detections(ground_truth, [{**detection, "segmentation": segmentation}], "segm")
     ground_truth["annotations"][1]["segmentation"] = segmentation
-    with pytest.raises(ValueError, match=r"annotation 78 |compare boxes, by --iou-type bbox"):
+    with pytest.raises(ValueError, match=r"annotation 78 |compare boxes with --iou-type bbox"):
         evaluate_detections(ground_truth, [detection], "segm")
 
 
@@ -159,11 +159,11 @@ def test_masks_need_the_size_of_images():
 
 def test_coco_ground_truth_is_no_lvis_ground_truth():
     ground_truth, _ = small()
-    with pytest.raises(ValueError, match='no LVIS file: its images need "neg_category_ids"'):
+    with pytest.raises(ValueError, match='not an LVIS file: its images need "neg_category_ids"'):
         evaluate_detections(ground_truth, [], style="lvis")
     for image in ground_truth["images"]:
         image["neg_category_ids"] = image["not_exhaustive_category_ids"] = []
-    with pytest.raises(ValueError, match=r'no LVIS file.*its categories a "frequency"'):
+    with pytest.raises(ValueError, match=r'not an LVIS file.*its categories a "frequency"'):
         evaluate_detections(ground_truth, [], style="lvis")
 
 
@@ -231,7 +231,7 @@ def test_perfect_detections_have_no_negative_zeros():
 def test_results_of_masks_alone_are_told_how_to_compare_them(tmp_path):
     ground_truth, detection = small()
     masks = [{key: value for key, value in detection.items() if key != "bbox"}]
-    with pytest.raises(ValueError, match="1 of 1 detections have no 'bbox': masks are compared by --iou-type segm"):
+    with pytest.raises(ValueError, match="1 of 1 detections have no 'bbox': masks are compared with --iou-type segm"):
         evaluate_detections(ground_truth, masks)
 
 

@@ -38,7 +38,7 @@ def test_detections_are_sorted_again_and_no_two_scores_become_equal() -> None:
         boxes = calibrated["boxes"][calibrated["labels"] == label]
         assert (boxes[:, 0].diff() > 0).all()  # the order within the class is as it was
     assert calibrated["scores"][0] == calibration.calibrated(np.array([float(raw[1])]), np.array([1]))[0]
-    assert str(calibration).startswith("scores are the expected IoU, by it (1 of 2 classes have")
+    assert str(calibration).startswith("scores are the expected IoU, from it (1 of 2 classes have")
 
 
 def test_the_report_of_the_run_comes_before_what_is_carried_and_that_before_what_lies_beside(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_file_that_is_named(tmp_path: Path) -> None:
     assert find_thresholds(tmp_path, {}, CATEGORIES, file).reach(Wish("lrp")).values == thresholds
     with pytest.raises(ValueError, match=r"gives the expected IoU, not the probability .*--target precision"):
         find_calibration(tmp_path, {}, CATEGORIES, "precision", file)
-    with pytest.raises(ValueError, match="is of another model: it knows none of the classes"):
+    with pytest.raises(ValueError, match="belongs to another model: it has none of the classes"):
         find_calibration(tmp_path, {}, [Category(0, "other")], "iou", file)
     with pytest.raises(ValueError, match="is no calibration"):
         find_calibration(tmp_path, {"iou": {"format": "other"}}, CATEGORIES)

@@ -41,7 +41,7 @@ def test_thresholds_are_those_of_the_report(tmp_path: Path) -> None:
         reached = reach(checkpoint, categories)
         assert reached.values == pytest.approx([mean, of_masks[1], mean, of_masks[0]])
         (remark,) = reached.remarks
-        assert "nothing right found of class 7, class 99: the threshold is the mean of the other classes" in remark
+        assert "no true positives of class 7, class 99: the threshold is the mean of the other classes" in remark
     save_reports(tmp_path / "report", [boxes])
     assert reach(tmp_path, categories[1::2]).values == [second, first]
     with pytest.raises(ValueError, match="no threshold of any class"):
@@ -98,7 +98,7 @@ def test_thresholds_applied_reach_what_was_wished(data, kind, thousandths) -> No
         assert bool(remarks) == (not good)
         if not good:
             assert shares[value][place] == max(share[place] for share in shares.values())
-            assert f"{wish} is never reached, by the data of it, for {category.name} (at most" in remarks[0]
+            assert f"{wish} is never reached in it for {category.name} (at most" in remarks[0]
         elif kind == "recall":
             assert value == max(good)
         else:  # of those with the most true positives

@@ -414,7 +414,7 @@ def test_checkpoint_carries_on(tmp_path):
 @pytest.mark.parametrize(
     ("logits", "targets", "errors", "delta", "message"),
     [
-        (torch.zeros(3), torch.ones(2), torch.ones(2), 1.0, r"one shape, got \(3,\) and \(2,\)"),
+        (torch.zeros(3), torch.ones(2), torch.ones(2), 1.0, r"the same shape, got \(3,\) and \(2,\)"),
         (torch.zeros(2).long(), torch.ones(2), torch.ones(2), 1.0, r"floating point .* got torch.int64"),
         (torch.zeros(2), torch.tensor([0.0, 7.0]), torch.ones(1), 1.0, r"targets are qualities .* largest is 7"),
         (torch.zeros(2), torch.ones(2), torch.ones(2), -0.5, r"delta must be 0 or more, got -0.5"),

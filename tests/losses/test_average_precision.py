@@ -276,7 +276,7 @@ def test_no_positives(targets):
 @pytest.mark.parametrize(
     ("logits", "targets", "delta", "message"),
     [
-        (torch.zeros(3), torch.ones(2), 1.0, r"one shape, got \(3,\) and \(2,\)"),
+        (torch.zeros(3), torch.ones(2), 1.0, r"the same shape, got \(3,\) and \(2,\)"),
         (torch.zeros(2, dtype=torch.int64), torch.ones(2), 1.0, r"floating point .* got torch.int64"),
         (torch.zeros(2), torch.tensor([0.0, 7.0]), 1.0, r"targets are qualities in \(0, 1\].* largest is 7"),
         (torch.zeros(2), torch.ones(2), -0.5, r"delta must be 0 or more, got -0.5"),

@@ -173,7 +173,7 @@ def test_a_quality_in_place_of_boxes():
     assert torch.equal(found.losses["sorting"], sorting)
     assert torch.equal(found.quality, quality)
     assert not found.quality.requires_grad
-    with pytest.raises(ValueError, match="the quality of the positives is needed where there are no boxes"):
+    with pytest.raises(ValueError, match="the quality of the positives is needed if there are no boxes"):
         rank_sort_detection_losses(logits, positive, labels, None, None)
 
 

@@ -145,7 +145,20 @@ def test_a_device_for_which_triton_cannot_compile_is_said_once(monkeypatch: pyte
 
     monkeypatch.setattr(kernels, "rank_sort", fails)
     kernels.work_on.cache_clear()
-    with pytest.warns(UserWarning, match=r"slower way on cpu.*Failed to find C compiler"):
+    with pytest.warns(UserWarning, match=r"slower implementation on cpu.*Failed to find C compiler"):
         assert not kernels.work_on(torch.device("cpu"))
     assert not kernels.work_on(torch.device("cpu"))
+    kernels.work_on.cache_clear()
+
+
+def test_wrong_numbers_are_noticed(monkeypatch: pytest.MonkeyPatch):
+    """Those of Triton 3.0 and 3.1, whose interpreter is wrong about these kernels, came without an error."""
+    right = kernels.rank_sort
+    kernels.work_on.cache_clear()
+    assert kernels.work_on(torch.device("cpu"))
+    for wrong in (lambda *a: 1.01 * right(*a), lambda *a: right(*a).detach() - a[0].sum() + a[0].sum().detach()):
+        monkeypatch.setattr(kernels, "rank_sort", wrong)
+        kernels.work_on.cache_clear()
+        with pytest.warns(UserWarning, match=r"slower way on cpu.*it returns \["):
+            assert not kernels.work_on(torch.device("cpu"))
     kernels.work_on.cache_clear()

@@ -122,7 +122,9 @@ def work_with_a_fault(rank, processes, store, fault, results):
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(("fault", "message"), [("NaN", "must be finite"), ("shape", "one shape"), ("above 1", "is 7")])
+@pytest.mark.parametrize(
+    ("fault", "message"), [("NaN", "must be finite"), ("shape", "the same shape"), ("above 1", "is 7")]
+)
 def test_bad_input_of_one_process_stops_all(fault, message, tmp_path):
     results = mp.get_context("spawn").SimpleQueue()
     mp.start_processes(work_with_a_fault, (2, tmp_path / "store", fault, results), 2, start_method="spawn")

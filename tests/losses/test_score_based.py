@@ -101,5 +101,5 @@ def test_computes_in_float32_or_better(loss: Callable[[Tensor, Tensor], Tensor],
 
 
 def test_shapes_have_to_agree(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
-    with pytest.raises(ValueError, match=r"one shape, got \(3, 2\) and \(3,\)"):
+    with pytest.raises(ValueError, match=r"the same shape, got \(3, 2\) and \(3,\)"):
         loss(torch.zeros(3, 2), torch.zeros(3))

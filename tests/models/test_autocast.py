@@ -100,6 +100,8 @@ def test_what_half_precision_would_spoil_is_computed_in_float32(
         detector=detector,
         backbone="resnet18",
         channels=64,
+        head_convs=1,
+        proposals=50,
         min_size=64,
         max_size=96,
         score_threshold=0.001,

@@ -177,7 +177,7 @@ def test_yolact_puts_its_anchors_where_the_cells_are(name: str) -> None:
 
 def test_yolact_with_a_size_that_its_backbone_does_not_take() -> None:
     yolact = functools.partial(create_model, "ranksort_yolact_r50_55e_coco", backbone="timm/dla46x_c", channels=64)
-    with pytest.raises(ValueError, match=r"timm/dla46x_c does not take images of 550x550 pixels"):
+    with pytest.raises(ValueError, match=r"timm/dla46x_c does not support images of 550x550 pixels"):
         yolact()
     assert yolact(min_size=544).anchors.strides == pytest.approx([8, 16, 32, 544 / 9, 544 / 5])
 
@@ -186,7 +186,7 @@ def test_size_which_a_model_does_not_take() -> None:
     backbone = build_backbone("timm/dla46x_c", pretrained=False)
     with pytest.raises(
         ValueError,
-        match=r"timm/dla46x_c does not take images of 550x550 pixels: .* such as 544x544, by --model\.min-size",
+        match=r"timm/dla46x_c does not support images of 550x550 pixels: .* such as 544x544, with --model\.min-size",
     ):
         backbone.map_sizes((550, 550))
     assert backbone.map_sizes((544, 544))[0] == (136, 136)
@@ -236,7 +236,7 @@ def test_names_are_those_of_torchvision() -> None:
     [
         ("resnet51", "no backbone 'resnet51': choose one of .*resnet50.*, or timm/<model>"),
         ("vgg16", "no backbone 'vgg16'"),
-        ("timm/resnet51", "timm has no model 'resnet51'; near names: .*resnet"),
+        ("timm/resnet51", "timm has no model 'resnet51'; similar names: .*resnet"),
         ("timm/nonsense_net", "timm has no model 'nonsense_net'"),
         ("timm/vit_tiny_patch16_224", "'vit_tiny_patch16_224' gives no pyramid of strides 8, 16 and 32"),
         ("timm/swin_tiny_patch4_window7_224", "gives no pyramid .* choose a convolutional model"),
@@ -244,7 +244,7 @@ def test_names_are_those_of_torchvision() -> None:
             "timm/inception_v4",
             r"'inception_v4' gives no pyramid .*its maps are .*1024x4x8.* choose a convolutional model",
         ),
-        ("timm/levit_128s", "'levit_128s' gives no pyramid .*takes images of certain sizes alone"),
+        ("timm/levit_128s", "'levit_128s' gives no pyramid .*only supports images of certain sizes"),
         ("timm/mvitv2_tiny", "'mvitv2_tiny' gives no pyramid"),  # on small images alone: its table of positions ends
         ("timm/sequencer2d_s", "'sequencer2d_s' gives no pyramid"),
         ("timm/efficientvit_m0", "'efficientvit_m0' gives no pyramid .*192x2x3"),
@@ -259,13 +259,13 @@ def test_unknown_names(name: str, sentence: str) -> None:
 def test_model_without_a_level_of_stride_4() -> None:
     assert build_backbone("timm/csatv2", pretrained=False).channels == [32, 72, 168]
     assert build_backbone("timm/csatv2", pretrained=False, levels=3).channels == [32, 72, 168]
-    with pytest.raises(ValueError, match=r"'csatv2' gives no level of stride 4, which the R-CNNs and SOLOv2 need"):
+    with pytest.raises(ValueError, match=r"'csatv2' has no level of stride 4, which the R-CNNs and SOLOv2 need"):
         build_backbone("timm/csatv2", pretrained=False, levels=4)
 
 
 def test_model_without_weights() -> None:
     with pytest.raises(
-        ValueError, match=r"no pretrained weights of 'convnext_atto_rms': .*--model\.no-pretrained-backbone"
+        ValueError, match=r"no pretrained weights for 'convnext_atto_rms': .*--model\.no-pretrained-backbone"
     ):
         build_backbone("timm/convnext_atto_rms", pretrained=True)
 

@@ -181,9 +181,7 @@ def test_the_loss_of_masks_is_weighted_as_that_of_boxes(monkeypatch: pytest.Monk
 
 def test_a_loss_of_box_errors_is_refused_without_boxes() -> None:
     for recipe, name in (("solov2_r101_fpn_3x", "SOLOv2"), ("solov2_light_448_r34_fpn_3x", "SOLOv2Light")):
-        with pytest.raises(
-            ValueError, match=f"{name} learns masks without boxes, and this loss is made of errors of boxes"
-        ):
+        with pytest.raises(ValueError, match=f"{name} learns masks without boxes, but this loss needs box errors"):
             _model(recipe, None, loss="average_lrp")
 
 

@@ -69,6 +69,6 @@ def test_frames_before_a_damaged_one_are_kept(clip: Path, colours: Colours, tmp_
     folder.predict([clip])
     assert folder.images == 4
     reason = f"The video {clip} cannot be read from frame 4 on (Invalid data found when processing input)."
-    assert folder.failures == [f"{reason} What was found in 4 frames before it is kept."]
+    assert folder.failures == [f"{reason} The detections in the 4 frames before it are kept."]
     with av.open(str(tmp_path / "out" / "00000_clip.mp4")) as container:
         assert len([*container.decode(video=0)]) == 4

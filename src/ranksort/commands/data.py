@@ -81,13 +81,13 @@ def import_data(
     copy_images: bool = False,
     reader: Annotated[str | None, default("YOLO or VOC, as recognized")] = None,
 ) -> None:
-    """Convert a data set from YOLO or PASCAL VOC format, or a format of your own, to COCO annotations.
+    """Convert a data set from YOLO, PASCAL VOC or your own format to COCO annotations.
 
     Args:
         folder: the data set, or its YAML file.
         out: output folder, which must not exist yet; it links to the images.
         copy_images: copy the images instead of linking to them.
-        reader: file.py:function that reads a format of your own.
+        reader: file.py:function that reads your own format.
     """
     from ..data.importers import import_data as run_import
     from ..recipes.detectors import from_file

@@ -106,5 +106,5 @@ def _queued_again(folder: Path) -> Path | None:
     """The run in that folder that this SLURM job started, if the job has been requeued."""
     if os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
         return None
-    begun = [f.parent for f in sorted(folder.glob("*/slurm_job")) if f.read_text(encoding="utf-8") == slurm_job()]
-    return next((run for run in reversed(begun) if any(run.glob("checkpoints/*.ckpt"))), None)
+    started = [f.parent for f in sorted(folder.glob("*/slurm_job")) if f.read_text(encoding="utf-8") == slurm_job()]
+    return next((run for run in reversed(started) if any(run.glob("checkpoints/*.ckpt"))), None)

@@ -1,4 +1,4 @@
-"""Samples to batches, in the convention of torchvision's detectors: lists, for the images differ in size."""
+"""Collate samples to batches in the convention of torchvision's detectors: lists, because image sizes differ."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -14,10 +14,10 @@ Batch = tuple[list[Tensor], list[dict[str, Any]]]
 
 
 def collate(samples: Iterable[tuple[Tensor, dict[str, Any]]]) -> Batch:
-    """List the images and targets of some samples, as plain tensors.
+    """Collate samples to lists of images and targets, as plain tensors.
 
     Returns:
-        images: uint8 [3, H, W] each; and targets: see `CocoDataset`, with masks as bool [G, H, W].
+        images: uint8 [3, H, W] each; and targets: as from `CocoDataset`, with masks as bool [G, H, W].
     """
     images, targets = [], []
     for image, target in samples:
@@ -39,10 +39,10 @@ def data_loader(
     """Load batches with worker processes.
 
     Args:
-        dataset: where the samples come from.
+        dataset: the data set.
         batch_sampler: for training, an `AspectRatioBatchSampler`.
-        sampler: for evaluation, image by image: the indices of those of this process; by default all.
-        workers: processes that load; 0: this one.
+        sampler: for evaluation, one image per batch: the indices of this process; by default all.
+        workers: number of loader processes; 0: load in this process.
     """
     if workers:
         end_workers_at_exit()
@@ -55,6 +55,6 @@ def data_loader(
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
         worker_init_fn=ignore_in_worker,
-        # The loader draws a seed for its workers each epoch; from a generator of its own, for the sake of the model's.
+        # The loader draws a seed for its workers each epoch; its own generator keeps the model's state unchanged.
         generator=torch.Generator(),
     )

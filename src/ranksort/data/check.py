@@ -136,6 +136,19 @@ def check_data(images: Path, annotations: Path, *, keep_crowds: bool = False) ->
 
     Raises:
         FileNotFoundError: the folder or the file does not exist. Everything else that is wrong is reported as a fault.
+
+    Examples:
+        >>> import json, tempfile
+        >>> from pathlib import Path
+        >>> from ranksort.data.check import check_data
+        >>> truth = {"images": [{"id": 1, "file_name": "a.jpg", "width": 64, "height": 64}], "categories": [{"id": 1, "name": "cat"}]}
+        >>> truth["annotations"] = [{"id": 1, "image_id": 2, "category_id": 1, "bbox": [0, 0, 9, 9]}]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder) / "truth.json"
+        ...     _ = file.write_text(json.dumps(truth))
+        ...     check = check_data(Path(folder), file)
+        >>> [fault.kind for fault in check.faults], check.is_usable
+        (['unknown image', 'missing image'], False)
     """
     require_folder(images)
     file = read_coco_file(annotations, segmentations=True, pixels=True, keep_crowds=keep_crowds)

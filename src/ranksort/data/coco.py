@@ -31,7 +31,7 @@ COCO_CATEGORIES = [
 
 
 def require_known(file: CocoFile, categories: Sequence[Category]) -> None:
-    """Raise ValueError unless a model of some categories knows all of those of a file except for placeholders, by id and name."""
+    """Raise ValueError unless `categories` contain all categories of a file, by id and name, except for placeholders."""
     expected = {*categories, *file.placeholders()}
     unknown = [category for category in file.categories if category not in expected]
     if unknown:
@@ -47,36 +47,47 @@ def require_known(file: CocoFile, categories: Sequence[Category]) -> None:
 class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
     """Images and objects of a COCO annotation file.
 
-    For training the published rules hold: crowd regions, boxes without area, outside the image or under
-    `min_box_size`, images with a side under 32 px and images without (remaining) objects are left out. For evaluation
-    every image is there.
+    Training follows the published rules: crowd regions, boxes without area, outside the image or under `min_box_size`, images with a
+    side under 32 px and images without (remaining) objects are left out. Evaluation uses every image.
 
     Args:
-        images: the folder that the file names of the annotations are relative to.
+        images: the folder that file names in the annotations are relative to.
         annotations: the JSON file.
-        part: which part of a file that is for training and validation, divided by image; None: all of it.
-        training: whether the rules of training apply.
-        masks: whether targets hold masks. Objects whose mask has no pixel are then left out of training.
+        part: which part of a file that is split by image into training and validation; None: all of it.
+        training: whether the rules for training apply.
+        masks: whether targets have masks. Objects whose mask has no pixel are then left out of training.
         keep_empty_images: whether training uses images without objects.
-        keep_crowds: take annotations marked as crowd for single objects.
-        categories: the classes of a trained model, by which the objects are labelled then; they are matched by id and
-            name. By default the classes of the file except for placeholders, see `CocoFile.placeholders`.
-        transform: called with (image, target); `ranksort.data.transforms`.
-        min_box_size: the least width and height of a box in training, in pixels.
-        white: what is white in images of more than 8 bits, see `to_rgb`; 0: found from them, see `find_white`.
+        keep_crowds: treat annotations marked as crowd as objects.
+        categories: the classes of a trained model, which then define the labels; they are matched by id and name. By default the
+            classes of the file except for placeholders, see `CocoFile.placeholders`.
+        transform: called with (image, target); see `ranksort.data.transforms`.
+        min_box_size: minimum width and height of a box in training, in pixels.
+        white: value of white in images of more than 8 bits, see `to_rgb`; 0: derived from the images, see `find_white`.
 
     Attributes:
         categories: the classes in the order of the labels, which is the order of the category ids of the file.
-        file: the annotations, for evaluation; None in training, which is done with them.
+        file: the annotations, for evaluation; None in training, where they are no longer needed.
         image_ids: of the images used, in the order of the file.
         landscape: whether each of them is wider than high.
-        white: as found or given.
-        dropped: how much the rules of training leave out, by reason.
-        not_used: other annotation files beside one that is divided, to be named.
+        white: as derived or given.
+        dropped: how much the rules for training leave out, by reason.
+        not_used: other annotation files beside one that is split, to be reported.
 
     Raises:
-        ValueError: the file is malformed, or an object's class unknown to the model.
+        ValueError: the file is malformed, or the model does not have the class of an object.
         FileNotFoundError: there is no such file or folder, or an image is missing.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from ranksort.data.coco import CocoDataset
+        >>> from ranksort.data.synthetic import write_synthetic_dataset
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     root = write_synthetic_dataset(Path(folder), train_images=2, val_images=1)
+        ...     dataset = CocoDataset(root / "images", root / "annotations/instances_train.json", training=True)
+        ...     image, target = dataset[0]
+        >>> image.dtype, image.shape[0], target["boxes"].shape[1], len(dataset.categories)
+        (torch.uint8, 3, 4, 8)
     """
 
     def __init__(
@@ -131,7 +142,7 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
         self._folder.require(used.tolist())
         self.white = white or find_white(self._sample_paths())
         # The objects stay in a few arrays and blocks of bytes: reading many small Python objects in a forked worker
-        # changes their reference counts, and so copies their memory into every worker.
+        # changes their reference counts, which copies their memory into every worker.
         kept = np.flatnonzero(is_object & is_used[objects.image])
         kept = kept[np.argsort(objects.image[kept], kind="stable")]
         label_of = {category: label for label, category in enumerate(self.categories)}
@@ -162,19 +173,19 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
         return is_object, is_used
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a worker process gets where processes are not forked: it does not evaluate."""
+        """The state for worker processes that are not forked, without what only evaluation needs."""
         return {**vars(self), "file": None}
 
     def _sample_paths(self) -> list[Path]:
-        """Of some hundred images, evenly spread; there may be millions."""
+        """Derive white from a few hundred images, evenly spread; there may be millions."""
         return [self._folder.path(n) for n in self._used[:: max(1, len(self._used) // 200)].tolist()]
 
     def file_name(self, index: int) -> str:
-        """The name of an image in the annotation file."""
+        """The file name of an image in the annotation file."""
         return self._names[int(self._used[index])].decode("utf-8", "replace")
 
     def repeat_factors(self, threshold: float) -> np.ndarray:
-        """[I]: how often an epoch should have each image, on average; see `ranksort.data.lvis.repeat_factors`."""
+        """[I]: how often an epoch should contain each image, on average; see `ranksort.data.lvis.repeat_factors`."""
         image = np.repeat(np.arange(len(self)), np.diff(self._ends, prepend=0))
         return repeat_factors(image, self._labels, len(self), threshold)
 
@@ -184,12 +195,12 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
 
     @property
     def origin(self) -> str:
-        """Where the images are from, in words."""
+        """The source of the images, in words."""
         if self.part is None:
             return str(self.annotations_path)
         share = "four fifths" if self.part == "train" else "one fifth"
         others = f" (not used: {listed(self.not_used)})" if self.not_used else ""
-        return f"{share} of {self.annotations_path}, which is divided by image in the same way each time{others}"
+        return f"{share} of {self.annotations_path}, whose images are split in the same way each time{others}"
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -199,20 +210,21 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
 
         Args:
             item: an index, or (index, seed): the transform then draws what it would draw after
-                `torch.manual_seed(seed)`, whatever was drawn before and in whichever worker.
+                `torch.manual_seed(seed)`, independent of earlier draws and of the worker.
 
         Returns:
             image: uint8 [3, H, W], RGB; and target: `boxes` float32 [G, 4] xyxy in pixels of the image, `labels` int64
             [G] from 0, with `masks=True` also `masks` uint8 [G, H, W] of 0 and 1, `image_id` int.
 
         Raises:
-            FileNotFoundError, ValueError: the image is missing, unreadable, or not of the size that the file states.
+            FileNotFoundError: the image is missing.
+            ValueError: it is unreadable, or does not have the size stated in the file.
         """
         if isinstance(item, int):
             return self._load(item)
         index, seed = item
         with torch.random.fork_rng(devices=[]):
-            # torch.manual_seed would seed the GPUs as well.
+            # torch.manual_seed would also seed the GPUs.
             torch.default_generator.manual_seed(seed)
             return self._load(index)
 
@@ -221,7 +233,7 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
         width, height = int(self._widths[index]), int(self._heights[index])
         path = self._folder.path(int(self._used[index]))
         picture = to_rgb(upright(read_image(path), width, height, path), self.white)
-        # Its channels stay last, as they are read: half the time to resize it, with the same result.
+        # Channels last, as read from the file: halves the time to resize, with the same result.
         image = tv_tensors.Image(torch.from_numpy(np.array(picture)).permute(2, 0, 1))
 
         of_image = slice(self._ends[index - 1] if index else 0, self._ends[index])
@@ -231,7 +243,9 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
             segmentations = [self._segmentations[n] for n in self._places[of_image].tolist()]
             masks = np.array([decode_mask(s, height, width) for s in segmentations], dtype=np.uint8)
             masks = masks.reshape(-1, height, width)
-            if self.training and not (kept := masks.any(axis=(1, 2))).all():  # of very many, see `read_coco_file`
+            if (
+                self.training and not (kept := masks.any(axis=(1, 2))).all()
+            ):  # if there are very many, see `read_coco_file`
                 warnings.warn(f"{path}: left out {int((~kept).sum())} objects whose masks have no pixel", stacklevel=2)
                 boxes, labels, masks = boxes[kept], labels[kept], masks[kept]
             target["masks"] = tv_tensors.Mask(torch.from_numpy(masks))

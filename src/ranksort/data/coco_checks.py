@@ -1,4 +1,4 @@
-"""What can be wrong with an annotation file that is well-formed: all images, objects and classes at the same time."""
+"""Faults of well-formed annotation files, for all images, objects and classes at once."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from .segmentations import check_segmentations
 
 MIN_IMAGE_SIDE = 32
 """Training leaves out images with a shorter side, in pixels, as the published code does."""
-_DRAWN_AT_ONCE = 32_000_000  # bytes of segmentations that are looked through for masks without a pixel before training
+_DRAWN_AT_ONCE = 32_000_000  # bytes of segmentations that are searched for masks without a pixel before training
 
 
 def check(file: CocoFile, pixels: bool | None, keep_crowds: bool) -> None:
@@ -30,7 +30,7 @@ def check(file: CocoFile, pixels: bool | None, keep_crowds: bool) -> None:
 
 
 def _add(file: CocoFile, kind: str, rows: "Sequence[int] | np.ndarray", describe: Callable[[int], str]) -> None:
-    """Note a kind of fault of some rows, whose descriptions are made when they are read."""
+    """Add a kind of fault of some rows, whose descriptions are created when read."""
     file.add(kind, Lines(rows, describe))
 
 
@@ -54,8 +54,8 @@ def _check_images(file: CocoFile) -> None:
         "same file in two images",
         list(again),
         lambda n: (
-            f"image {images.ids[n]} is the file of image {images.ids[again[n]]}, too ({images.file_name(n)}): "
-            "what is annotated in one of them counts as background in the other"
+            f"image {images.ids[n]} has the same file as image {images.ids[again[n]]} ({images.file_name(n)}): "
+            "objects annotated in one of them count as background in the other"
         ),
     )
 
@@ -89,14 +89,14 @@ def _check_boxes(file: CocoFile) -> None:
     reaches_out &= (columns > 0) & (rows > 0)
     are_corners = (width > x) & (height > y) & (width <= columns + 1) & (height <= rows + 1)
     if 2 * reaches_out.sum() > len(x) and are_corners.sum() >= 0.9 * len(x):
-        line = f"{reaches_out.sum()} of {len(x)} boxes reach out of their images, and would fit as corners: are they "
+        line = f"{reaches_out.sum()} of {len(x)} boxes extend beyond their images, but would fit as corners: are they "
         file.add("boxes reach out of their images", [f"{line}[x1, y1, x2, y2]? COCO's are [x, y, width, height]"])
         return
     _add(
         file,
         "box partly outside the image",
         np.flatnonzero(reaches_out & ~np.logical_or.reduce(list(faults.values()))),
-        lambda n: described(n, f"reaches out of its {size_of_image(n)} image and is clipped"),
+        lambda n: described(n, f"extends beyond its {size_of_image(n)} image and is clipped"),
     )
 
 
@@ -107,16 +107,16 @@ def _check_areas(file: CocoFile) -> None:
         "wrong area",
         np.flatnonzero(np.isfinite(annotations.areas) & ~annotations.has_area()),
         lambda n: (
-            f"{annotations.name(n)} has the area {annotations.areas[n]:g}, which can be none: evaluation takes "
+            f"{annotations.name(n)} has the invalid area {annotations.areas[n]:g}: evaluation uses "
             "that of its box or mask"
         ),
     )
     missing = np.flatnonzero(np.isnan(annotations.areas))
     if len(missing) > 20:
-        line = f'{len(missing)} of {len(annotations)} annotations have no "area": that of the box or mask is taken'
+        line = f'{len(missing)} of {len(annotations)} annotations have no "area": that of the box or mask is used'
         file.add("no area given", [line])
         return
-    taken = "that of its box or mask is taken"
+    taken = "that of its box or mask is used"
     _add(file, "no area given", missing, lambda n: f'{annotations.name(n)} has no "area": {taken}')
 
 
@@ -136,7 +136,7 @@ def _check_segmentations(file: CocoFile, pixels: bool | None) -> None:
             file,
             "no segmentation",
             np.flatnonzero(missing),
-            lambda n: f"{annotations.name(n)} has a box only and no segmentation, which masks need",
+            lambda n: f"{annotations.name(n)} has only a box and no segmentation, which masks need",
         )
 
     def problem(n: int) -> str:
@@ -172,7 +172,7 @@ def _check_repeats(file: CocoFile) -> None:
 
 
 def _repeated(ids: "np.ndarray | list[Any]") -> list[int]:
-    """The places of ids that an earlier one equals, which usually are none."""
+    """The positions of ids that equal an earlier one; usually there are none."""
     if isinstance(ids, np.ndarray) and (np.diff(np.sort(ids)) > 0).all():
         return []
     seen: set[Any] = {None}
@@ -185,7 +185,7 @@ def _repeated(ids: "np.ndarray | list[Any]") -> list[int]:
 
 
 def _equal_annotations(annotations: Annotations) -> dict[int, int]:
-    """Annotations that equal one before them in everything but the id, and that one."""
+    """Annotations that equal an earlier one except for the id, and the earlier one."""
     boxes = np.ascontiguousarray(annotations.boxes.T).view(np.int64)
     columns = [annotations.image, annotations.category, annotations.crowd.astype(np.int64), *boxes]
     key = np.zeros(len(annotations), dtype=np.uint64)
@@ -212,18 +212,18 @@ def _check_crowds(file: CocoFile) -> None:
         file.add(
             "mostly crowd",
             [
-                f"{crowds} of {count} annotations are marked as crowd, which training leaves out and evaluation does not look for: "
-                "some exporters mark every mask so; --data.crowd keep takes them for objects"
+                f"{crowds} of {count} annotations are marked as crowd, which training leaves out and evaluation ignores: "
+                "some exporters mark every mask as crowd; --data.crowd keep treats them as objects"
             ],
         )
-    if crowds == count and not file.refusals("evaluation"):  # what is missing may be in what is malformed
+    if crowds == count and not file.refusals("evaluation"):  # missing entries may be among malformed ones
         what = "annotations other than crowds" if crowds else "annotations"
         file.add("nothing to evaluate", [f"there are no {what}: there is nothing to be found"])
     if file.refusals("boxes"):
         return
     sides = np.minimum(file.images.widths, file.images.heights)[annotations.image]
     trainable = file.trainable() & (sides >= MIN_IMAGE_SIDE)
-    why = ", since all are marked as crowd: --data.crowd keep takes them for objects" if 0 < crowds == count else ""
+    why = ", because all are marked as crowd: --data.crowd keep treats them as objects" if 0 < crowds == count else ""
     if not trainable.any():
         file.add("no object to train on", [f"there is no object to train on{why}"])
     elif annotations.is_empty is not None and not (trainable & ~annotations.is_empty).any():
@@ -239,8 +239,8 @@ def _check_categories(file: CocoFile) -> None:
     file.add(
         "group as a category",
         [
-            f"category {category.id} ({category.name}) has no object and is the supercategory of others, as Roboflow writes it: "
-            "it is not a class of the model"
+            f"category {category.id} ({category.name}) has no object and is the supercategory of others, as in Roboflow's exports: "
+            "it does not become a class of the model"
             for category in groups
         ],
     )
@@ -253,7 +253,7 @@ def _check_categories(file: CocoFile) -> None:
             why = f"category {others[0].id} has the same name" if others else "another names it as its supercategory"
             placeholders.append(
                 f"category {category.id} ({category.name}) has no object, and {why}: perhaps an exporter's placeholder, "
-                "which a detector learns nothing for; take it out"
+                "for which a detector cannot learn anything; remove it"
             )
     file.add("category without objects", placeholders)
     repeated = [entries for entries in by_name.values() if len(entries) > 1]

@@ -12,19 +12,19 @@ from .faults import USES, Fault, Use
 from .ids import Id
 from .segmentations import Packed
 
-MAX_AREA = 1e10  # pixels; COCO's evaluation leaves out what is beyond
+MAX_AREA = 1e10  # pixels; COCO's evaluation ignores larger ones
 
 
 @dataclass(frozen=True)
 class Category:
-    """A class as the annotation file names it; its label is its position in the order of the ids."""
+    """A class of the annotation file; its label is its position in the order of the ids."""
 
     id: Id
     name: str
 
 
 class Federated(NamedTuple):
-    """What LVIS says of the classes in an image: positions of those known to be absent, and of those not exhaustively annotated."""
+    """LVIS' lists for an image: positions of the classes known to be absent, and of those not exhaustively annotated."""
 
     absent: list[int]
     incomplete: list[int]
@@ -55,23 +55,23 @@ _COLUMNS = ("number", "image", "category", "boxes", "areas", "crowd")
 
 @dataclass
 class Annotations:
-    """A annotations of known images and categories, in the order of the file."""
+    """A annotations with known images and categories, in the order of the file."""
 
-    ids: "np.ndarray | list[Any]"  # int64 [A], or a list where not all are integers; None for one without an id
+    ids: "np.ndarray | list[Any]"  # int64 [A], or a list if not all are integers; None for missing ids
     number: np.ndarray  # int64 [A], position in the list of the file, from 1
     image: np.ndarray  # int64 [A], position of the image
     category: np.ndarray  # int64 [A], position of the category
     boxes: np.ndarray  # float64 [A, 4], x, y, width, height in pixels; NaN if there is none
-    areas: np.ndarray  # float64 [A], pixels, as stated; NaN if it is not, infinite where it is not a number
+    areas: np.ndarray  # float64 [A], pixels, as stated; NaN if missing, infinite if not a number
     crowd: np.ndarray  # bool [A]
-    segmentations: Packed | None = None  # JSON; None if they were not asked for
-    is_empty: np.ndarray | None = None  # bool [A]: masks known to have no pixel; None if that was not looked at
+    segmentations: Packed | None = None  # JSON; None if not requested
+    is_empty: np.ndarray | None = None  # bool [A]: masks known to have no pixel; None if not checked
 
     def __len__(self) -> int:
         return len(self.image)
 
     def select(self, rows: np.ndarray) -> "Annotations":
-        """Those at some positions, bool [A]."""
+        """The annotations at some positions, bool [A]."""
         if rows.all():
             return self
         places = np.flatnonzero(rows)
@@ -86,21 +86,22 @@ class Annotations:
         return f"annotation number {self.number[n]} of the list" if self.ids[n] is None else f"annotation {self.ids[n]}"
 
     def has_area(self) -> np.ndarray:
-        """bool [A]: whether an area is stated which can be one."""
+        """bool [A]: whether a valid area is stated."""
         return (self.areas >= 0) & (self.areas <= MAX_AREA)
 
 
 @dataclass
 class CocoFile:
-    """What an annotation file holds, and its faults.
+    """The contents of an annotation file, and its faults.
 
     Attributes:
-        source: what messages call it, such as its path.
+        source: its name in messages, such as its path.
         categories: C classes in the order of their ids, which is that of the labels.
-        frequencies: of each class LVIS' "r", "c" or "f"; None if it has none.
-        supercategories: of each class the name of its group, if it states one.
-        images, annotations: columns, without what is malformed.
-        faults: what is wrong.
+        frequencies: LVIS' "r", "c" or "f" of each class; None if it has none.
+        supercategories: name of the group of each class, if stated.
+        images: columns of well-formed images.
+        annotations: columns of well-formed annotations.
+        faults: everything that is wrong.
     """
 
     source: str
@@ -112,12 +113,12 @@ class CocoFile:
     supercategories: list[str | None] = field(default_factory=list)
 
     def add(self, kind: str, lines: Sequence[str]) -> None:
-        """Note a kind of fault, with a line for each case; no lines, no fault."""
+        """Add a kind of fault, with a line for each case; without lines, nothing is added."""
         if len(lines):
             self.faults.append(Fault(kind, lines))
 
     def refusals(self, use: Use, also: Collection[str] = (), without: Collection[str] = ()) -> list[Fault]:
-        """The faults for which a use refuses the file; and those of kinds that matter for it `also`, or not (`without`)."""
+        """The faults for which a use refuses the file, with additional kinds (`also`) or without some (`without`)."""
         return [
             fault
             for fault in self.faults
@@ -125,7 +126,7 @@ class CocoFile:
         ]
 
     def require(self, use: Use, also: Collection[str] = (), without: Collection[str] = ()) -> None:
-        """Raise ValueError that names the first reasons why the file cannot be used so, if there are any; see `refusals`."""
+        """Raise ValueError with the first reasons if a use refuses the file; see `refusals`."""
         refusals = self.refusals(use, also, without)
         first = [line for fault in refusals for line in fault.lines[:3]][:3]
         more = sum(len(fault.lines) for fault in refusals) - len(first)
@@ -134,13 +135,13 @@ class CocoFile:
             raise ValueError(f"{self.source} cannot be used for {USES[use]}: {'; '.join(first)}{rest}.")
 
     def box_faults(self, min_size: float = 1.0) -> dict[str, np.ndarray]:
-        """Which single objects training leaves out, by the kind of fault, as the published code decides it on the unclipped box.
+        """The objects that training leaves out, by kind of fault, decided on the unclipped box as in the published code.
 
-        `min_size` is the least width and height that are kept, in pixels. Returns bool [A] each; none is in two of them.
+        `min_size` is the minimum width and height, in pixels. Returns bool [A] each, without overlaps.
         """
         x, y, width, height = self.annotations.boxes.T
         single, image = ~self.annotations.crowd, self.annotations.image
-        single = single & np.isfinite(x)  # what has no box is another fault
+        single = single & np.isfinite(x)  # missing boxes are another fault
         empty = single & ((width <= 0) | (height <= 0) | (self.annotations.areas <= 0))
         columns, rows = self.images.widths[image], self.images.heights[image]
         right, below = (
@@ -152,7 +153,7 @@ class CocoFile:
         return {"box without area": empty, "box outside the image": outside, "small box": small}
 
     def placeholders(self) -> list[Category]:
-        """Categories that stand for a group of the others: without objects, of the supercategory "none", and that of others.
+        """Categories for a group of others: without objects, with the supercategory "none", and the supercategory of others.
 
         Roboflow writes one in front of the classes.
         """
@@ -164,7 +165,7 @@ class CocoFile:
         ]
 
     def without_categories(self, removed: Collection[Category]) -> "CocoFile":
-        """Return the same without some categories, which no annotation has."""
+        """A copy without some categories, which have no annotations."""
         kept = [n for n, category in enumerate(self.categories) if category not in removed]
         place = np.full(len(self.categories), -1)
         place[kept] = np.arange(len(kept))
@@ -177,12 +178,12 @@ class CocoFile:
         )
 
     def trainable(self, min_size: float = 1.0) -> np.ndarray:
-        """bool [A]: the single objects whose boxes training keeps; see `box_faults`."""
+        """bool [A]: the objects whose boxes training keeps; see `box_faults`."""
         return ~self.annotations.crowd & ~np.logical_or.reduce(list(self.box_faults(min_size).values()))
 
 
 def join_annotations(parts: Sequence[Annotations]) -> Annotations:
-    """Put the annotations of several parts of a file one after the other."""
+    """Concatenate the annotations of several parts of a file."""
     if not parts:
         integers, numbers = np.zeros(0, dtype=np.int64), np.zeros((0, 4))
         return Annotations([], integers, integers, integers, numbers, numbers[:, 0], integers.astype(bool))

@@ -1,7 +1,7 @@
-"""The one reader of COCO and LVIS annotation files.
+"""The reader of COCO and LVIS annotation files.
 
-Whoever needs such a file reads it here: training, evaluation, `check-data`. It becomes columns (`coco_columns.py`) and a list of
-all that is wrong with it (`coco_checks.py`). What makes a file unfit for one use need not make it unfit for another one (`faults.py`).
+Training, evaluation and `check-data` all read files here. A file becomes columns (`coco_columns.py`) and a list of everything that is
+wrong with it (`coco_checks.py`). A fault may matter for one use of a file and not for another (`faults.py`).
 """
 
 import operator
@@ -42,19 +42,27 @@ def read_coco_file(
     keep_crowds: bool = False,
     what: str = "annotation file",
 ) -> CocoFile:
-    """Read and check an annotation file. Whatever it holds becomes a fault, not an exception.
+    """Read and check an annotation file. Bad contents become faults, not exceptions.
 
     Args:
-        source: path of the JSON, or its content.
-        segmentations: keep them, and check them.
-        pixels: look for masks without a pixel, too, for which polygons have to be drawn; None: unless they are so many that it
-            takes long. What is then decoded later can turn out to have none.
-        keep_crowds: take annotations that are marked as crowd for single objects: some exporters mark every mask so.
-        what: what messages call it.
+        source: path of the JSON, or its parsed contents.
+        segmentations: keep and check them.
+        pixels: also look for masks without a pixel, for which polygons have to be drawn; None: unless that would take long because
+            there are many, in which case empty masks are found only when decoded.
+        keep_crowds: treat annotations marked as crowd as objects, because some exporters mark every mask as crowd.
+        what: its name in messages.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it does not fit into the memory, or what is in memory has no place in JSON.
+        ValueError: it does not fit into memory, or parsed contents are not valid JSON values.
+
+    Examples:
+        >>> from ranksort.data.coco_file import read_coco_file
+        >>> truth = {"images": [{"id": 1, "file_name": "a.jpg", "width": 64, "height": 64}], "categories": [{"id": 1, "name": "cat"}]}
+        >>> truth["annotations"] = [{"id": 5, "image_id": 1, "category_id": 1, "bbox": [4, 4, 0, 8], "area": 0, "iscrowd": 0}]
+        >>> file = read_coco_file(truth, segmentations=False)
+        >>> file.annotations.boxes.tolist(), [(fault.kind, *fault.lines) for fault in file.faults][:1]
+        ([[4.0, 4.0, 0.0, 8.0]], [('box without area', 'annotation 5 has no area (bbox [4.0, 4.0, 0.0, 8.0], area 0)')])
     """
     opened = JsonSource.open(source, what)
     file = CocoFile(f"The {opened.name}")
@@ -71,7 +79,7 @@ def read_coco_file(
 
 
 def _sections(file: CocoFile, source: JsonSource) -> dict[str, Any]:
-    """The sections, as JSON or as lists; what is missing becomes a fault."""
+    """The sections, as JSON or as lists; missing ones become faults."""
     sections: Any
     try:
         sections = msgspec.json.decode(source.content, type=dict[str, msgspec.Raw])
@@ -91,19 +99,19 @@ def _sections(file: CocoFile, source: JsonSource) -> dict[str, Any]:
 
 
 def _start(section: Any) -> bytes:
-    """The first two signs of a value's JSON."""
+    """The first two characters of a value's JSON."""
     if isinstance(section, msgspec.Raw):
         return b"".join(bytes(memoryview(section)[:200]).split())[:2]
     return (b"[.." if section else b"[]")[:2] if isinstance(section, list) else b""
 
 
 class _Reader:
-    """Takes the rows of the sections to the columns of a file, and what is malformed to faults."""
+    """Convert the rows of the sections to columns, and malformed ones to faults."""
 
     def __init__(self, file: CocoFile, segmentations: bool, release: Callable[[], None]) -> None:
         self.file, self.segmentations, self.release = file, segmentations, release
         self.problems: dict[str, list[str]] = {}
-        self.malformed: dict[str, set[Any]] = {"image": set(), "category": set()}  # values that are no ids
+        self.malformed: dict[str, set[Any]] = {"image": set(), "category": set()}  # values that are not ids
 
     def read(self, sections: dict[str, Any]) -> None:
         self.categories(sections.pop("categories"))
@@ -116,7 +124,7 @@ class _Reader:
         self.problems.setdefault(kind, []).append(line)
 
     def rows(self, section: Any, name: str, kind: type[Any]) -> tuple[list[tuple[int, Id, Any]], Repair]:
-        """The rows of images or categories that have an id of their own: number in the list from 1, id, row."""
+        """The rows of images or categories with a unique id: number in the list from 1, id, row."""
         repair, rows = Repair(), list[Any]()
         for part in decode_rows(section, kind, repair.rows(kind), release=self.release):
             rows += part
@@ -165,7 +173,7 @@ class _Reader:
         values = [getattr(row, key) for *_, row in rows]
         try:
             column = np.array(values, dtype=np.float64)  # None becomes NaN
-        except OverflowError:  # JSON has integers that no float can hold
+        except OverflowError:  # JSON may have integers too large for floats
             column = np.array([value if is_number(value, MAX_SIDE) else np.nan for value in values])
         good = (column > 0) & (column < MAX_SIDE) & (column == np.floor(column))
         for n in np.flatnonzero(~good).tolist():
@@ -206,7 +214,7 @@ class _Reader:
         self.file.annotations = join_annotations(parts)
 
     def columns(self, rows: list[Any], first: int, repair: Repair, images: IdIndex, categories: IdIndex) -> Annotations:
-        """The columns of some annotations, of which the first has that number; without those that refer to nothing."""
+        """The columns of some annotations, the first of which has this number, without those with unknown references."""
         get = {name: list(map(operator.attrgetter(name), rows)) for name in AnnotationRow.__struct_fields__}
         boxes, bad_boxes = _boxes(get["bbox"])
         crowd, bad_crowds = _crowds(get["iscrowd"])
@@ -233,14 +241,14 @@ class _Reader:
             self.problem("bad box", f'{part.name(n)} needs {need} as "bbox", {given}')
         for n in range(len(rows)) if repair.found else ():
             if (first + n, "area") in repair.found:
-                line = f"{part.name(n)} has the area {repair.found[first + n, 'area']}, which can be none"
-                self.problem("wrong area", f"{line}: that of its box or mask is taken")
+                line = f"{part.name(n)} has the invalid area {repair.found[first + n, 'area']}"
+                self.problem("wrong area", f"{line}: that of its box or mask is used")
         is_kept = np.ones(len(rows), dtype=bool)
         is_kept[[*refused, *bad_crowds]] = False
         return part.select(is_kept)
 
     def refer(self, part: Annotations, n: int, values: dict[str, Any], repair: Repair) -> None:
-        """Note that an annotation names no image or no category, unless the cause is a fault of that one."""
+        """Add the fault of an annotation with an unknown image or category, unless that is caused by another fault."""
         where, number = part.name(n), int(part.number[n])
         if (number, "row") in repair.found:
             self.problem("malformed annotation", f"{where} is not an object but {repair.found[number, 'row']}")
@@ -259,7 +267,7 @@ class _Reader:
 
 
 def _boxes(values: list[Any]) -> tuple[np.ndarray, list[int]]:
-    """Boxes float64 [N, 4], NaN if there is none; and the places of these."""
+    """Boxes, float64 [N, 4], NaN if missing; and the positions of missing ones."""
     without = [n for n, box in enumerate(values) if box is None] if None in values else []
     if without:
         values = [(np.nan,) * 4 if box is None else box for box in values]
@@ -270,7 +278,7 @@ def _boxes(values: list[Any]) -> tuple[np.ndarray, list[int]]:
 
 
 def _crowds(values: list[Any]) -> tuple[np.ndarray, list[int]]:
-    """Which annotations are marked as crowd, bool [N]; and where the mark is neither 0 nor 1."""
+    """Which annotations are marked as crowd, bool [N]; and the positions of marks that are neither 0 nor 1."""
     column = np.array(values)
     if column.dtype.kind not in "bif":
         marks = {None: 0, False: 0, "0": 0, "0.0": 0, True: 1, "1": 1, "1.0": 1}

@@ -1,4 +1,4 @@
-"""One image, category or annotation of a COCO file, and how much of a malformed one can be used."""
+"""Rows of a COCO file (images, categories, annotations), and the usable parts of malformed ones."""
 
 import math
 import reprlib
@@ -10,8 +10,8 @@ import msgspec
 from .json_source import text_of
 
 MAX_SIDE = 1_000_000  # pixels, of an image
-MAX_COORDINATE = 1e9  # pixels, of a box; whatever is beyond is a mistake
-_MAX_NUMBER = 1e300  # JSON has integers that no float can hold
+MAX_COORDINATE = 1e9  # pixels, of a box; larger values are mistakes
+_MAX_NUMBER = 1e300  # JSON may have integers too large for floats
 
 AnyId = int | float | str | None
 Number = int | float
@@ -27,7 +27,7 @@ class CategoryRow(msgspec.Struct, gc=False):
 
 
 class ImageRow(msgspec.Struct, gc=False):
-    """An image; of LVIS with its lists of category ids. What is malformed is None."""
+    """An image; with its lists of category ids in LVIS. Malformed fields are None."""
 
     id: AnyId = None
     file_name: str | None = None
@@ -39,7 +39,7 @@ class ImageRow(msgspec.Struct, gc=False):
 
 
 class AnnotationRow(msgspec.Struct, gc=False):
-    """An annotation without its segmentation. What is malformed is None; of `area`, infinity."""
+    """An annotation without its segmentation. Malformed fields are None; a malformed `area` is infinite."""
 
     id: AnyId = None
     image_id: AnyId = None
@@ -56,11 +56,11 @@ class MaskedAnnotationRow(AnnotationRow, gc=False):
 
 
 class Repair:
-    """Takes rows that are not as they should be to such rows, and remembers the values that had to be left out.
+    """Convert malformed rows to valid ones, and record the values that had to be dropped.
 
     Attributes:
-        found: by number of the row in the list, from 1, and by field: the value, as it is shown in messages.
-        number: of the row that comes next.
+        found: (number of the row in the list, from 1, and field) -> the value as shown in messages.
+        number: number of the next row.
     """
 
     def __init__(self) -> None:
@@ -68,12 +68,12 @@ class Repair:
         self.number = 1
 
     def shown(self, number: int, name: str) -> str:
-        """A value as messages show it: "not 'x'", or "which is missing"."""
+        """A value for messages: "not 'x'", or "which is missing"."""
         value = self.found.get((number, name))
         return "which is missing" if value is None else f"not {value}"
 
     def rows(self, kind: type[msgspec.Struct], **converters: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """Return the function that makes a row of this kind of a JSON value; `converters` are those of fields of its own."""
+        """The function that converts a JSON value to a row of this kind; `converters` are for its own fields."""
         fields = {name: converters.get(name) or _FIELDS[name] for name in kind.__struct_fields__}
 
         def repaired(entry: Any) -> Any:
@@ -94,12 +94,12 @@ class Repair:
 
 
 def is_number(value: Any, limit: float = math.inf) -> bool:
-    """Whether a JSON value is a number of sensible size; rules out NaN, infinity and booleans."""
+    """Whether a JSON value is a number of valid size; excludes NaN, infinity and booleans."""
     return type(value) in (int, float) and -limit < value < limit
 
 
 class _NoScalar:
-    """A list, an object or a truth value where a number or a string is wanted."""
+    """Whether a value is a list, an object or a boolean instead of a number or a string."""
 
     def __init__(self, value: Any) -> None:
         self.shown = reprlib.repr(value)
@@ -119,7 +119,7 @@ def _scalar(value: Any) -> Any:
 
 
 def _id(value: Any) -> Any:
-    return _NoScalar(value) if isinstance(value, list | dict | bool) else value  # to Python, True is 1
+    return _NoScalar(value) if isinstance(value, list | dict | bool) else value  # in Python, True equals 1
 
 
 def _string(value: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""Whether two files hold the same training data."""
+"""Fingerprints, to tell whether two files contain the same training data."""
 
 import hashlib
 from pathlib import PurePosixPath
@@ -9,12 +9,12 @@ from .coco import CocoDataset
 
 
 def fingerprint(dataset: CocoDataset) -> str:
-    """Hash what a run is trained on: image ids, file names without folders, boxes, labels and classes, in their order.
+    """Hash training data: image ids, file names without folders, boxes, labels and classes, in order.
 
-    Masks are left out: the same polygons can be written in many ways.
+    Masks are left out, because the same polygons can be written in many ways.
 
     Returns:
-        64 hexadecimal digits, the same wherever the files are.
+        64 hexadecimal digits, independent of the location of the files.
     """
     names = (PurePosixPath(dataset.file_name(n).replace("\\", "/")).name for n in range(len(dataset)))
     texts = [f"{id} {name}" for id, name in zip(dataset.image_ids, names, strict=True)]

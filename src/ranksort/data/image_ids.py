@@ -1,4 +1,4 @@
-"""The ids that an annotation file gives to image files."""
+"""The ids of image files in an annotation file."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ from .ids import Id
 
 
 def read_image_ids(annotations: Path, images: Sequence[Path], categories: Sequence[Category]) -> list[Id | None]:
-    """The ids of image files in an annotation file, all of whose classes are among the categories of a model.
+    """The ids of image files in an annotation file whose classes are all among the categories of a model.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be used, has other classes, or it cannot be told which of its images one is, see `find_image_ids`.
+        ValueError: it cannot be used, has other classes, or an image is ambiguous, see `find_image_ids`.
     """
     file = read_coco_file(annotations, segmentations=False)
     file.require("evaluation", without=["nothing to evaluate"])
@@ -26,11 +26,11 @@ def read_image_ids(annotations: Path, images: Sequence[Path], categories: Sequen
 def find_image_ids(images: Sequence[Path], file: CocoFile) -> list[Id | None]:
     r"""Find image files in an annotation file by their names.
 
-    The name that the file has for an image is the end of its path; or, `\` counting as `/`, the two share the last part at least and
-    the file has it once. None if the file has no image of that name.
+    The name in the file is the end of the image's path; or, treating `\` as `/`, they share at least the last part, which is unique in
+    the file. None if the file has no image of that name.
 
     Raises:
-        ValueError: an image may be several of the file's, or is the same one as another image.
+        ValueError: an image matches several images of the file, or two images match the same one.
     """
     names = [str(PurePosixPath(file.images.file_name(n).replace("\\", "/"))) for n in range(len(file.images))]
     counts, base_counts = Counter(names), Counter(name.rpartition("/")[2] for name in names)
@@ -44,13 +44,13 @@ def find_image_ids(images: Sequence[Path], file: CocoFile) -> list[Id | None]:
         name = next((end for end in ends if end in ids), None)
         known = base_counts[path.name] if name is None else counts[name]
         if known > 1:
-            raise ValueError(f"{file.source} cannot tell which of its images {path} is: it names several images so.")
+            raise ValueError(f"{file.source} has several images that {path} could be.")
         if known == 0:
             result.append(None)
             continue
         id = ids_by_base[path.name] if name is None else ids[name]
         if id in found:
-            raise ValueError(f"{found[id]} and {path} are the same image in {file.source}: take one of them.")
+            raise ValueError(f"{found[id]} and {path} are the same image in {file.source}: use one of them.")
         found[id] = path
         result.append(id)
     return result

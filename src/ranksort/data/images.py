@@ -1,4 +1,4 @@
-"""Image files: where the ones that an annotation file names are, and pixels upright in RGB."""
+"""Image files: find those named in an annotation file, and read them upright in RGB."""
 
 import os
 from collections import Counter
@@ -12,33 +12,33 @@ from PIL import ExifTags, Image, ImageOps
 
 from .near import Near, beside, rename
 
-if TYPE_CHECKING:  # else reading an image would need all that reads annotations
+if TYPE_CHECKING:  # otherwise reading an image would need everything that reads annotations
     from .segmentations import Packed
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
-"""By which image files are told from others, in lower case."""
+"""Suffixes of image files, in lower case."""
 
 
 class ImageFolder:
-    """Finds the images of an annotation file.
+    """Find the images of an annotation file.
 
-    Exporters write paths of their own: with backslashes, with the name of the images folder in front, or with folders that were left
-    behind. An image that is not where its name says is looked for without the first folders of the name, unless several
-    images of the file would then share a name.
+    Exporters write different paths: with backslashes, with the images folder in front, or with folders that no longer exist. An image
+    that is not where its name says is searched without the first folders of the name, unless several images of the file would then
+    share a name.
 
     Args:
-        folder: what the names are relative to.
-        names: of all images of the annotation file, UTF-8.
+        folder: the folder that names are relative to.
+        names: names of all images of the annotation file, UTF-8.
     """
 
     def __init__(self, folder: Path, names: "Packed") -> None:
         self.folder, self.names, self._near = folder, names, Near()
 
     def path(self, n: int) -> Path:
-        """Return where an image is.
+        """Find an image.
 
         Raises:
-            FileNotFoundError: it is nowhere; the message says what there is instead, if that is clear.
+            FileNotFoundError: it is not found; the message says what was found instead, if that is clear.
         """
         name = self.names[n].decode("utf-8", "surrogatepass")
         path = self.folder / name
@@ -53,9 +53,9 @@ class ImageFolder:
         raise FileNotFoundError(f"The image {name} is not in {self.folder}{self._hint(parts, is_unique)}.")
 
     def require(self, images: Iterable[int]) -> None:
-        """Raise FileNotFoundError, as `path` does, for the first of some images that is nowhere, if there is one.
+        """Raise FileNotFoundError, as `path` does, for the first missing image, if there is one.
 
-        Folders are listed, which on a network takes far less time than asking for each file.
+        Folders are listed, which on a network is much faster than checking each file.
         """
         listings: dict[str, frozenset[str]] = {}
         for n in images:
@@ -70,7 +70,7 @@ class ImageFolder:
 
     def _hint(self, parts: tuple[str, ...], is_unique: bool) -> str:
         if parts and not is_unique and _is_file(self.folder.joinpath(parts[-1])):
-            return f"; {parts[-1]} is there, but the file names several images so"
+            return f"; {parts[-1]} exists, but the file has several images of that name"
         near = next(filter(None, (self._near.find(self.folder, parts[n:]) for n in range(len(parts)))), "")
         return rename(near, parts[-1]) if near else ""
 
@@ -81,15 +81,15 @@ class ImageFolder:
 
 
 def require_folder(folder: Path) -> None:
-    """Raise FileNotFoundError unless there is such a folder of images, and ValueError where it is a file."""
+    """Raise FileNotFoundError if there is no such folder of images, and ValueError if it is a file."""
     if not folder.exists():
         raise FileNotFoundError(f"The images folder {folder} does not exist{beside(folder)}.")
     if not folder.is_dir():
-        raise ValueError(f"The images folder {folder} is a file: name the folder that it lies in.")
+        raise ValueError(f"The images folder {folder} is a file: name the folder that it is in.")
 
 
 def find_folder(folders: Iterable[Path], name: str) -> Path | None:
-    """Return the first of some folders that holds an image of that name, or else, without the folders in front of its name."""
+    """The first folder that has an image of that name or, failing that, of its name without folders."""
     parts = PurePosixPath(name.replace("\\", "/")).parts
     for start in range(max(len(parts), 1)):
         for folder in folders:
@@ -110,7 +110,7 @@ def read_image(path: Path) -> Image.Image:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not an image, or damaged.
+        ValueError: it is not an image, or it is damaged.
     """
     _require_regular(path)
     try:
@@ -122,21 +122,21 @@ def read_image(path: Path) -> Image.Image:
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
         raise ValueError(
-            f"The image {path} has more pixels than Pillow reads unasked, {limit:.0f} million: cut it into "
-            "parts; `ranksort predict --tile` reads images of any size, and PIL.Image.MAX_IMAGE_PIXELS = None makes Python do so."
+            f"The image {path} has more pixels than Pillow opens by default, {limit:.0f} million: cut it into "
+            "parts; `ranksort predict --tile` reads images of any size; in Python, set PIL.Image.MAX_IMAGE_PIXELS = None."
         ) from None
     except Exception as error:  # a damaged file makes Pillow raise nearly anything
-        raise ValueError(f"The image {path} cannot be read ({error}); replace it or take it out.") from error
+        raise ValueError(f"The image {path} cannot be read ({error}): replace or remove it.") from error
 
 
 def _require_regular(path: Path) -> None:
-    """Raise ValueError for a pipe or a device: to open one may wait for ever, and to read it, too."""
+    """Raise ValueError for a pipe or a device, which could block forever when opened or read."""
     if path.exists() and not path.is_file() and not path.is_dir():
-        raise ValueError(f"The image {path} is a pipe or a device, not a file; take it out.")
+        raise ValueError(f"The image {path} is a pipe or a device, not a file: remove it.")
 
 
 def stated_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Read the width and height of an image file: turned as its EXIF orientation says, see `upright`, and as it is stored.
+    """Read the width and height of an image file: rotated by its EXIF orientation, see `upright`, and as stored.
 
     Pixels are not decoded.
 
@@ -154,12 +154,12 @@ def stated_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def upright(image: Image.Image, width: int, height: int, path: Path) -> Image.Image:
-    """Turn an image as its EXIF orientation says, as viewers and labelling tools show it.
+    """Rotate an image by its EXIF orientation, as viewers and labelling tools show it.
 
-    It stays as it is stored where only so it has the size that its annotations are for.
+    It stays as stored if only then it has the size that its annotations are for.
 
     Raises:
-        ValueError: it has that size neither way.
+        ValueError: it does not have that size either way.
     """
     turned = ImageOps.exif_transpose(image)
     for candidate in (turned, image):
@@ -172,36 +172,37 @@ def to_rgb(image: Image.Image, white: float = 0) -> Image.Image:
     """Convert any kind of image to 8 bit RGB.
 
     Args:
-        image: of any mode.
-        white: what is white in one of floats or more than 8 bits of grey, which Pillow alone would clip; 0: 65535, or 255 for floats.
+        image: an image of any mode.
+        white: value of white in floating-point images or greyscale images of more than 8 bits, which Pillow alone would clip; 0: 65535,
+            or 255 for floats.
     """
     if image.mode[:1] in "IF":
         values = np.nan_to_num(np.asarray(image, dtype=np.float64)) * (255 / _white(image, white))
-        # What should come to a whole number may come to a little less.
+        # Rounding, because whole numbers may come out slightly lower.
         image = Image.fromarray((values + 1e-6).clip(0, 255).astype(np.uint8))
     return image.convert("RGB")
 
 
 def deep_colours(image: Image.Image) -> bool:
-    """Whether an image that is not decoded yet has 16 bits for each of its colours, of which Pillow takes the upper 8."""
+    """Whether an image that is not decoded yet has 16 bits per colour, of which Pillow uses the upper 8."""
     return image.mode in ("RGB", "RGBA", "RGBX", "CMYK") and any(
         ";16" in str(tile[3]) for tile in getattr(image, "tile", [])
     )
 
 
 def darkness(image: Image.Image, white: float = 0) -> str | None:
-    """Say why an image turns nearly black, or loses what is bright, by `to_rgb` with this `white`; None: it does not."""
+    """Why `to_rgb` with this `white` would make an image nearly black or clip it; None if it would not."""
     if image.mode[:1] not in "IF":
         return None
     least, greatest = map(float, image.getextrema())  # type: ignore[arg-type]
     white, bits = _white(image, white), "16 bit" if image.mode.startswith("I") else "floating point"
     if greatest > white:
-        return f"is {bits} greyscale with values up to {greatest:g}, where {white:g} is white: what is above is lost"
+        return f"is {bits} greyscale with values up to {greatest:g}, but white is {white:g}: higher values are lost"
     if least < 0:
-        return f"is {bits} greyscale with values down to {least:g}, where 0 is black: what is below is lost"
+        return f"is {bits} greyscale with values down to {least:g}, but black is 0: lower values are lost"
     if 0 < greatest < white / 8:
         return (
-            f"is {bits} greyscale whose brightest value is {greatest:g}, where {white:g} is white: it turns nearly black; "
+            f"is {bits} greyscale with values up to only {greatest:g}, but white is {white:g}: it becomes nearly black; "
             f"multiply its values by {white // max(greatest, 1) if greatest >= 1 else white:g}"
         )
     return None

@@ -1,4 +1,4 @@
-"""JSON in a file or in memory, and the rows of a long list in it, half a megabyte at a time: their columns are kept, the rows are not."""
+"""JSON in a file or in memory, and the rows of a long list in it, half a megabyte at a time, so that rows need not stay in memory."""
 
 import errno
 import gc
@@ -17,42 +17,42 @@ import numpy as np
 from .near import beside
 
 Row = TypeVar("Row")
-_CHUNK = 1 << 19  # bytes: what fits into the processor's cache with the rows made of it
+_CHUNK = 1 << 19  # bytes: fits into the processor's cache with the decoded rows
 _BETWEEN = re.compile(rb"\}\s*,\s*(?=\{)")
 
 
 @dataclass(frozen=True)
 class JsonSource:
-    """JSON, which in a file is read where it lies; `name` is what messages call it."""
+    """JSON; a file is mapped into memory. `name` is its name in messages."""
 
     content: bytes | mmap.mmap
     name: str
 
     @staticmethod
     def open(source: Any, what: str) -> "JsonSource":
-        """Open a file by its path, or take content in memory, where the bytes of pycocotools and numpy's numbers are welcome.
+        """Open a file by its path, or take contents in memory, which may include bytes from pycocotools and numbers from numpy.
 
-        `what` is what the content is, such as "annotation file".
+        `what` describes the contents, such as "annotation file".
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is a folder or a pipe, or the content has no place in JSON.
+            ValueError: it is a folder or a pipe, or the contents are not valid JSON values.
         """
         if not isinstance(source, str | Path):
             return JsonSource(_json_of(source, what), what)
         path = Path(source)
         if path.is_dir():
             raise ValueError(f"The {what} {path} is a folder: name a file in it.")
-        if path.exists() and not path.is_file():  # which may be read once only
-            raise ValueError(f"The {what} {path} is no regular file: write it to one first.")
+        if path.exists() and not path.is_file():  # it can be read only once
+            raise ValueError(f"The {what} {path} is not a regular file: write it to one first.")
         if not path.is_file():
             raise FileNotFoundError(f"The {what} {path} does not exist{beside(path)}.")
-        with path.open("rb") as file:  # an empty one cannot be mapped
+        with path.open("rb") as file:  # an empty file cannot be mapped
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
         return JsonSource(content, f"{what} {path}")
 
     def parse(self) -> Any:
-        """Decode all of it by Python's own parser: slowly, but with NaN, any encoding, and numbers of any size.
+        """Decode everything with Python's own parser: slower, but supports NaN, any encoding, and numbers of any size.
 
         Raises:
             ValueError: it is not JSON.
@@ -60,14 +60,14 @@ class JsonSource:
         try:
             return json.loads(bytes(self.content))
         except RecursionError:
-            raise ValueError(f"The {self.name} is no COCO JSON: its brackets are nested too deeply.") from None
+            raise ValueError(f"The {self.name} is not COCO JSON: its brackets are nested too deeply.") from None
         except ValueError as error:
             raise ValueError(
                 f"The {self.name} is not complete JSON, perhaps cut off while being written: {error}."
             ) from None
 
     def release(self) -> None:
-        """Give back the memory that the part of a file takes that was read: it can be read again."""
+        """Release the memory of the part of a file that was read; it can be read again."""
         if isinstance(self.content, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
             self.content.madvise(mmap.MADV_DONTNEED)
 
@@ -83,12 +83,12 @@ def _json_of(content: Any, what: str) -> bytes:
     try:
         return json.dumps(content, default=plain).encode()
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"The {what} holds something that has no place in JSON: {error}.") from None
+        raise ValueError(f"The {what} contains something that is not valid in JSON: {error}.") from None
 
 
 @contextmanager
 def in_memory(source: Any, what: str, advice: str) -> Iterator[None]:
-    """Say in a sentence what does not fit into the memory, and what to do."""
+    """Report in a sentence what does not fit into memory, and what to do."""
     try:
         yield
     except (MemoryError, OSError) as error:
@@ -100,7 +100,7 @@ def in_memory(source: Any, what: str, advice: str) -> Iterator[None]:
 
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """Do not look for circles of objects again and again while there are millions of rows, which make none."""
+    """Disable garbage collection while there are millions of rows, which have no reference cycles."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -121,10 +121,10 @@ def decode_rows(
 
     Args:
         rows: the list, as JSON or decoded.
-        kind: what a row should be, a `msgspec.Struct`.
-        convert: takes what the rows of a part hold, where not all of them are of this kind, to rows, one by one. A list that is
-            already decoded goes through it as a whole.
-        release: called now and then, when the JSON before the present part is no longer needed.
+        kind: type of a row, a `msgspec.Struct`.
+        convert: converts values to rows, one by one, for parts with rows that are not of this kind, and for lists that are already
+            decoded.
+        release: called occasionally, when the JSON before the current part is no longer needed.
 
     Yields:
         The rows of each part.
@@ -139,7 +139,7 @@ def decode_rows(
     view = memoryview(rows)
     start, size, released = bytes(view[:1000]).find(b"[") + 1, _CHUNK, 0
     while True:
-        # What looks like the place between two rows may be within a string or a row. Then the text before is not JSON.
+        # An apparent boundary between two rows may be within a string or a row. Then the text before it is not valid JSON.
         between = _BETWEEN.search(view, start + size)
         end = between.start() + 1 if between else len(view)
         text = b"".join((b"[", view[start:end], b"]" if between else b""))
@@ -168,11 +168,11 @@ def _decode(text: bytes) -> list[Any]:
         return msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError):
         try:
-            return json.loads(text)  # takes NaN and numbers of any size
+            return json.loads(text)  # supports NaN and numbers of any size
         except RecursionError:
             raise ValueError("its brackets are nested too deeply") from None
 
 
 def text_of(value: Any) -> msgspec.Raw:
-    """A decoded value as JSON again."""
+    """Encode a decoded value as JSON again."""
     return msgspec.Raw(json.dumps(value).encode())

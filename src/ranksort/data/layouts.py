@@ -1,4 +1,4 @@
-"""Where the annotations and images of a data set are, by the layouts of COCO, Roboflow and the other tools that write COCO's format."""
+"""Find the annotations and images of a data set in the layouts of COCO, Roboflow and other tools that write COCO's format."""
 
 import itertools
 import json
@@ -12,12 +12,12 @@ from .json_source import JsonSource
 from .near import Near, beside, rename
 from .splits import Part, split_of
 
-_LOOKED_FOR = 100  # images by which the folder of all is found
+_LOOKED_FOR = 100  # images used to find the folder of all
 _SECTIONS = re.compile(rb'"(images|annotations|categories)"\s*:\s*\[\s*(\{)?')
 
 
 class Split(NamedTuple):
-    """Where the images of a split are, its annotation file, and which part of that file it is; None: all of it."""
+    """The images folder of a split, its annotation file, and the part of that file (None: all of it)."""
 
     images: Path
     annotations: Path
@@ -37,24 +37,23 @@ def find_split(
 
     Args:
         root: holds annotation files in COCO's format, `annotations/instances_<split>2017.json` or `annotations/instances_<split>.json`.
-            Else those in it or in the folders in it whose path names the split, as in `valid/_annotations.coco.json`; for `val`, those of
-            `test` if there is none. A single file without a split in its path, or one for `train` alone, is divided into both.
-            Images are in `<split>2017/`, `images/<split>2017/`, `images/<split>/`, `<split>/`, `images/`, the root, beside the annotation
-            file, or where else the tools put them. For LVIS the root holds `annotations/lvis_v1_<split>.json`, and the images in
-            `train2017/` and `val2017/`.
+            Otherwise those in it or its folders whose path names the split, as in `valid/_annotations.coco.json`; for `val`, those of
+            `test` if there are none. A single file without a split in its path, or only one for `train`, is split into both. Images are
+            in `<split>2017/`, `images/<split>2017/`, `images/<split>/`, `<split>/`, `images/`, the root, beside the annotation file, or
+            where other tools put them. For LVIS, the root holds `annotations/lvis_v1_<split>.json`, and the images in `train2017/` and
+            `val2017/`.
         split: `train` or `val`.
-        annotations: the annotation file, where it is another one.
+        annotations: the annotation file, if it is elsewhere.
         images: the images folder, likewise.
-        style: `coco`, or `lvis`.
-        divide: whether a file may be divided: not where one of the two is named.
+        style: `coco` or `lvis`.
+        divide: whether a file may be split; it may not if one of the two files is named.
 
     Returns:
-        The images folder, the first of these that holds the first image of the annotation file that any holds; that file; and the part
-        of it.
+        The images folder (the first of these that has one of the first images of the annotation file), that file, and the part of it.
 
     Raises:
-        FileNotFoundError: one of the two is missing; the message names what was looked for.
-        ValueError: several files could be meant, or the annotation file names no image.
+        FileNotFoundError: one of the two is missing; the message names what was searched for.
+        ValueError: several files are possible, or the annotation file has no images.
     """
     part = None
     if annotations is None:
@@ -64,14 +63,14 @@ def find_split(
 
 
 def _find_annotations(root: Path, split: Part, style: str, divide: bool) -> tuple[Path, bool]:
-    """The annotation file of a split, and whether it is to be divided."""
+    """The annotation file of a split, and whether to split its images."""
     if root.is_file():
         raise FileNotFoundError(
-            f"{root} is a file: name its folder with --data.root, or it with --data.{split}-annotations."
+            f"{root} is a file: name its folder with --data.root, or the file with --data.{split}-annotations."
         )
     if not root.is_dir():
         raise FileNotFoundError(
-            f"The folder {root} does not exist{beside(root)}: name that of the data with --data.root."
+            f"The folder {root} does not exist{beside(root)}: name the folder of the data with --data.root."
         )
     names = ("instances_{}2017.json", "instances_{}.json") if style == "coco" else ("lvis_v1_{}.json",)
     standard = {s: [root / "annotations" / name.format(s) for name in names] for s in ("train", "val")}
@@ -96,12 +95,14 @@ def _find_annotations(root: Path, split: Part, style: str, divide: bool) -> tupl
 def coco_files(root: Path) -> list[Path]:
     """The annotation files in a folder and in the folders in it."""
     files = sorted([*root.glob("*.json"), *root.glob("*/*.json")], key=lambda file: (len(file.parts), file))
-    once = {file.resolve(): file for file in reversed(files) if not file.name.startswith(".")}  # a link may lead back
+    once = {
+        file.resolve(): file for file in reversed(files) if not file.name.startswith(".")
+    }  # a link may form a cycle
     return sorted(file for file in once.values() if len(_sections(file, filled=True)) == 3)
 
 
 def _sections(file: Path, *, filled: bool) -> set[str]:
-    """Which of COCO's three sections a file has, or has with something in them. They are searched for and not parsed."""
+    """Which of COCO's three sections a file has, and which are not empty. The file is searched, not parsed."""
     try:
         content = JsonSource.open(file, "annotation file").content
     except (OSError, ValueError):
@@ -118,12 +119,12 @@ def _only(files: list[Path], split: str) -> Path:
 
 
 def _missing(root: Path, split: str, files: list[Path]) -> str:
-    """What to say if there are no annotations for a split."""
+    """The message if there are no annotations for a split."""
     from .importers import recognize
 
     if not files and (name := recognize(root)):
         return (
-            f"{root} is a data set in {name} format: write COCO's of it with `ranksort import-data {shlex.quote(str(root))} --out DIR`, "
+            f"{root} is a data set in {name} format: convert it with `ranksort import-data {shlex.quote(str(root))} --out DIR`, "
             "and name DIR with --data.root."
         )
     others = f" (there are {', '.join(map(str, files[:5]))})" if files else ""
@@ -142,16 +143,16 @@ def _missing(root: Path, split: str, files: list[Path]) -> str:
 def _find_images(root: Path, split: str, annotations: Path, style: str) -> Path:
     """The first folder that holds the first image of an annotation file."""
     source = JsonSource.open(annotations, "annotation file")
-    # Searched for and not parsed, which is the data set's business.
+    # Searched, not parsed; the data set parses it.
     key = "coco_url" if style == "lvis" else "file_name"
     matches = re.finditer(rb'"%s"\s*:\s*("(?:[^"\\]|\\.)*")' % key.encode(), source.content)
     try:
         file_names = [json.loads(match[1]) for match in itertools.islice(matches, _LOOKED_FOR)]
     except ValueError:
-        source.parse()  # for its clear error
+        source.parse()  # for its clear error message
         raise
     if not file_names:
-        raise ValueError(f'{annotations} names no image (no "{key}").')
+        raise ValueError(f'{annotations} has no images (no "{key}").')
     words = [split, *(word for word in re.findall("[A-Za-z]+", annotations.stem) if split_of(Path(word)))]
     names = [name for s in dict.fromkeys(words) for name in (f"{s}2017", f"images/{s}2017", f"images/{s}", s)]
     folders = [root / name for name in (*names, "images", "", "data", "images/default")]
@@ -161,7 +162,7 @@ def _find_images(root: Path, split: str, annotations: Path, style: str) -> Path:
     if style == "lvis":
         file_names, folders = ["/".join(name.split("/")[-2:]) for name in file_names], [root, root / "images"]
     existing = [folder for folder in folders if folder.is_dir()]
-    for file_name in file_names:  # some may be missing, which is not a question of the folder
+    for file_name in file_names:  # some may be missing in the right folder
         if images := find_folder(existing, file_name):
             return images
     raise FileNotFoundError(
@@ -171,7 +172,7 @@ def _find_images(root: Path, split: str, annotations: Path, style: str) -> Path:
 
 
 def _near(root: Path, folders: list[Path], file_name: str) -> str:
-    """What there is of nearly the name of a folder or of the image, as part of a sentence."""
+    """Similar names of folders or of the image, as part of a sentence."""
     near, parts = Near(), PurePosixPath(file_name.replace("\\", "/")).parts
     for folder in folders:
         if folder.is_dir():

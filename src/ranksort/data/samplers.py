@@ -1,4 +1,4 @@
-"""Which images make up a batch, on which process."""
+"""Distribute images over batches and processes."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,22 +9,28 @@ from .lvis import random_repeats
 
 
 class AspectRatioBatchSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of images of one orientation, so that little is padded, shuffled again each epoch.
+    """Batches of images with the same orientation, to reduce padding, reshuffled each epoch.
 
-    As published, the images of each orientation are shuffled and some of them repeated until they fill a whole number
-    of batches on every process; the batches of both orientations are then shuffled. An epoch is a function of `seed`
-    and the epoch alone, with a seed for the augmentation of each image.
+    As published, the images of each orientation are shuffled and some of them repeated until they fill a whole number of batches on every
+    process; the batches of both orientations are then shuffled. An epoch depends only on `seed` and its number, and has a seed for the
+    augmentation of each image.
 
     Args:
         landscape: for each image, whether it is wider than high.
-        batch_size: images a batch, on one process.
-        repeat_factors: for each image, how often an epoch has it on average (`ranksort.data.lvis`); by default once.
-        seed: of the shuffling; the same on all processes.
-        rank, world_size: the index of this process, and how many there are. All have equally many batches, the same
-            number in all epochs, and every image is in one of them.
+        batch_size: images per batch on one process.
+        repeat_factors: for each image, how often an epoch uses it on average (`ranksort.data.lvis`); by default once.
+        seed: seed of the shuffling; the same on all processes.
+        rank: index of this process.
+        world_size: number of processes. All have the same number of batches in all epochs, and every image is in one of them.
 
     Yields:
-        Lists of (index, seed), which are what `CocoDataset` is indexed by.
+        Lists of (index, seed), the indices of `CocoDataset`.
+
+    Examples:
+        >>> from ranksort.data.samplers import AspectRatioBatchSampler
+        >>> sampler = AspectRatioBatchSampler([True, False, True, False], batch_size=2, seed=0)
+        >>> sorted(sorted(index for index, seed in batch) for batch in sampler)  # landscape and portrait images apart
+        [[0, 2], [1, 3]]
     """
 
     def __init__(
@@ -46,7 +52,7 @@ class AspectRatioBatchSampler(Sampler[list[tuple[int, int]]]):
 
     @property
     def sampler(self) -> "AspectRatioBatchSampler":
-        """Itself: Lightning calls `batch_sampler.sampler.set_epoch`."""
+        """The sampler itself: Lightning calls `batch_sampler.sampler.set_epoch`."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
@@ -54,7 +60,7 @@ class AspectRatioBatchSampler(Sampler[list[tuple[int, int]]]):
         self.epoch = epoch
 
     def skip(self, batches: int) -> None:
-        """Let iterations of the present epoch, and only of that, start after so many batches: to resume inside of it."""
+        """Let iterations of the current epoch start after this many batches, to resume within it."""
         self._skipped = {self.epoch: batches}
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Segmentations of COCO files: polygons and run-length encodings, kept as the JSON that they are until a mask is asked for."""
+"""Segmentations of COCO files: polygons and run-length encodings, kept as JSON until a mask is needed."""
 
 import json
 import re
@@ -20,12 +20,12 @@ _POLYGONS = re.compile(rb"\[(?=.*\[,,,,,)\[,(?:,,)*\](?:,\[,(?:,,)*\])*\]")
 
 @dataclass(frozen=True)
 class Packed(Sequence[bytes]):
-    """N pieces of bytes in a few large blocks: a worker process that reads single ones does not copy the memory that they lie in.
+    """N pieces of bytes in a few large blocks, so that worker processes that read single pieces do not copy their memory.
 
     Attributes:
         blocks: the pieces one after the other, each within one block.
-        starts: int64, of each block, in bytes from the first on.
-        ends: int64 [N], of each piece, likewise.
+        starts: int64, start of each block in bytes.
+        ends: int64 [N], end of each piece, likewise.
     """
 
     blocks: list[bytes]
@@ -42,7 +42,7 @@ class Packed(Sequence[bytes]):
 
     @staticmethod
     def joined(parts: Sequence["Packed"]) -> "Packed":
-        """Put several of them one after the other."""
+        """Concatenate several of them."""
         starts = [np.empty(0, dtype=np.int64)]
         ends = [np.empty(0, dtype=np.int64)]
         size = 0
@@ -55,7 +55,7 @@ class Packed(Sequence[bytes]):
 
     @property
     def size(self) -> int:
-        """Of all pieces, in bytes."""
+        """Total size in bytes."""
         return sum(map(len, self.blocks))
 
     def __len__(self) -> int:
@@ -63,13 +63,13 @@ class Packed(Sequence[bytes]):
 
     def __getitem__(self, n: int) -> bytes:  # type: ignore[override]
         if not 0 <= n < len(self.ends):
-            raise IndexError(n)  # by which iteration ends
+            raise IndexError(n)  # ends iteration
         start, end = self.ends[n - 1] if n else 0, self.ends[n]
         block = np.searchsorted(self.starts, start, side="right") - 1
         return self.blocks[block][start - self.starts[block] : end - self.starts[block]]
 
     def take(self, rows: np.ndarray) -> list[bytes]:
-        """Those at some positions, int64 [M], faster than one by one."""
+        """The pieces at some positions, int64 [M], faster than one by one."""
         ends = self.ends[rows]
         starts = np.where(rows > 0, self.ends[rows - 1], 0)
         block = np.searchsorted(self.starts, starts, side="right") - 1
@@ -77,11 +77,11 @@ class Packed(Sequence[bytes]):
         return [self.blocks[b][start:end] for b, start, end in zip(*places, strict=True)]
 
     def select(self, rows: np.ndarray) -> "Packed":
-        """Those at some positions, int64 [M]."""
+        """The pieces at some positions, int64 [M]."""
         return Packed.of(self.take(rows))
 
     def slices(self) -> Iterator[tuple[int, list[bytes]]]:
-        """Go through all pieces by block: the position of the first, and the pieces."""
+        """Iterate over blocks: the position of the first piece, and the pieces."""
         bounds = np.searchsorted(self.ends, [*self.starts[1:], self.size], side="right")
         first = 0
         for block, start, bound in zip(self.blocks, self.starts, bounds.tolist(), strict=True):
@@ -92,12 +92,12 @@ class Packed(Sequence[bytes]):
 
 @dataclass
 class CheckedSegmentations:
-    """What there is to say about N segmentations.
+    """The result of checking N segmentations.
 
     Attributes:
         missing: [N] bool: there is none.
-        problems: why one is no good, by its position.
-        is_empty: [N] bool: good, but without a pixel in the image; False if that was not looked at.
+        problems: position -> why the segmentation is invalid.
+        is_empty: [N] bool: valid, but without a pixel in the image; False if not checked.
     """
 
     missing: np.ndarray
@@ -108,13 +108,14 @@ class CheckedSegmentations:
 def check_segmentations(
     packed: Packed, heights: np.ndarray, widths: np.ndarray, *, pixels: bool
 ) -> CheckedSegmentations:
-    """Look whether segmentations are such that `decode_mask` takes them.
+    """Check whether `decode_mask` can decode segmentations.
 
     Args:
         packed: N segmentations as JSON.
-        heights, widths: [N] of their images, in pixels.
-        pixels: look for masks without a pixel as well, for which polygons have to be drawn, 20 microseconds each. Run-length
-            encodings are always counted.
+        heights: [N] heights of their images, in pixels.
+        widths: [N] widths of their images.
+        pixels: also look for masks without a pixel, for which polygons have to be drawn, 20 microseconds each. Run-length encodings are
+            always counted.
     """
     missing, is_empty = np.zeros((2, len(packed)), dtype=bool)
     too_large = heights * widths > _MAX_PIXELS
@@ -133,7 +134,7 @@ def check_segmentations(
                 missing[n] = True
             elif problem:
                 problems[n] = problem
-            elif pixels and min(heights[n], widths[n]) > 0 and not too_large[n]:  # at 0 pycocotools never ends
+            elif pixels and min(heights[n], widths[n]) > 0 and not too_large[n]:  # at 0, pycocotools never returns
                 is_empty[n] = coco_mask.area(_encode_polygons(decoded, int(heights[n]), int(widths[n]))) == 0
         places = np.flatnonzero(starts == ord("{")).tolist()
         rows = first + np.array(places, dtype=np.int64)
@@ -146,14 +147,15 @@ def check_segmentations(
 
 
 def encode_segmentations(packed: Packed, heights: np.ndarray, widths: np.ndarray) -> tuple[Packed, np.ndarray]:
-    """Take segmentations, in which `check_segmentations` finds no problem, to COCO's compressed run lengths.
+    """Convert valid segmentations (see `check_segmentations`) to COCO's compressed run lengths.
 
     Args:
         packed: N segmentations as JSON.
-        heights, widths: [N] of their images, in pixels.
+        heights: [N] heights of their images, in pixels.
+        widths: [N] widths of their images.
 
     Returns:
-        N compressed run lengths, and int64 [N] how many pixels each has.
+        N compressed run lengths, and int64 [N], the pixel count of each.
     """
     parts, areas = [Packed.of([])], [np.empty(0, dtype=np.int64)]
     for first, texts in packed.slices():
@@ -166,7 +168,7 @@ def encode_segmentations(packed: Packed, heights: np.ndarray, widths: np.ndarray
 
 
 def decode_mask(segmentation: bytes, height: int, width: int) -> np.ndarray:
-    """Decode polygons, an uncompressed or a compressed RLE in which `check_segmentations` finds no problem.
+    """Decode polygons or a (compressed) RLE that are valid according to `check_segmentations`.
 
     Returns:
         uint8 [height, width], 1 inside the object; the same as pycocotools' `annToMask`.
@@ -175,7 +177,7 @@ def decode_mask(segmentation: bytes, height: int, width: int) -> np.ndarray:
 
 
 def _encode(segmentation: bytes, height: int, width: int) -> dict[str, Any]:
-    """A good segmentation as a compressed RLE."""
+    """A valid segmentation as a compressed RLE."""
     decoded = _decode(segmentation)
     if isinstance(decoded, list):
         return _encode_polygons(decoded, height, width)
@@ -184,7 +186,7 @@ def _encode(segmentation: bytes, height: int, width: int) -> dict[str, Any]:
 
 
 def compress(rle: dict[str, Any]) -> dict[str, Any]:
-    """An RLE whose counts are a list as one whose counts are bytes."""
+    """Convert an RLE with a list of counts to one with bytes."""
     return coco_mask.frPyObjects(rle, *rle["size"])
 
 
@@ -192,13 +194,13 @@ def _decode(text: bytes) -> Any:
     try:
         return msgspec.json.decode(text)
     except msgspec.DecodeError:
-        return json.loads(text)  # takes NaN and numbers of any size
+        return json.loads(text)  # supports NaN and numbers of any size
 
 
 def _unusual_polygons(texts: list[bytes]) -> list[int]:
-    """Which of some lists have to be looked into, to say whether they are good polygons.
+    """Which lists have to be parsed to tell whether they are valid polygons.
 
-    Those of odd brackets and commas, and those with coordinates beyond MAX_COORDINATE, which have seven digits before the point.
+    Those with unusual brackets and commas, and those with coordinates beyond MAX_COORDINATE, with seven digits before the point.
     """
     joined = b";".join(texts)
     shapes = joined.translate(None, _NUMBERS).split(b";")
@@ -207,7 +209,7 @@ def _unusual_polygons(texts: list[bytes]) -> list[int]:
     usual = {shape: _POLYGONS.fullmatch(shape) is not None for shape in set(shapes)}
     unusual = set() if all(usual.values()) else {i for i, shape in enumerate(shapes) if not usual[shape]}
     signs = np.frombuffer(joined, np.uint8)
-    is_digit = signs - np.uint8(ord("0")) < 10  # what is below wraps around
+    is_digit = signs - np.uint8(ord("0")) < 10  # lower values wrap around
     seven = is_digit[1:]
     for step in (1, 2, 3):
         seven = seven[:-step] & seven[step:]
@@ -218,7 +220,7 @@ def _unusual_polygons(texts: list[bytes]) -> list[int]:
 
 
 def _polygon_problem(polygons: list[Any]) -> str | None:
-    """Why a list is no good as polygons; "" if there are no coordinates at all."""
+    """Why a list is not valid polygons; "" if there are no coordinates at all."""
     if not all(isinstance(p, list) and len(p) % 2 == 0 and all(map(_is_number, p)) for p in polygons):
         return "has a polygon that is not a list of finite x, y pairs"
     if not any(polygons):
@@ -226,7 +228,7 @@ def _polygon_problem(polygons: list[Any]) -> str | None:
     if any(len(p) >= 6 for p in polygons):
         return None
     if len(polygons) >= 3 and all(len(p) == 2 for p in polygons):
-        return "has a list of [x, y] points, where COCO has lists of polygons [x1, y1, x2, y2, ...]"
+        return "has a list of [x, y] points instead of a list of polygons [x1, y1, x2, y2, ...]"
     return "has no polygon with three points"
 
 
@@ -235,12 +237,12 @@ def _is_number(value: Any) -> bool:
 
 
 def are_polygons(value: Any) -> bool:
-    """Whether that is a list of polygons, one of three points or more among them."""
+    """Whether this is a list of polygons, at least one of them with three points or more."""
     return isinstance(value, list) and _polygon_problem(value) is None
 
 
 def encode_polygons(polygons: list[Any], height: int, width: int) -> dict[str, Any] | None:
-    """Polygons as a compressed RLE; None if they are no good."""
+    """Polygons as a compressed RLE; None if they are invalid."""
     return None if _polygon_problem(polygons) is not None else _encode_polygons(polygons, height, width)
 
 
@@ -251,7 +253,7 @@ def _encode_polygons(polygons: list[list[float]], height: int, width: int) -> di
 
 
 def _rle_areas(texts: list[bytes], heights: np.ndarray, widths: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
-    """Pixels of N run-length encodings in JSON, int64 [N], -1 for those that are no good; and why they are not."""
+    """Pixel counts of N run-length encodings in JSON, int64 [N], -1 for invalid ones; and why they are invalid."""
     counts: list[Any] = []
     problems: dict[int, str] = {}
     for i, (text, height, width) in enumerate(zip(texts, heights.tolist(), widths.tolist(), strict=True)):
@@ -267,14 +269,13 @@ def _rle_areas(texts: list[bytes], heights: np.ndarray, widths: np.ndarray) -> t
 
 
 def rle_areas(counts: Sequence[Any], pixels: np.ndarray) -> np.ndarray:
-    """Areas of masks; -1 where the runs do not fill the image: pycocotools crashes on such RLEs, or never returns.
+    """Areas of masks; -1 if the runs do not fill the image: pycocotools crashes on such RLEs, or never returns.
 
-    In COCO's compressed form a run is a number in base 32, lowest digit first, a character a digit (48 + digit); bit 5
-    of a digit says that more follow, bit 4 of the last one is the sign. From the fourth on, a run is given as the
-    difference to the run before the last.
+    In COCO's compressed form a run is a number in base 32, lowest digit first, one character per digit (48 + digit); bit 5 of a digit
+    means that more follow, bit 4 of the last one is the sign. From the fourth on, a run is the difference to the last but one.
 
     Args:
-        counts: N compressed RLEs, strings, or lists of the lengths of runs.
+        counts: N compressed RLEs, strings, or lists of run lengths.
         pixels: [N] height times width of their images.
 
     Returns:
@@ -291,15 +292,15 @@ def rle_areas(counts: Sequence[Any], pixels: np.ndarray) -> np.ndarray:
     return areas
 
 
-_END, _LAST = ord("0"), ord("O")  # what ends a run; from "P" on more digits follow
+_END, _LAST = ord("0"), ord("O")  # ends a run; from "P" on, more digits follow
 _SIGNED = bytes((c - _END ^ 16) - 16 & 255 for c in range(_LAST + 1)).ljust(256, b"\0")
 _FOLLOWED = bytes(range(_LAST + 1, 256))
 
 
 def _compressed_areas(counts: Sequence[Any], pixels: np.ndarray) -> np.ndarray:
-    """`rle_areas` of strings, all of them at the same time; -1 for anything else."""
+    """`rle_areas` of strings, all at once; -1 for anything else."""
     try:
-        text = "00".join([*counts, ""])  # two runs more to each mask
+        text = "00".join([*counts, ""])  # two more runs per mask
     except TypeError:
         return _compressed_areas([runs if isinstance(runs, str) else "" for runs in counts], pixels)
     if not text.isascii():
@@ -310,27 +311,27 @@ def _compressed_areas(counts: Sequence[Any], pixels: np.ndarray) -> np.ndarray:
     stops = np.cumsum(lengths + 2) - 2
     bad = (lengths == 0) | (digits[stops - 1] > _LAST)
     if digits.min() < _END or digits.max() >= _END + 64:
-        bad |= np.maximum.reduceat(digits - np.uint8(_END), stops - lengths) > 63  # what is below wraps around
-    # Runs by their last digit alone, to which the others are added.
+        bad |= np.maximum.reduceat(digits - np.uint8(_END), stops - lengths) > 63  # lower values wrap around
+    # Runs from their last digit only, to which the others are added.
     values = np.frombuffer(code.translate(_SIGNED, _FOLLOWED), np.int8).astype(np.int64)
     followed = np.flatnonzero(digits > _LAST)
     ends = stops - np.searchsorted(followed, stops) + 2  # of the masks among the runs
     low = digits[followed] - np.uint8(_LAST + 1)
     run = followed - np.arange(len(followed))
     for _ in range(5):
-        values[run] = 32 * values[run] + low  # of a run's digits here the last one is taken
+        values[run] = 32 * values[run] + low  # here the last digit of a run is used
         earlier = np.flatnonzero(run[1:] == run[:-1])
         run, low = run[earlier], low[earlier]
     bad[np.searchsorted(ends, run, side="right")] = True
     begins = np.append(0, ends[:-1])
     first = values[begins]
-    values[begins] = 0  # no other run is given as a difference to the first one
+    values[begins] = 0  # no other run is a difference to the first one
     # Background and object runs of a mask are those at even and odd places, or the other way round.
     sums = []
     for parity in (0, 1):
         runs = values[parity::2].cumsum()
         starts = (begins + 1 - parity) // 2
-        lasts = np.append(starts[1:], len(runs)) - 1  # one of the two runs more
+        lasts = np.append(starts[1:], len(runs)) - 1  # one more run of one kind
         before = np.append(0, runs[lasts[:-1]])
         bad |= np.minimum.reduceat(runs, starts) < before
         sums.append(np.add.reduceat(runs, starts) - runs[lasts] - (lasts - starts) * before)

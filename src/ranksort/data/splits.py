@@ -1,4 +1,4 @@
-"""Training and validation: which of the two a file is for by its name, and the division of one file between them."""
+"""Training and validation: tell them apart by name, and split one file into both."""
 
 import dataclasses
 import hashlib
@@ -23,22 +23,22 @@ _WORDS = {
     "test": "test",
     "testing": "test",
 }
-_HELD_OUT = 0.2  # share of the images
-_VERSION = re.compile(r"\.rf\.\w+(?=\.\w+$)")  # of an image of Roboflow, which writes several augmented ones of a photo
+_HELD_OUT = 0.2  # fraction of the images
+_VERSION = re.compile(r"\.rf\.\w+(?=\.\w+$)")  # suffix of Roboflow's images, which has several augmented ones per photo
 
 
 def split_of(path: PurePath) -> str:
-    """`train`, `val` or `test`, as a word of the path says (`valid/a.xml`, `instances_train2017.json`); "" if none or several do."""
+    """`train`, `val` or `test`, from a word in the path (`valid/a.xml`, `instances_train2017.json`); "" if there are none or several."""
     found = {_WORDS[word] for word in re.findall("[a-z]+", str(path).lower()) if word in _WORDS}
     return found.pop() if len(found) == 1 else ""
 
 
 def part_of(file: CocoFile, part: Part) -> CocoFile:
-    """One part of an annotation file that holds both, with the images and annotations of that part alone.
+    """One part of an annotation file for both, with the images and annotations of that part only.
 
-    A fifth of the images is for validation: those whose names have the smallest hashes, so that it is the same ones each time, taken
-    class by class, the rarest first, so that a class that two images show is in both parts where that is possible. Augmented
-    versions of a photo, as Roboflow writes them, and entries of the same file stay together.
+    A fifth of the images is for validation. They are chosen by the smallest hashes of their names, so that the choice is reproducible,
+    and class by class, the rarest first, so that a class in two or more images is in both parts if possible. Augmented versions of a
+    photo, as in Roboflow's exports, and entries for the same file stay together.
 
     Raises:
         ValueError: it has too few images.
@@ -46,7 +46,7 @@ def part_of(file: CocoFile, part: Part) -> CocoFile:
     held_out = _held_out(file)
     if held_out.all() or not held_out.any():
         raise ValueError(
-            f"{file.source} has too few images to divide them into training and validation: name a file for each."
+            f"{file.source} has too few images to split them into training and validation: name a file for each."
         )
     kept = held_out if part == "val" else ~held_out
     places, images, annotations = np.flatnonzero(kept), file.images, file.annotations
@@ -72,7 +72,7 @@ def _held_out(file: CocoFile) -> np.ndarray:
     photos, photo = np.unique([_hash(_VERSION.sub("", name)) for name in names], return_inverse=True)
     shown = np.unique(np.stack((file.annotations.category, photo[file.annotations.image])), axis=1)
     groups = [shown[1, shown[0] == category] for category in np.unique(shown[0])]
-    groups = [*sorted(groups, key=len), np.arange(len(photos))]  # by class; at last the photos without objects
+    groups = [*sorted(groups, key=len), np.arange(len(photos))]  # by class; finally the photos without objects
     held_out, is_decided = np.zeros(len(photos), dtype=bool), np.zeros(len(photos), dtype=bool)
     for group in groups:
         wanted = max(round(_HELD_OUT * len(group)), int(len(group) > 1)) - int(held_out[group].sum())

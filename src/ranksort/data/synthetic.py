@@ -1,8 +1,8 @@
-"""The embedded data set: small pictures of drawn things with exact instance masks, in COCO format, without a download.
+"""The built-in data set: small synthetic pictures with exact instance masks, in COCO format, without a download.
 
-Eight classes lie on textured grounds among clutter that shares their colours, outlines and patterns, so neither shape
-nor colour alone tells them apart. Things are painted back to front, and a second image remembers whose each pixel is:
-the annotated masks are those of the visible parts.
+Objects of eight classes are drawn on textured backgrounds among clutter that shares their colours, outlines and patterns, so that
+neither shape nor colour alone distinguishes them. Everything is painted back to front, and a second image records the owner of each
+pixel: the annotated masks are of the visible parts.
 """
 
 import json
@@ -15,16 +15,16 @@ import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFilter
 from pycocotools import mask as rle
 
-GENERATOR_VERSION = 2  # part of the stored parameters: raise it with every change that alters a picture
+GENERATOR_VERSION = 2  # part of the stored parameters: increment it with every change that alters pictures
 SUPERSAMPLING = 3
-MIN_VISIBLE = 0.3  # share of its outline that an object keeps, under occlusion and image border together
+MIN_VISIBLE = 0.3  # fraction of an object that stays visible, after occlusion and image border
 MIN_SIDE = 12  # pixels, of the box of the visible part
 OBJECT_SIZES, CLUTTER_SIZES, CROWD_SIZES = (20, 150), (12, 110), (80, 130)  # pixels, log-uniform
-OVERLAPPING = 0.2  # share of things that are tried at the edge of an object rather than anywhere
+OVERLAPPING = 0.2  # fraction of things placed at the edge of an object rather than anywhere
 PLACEMENT_ATTEMPTS = 10
-EMPTY_IMAGES, CROWD_IMAGES = 0.04, 0.06  # shares of all images
+EMPTY_IMAGES, CROWD_IMAGES = 0.04, 0.06  # fractions of all images
 LONG_TAIL_EXPONENT = 2.0  # the k-th class is drawn with a frequency of k^-2: 65 % down to 1 %
-VAL_ID_OFFSET = 100_000  # image ids are unique over the splits, and those of val do not depend on the size of train
+VAL_ID_OFFSET = 100_000  # image ids are unique over the splits, and ids of val do not depend on the size of train
 
 BLACK, RED, BROWN = "#1c1a1e", "#d02624", "#70462a"
 COLOURS = (BLACK, RED, BROWN, "white", "wheat", "gold", "darkorange", "hotpink", "mediumpurple", "royalblue", "green")
@@ -45,7 +45,7 @@ BODY, HOLE = "body", "#0000"
 
 
 def radial(radii: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Polygon with corners at these distances from the origin, in equal angles, the first one at the top."""
+    """Polygon with corners at these distances from the origin, at equal angles, the first at the top."""
     angles = np.arange(len(radii)) * (2 * np.pi / len(radii))
     return np.stack([np.sin(angles), -np.cos(angles)], axis=1) * np.asarray(radii)[:, None]
 
@@ -121,7 +121,7 @@ DOUGHNUT = [
     (HOLE, ellipse(0, 0, 0.36, 0.36)),
 ]
 
-CLASSES = (  # most frequent first, for the long tail; the ids have gaps as those of COCO do
+CLASSES = (  # most frequent first, for the long tail; the ids have gaps, as in COCO
     SyntheticClass(1, "ladybird", [RED], LADYBIRD),
     SyntheticClass(2, "leaf", ["green", "goldenrod"], LEAF),
     SyntheticClass(3, "fish", ["royalblue", "darkorange", "mediumpurple"], FISH),
@@ -134,7 +134,7 @@ CLASSES = (  # most frequent first, for the long tail; the ids have gaps as thos
 
 
 def draw_clutter(rng: np.random.Generator) -> list[Part]:
-    """A shape of no class, plain or with stripes, spots or a hole."""
+    """A shape without a class, plain or with stripes, spots or a hole."""
     outlines = (
         ellipse(0, 0, 1, 1),
         radial([1.0] * int(rng.integers(3, 7))),
@@ -152,7 +152,7 @@ def draw_clutter(rng: np.random.Generator) -> list[Part]:
 
 
 def draw_crowd(rng: np.random.Generator, kind: SyntheticClass) -> list[Part]:
-    """A swarm of 12 to 30 things of one class, each of them too small to be an object of its own."""
+    """A crowd of 12 to 30 things of one class, each too small to be an object."""
     parts: list[Part] = []
     for _ in range(rng.integers(12, 31)):
         angle, place = rng.uniform(0, 2 * np.pi), rng.uniform(-0.75, 0.75, 2)
@@ -170,12 +170,12 @@ class Thing(NamedTuple):
 
 
 def render(parts: list[Part], size: float, angle: float) -> Image.Image:
-    """Draw `parts` turned by `angle` and `size` pixels large, with margins; RGBA."""
+    """Draw `parts` rotated by `angle` and `size` pixels large, with margins; RGBA."""
     half = SUPERSAMPLING * int(0.65 * size)
     picture = Image.new("RGBA", (2 * half, 2 * half))
     pen = ImageDraw.Draw(picture)
     for colour, polygon in parts:
-        # Whole numbers before rasterising: the last bit of a machine's sine must not move an edge.
+        # Round before rasterising, so that differences in the last bit of a sine do not move an edge.
         corners = np.rint(turned(polygon, angle) * SUPERSAMPLING * size / 2).astype(int) + half
         edge = tuple(channel // 2 for channel in ImageColor.getrgb(colour))
         pen.polygon(corners.ravel().tolist(), colour, edge, width=SUPERSAMPLING - 1)
@@ -183,7 +183,7 @@ def render(parts: list[Part], size: float, angle: float) -> Image.Image:
 
 
 def paint_ground(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
-    """Two scales of smooth noise between the colours of a ground."""
+    """Smooth noise at two scales between the colours of a background."""
     dark, light, grain = GROUNDS[rng.integers(len(GROUNDS))]
     fine, coarse = (
         Image.fromarray(rng.integers(0, 256, (size[1] // y + 2, size[0] // x + 2), dtype=np.uint8)).resize(size)
@@ -193,21 +193,21 @@ def paint_ground(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image
 
 
 def lit(picture: Image.Image, brightness: np.ndarray, slope: Sequence[float], grain: Any = 0) -> Image.Image:
-    """Multiply by `brightness`, which grows by the share `slope` from the centre to the right and bottom; adds grain."""
+    """Multiply by `brightness`, which grows by the fraction `slope` from the centre to the right and bottom, and add grain."""
     x, y = np.linspace(-1, 1, picture.width), np.linspace(-1, 1, picture.height)[:, None]
     colours = np.asarray(picture.convert("RGB")) * brightness * (1 + slope[0] * x + slope[1] * y)[..., None] + grain
     return Image.fromarray(colours.clip(0, 255).astype(np.uint8))
 
 
 def visible_parts(owner: Image.Image, count: int) -> list[dict[str, Any]]:
-    """The RLE of each of `count` objects, of which number k owns the pixels of value k + 1."""
+    """The RLE of each of `count` objects; object k owns the pixels of value k + 1."""
     return [rle.encode(np.asfortranarray(np.asarray(owner) == k + 1, dtype=np.uint8)) for k in range(count)]
 
 
 def compose(
     rng: np.random.Generator, image_size: tuple[int, int], frequencies: np.ndarray
 ) -> tuple[Image.Image, list[dict[str, Any]]]:
-    """Compose one picture of things and clutter in random depth order; everything about it follows from `rng`.
+    """Compose one picture of objects and clutter in random depth order; it is fully determined by `rng`.
 
     Returns:
         The picture, and COCO annotations of the visible parts of its objects, without ids.
@@ -222,7 +222,7 @@ def compose(
         if rng.random() < CROWD_IMAGES:
             things.append(Thing(kinds[0].id, partial(draw_crowd, kind=kinds[0]), CROWD_SIZES, crowd=True))
 
-    picture, light = paint_ground(rng, size), rng.uniform(-1, 1)  # it comes from above, and from this side
+    picture, light = paint_ground(rng, size), rng.uniform(-1, 1)  # light comes from above, and from this side
     owner = Image.new("L", size)
     objects: list[Thing] = []
     areas: list[int] = []  # of their whole outlines, in pixels
@@ -273,24 +273,34 @@ def write_synthetic_dataset(
     seed: int = 0,
     long_tail: bool = False,
 ) -> Path:
-    """Write a small instance segmentation data set in COCO format, the same one for the same arguments.
+    """Write a small instance segmentation data set in COCO format; equal arguments give equal data.
 
-    Pictures hold up to 10 objects of 8 classes, 12 to 155 pixels large, partly hidden, among clutter; a few hold no
-    object, a few a crowd region. Picture k of a split depends neither on how many there are nor on the other split.
+    Pictures have up to 10 objects of 8 classes, 12 to 155 pixels large, partly hidden, among clutter; a few have no objects, a few a
+    crowd region. Picture k of a split depends neither on the number of pictures nor on the other split.
 
     Args:
-        root: Folder for `annotations/instances_{train,val}.json` and `images/*.jpg`. If it holds this very data set
-            already, nothing is written; what an interrupted run left is written again.
-        train_images, val_images: How many pictures of each split.
-        image_size: Long and short side in pixels; each picture's vary by 8 % around them, a third are portraits.
-        seed: Of all randomness.
-        long_tail: Whether class frequencies fall like a power law (65 % down to 1 %) instead of being equal.
+        root: folder for `annotations/instances_{train,val}.json` and `images/*.jpg`. If it already has this data set, nothing is
+            written; after an interruption, it is written again.
+        train_images: number of training pictures.
+        val_images: number of validation pictures.
+        image_size: long and short side in pixels; pictures vary by 8 % around them, a third are portraits.
+        seed: random seed.
+        long_tail: whether class frequencies fall like a power law (65 % down to 1 %) instead of being equal.
 
     Returns:
         `root`.
 
     Raises:
-        ValueError: `root` holds the annotations of another data set.
+        ValueError: `root` has the annotations of another data set.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from ranksort.data.synthetic import write_synthetic_dataset
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     root = write_synthetic_dataset(Path(folder), train_images=2, val_images=1)
+        ...     [path.name for path in sorted(root.rglob("*.*"))]
+        ['instances_train.json', 'instances_val.json', 'train_00000.jpg', 'train_00001.jpg', 'val_00000.jpg']
     """
     root, counts = Path(root), {"train": train_images, "val": val_images}
     parameters = {"version": GENERATOR_VERSION, "images": counts, "image_size": list(image_size)}
@@ -307,11 +317,11 @@ def write_synthetic_dataset(
         annotations: list[dict[str, Any]] = []
         for index in range(counts[split]):
             number = index + (VAL_ID_OFFSET if split == "val" else 0)
-            # A stream for each picture, keyed by its unique number.
+            # A random stream for each picture, keyed by its unique number.
             rng = np.random.Generator(np.random.PCG64([seed, number]))
             picture, objects = compose(rng, image_size, frequencies / frequencies.sum())
             name = f"{split}_{index:05d}.jpg"
-            # Full-resolution colour: decoders differ in how they upsample it, and small things live by theirs.
+            # Full-resolution colour: decoders differ in how they upsample it, and small objects depend on it.
             picture.save(root / "images" / name, quality=95, subsampling=0)
             images.append({"id": number + 1, "file_name": name, "width": picture.width, "height": picture.height})
             annotations += [{"id": len(annotations) + i, "image_id": number + 1} | o for i, o in enumerate(objects, 1)]
@@ -321,7 +331,7 @@ def write_synthetic_dataset(
             "annotations": annotations,
             "categories": [{"id": kind.id, "name": kind.name} for kind in CLASSES],
         }
-        # Last and at once: if there is an annotation file, its pictures are complete.
+        # Last and atomically: if there is an annotation file, its pictures are complete.
         unfinished = file.with_suffix(".unfinished")
         unfinished.write_text(json.dumps(content))
         unfinished.replace(file)
@@ -329,7 +339,7 @@ def write_synthetic_dataset(
 
 
 def holds(annotations: Path, parameters: dict[str, Any], images: Path) -> bool:
-    """Whether this annotation file exists with all its pictures; a ValueError if its parameters are others."""
+    """Whether this annotation file exists with all its pictures; raises ValueError if its parameters differ."""
     if not annotations.exists():
         return False
     try:
@@ -339,6 +349,6 @@ def holds(annotations: Path, parameters: dict[str, Any], images: Path) -> bool:
         found = "another data set"
     if found != parameters:
         raise ValueError(
-            f"{annotations} holds {found}, not the synthetic data set {parameters}: choose another folder or remove it."
+            f"{annotations} is {found}, not the synthetic data set {parameters}: choose another folder or remove it."
         )
     return all((images / image["file_name"]).exists() for image in content["images"])

@@ -1,6 +1,6 @@
-"""What training does to an image and its objects before the model sees them.
+"""Training transforms of images and their objects.
 
-Images stay uint8, a quarter of what the workers would otherwise have to send; the models take that as well as floats.
+Images stay uint8, which workers can send four times faster than floats; models accept both.
 Evaluation needs no transform: the model resizes, and returns boxes in original pixels.
 """
 
@@ -19,11 +19,18 @@ from ..models.images import resized_size
 
 
 class ResizeShortSide(v2.Transform):
-    """Scales the short side to one of some sizes, drawn at random, and keeps the long side within a limit.
+    """Scale the short side to one of several sizes, drawn at random, and keep the long side within a limit.
 
     Args:
         min_sizes: lengths of the short side in pixels, to draw from.
-        max_size: the greatest length of the long side in pixels; the short side is then shorter than drawn.
+        max_size: maximum length of the long side in pixels, which may make the short side shorter than drawn.
+
+    Examples:
+        >>> import torch
+        >>> from torchvision import tv_tensors
+        >>> from ranksort.data.transforms import ResizeShortSide
+        >>> ResizeShortSide([32], max_size=100)(tv_tensors.Image(torch.zeros(3, 64, 96, dtype=torch.uint8))).shape
+        torch.Size([3, 32, 48])
     """
 
     def __init__(self, min_sizes: Sequence[int], max_size: int) -> None:
@@ -37,19 +44,19 @@ class ResizeShortSide(v2.Transform):
 
 
 class ScaleJitter(nn.Module):
-    """Cuts a window out of the image, or puts the image into a larger one, of the same ratio of sides; to be resized to what it was.
+    """Crop a window, or place the image on a larger canvas, with the same aspect ratio; to be resized to the original size.
 
-    The scale s is drawn log-uniformly. For s > 1 the window has 1/s of either side, at random except for the centre of one object, which it
-    has in it. Objects of which it shows less than `MIN_VISIBLE` are dropped; boxes of those that it cuts end with it, and with the part
-    of their mask that it shows. Where it would show none, the image stays whole. For s < 1 the image comes to lie anywhere on a canvas of
-    1/s of either side (Ghiasi et al., "Simple copy-paste", CVPR 2021, section 3, call it large scale jitter).
+    The scale s is drawn log-uniformly. For s > 1, the window has 1/s of each side and a random position that includes the centre of one
+    object. Objects with less than `MIN_VISIBLE` in the window are dropped; boxes of cut objects are clipped to the window and to the
+    visible part of their mask. If no object would be left, the image is not cropped. For s < 1, the image is placed anywhere on a
+    canvas with 1/s of each side (large scale jitter in Ghiasi et al., "Simple copy-paste", CVPR 2021, section 3).
 
     Args:
-        fill: the colour of the canvas, RGB in 0..255.
-        scales: the least and the greatest s.
+        fill: colour of the canvas, RGB in 0..255.
+        scales: minimum and maximum of s.
     """
 
-    MIN_VISIBLE = 0.2  # share of the area of a box
+    MIN_VISIBLE = 0.2  # fraction of the area of a box
 
     def __init__(self, fill: Sequence[float], scales: tuple[float, float] = (0.5, 2.0)) -> None:
         super().__init__()
@@ -74,14 +81,14 @@ class ScaleJitter(nn.Module):
 
     @staticmethod
     def _start(length: int, window: int, centre: float | None) -> int:
-        """Where a window begins that lies within the image, and has that point in it."""
+        """The start of a random window within the image that contains a point."""
         first, last = 0, length - window
         if centre is not None:
             first, last = max(first, math.ceil(centre) - window), min(last, math.floor(centre))
         return min(max(first + int(_random() * (last - first + 1)), 0), length - window)
 
     def _shown(self, target: dict[str, Any], top: int, left: int, size: tuple[int, int]) -> dict[str, Any]:
-        """The objects that a window shows, in its coordinates."""
+        """The objects in a window, in its coordinates."""
         whole = target["boxes"].as_subclass(Tensor)
         boxes = whole - whole.new_tensor([left, top, left, top])
         boxes = torch.minimum(boxes.clamp(min=0), whole.new_tensor([size[1], size[0], size[1], size[0]]))
@@ -92,7 +99,7 @@ class ScaleJitter(nn.Module):
             visible = masks.flatten(1).sum(1)
             kept &= visible > 0
             is_cut = (visible < target["masks"].flatten(1).sum(1)) & kept
-            ends = boxes.new_tensor([0, 0, 1, 1])  # `masks_to_boxes` gives the last pixel, boxes end behind it
+            ends = boxes.new_tensor([0, 0, 1, 1])  # `masks_to_boxes` gives the last pixel, boxes end after it
             parts, old = masks_to_boxes(masks[is_cut]) + ends, boxes[is_cut]
             boxes[is_cut] = torch.cat(
                 (torch.maximum(old[:, :2], parts[:, :2]), torch.minimum(old[:, 2:], parts[:, 2:])), 1
@@ -107,7 +114,7 @@ def _random() -> float:
 
 
 def _selected(target: dict[str, Any], kept: Tensor) -> dict[str, Any]:
-    """The objects where `kept`, bool [G], with all that belongs to them."""
+    """The objects selected by `kept`, bool [G], with all their fields."""
     return {
         key: tv_tensors.wrap(value[kept], like=value) if isinstance(value, Tensor) else value
         for key, value in target.items()
@@ -115,7 +122,7 @@ def _selected(target: dict[str, Any], kept: Tensor) -> dict[str, Any]:
 
 
 class DropEmptyBoxes(nn.Module):
-    """Drops objects, with all that belongs to them, whose box has no width or no height."""
+    """Drop objects whose box has no width or no height, with all their fields."""
 
     def forward(self, image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         boxes = target["boxes"]
@@ -125,12 +132,13 @@ class DropEmptyBoxes(nn.Module):
 def training_transforms(
     min_sizes: Sequence[int], max_size: int, flip: float = 0.5, jitter_fill: Sequence[float] | None = None
 ) -> v2.Compose:
-    """The published augmentation of (image uint8, target): `ResizeShortSide`, flip from left to right, clip the boxes to the image.
+    """The published augmentation of (image uint8, target): `ResizeShortSide`, horizontal flip, clip the boxes to the image.
 
     Args:
-        min_sizes, max_size: see `ResizeShortSide`.
-        flip: the probability of a flip.
-        jitter_fill: where given, `ScaleJitter` with this colour comes first, and small changes of the colours follow.
+        min_sizes: as in `ResizeShortSide`.
+        max_size: as in `ResizeShortSide`.
+        flip: probability of a flip.
+        jitter_fill: if given, `ScaleJitter` with this colour comes first, and slight colour changes follow.
     """
     resize = ResizeShortSide(min_sizes, max_size)
     if jitter_fill is None:
@@ -142,13 +150,13 @@ def training_transforms(
 def ssd_transforms(size: int, fill: Sequence[float], flip: float = 0.5) -> v2.Compose:
     """The augmentation of SSD (Liu et al., ECCV 2016, section 2.2), which YOLACT trains with, of (image uint8, target).
 
-    Colours are distorted; a margin makes the image up to four times as wide and high; a part is cut out whose IoU with an object is
-    at least one of 0, .1, .3, .5, .7 and .9, or nothing is cut; and what remains becomes a square.
+    Colours are distorted; the image is expanded up to four times in width and height; a crop is taken whose IoU with an object is at
+    least one of 0, .1, .3, .5, .7 and .9, or none; and the result is resized to a square.
 
     Args:
-        size: the side of the square, in pixels.
-        fill: the colour of the margin, RGB in 0..255.
-        flip: the probability of a flip from left to right.
+        size: side of the square, in pixels.
+        fill: colour of the margin, RGB in 0..255.
+        flip: probability of a horizontal flip.
     """
     distort_and_crop = [
         v2.RandomPhotometricDistort(),

@@ -1,4 +1,4 @@
-"""Which value is white in images of more than 8 bits: a camera of 12 bits writes 0 to 4095 into files of 16, others 0 to 1 as floats."""
+"""The value of white in images of more than 8 bits: a 12-bit camera writes 0 to 4095 to 16-bit files, others 0 to 1 as floats."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,24 +9,24 @@ from PIL import Image
 from ..words import counted
 from .images import deep_colours, read_image
 
-LEVELS = (255, 1023, 4095, 16383, 65535)  # greatest values of 8 to 16 bits
-_SAMPLE = 200  # images that are looked at, evenly spread
+LEVELS = (255, 1023, 4095, 16383, 65535)  # maxima of 8 to 16 bits
+_SAMPLE = 200  # images to examine, evenly spread
 _DARK = 32  # of 255: below an eighth
 
 
 def find_white(paths: Sequence[Path]) -> float:
-    """The value that is white in the images of a data set: the least that their range allows, of `LEVELS` or 1.
+    """The value of white in the images of a data set: the lowest of `LEVELS` or 1 that their range allows.
 
     All images of a data set are scaled by one value, so that dark ones stay darker than bright ones.
 
     Args:
-        paths: of its images. Of 8 bit images only the first bytes are read.
+        paths: paths of its images. Only the first bytes of 8-bit images are read.
 
     Returns:
-        The value; 0 where no image that is looked at has more than 8 bits of grey.
+        The value; 0 if no examined image has more than 8 bits of grey.
 
     Raises:
-        ValueError: their values are below 0 or above 65535, or of 16 bits a colour only the lowest are used.
+        ValueError: values are below 0 or above 65535, or only the lowest of 16 bits per colour are used.
     """
     greatest, is_float, deep, brightest = 0.0, True, 0, 0
     example = Path()
@@ -45,13 +45,13 @@ def find_white(paths: Sequence[Path]) -> float:
         if least < 0 or high > LEVELS[-1]:
             raise ValueError(
                 f"The image {path} has values from {least:g} to {high:g}: scale the images to 0..255, or set --data.white to the value "
-                "that is white, with 0 as black."
+                "of white, with 0 as black."
             )
         greatest, is_float = max(greatest, high), is_float and kind == "F"
     if deep and brightest < _DARK:
         raise ValueError(
-            f"{counted(deep, 'image')}, such as {example}, have 16 bits for each colour, but only the lowest of them are used: to a model "
-            f"they are nearly black. Multiply their values by {65536 // (brightest * 256 + 256)}, or convert them to 8 bits."
+            f"{counted(deep, 'image')}, such as {example}, have 16 bits per colour, but only the lowest of them are used, so that "
+            f"they are nearly black to a model. Multiply their values by {65536 // (brightest * 256 + 256)}, or convert them to 8 bits."
         )
     if greatest == 0:
         return 0.0
@@ -63,5 +63,5 @@ def _kind(path: Path) -> str:
     try:
         with Image.open(path) as image:
             return image.mode[0] if image.mode[0] in "IF" else "RGB" if deep_colours(image) else ""
-    except Exception:  # what cannot be read is said where it is used
+    except Exception:  # unreadable images are reported when they are used
         return ""

@@ -63,6 +63,24 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False) -> Report | None:
         ConnectionError: another process of the run has died.
         KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGHUP (`ranksort.interrupt.Terminated`), when the batch or evaluation is done and
             `last.ckpt` written; immediately after a second signal. SIGUSR1 writes `last.ckpt` and continues.
+
+    Examples:
+        >>> import contextlib, io, tempfile
+        >>> from pathlib import Path
+        >>> from ranksort.data.synthetic import write_synthetic_dataset
+        >>> from ranksort.engine import train
+        >>> from ranksort.recipes import get_recipe
+        >>> recipe = get_recipe("ranksort_atss_r50_fpn_1x_coco")
+        >>> recipe.model.backbone, recipe.model.pretrained_backbone, recipe.model.min_size = "resnet18", False, 64
+        >>> recipe.model.channels, recipe.model.head_convs = 64, 1
+        >>> recipe.training.epochs, recipe.training.batch_size, recipe.data.workers = 1, 2, 0
+        >>> recipe.evaluation.pictures, recipe.optimizer.milestones = 0, ()
+        >>> with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        ...     recipe.data.root = str(write_synthetic_dataset(Path(folder) / "data", train_images=2, val_images=2))
+        ...     report = train(recipe, Path(folder) / "run")
+        ...     files = sorted(path.name for path in (Path(folder) / "run" / "checkpoints").iterdir())
+        >>> files
+        ['best.ckpt', 'last.ckpt']
     """
     end_with_others()
     with Interrupt(_NOTICE) as interrupt, plain_interrupts(), lost_peers():
@@ -210,6 +228,27 @@ def test(
     Raises:
         ValueError: data or checkpoint cannot be used.
         FileNotFoundError: a file is missing.
+
+    Examples:
+        >>> import contextlib, io, tempfile
+        >>> from pathlib import Path
+        >>> from ranksort import Recipe, create_model
+        >>> from ranksort.checkpoints import Checkpoint
+        >>> from ranksort.data.synthetic import write_synthetic_dataset
+        >>> from ranksort.data.coco_file import read_coco_file
+        >>> from ranksort.engine import test
+        >>> recipe = Recipe(name="untrained")
+        >>> recipe.model.backbone, recipe.model.channels, recipe.model.min_size = "resnet18", 64, 64
+        >>> recipe.data.workers, recipe.evaluation.pictures = 0, 0
+        >>> with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        ...     root = write_synthetic_dataset(Path(folder) / "data", train_images=2, val_images=2)
+        ...     recipe.data.root = str(root)
+        ...     categories = read_coco_file(root / "annotations/instances_val.json", segmentations=False).categories
+        ...     weights = create_model(recipe, num_classes=len(categories)).state_dict()
+        ...     report = test(Checkpoint(recipe, categories, weights), Path(folder) / "report")
+        ...     written = (Path(folder) / "report" / "index.html").exists()
+        >>> written, report.iou_type, len(report.categories)
+        (True, 'bbox', 8)
     """
     val_set = build_dataset(checkpoint.recipe, "val", checkpoint.categories)
     print(f"evaluation on {counted(len(val_set), 'image')}: {val_set.origin}")

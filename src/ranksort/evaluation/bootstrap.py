@@ -152,7 +152,7 @@ def evaluate_weighted(
 
 
 class _Counted(NamedTuple):
-    """How many detections of a class count, at an IoU threshold, up to some of them, in B resamples."""
+    """The number of detections of a class that count, at an IoU threshold, up to given ones, in B resamples."""
 
     places: np.ndarray  # (Q,) up to which detections is known what counts, but for odd ones
     possible: np.ndarray  # (Q, B) that; _TINY for none
@@ -161,7 +161,7 @@ class _Counted(NamedTuple):
     sums: np.ndarray  # (K + 1, B) what the first 0, 1, ..., K of them add
 
     def up_to(self, detections: np.ndarray, out: np.ndarray) -> np.ndarray:
-        """(D, B) of the detections up to each of some, (D,), among the places; above 0 where any true positive is."""
+        """(D, B) number of detections up to each of the given positions, (D,); above 0 at true positives."""
         np.take(self.possible, np.searchsorted(self.places, detections), axis=0, out=out, mode="clip")
         if len(self.odd):
             out += self.sums[np.searchsorted(self.odd, detections, side="right")]
@@ -169,7 +169,7 @@ class _Counted(NamedTuple):
         return out
 
     def number(self, possible: np.ndarray, detections: np.ndarray) -> np.ndarray:
-        """(D,) the same where each image counts once; `possible`: the detections that can be wrong."""
+        """(D,) the same with weight 1 for each image; `possible`: the detections that can be wrong."""
         odd = np.append(0, np.cumsum(self.signs))[np.searchsorted(self.odd, detections, side="right")]
         return np.searchsorted(possible, detections, side="right") + odd
 
@@ -178,11 +178,11 @@ class _Passed(NamedTuple):
     """How many of RECALLS are reached by 0, 1, 2, ..., n - 1 true positives in B resamples."""
 
     table: np.ndarray  # (V · n,) uint8, for each of the V numbers of objects that occur
-    start: np.ndarray  # (B,) where that of a resample begins
+    start: np.ndarray  # (B,) start of each resample
 
     @classmethod
     def of(cls, num_objects: np.ndarray) -> "_Passed":
-        """Where there are so many objects, (B,)."""
+        """For the given numbers of objects, (B,)."""
         values, which = np.unique(num_objects.astype(np.int64), return_inverse=True)
         needed = needed_true_positives(values)
         width = int(needed.max()) + 1
@@ -206,14 +206,14 @@ def _average_precision(
 ) -> np.ndarray:
     """(B,) mean over RECALLS of the highest precision at that recall or more.
 
-    Goes from the last run of true positives to the first, `_ROWS` at a time: the precision that counts can only rise.
+    Goes from the last run of true positives to the first, `_ROWS` at a time, so that the interpolated precision can only rise.
 
     Args:
         true: (P, B) true positives up to the end of each run.
-        counted: what counts.
-        last: (P,) the detections that the runs end with.
+        counted: numbers of detections that count.
+        last: (P,) the last detections of the runs.
         passed: the recalls that they reach.
-        buffers: to compute in.
+        buffers: working memory.
     """
     total, carried = np.zeros(true.shape[1]), np.zeros(true.shape[1], dtype=np.float32)
     for start in range(0, len(true), _ROWS)[::-1]:
@@ -246,10 +246,10 @@ def _lrp_gain(
     weights: np.ndarray,
     num_objects: np.ndarray,
 ) -> np.ndarray:
-    """(B,) how far the LRP error of a class gets below 1, at the best of the scores of its true positives.
+    """(B,) how far the LRP error of a class falls below 1, at the best score of its true positives.
 
-    1 - LRP = Σ over TP of (1 - (1 - IoU) / (1 - τ)) / (FP + objects). Detections of equal score count together: `ends` says up to which
-    detection those of each true positive go. Of these, rising, the `chosen` ones are looked at.
+    1 - LRP = Σ over TP of (1 - (1 - IoU) / (1 - τ)) / (FP + objects). Detections of equal score count together: `ends`, ascending, is
+    the last detection with the score of each true positive. Only the `chosen` ones are evaluated.
     """
     rows = np.searchsorted(chosen, ends)
     number, gain = (
@@ -265,9 +265,9 @@ def _lrp_gain(
 
 
 def _last_of_runs(wrong: np.ndarray) -> np.ndarray:
-    """Bool (P,), of true positives up to which so many detections are wrong, (P,), rising: the last of each number.
+    """Bool (P,): the last true positive for each number of false positives before it, (P,), ascending.
 
-    The more right ones among as many wrong ones, the higher the precision, and the lower the LRP error.
+    With more true positives among equally many false positives, precision is higher and the LRP error lower.
     """
     return np.diff(wrong, append=np.inf) > 0
 
@@ -280,7 +280,7 @@ def _range(detections: np.ndarray, of_class: slice) -> np.ndarray:
 def _summed(
     weights: np.ndarray, images: np.ndarray, rows: np.ndarray, num_rows: int, factors: np.ndarray | None = None
 ) -> np.ndarray:
-    """`_totals` of each row and those before it."""
+    """Cumulative `_totals` over the rows."""
     sums = _totals(weights, images, rows, num_rows, factors)
     for above, row in pairwise(sums):
         np.add(above, row, out=row)
@@ -290,7 +290,7 @@ def _summed(
 def _totals(
     weights: np.ndarray, images: np.ndarray, rows: np.ndarray, num_rows: int, factors: np.ndarray | None = None
 ) -> np.ndarray:
-    """(R, B) the weights of what is in some images, times factors, added up by rows; these, rising, may go beyond R, which is left out."""
+    """(R, B) sums by row of the image weights of entries, times factors; rows, ascending, beyond R are left out."""
     try:
         from scipy.sparse import csr_array
     except ImportError:

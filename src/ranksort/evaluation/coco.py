@@ -43,6 +43,21 @@ def evaluate_detections(
     Raises:
         FileNotFoundError: a path is not a file.
         ValueError: the input is wrong; one sentence says what and where.
+
+    Examples:
+        >>> from ranksort import evaluate_detections
+        >>> truth = {
+        ...     "images": [{"id": 1, "width": 100, "height": 100}],
+        ...     "categories": [{"id": 7, "name": "cell"}],
+        ...     "annotations": [
+        ...         {"id": 1, "image_id": 1, "category_id": 7, "bbox": [10, 10, 40, 40], "area": 1600, "iscrowd": 0},
+        ...         {"id": 2, "image_id": 1, "category_id": 7, "bbox": [60, 60, 20, 20], "area": 400, "iscrowd": 0},
+        ...     ],
+        ... }
+        >>> found = [{"image_id": 1, "category_id": 7, "bbox": [10, 10, 40, 36], "score": 0.8}]
+        >>> report = evaluate_detections(truth, found)
+        >>> report.as_dict()["AP50"], report.as_dict()["oLRP_fn"]
+        (0.505, 0.5)
     """
     if iou_type not in ("bbox", "segm"):
         raise ValueError(f"iou_type must be one of bbox, segm; got {iou_type!r}.")
@@ -64,7 +79,17 @@ def evaluate(
     max_detections: int | None = None,
     metrics: Sequence[Metric] = (),
 ) -> Report:
-    """`evaluate_detections` for columns: of masks if the ground truth has any, else of boxes."""
+    """`evaluate_detections` for columns: of masks if the ground truth has any, else of boxes.
+
+    Examples:
+        >>> from ranksort.evaluation import evaluate
+        >>> from ranksort.evaluation.inputs import read_detections, read_ground_truth
+        >>> box = {"image_id": 1, "category_id": 7, "bbox": [10, 10, 40, 40]}
+        >>> truth = {"images": [{"id": 1}], "categories": [{"id": 7, "name": "cell"}], "annotations": [{**box, "id": 1}]}
+        >>> columns = read_ground_truth(truth, "bbox", "coco")
+        >>> evaluate(columns, read_detections([{**box, "score": 0.8}], columns, "bbox"), "coco").summary["AP"]
+        1.0
+    """
     _check_settings(style, max_detections)
     limit = max_detections or DEFAULT_LIMITS[style]
     limits = [*(fewer for fewer in (1, 10) if style == "coco" and fewer < limit), limit]

@@ -22,11 +22,10 @@ NAMES = ("poor localisation", "another class", "duplicate", "background", "class
 class Errors(NamedTuple):
     """The kind of error of each of the N detections and A objects, and the cost of each of KINDS.
 
-    A false positive has the first kind that applies: LOCALIZATION, if its highest IoU with an object of its class is in [.1, .5);
-    CLASS, if its IoU with an object of another class is .5 or more; DUPLICATE, if its IoU with an object of its class that was matched
-    to another detection is .5 or more; BACKGROUND, if its IoU with every object is below .1; else BOTH: its IoU with an object of
-    another class is in [.1, .5).
-    An object is MISSED if no detection is matched to it and no LOCALIZATION or CLASS error refers to it.
+    A false positive has the first kind that applies: LOCALIZATION, if its highest IoU with an object of its class is in [.1, .5); CLASS,
+    if its IoU with an object of another class is .5 or more; DUPLICATE, if its IoU with an object of its class that was matched to
+    another detection is .5 or more; BACKGROUND, if its IoU with every object is below .1; else BOTH: its IoU with an object of another
+    class is in [.1, .5). An object is MISSED if no detection is matched to it and no LOCALIZATION or CLASS error refers to it.
 
     The cost of a kind is the rise of AP at IoU .5 if its errors were fixed: DUPLICATE, BACKGROUND and BOTH by removing them;
     LOCALIZATION and CLASS by making them true positives of their object, if it is not detected and they are the highest-scoring errors

@@ -69,9 +69,11 @@ def save_page(runs: Sequence[Path], out: Path, pictures: Pictures | None = None)
 
 
 def compare_reports(runs: Sequence[Path]) -> list[str]:
-    """How much better each run is than the first, with 95 % intervals: one line each, also where that cannot be told.
+    """How much better each run is than the first, with 95 % intervals: one line each, also if that is unknown.
 
-    Raises: as `save_page`.
+    Raises:
+        FileNotFoundError: as for `save_page`.
+        ValueError: as for `save_page`.
     """
     read = [_read_run(run) for run in runs]
     _compare_runs(read)

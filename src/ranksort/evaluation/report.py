@@ -65,6 +65,19 @@ class Report:
         left_out: ids of categories that the ground truth lacks, and how many detections of each were left out.
         scores_are: "raw", as the model gives them, or how they were changed before, such as "calibrated".
         doubts: sentences about signs that the detections belong to other images than the ground truth.
+
+    Examples:
+        >>> from ranksort import evaluate_detections
+        >>> truth = {
+        ...     "images": [{"id": 1}],
+        ...     "categories": [{"id": 7, "name": "cell"}],
+        ...     "annotations": [{"id": 1, "image_id": 1, "category_id": 7, "bbox": [10, 10, 40, 40], "area": 1600, "iscrowd": 0}],
+        ... }
+        >>> report = evaluate_detections(truth, [{"image_id": 1, "category_id": 7, "bbox": [10, 10, 40, 36], "score": 0.8}])
+        >>> report.summary["AP"]  # the IoU is 0.9, so all of the ten thresholds but .95 are passed
+        0.9
+        >>> print(report.text().splitlines()[0])
+        COCO bbox, 1 class, in %
     """
 
     summary: dict[str, float]

@@ -30,7 +30,7 @@ class Judged(NamedTuple):
     right: Reliability  # the value is whether the IoU is .5 or more
 
     def errors(self) -> dict[str, dict[str, float | None]]:
-        """Those of "all" and "kept", as JSON can hold them; None is undefined."""
+        """The errors of "all" and "kept", in JSON values; None is undefined."""
         return {
             which: {name: None if np.isnan(value) else value for name, value in numbers._asdict().items()}
             for which, numbers in (("all", self.all), ("kept", self.kept))
@@ -77,13 +77,14 @@ def judge_scores(
     target: Target = "iou",
     method: Method = "isotonic",
 ) -> ScoreQuality:
-    """Compare scores with what the detections are worth.
+    """Compare scores with the IoUs of the detections.
 
     Args:
         samples: the detections.
         categories: the classes.
         kept: bool (N,): the detections at or above the best threshold of their class.
-        target, method: of the calibration, as of `fit_calibrator`.
+        target: target of the calibration, as for `fit_calibrator`.
+        method: its method.
     """
     after, why_not = None, ""
     try:

@@ -59,8 +59,7 @@ class _Row(msgspec.Struct, rename={"name": "class"}):
     """The thresholds of a class.
 
     Its LRP-optimal threshold (None without true positives) and, at some scores, the number of detections of at least that score and of
-    true
-    positives among them.
+    true positives among them.
     """
 
     category_id: int | str

@@ -41,8 +41,7 @@ def export_onnx(
 
     The input `image` is uint8 RGB [H, W, 3] of any size; the optional input `score_threshold`, float32 [], defaults to the model's own.
     The outputs are those of the model: `boxes`, float32 xyxy in pixels of the image [D, 4], `scores` [D], `labels`, int64 [D], and
-    `masks`,
-    bool [D, H, W]. The metadata has JSON under the key "ranksort"; see `docs/export.md`.
+    `masks`, bool [D, H, W]. The metadata has JSON under the key "ranksort"; see `docs/export.md`.
 
     Args:
         model: the detector, on a CPU.
@@ -54,6 +53,18 @@ def export_onnx(
 
     Raises:
         ValueError: the file exists, the model is not on the CPU, the network is larger than 2 GB, or ONNX Runtime and PyTorch disagree.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from ranksort import create_model
+        >>> from ranksort.export import export_onnx
+        >>> options = {"backbone": "resnet18", "channels": 64, "head_convs": 0, "min_size": 64}
+        >>> model = create_model("ranksort_atss_r50_fpn_1x_coco", class_names=["cat"], **options)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     comparison = export_onnx(model, Path(folder) / "model.onnx")  # compares with PyTorch on drawn images
+        >>> comparison.is_same
+        True
     """
     path = Path(path)
     check_path(path, overwrite)

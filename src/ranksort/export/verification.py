@@ -85,11 +85,11 @@ def verify(
             scores += score
     seconds: dict[str, list[float]] = {"torch": [], "onnx": []}
     for _ in range(_RUNS):  # alternating, so that other work on the machine affects both alike
-        begun = time.perf_counter()
+        started_at = time.perf_counter()
         _run(model, images[0], threshold)
         between = time.perf_counter()
         detector(images[0], threshold)
-        seconds["torch"].append(between - begun)
+        seconds["torch"].append(between - started_at)
         seconds["onnx"].append(time.perf_counter() - between)
     times = [1000 * statistics.median(seconds[name]) for name in ("torch", "onnx")]
     return Verification(len(images), detections, missing, min(ious), max(scores), *times)

@@ -17,13 +17,20 @@ _FORMAT = 1
 
 @dataclass(eq=False)
 class Found:
-    """The D detections in an image, by falling score.
+    """The D detections in an image, by descending score.
 
     Attributes:
         boxes: float32 [D, 4], x1, y1, x2, y2 in pixels of the image.
         scores: float32 [D], in 0..1; float64 if calibrated.
         labels: int64 [D], positions in `OnnxDetector.class_names`.
         masks: bool [D, H, W], None if the model predicts none.
+
+    Examples:
+        >>> import numpy as np
+        >>> from ranksort.exported import Found
+        >>> found = Found(np.zeros((2, 4), np.float32), np.array([0.9, 0.4], np.float32), np.array([0, 1]))
+        >>> len(found.select(found.scores > 0.5))
+        1
     """
 
     boxes: np.ndarray

@@ -1,4 +1,4 @@
-"""Ranking losses for any PyTorch model, and those they are compared with. It needs torch alone; start reading in `rank_sort.py`."""
+"""Ranking losses for any PyTorch model, and score-based losses for comparison. Needs only torch; start reading in `rank_sort.py`."""
 
 from .average_lrp import ALRPLoss, AverageLRPOutput, average_lrp_loss
 from .average_precision import APLoss, average_precision_loss

@@ -1,4 +1,4 @@
-"""What RS, AP and aLRP Loss share besides counting: the look at their arguments, the processes' positives, the kind of gradient."""
+"""Common code of RS, AP and aLRP Loss besides counting: argument checks, the positives of all processes, and gradients."""
 
 import math
 from typing import Any, NamedTuple
@@ -11,21 +11,21 @@ from torch.nn.functional import pad
 from .counting import Breakpoints, NegativesAbove, find, has_float64
 from .not_finite import NotFinite
 
-_SAMPLE = 1 << 13  # logits that tell the share in reach
+_SAMPLE = 1 << 13  # sample of logits to estimate the fraction in reach
 
 
 class Examples(NamedTuple):
-    """A batch as the losses see it. The P positives are those of all processes of the group.
+    """The examples of a batch. The P positives are those of all processes of the group.
 
     Attributes:
         logits: of this process, flat, float32 or float64 [A].
-        breakpoints: of the positives, by rising logit.
+        breakpoints: of the positives, by ascending logit.
         qualities: targets of the positives, float64 [P].
-        order: the positives as they come, process by process, from those by rising logit, int64 [P].
-        negatives: of this process.
-        positive: where this process has its positives among its logits, int64.
-        own: which of the P these are.
-        unread: the ignored examples, bool [A], where `logits` has 0 for what is there; None: it has what is there.
+        order: maps positives by ascending logit to their original order, process by process, int64 [P].
+        negatives: negatives of this process.
+        positive: positions of this process's positives among its logits, int64.
+        own: which of the P positives these are.
+        unread: the ignored examples, bool [A], for which `logits` has 0; None: `logits` has the original values.
     """
 
     logits: Tensor
@@ -42,30 +42,32 @@ class Examples(NamedTuple):
 def select_examples(
     logits: Tensor, targets: Tensor, delta: float, group: "dist.ProcessGroup | None", **errors: Tensor
 ) -> Examples | None:
-    """Return the examples of a batch, or None if there is no positive. `errors`, one for each positive, are checked and nothing else.
+    """The examples of a batch, or None without positives. `errors`, one for each positive, are only checked.
 
-    The host waits for the device three times at most: for the places of the positives, for what the checks and the choice of the
-    method need to know, and for the places either of few negatives in reach or of all that is ignored. A group costs two more, and
-    logits that are not finite, or so large that their sums would not be, cost another one.
+    The host waits for the device at most three times: for the positions of the positives, for the numbers that the checks and the
+    choice of the method need, and for the positions of either a few negatives in reach or of the ignored examples. A group adds two
+    waits, and logits that are not finite, or so large that their sums would not be, add one.
 
     Raises:
-        ValueError: shapes differ, logits are not floating point, `delta` is no width, a target is above 1, an error is below
-            0, or a value is NaN or infinite, except for logits that are ignored; or where that is so in another process of the group.
+        ValueError: shapes differ, logits are not floating point, `delta` is invalid, a target is above 1, an error is below 0, or a
+            value is NaN or infinite, except for ignored logits; or the same in another process of the group.
     """
     try:
         local = _look_at(logits, targets, delta, errors)
-        if group is not None:  # else an invalid value is reported with the choice of the method, which saves a transfer
+        if (
+            group is not None
+        ):  # otherwise an invalid value is reported with the choice of the method, which saves a transfer
             extremes = local.extremes.tolist()
             if _may_overflow(local, extremes):
                 local = _without_ignored(local)
                 extremes = local.extremes.tolist()
             _check_values(local.seen, extremes)
     except ValueError as error:
-        if group is not None:  # else the others would wait for this process
+        if group is not None:  # otherwise the others would wait for this process
             _exchange_sizes(-2 if isinstance(error, NotFinite) else -1, group, logits.device)
         raise
     (p, qualities), own = gather(torch.stack([local.positives, local.qualities]), group)
-    p, order = p.nan_to_num().sort()  # what is not finite is reported below
+    p, order = p.nan_to_num().sort()  # values that are not finite are reported below
     breakpoints = Breakpoints(p, delta)
     spread = _measure_spread(local, breakpoints)
     if group is None and _may_overflow(local, spread.extremes):
@@ -91,14 +93,16 @@ def select_examples(
 
 
 class _Local(NamedTuple):
-    """The batch of this process. What has the size of its positives is float64, on a device that computes in it.
+    """The batch of this process. Tensors with the size of its positives are float64, on a device that supports it.
 
     Attributes:
-        logits, targets: flat, [A].
-        places: of the positives among them, int64.
-        positives, qualities: logits and targets of the positives.
-        seen: what has to be finite and in its range, by name; nothing empty.
-        extremes: the least and the greatest value of each of these.
+        logits: flat, [A].
+        targets: flat, [A].
+        places: positions of the positives among them, int64.
+        positives: logits of the positives.
+        qualities: targets of the positives.
+        seen: tensors that have to be finite and in range, by name; none is empty.
+        extremes: minimum and maximum of each of these.
         unread: see `Examples`.
     """
 
@@ -113,7 +117,7 @@ class _Local(NamedTuple):
 
 
 def _look_at(logits: Tensor, targets: Tensor, delta: float, errors: dict[str, Tensor]) -> _Local:
-    """Find the positives, and the extremes of everything. The host waits for the number of positives alone."""
+    """Find the positives, and the extremes of everything. The host waits only for the number of positives."""
     check_arguments(logits, targets, delta)
     s, y = _flat(logits), targets.reshape(-1).contiguous()
     places = find(y, lambda target: target > 0)
@@ -135,13 +139,13 @@ def _extremes(seen: dict[str, Tensor], like: Tensor) -> Tensor:
 
 
 def _may_overflow(local: _Local, extremes: list[float]) -> bool:
-    """Whether logits, or sums of their differences, may be infinite or NaN, which would spoil even a product with 0."""
+    """Whether logits, or sums of their differences, may be infinite or NaN, which would remain even in a product with 0."""
     logits = local.logits
     return len(logits) > 0 and not (extremes[1] - extremes[0]) * len(logits) <= torch.finfo(logits.dtype).max
 
 
 def _without_ignored(local: _Local) -> _Local:
-    """The same with 0 for the logits that are ignored: whatever they are, they must not be read."""
+    """A copy with 0 for ignored logits, whose values must not have any effect."""
     unread = local.targets < 0
     logits = local.logits.masked_fill(unread, 0)
     seen = local.seen | {"logits": logits}
@@ -149,11 +153,11 @@ def _without_ignored(local: _Local) -> _Local:
 
 
 class _Spread(NamedTuple):
-    """How the logits of this process lie among the breakpoints, as plain numbers.
+    """Position of this process's logits relative to the breakpoints, as plain numbers.
 
     Attributes:
         edges_among: how many edges are below all logits, and below the highest of them.
-        reach: the share of the logits that are in reach of a positive, of a sample.
+        reach: the fraction of the logits that are in reach of a positive, estimated from a sample.
         extremes: see `_Local`.
         any_ignored: whether there are targets below 0.
     """
@@ -165,7 +169,7 @@ class _Spread(NamedTuple):
 
 
 def _measure_spread(local: _Local, breakpoints: Breakpoints) -> _Spread:
-    """Measure what the checks and the choice of the method need to know, in one transfer to the host."""
+    """Measure what the checks and the choice of the method need, in one transfer to the host."""
     s, edges = local.logits, breakpoints.edges
     if len(s) == 0:
         return _Spread((0, 0), 0.0, [], False)
@@ -176,14 +180,16 @@ def _measure_spread(local: _Local, breakpoints: Breakpoints) -> _Spread:
 
 
 def _flat(logits: Tensor) -> Tensor:
-    """The logits in one row, in the dtype that losses and updates are computed in: float32 or float64."""
+    """The logits as one row, in the dtype that losses and updates are computed in: float32 or float64."""
     return logits.detach().reshape(-1).contiguous().to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def check_arguments(logits: Tensor, targets: Tensor, delta: float) -> None:
-    """Raise ValueError where shapes differ, logits are not floating point, or `delta` is no width."""
+    """Raise ValueError if shapes differ, logits are not floating point, or `delta` is invalid."""
     if logits.shape != targets.shape:
-        raise ValueError(f"logits and targets need one shape, got {tuple(logits.shape)} and {tuple(targets.shape)}")
+        raise ValueError(
+            f"logits and targets must have the same shape, got {tuple(logits.shape)} and {tuple(targets.shape)}"
+        )
     if not logits.is_floating_point():
         raise ValueError(f"logits must be floating point scores before the sigmoid, got {logits.dtype}")
     if not 0 <= delta < math.inf:
@@ -193,7 +199,7 @@ def check_arguments(logits: Tensor, targets: Tensor, delta: float) -> None:
 
 
 def _check_values(seen: dict[str, Tensor], extremes: list[float]) -> None:
-    """Raise ValueError by the least and the greatest value of each tensor, which come one after the other in `extremes`."""
+    """Raise ValueError according to the minimum and maximum of each tensor, in turn in `extremes`."""
     for (name, values), least, greatest in zip(seen.items(), extremes[::2], extremes[1::2], strict=bool(extremes)):
         if not (math.isfinite(least) and math.isfinite(greatest)):
             raise NotFinite(
@@ -212,11 +218,11 @@ def _check_values(seen: dict[str, Tensor], extremes: list[float]) -> None:
 
 
 def gather(values: Tensor, group: "dist.ProcessGroup | None") -> tuple[Tensor, slice]:
-    """Join [K, n] of this process with those of the others of a group, n may differ; returns [K, Σ n] and which are its own."""
+    """Concatenate [K, n] over the processes of a group, where n may differ; returns [K, Σ n] and which are this process's own."""
     if group is None:
         return values, slice(0, values.shape[1])
     sizes = _exchange_sizes(values.shape[1], group, values.device)
-    if min(sizes) < 0:  # a training loop leaves a batch that is not finite out in all processes, or in none
+    if min(sizes) < 0:  # a training loop skips a batch that is not finite in all processes or in none
         kind = ValueError if -1 in sizes else NotFinite
         raise kind("another process of the group was given input that it cannot rank; its own message says what")
     padded = pad(values, (0, max(sizes) - values.shape[1]))
@@ -233,7 +239,7 @@ def _exchange_sizes(size: int, group: "dist.ProcessGroup", device: torch.device)
 
 
 class ErrorDrivenUpdate(torch.autograd.Function):
-    """Losses whose gradients are given: `ErrorDrivenUpdate.apply(logits, examples, losses, to_positive, shares)`.
+    """Losses with given gradients: `ErrorDrivenUpdate.apply(logits, examples, losses, to_positive, shares)`.
 
     Ranking errors are counts without a useful derivative. The update that each example gets instead is due to Chen et al. (2019): of
     loss k, `to_positive[k, i]` goes to positive i and Σ_i shares[k, i] H(x_ij) to negative j. All three are float64: [K], [K, P], [K, P].
@@ -243,7 +249,7 @@ class ErrorDrivenUpdate(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Tensor, examples: Examples, losses: Tensor, to_positive: Tensor, shares: Tensor
     ) -> Tensor:
-        # Saved, the logits are let go after the backward pass, and autograd notices where they were changed before it.
+        # When saved, logits are freed after the backward pass, and autograd notices if they were changed before it.
         ctx.save_for_backward(logits)
         ctx.negatives, ctx.positive, ctx.unread = examples.negatives, examples.positive, examples.unread
         ctx.to_positive, ctx.shares = to_positive[:, examples.own], shares
@@ -261,5 +267,5 @@ class ErrorDrivenUpdate(torch.autograd.Function):
 
 
 def no_loss(logits: Tensor) -> Tensor:
-    """The loss without positives: 0, with a gradient of zeros, so that the graph stays connected."""
+    """The loss without positives: 0, with a zero gradient, so that the graph stays connected."""
     return logits.reshape(-1)[:0].sum(dtype=torch.promote_types(logits.dtype, torch.float32))

@@ -1,7 +1,7 @@
 """Average LRP (aLRP) Loss: Oksuz, Cam, Akbas, Kalkan, NeurIPS 2020 (arXiv 2009.13592).
 
-The localisation-recall-precision error of a positive unites both tasks of a detector: of all that is scored above it, the negatives
-count 1 and the positives their localisation error. Its mean is the sum of a classification part, which is trained by error-driven
+The localisation-recall-precision error of a positive covers both tasks of a detector: among the examples scored above it, negatives
+count 1 and positives their localisation error. Its mean is the sum of a classification part, which is trained by error-driven
 updates, and a localisation part, which has a derivative with respect to the localisation errors.
 """
 
@@ -20,7 +20,14 @@ _EPS = 1e-5
 class AverageLRPOutput(NamedTuple):
     """The two parts of aLRP Loss, scalars >= 0; `L_aLRP = classification + localization`.
 
-    The gradient of `classification` reaches the logits alone, that of `localization` the regression losses alone.
+    The gradient of `classification` reaches only the logits, that of `localization` only the regression losses.
+
+    Examples:
+        >>> import torch
+        >>> from ranksort import average_lrp_loss
+        >>> losses = average_lrp_loss(torch.tensor([3.0, -3.0]), torch.tensor([1.0, 0.0]), torch.tensor([0.2]))
+        >>> sum(losses).item()  # only the localisation error is left
+        0.2
     """
 
     classification: Tensor
@@ -43,32 +50,38 @@ def average_lrp_loss(
         classification  ℓ_C(i) = FP(i) / rank(i)
         localisation    ℓ_L(i) = (E_i + Σ_{j∈P, s_j > s_i} E_j) / rank(i)
 
-    and the losses are the means over i. The classifier is made to answer for the localisation errors above i, too: with
+    and the losses are the means over i. The classifier is also held responsible for the localisation errors above i: with
     e(i) = (FP(i) + Σ_{j∈P, j≠i} H(x_ij) E_j) / rank(i) and where FP(i) > 1e-5, the update divided by P is -e(i) to positive i and
     Σ_i e(i) H(x_ij) / FP(i) to negative j.
 
-    As in the authors' implementation the step within ℓ_L is hard. Among positives of equal score it counts as H(0), 1/2 (1 for
-    `delta` = 0), which is the mean over the orders in which they could be listed.
+    As in the authors' implementation, the step within ℓ_L is hard. Among positives of equal score it counts as H(0), 1/2 (1 for `delta`
+    = 0), which is the mean over the possible orders.
 
     Args:
         logits: s, floating point, any shape. The whole tensor is ranked as one: pass all images of a batch together.
-        targets: same shape. In (0, 1]: a positive, of whatever value. 0: a negative. Below 0: ignored: whatever the logit is,
-            even -inf or NaN, it is not counted and its gradient is 0.
-        regression_losses: E, floating point [P], >= 0, for example 1 - IoU: of the positives in the order in which
-            `targets[targets > 0]` lists them.
+        targets: same shape. In (0, 1]: a positive; the value does not matter. 0: a negative. Below 0: ignored: it is not counted and
+            its gradient is 0, even if the logit is -inf or NaN.
+        regression_losses: E, floating point [P], >= 0, for example 1 - IoU, for the positives in the order of `targets[targets > 0]`.
         delta: half the width of the smoothed step, in units of the logits, >= 0. For 0 the step is hard with H(0) = 1.
-        process_group: rank over the examples of all its processes, as in `rank_sort_loss`.
+        process_group: rank over the examples of all processes of this group, as in `rank_sort_loss`.
 
     Returns:
-        `AverageLRPOutput(classification, localization)`, float64 for float64 logits (regression losses) and else float32. Both are
-        0, with a zero gradient, if there is no positive.
+        `AverageLRPOutput(classification, localization)`, float64 for float64 logits (or regression losses), else float32. Both are 0,
+        with a zero gradient, if there are no positives.
 
     Raises:
-        ValueError: shapes differ, logits are not floating point, a target is above 1, the regression losses are not one for
-            each positive or one is negative, or a value is not finite that is not ignored.
+        ValueError: shapes differ, logits are not floating point, a target is above 1, there is not one regression loss for each
+            positive or one is negative, or a value that is not ignored is not finite.
 
-    The host waits for the device at most three times a call, five with a process group; once more where
-    ignored logits are not finite.
+    The host waits for the device at most three times per call, five with a process group, and once more if ignored logits are not finite.
+
+    Examples:
+        >>> import torch
+        >>> from ranksort import average_lrp_loss
+        >>> logits = torch.tensor([3.0, 0.0, -3.0])
+        >>> losses = average_lrp_loss(logits, torch.tensor([1.0, 0.0, 1.0]), regression_losses=torch.tensor([0.2, 0.6]))
+        >>> losses.classification.item(), losses.localization.item()
+        (0.1667, 0.2333)
     """
     examples = select_examples(logits, targets, float(delta), process_group, regression_losses=regression_losses)
     return _losses(logits, examples, regression_losses, delta, process_group)
@@ -94,7 +107,7 @@ def _losses(
         rank = 1 + num_above + fp
         update = torch.where(fp > _EPS, (fp + error_above) / rank, 0.0)[None] / len(p)
         shares = torch.where(fp > _EPS, update / fp, 0.0)
-        # The sum of ℓ_L seen from E_j, which counts in every ℓ_L(i) of a positive i scored below j.
+        # The weight of E_j in the sum of ℓ_L: it counts in every ℓ_L(i) of a positive i scored below j.
         weight = _sum_at_or_below(p, 1 / rank, delta) / len(p)
     classification = ErrorDrivenUpdate.apply(logits, examples, (fp / rank).mean()[None], -update, shares).squeeze(0)
     localization = (losses * weight[examples.own].to(losses)).sum()
@@ -103,24 +116,34 @@ def _losses(
 
 
 def _sum_at_or_below(p: Tensor, weights: Tensor, delta: float) -> Tensor:
-    """Return weights_j + Σ_{i≠j} [p_i < p_j] weights_i for every j, [P], and of the i with p_i = p_j the share H(0); p rises."""
+    """Return weights_j + Σ_{i≠j} [p_i < p_j] weights_i for every j, [P], with weight H(0) for the i with p_i = p_j; p ascends."""
     sums = nn.functional.pad(weights.cumsum(0), (1, 0))
     below, not_above = sums[torch.searchsorted(p, p)], sums[torch.searchsorted(p, p, right=True)]
     return below + (not_above - below + weights) / 2 if delta > 0 else not_above
 
 
 class ALRPLoss(nn.Module):
-    """aLRP Loss with the self-balancing of its authors, which scales the localisation part up to the value of the whole loss.
+    """aLRP Loss with the authors' self-balancing, which scales the localisation part to the value of the whole loss.
 
-    Called as `average_lrp_loss`, but without `delta`, it returns the same, with `localization` multiplied by `localization_weight`. That
-    weight is 50 at first. In training mode it becomes, after every `period` calls, the mean of (classification + localization) divided by
-    the mean of localization over these calls, without the weight. Calls without positives are not counted.
+    Called like `average_lrp_loss` without `delta`, it returns the same with `localization` multiplied by `localization_weight`. That
+    weight is initially 50. In training mode, after every `period` calls, it becomes the mean of (classification + localization) divided
+    by the mean of localization over these calls, both unweighted. Calls without positives are not counted.
 
-    The weight and the sums behind it are buffers: they move with the module, and a checkpoint carries on where it was saved.
+    The weight and its sums are buffers: they move with the module and are saved in checkpoints.
 
     Args:
         delta: as for `average_lrp_loss`.
         period: number of iterations; the default is an epoch of COCO in batches of 16.
+
+    Examples:
+        >>> import torch
+        >>> from ranksort import ALRPLoss
+        >>> loss = ALRPLoss(period=2)  # balance the losses every two calls
+        >>> batch = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 1.0]), torch.tensor([0.2])
+        >>> loss(*batch).localization.item()  # 50 * 0.2 / 2
+        5.0
+        >>> loss(*batch).localization.item()  # balanced: equal to classification + unweighted localization
+        0.6
     """
 
     localization_weight: Tensor
@@ -152,9 +175,9 @@ class ALRPLoss(nn.Module):
     def _count(self, losses: Tensor) -> None:
         self.loss_sums += losses
         self.iterations += 1
-        is_over = self.iterations == self.period  # selected by and not branched on, which would wait for the device
+        is_over = self.iterations == self.period  # used to select, because branching on it would wait for the device
         localization = self.loss_sums[1]
-        # A new tensor, since a backward pass may still need the old one.
+        # A new tensor, because a backward pass may still need the old one.
         self.localization_weight = torch.where(
             is_over & (localization > 0), self.loss_sums.sum() / localization, self.localization_weight
         )

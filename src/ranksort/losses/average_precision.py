@@ -1,7 +1,7 @@
 """AP Loss: Chen, Li, Lin et al., CVPR 2019 (arXiv 1904.06373), section 3, with interpolated precision.
 
-The loss is 1 - AP, with the precision measured at each positive. What it lacks to 1 is handed, as error-driven update, to the
-negatives that are scored above that positive.
+The loss is 1 - AP, with the precision measured at each positive. The precision error of a positive is passed on, as an error-driven
+update, to the negatives scored above it.
 """
 
 import torch
@@ -26,21 +26,27 @@ def average_precision_loss(
 
     Args:
         logits: s, floating point, any shape. The whole tensor is ranked as one: pass all images of a batch together.
-        targets: same shape. In (0, 1]: a positive, of whatever value. 0: a negative. Below 0: ignored: whatever the logit is,
-            even -inf or NaN, it is not counted and its gradient is 0.
+        targets: same shape. In (0, 1]: a positive; the value does not matter. 0: a negative. Below 0: ignored: it is not counted and
+            its gradient is 0, even if the logit is -inf or NaN.
         delta: half the width of the smoothed step, in units of the logits, >= 0. For 0 the step is hard with H(0) = 1: a tie with a
             negative counts as an error.
-        process_group: rank over the examples of all its processes, as in `rank_sort_loss`.
+        process_group: rank over the examples of all processes of this group, as in `rank_sort_loss`.
 
     Returns:
-        The loss, a scalar in [0, 1], float64 for float64 logits and else float32. It is 0, with a zero gradient, if there is no
-        positive. The gradient reaches `logits` in their own dtype.
+        The loss, a scalar in [0, 1], float64 for float64 logits, else float32. It is 0, with a zero gradient, if there are no
+        positives. The gradient has the dtype of `logits`.
 
     Raises:
-        ValueError: shapes differ, logits are not floating point, a target is above 1, or a value is not finite that is not ignored.
+        ValueError: shapes differ, logits are not floating point, a target is above 1, or a value that is not ignored is not finite.
 
-    The host waits for the device at most three times a call, five with a process group; once more where
-    ignored logits are not finite.
+    The host waits for the device at most three times per call, five with a process group, and once more if ignored logits are not finite.
+
+    Examples:
+        >>> import torch
+        >>> from ranksort import average_precision_loss
+        >>> logits = torch.tensor([3.0, 1.0, -1.0, -3.0])
+        >>> average_precision_loss(logits, torch.tensor([1.0, 0.0, 1.0, 0.0])).item()  # 1 - (1 / 1 + 2 / 3) / 2
+        0.1667
     """
     examples = select_examples(logits, targets, float(delta), process_group)
     if examples is None:
@@ -50,13 +56,13 @@ def average_precision_loss(
 
 @torch.no_grad()
 def _error_and_update(examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the loss, float64 [1], what goes to the positives and what they hand on to the negatives, [1, P]."""
+    """The loss, float64 [1], the updates of the positives, and the updates that they pass on to the negatives, [1, P]."""
     p = examples.breakpoints.positives
     fp = examples.negatives.count(examples.logits)
     (num_above,) = PositivesAbove(examples.breakpoints).sum_over_others(torch.ones_like(p)[None])
     rank = 1 + num_above + fp
 
-    # The precision at a recall is the best one at this recall or beyond it: of this positive, or of one scored lower.
+    # The interpolated precision at a recall is the highest at this recall or beyond: of this positive or one scored lower.
     error = (fp / rank).cummin(0).values
 
     to_negative = torch.where(fp > 0, error / fp, 0.0)
@@ -64,7 +70,14 @@ def _error_and_update(examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class APLoss(nn.Module):
-    """`average_precision_loss` as a module without state; see there for shapes, ranges and errors."""
+    """`average_precision_loss` as a module without state; see there for shapes, ranges and errors.
+
+    Examples:
+        >>> import torch
+        >>> from ranksort import APLoss
+        >>> APLoss()(torch.tensor([3.0, -3.0]), torch.tensor([0.0, 1.0])).item()  # precision 1 / 2 at the only positive
+        0.5
+    """
 
     def __init__(self, delta: float = 1.0):
         super().__init__()

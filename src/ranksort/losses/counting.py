@@ -1,15 +1,14 @@
-"""Exact smoothed counting: the sums which RS, AP and aLRP Loss are made of, without pairing every logit with every positive.
+"""Exact smoothed counting: the sums in RS, AP and aLRP Loss, without pairing every logit with every positive.
 
 All three losses ask, for each positive i, how many examples j are scored above it, where "above" is the smoothed step
 
     H(x) = clamp(x / 2δ + 1/2, 0, 1),    x_ij = s_j - s_i,    and H(x) = [x >= 0] for δ = 0,
 
-and then hand each positive's error back to those j. As a function of s_j, H(x_ij) is 0 below s_i - δ, 1 above s_i + δ and linear
-between. So the 2P *breakpoints* s_i ± δ cut the score axis into intervals (`Breakpoints`), and all that the positives need to know
-of the negatives is the count and the sum of the logits in each (`NegativesAbove`). Among the positives the sums carry the
-additional condition y_j < y_i, which makes them two-dimensional dominance sums (`PositivesAbove`, `WorsePositivesAbove`).
-
-What has the size of P is computed in float64: float32 prefix sums would lose everything to cancellation.
+and then pass each positive's error back to those j. As a function of s_j, H(x_ij) is 0 below s_i - δ, 1 above s_i + δ and linear
+between. So the 2P *breakpoints* s_i ± δ divide the score axis into intervals (`Breakpoints`), and the positives only need the number of
+negatives and the sum of their logits in each interval (`NegativesAbove`). Among the positives, the sums have the additional condition
+y_j < y_i, which makes them two-dimensional dominance sums (`PositivesAbove`, `WorsePositivesAbove`). Tensors of size P are float64: in
+float32, prefix sums would suffer from cancellation.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,35 +18,35 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import pad
 
-# Of use on a CPU alone:
-_BLOCKS = 8  # a pass over the logits goes block by block: its temporaries are small and stay in the cache
+# Used only on a CPU:
+_BLOCKS = 8  # passes over the logits go block by block, so that temporaries stay in the cache
 _BLOCKS_PAY = 1 << 15
-_ROW = 32  # logits that are looked at together
-_GRID_PAYS = 4096  # logits from which on a grid is made to place them
+_ROW = 32  # logits processed together
+_GRID_PAYS = 4096  # number of logits from which a grid is used to place them
 _CELLS_PER_EDGE, _LOGITS_PER_CELL, _MOST_CELLS = 32, 16, 1 << 18
-_SPARE_BINS = 64  # for logits below all edges, in turn: sums that all go to one place have to wait for one another
+_SPARE_BINS = 64  # for logits below all edges, in turn: sums into a single place would have to wait for one another
 
 _COPIES = 64  # of each bin, on a GPU
-_FEW = 0.1  # share of the logits in reach of a positive up to which they are taken out and the others left alone
+_FEW = 0.1  # up to this fraction of logits in reach of a positive, only those are processed
 _FAN_OUT_BITS = 3  # a node of the tree over the positives has 2^3 children
 
 
 def on_cpu(x: Tensor) -> bool:
-    """Whether `x` is where passes over memory cost most; elsewhere it is the number of operators and waiting for their results."""
+    """Whether passes over memory dominate the cost on the device of `x`; elsewhere, the number of operators and synchronisation do."""
     return x.device.type == "cpu"
 
 
 def has_float64(device: torch.device) -> bool:
-    """Whether `device` computes in float64. Where it does not, what has the size of P is computed on the CPU."""
+    """Whether `device` supports float64. If not, tensors of size P are computed on the CPU."""
     return device.type != "mps"
 
 
 def find(values: Tensor, wanted: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return where the values, [A], are wanted, int64; what is higher than a wanted value must be wanted, too."""
+    """The positions of the selected values among [A], int64; every value above a selected one must also be selected."""
     rows = len(values) // _ROW
     if not on_cpu(values) or rows == 0:
         return wanted(values).nonzero().squeeze(1)
-    # On a CPU `nonzero` takes as long as ten maxima, so that it pays to look into those rows alone that have a wanted value.
+    # On a CPU, `nonzero` takes as long as ten maxima, so it pays to search only rows with a selected value.
     table, rest = values[: rows * _ROW].view(rows, _ROW), values[rows * _ROW :]
     hit = wanted(table.amax(1)).nonzero().squeeze(1)
     row, column = wanted(table.index_select(0, hit)).nonzero(as_tuple=True)
@@ -59,18 +58,19 @@ def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 class Breakpoints:
-    """The score axis as the positives cut it.
+    """The score axis, divided by the positives.
 
     Args:
-        positives: logits p, float64 [P], rising.
+        positives: logits p, float64 [P], ascending.
         delta: half the width of the smoothed step.
 
     Attributes:
         edges: the breakpoints p ± delta, sorted, [2P]. Interval k reaches from edge k - 1 up to edge k; interval 0 is below all.
-        order: where the edges come from in the list of all p - delta and then all p + delta, int64 [2P].
-        lower, upper: the inverse: where p - delta and p + delta are among the edges, int64 [P].
-        axis: coordinates x of the edges in units of 2δ, [2P], with wider gaps cut down to one unit. No step rises all through such a
-            gap, so H stays the same, and sums of coordinates stay precise however far apart the scores are.
+        order: positions of the edges in the concatenation of p - delta and p + delta, int64 [2P].
+        lower: positions of p - delta among the edges, int64 [P].
+        upper: positions of p + delta among the edges, int64 [P].
+        axis: coordinates x of the edges in units of 2δ, [2P], with wider gaps shortened to one unit. No step rises throughout such a
+            gap, so H does not change, and sums of coordinates stay precise however far apart the scores are.
         foot: coordinates of p - delta, [P].
     """
 
@@ -78,7 +78,7 @@ class Breakpoints:
         self.positives, self.delta = positives, delta
         begins, ends = positives - delta, positives + delta
         number = torch.arange(2 * len(positives), device=positives.device)
-        # Both lists are sorted: the place among all edges is that in the own list plus that in the other one.
+        # Both lists are sorted: the position among all edges is that in the own list plus that in the other list.
         self.lower = number[: len(positives)] + torch.searchsorted(ends, begins)
         self.upper = number[: len(positives)] + torch.searchsorted(begins, ends, right=True)
         self.order = torch.empty_like(number).scatter_(0, torch.cat([self.lower, self.upper]), number)
@@ -91,18 +91,18 @@ class Breakpoints:
 class NegativesAbove:
     """The relation H(n_j - p_i) between P positives and N negatives, in O((P + N) log P) time and O(P + N) memory.
 
-    It does not hold the logits, which are passed again to `count` and `spread`. What `count` finds out about where they are is kept for
-    the first `spread`, which turns its memory into the result.
+    It does not store the logits, which are passed to `count` and `spread` again. The positions that `count` finds are kept for the
+    first `spread`, which reuses their memory for the result.
 
     Args:
         breakpoints: of the positives.
-        logits: float32 or float64 [A], those of the negatives and of others.
+        logits: float32 or float64 [A], of the negatives and others.
         targets: [A], 0 for the negatives.
         positive: int64, where the targets are above 0.
         ignored: whether some targets are below 0.
         edges_among: how many edges are at or below the lowest and at or below the highest logit.
-        reach: share of the logits that are not below all edges; a guess will do.
-        group: counts over the negatives of all its processes.
+        reach: fraction of the logits that are not below all edges; an estimate is enough.
+        group: count over the negatives of all its processes.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class NegativesAbove:
         group: "dist.ProcessGroup | None" = None,
     ):
         self.breakpoints, self.group = breakpoints, group
-        # Compared in the dtype of the logits and rounded up, the edges divide these exactly as the breakpoints would.
+        # In the dtype of the logits and rounded up, the edges divide the logits exactly as the breakpoints would.
         edges = breakpoints.edges.to(logits.dtype)
         up = torch.nextafter(edges, edges.new_full((), torch.inf))
         self.edges = torch.where(edges < breakpoints.edges, up, edges).to(logits.device)
@@ -162,13 +162,13 @@ class NegativesAbove:
             # index_select, because indexing by brackets takes twenty times as long on a CPU.
             rise = (x - edge.index_select(0, bin_)).mul_(slope.index_select(0, bin_))
             torch.add(value.index_select(0, bin_), rise, out=out)
-            del rise  # else it would be there with that of the next block
+            del rise  # otherwise it would coexist with that of the next block
         return update if self.taken is None else torch.zeros_like(logits).index_copy_(0, self.taken, update)
 
     def _lines(self, weights: Tensor) -> Tensor:
         """Return value, slope and lower edge of every interval and of the spare bins, float64 [3, 2P + 1 + _SPARE_BINS]."""
         cut = self.breakpoints
-        # Where a step begins to rise, and where it has risen. Their running sums: the number of the steps that rise at an edge, Σ w and
+        # Where a step starts and stops rising. Their running sums: the number of steps that rise at an edge, Σ w and
         # Σ w x over these, and Σ w over those that have risen.
         one, none, wx = torch.ones_like(weights), torch.zeros_like(weights), weights * cut.foot
         changes = torch.cat([torch.stack([one, weights, wx, none]), torch.stack([-one, -weights, -wx, weights])], 1)
@@ -188,13 +188,13 @@ class NegativesAbove:
     def _totals(self, logits: Tensor) -> Tensor:
         """Return for each interval the number of negatives, and the sum of their distances to its lower edge, float64 [2, 2P + 1].
 
-        The distance is in units; that in the highest and lowest interval, where no step rises, is left open.
+        The distance is in units; in the highest and lowest interval, where no step rises, it is undefined.
         """
         cut, size = self.breakpoints, len(self.edges) + 1
-        edge_of = torch.cat([cut.edges[:1], cut.edges])  # of interval 0, too, which does not matter
+        edge_of = torch.cat([cut.edges[:1], cut.edges])  # also for interval 0, which does not matter
         unit = 2 * cut.delta or 1.0
         values = self._values(logits)
-        # Summed are differences to a logit or an edge that is near, so that far from 0 sums are as precise.
+        # Differences to a nearby logit or edge are summed, so that sums are also precise far from 0.
         if not has_float64(logits.device):
             counts, inside = self._totals_without_float64(values)
             rounded = torch.cat([self.edges[:1], self.edges]).to(edge_of)
@@ -221,9 +221,9 @@ class NegativesAbove:
         return torch.stack([counts, inside.clamp(min=0).minimum(counts)])
 
     def _totals_without_float64(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Count and sums of distances to the rounded edges, in float32 where they have the size of N.
+        """Counts and sums of distances to the rounded edges, in float32 for tensors of size N.
 
-        Distances, cut to one unit, are split into multiples of 2^-8, whose sums over 2^16 are exact, and the rest.
+        Distances, clipped to one unit, are split into multiples of 2^-8, whose sums over 2^16 are exact, and the remainder.
         """
         bins, run = self._place(values), 1 << 16
         size = len(self.edges) + 1 + _SPARE_BINS
@@ -239,11 +239,11 @@ class NegativesAbove:
         return counts, inside[0] + inside[1]
 
     def _place(self, values: Tensor) -> Tensor:
-        """Return the interval of every value, int32 [n]; for those below all edges it may be a spare bin, and for others it is 0.
+        """Return the interval of every value, int32 [n]; those below all edges may get a spare bin; for other values it is 0.
 
-        On a CPU `torch.bucketize` takes long. Here a regular grid is laid over the edges: to find the cell of a value is arithmetic, and
-        only the edges of its cell are left to be searched. Values and edges come to their cells by the same monotone rule, so
-        rounding cannot put an edge on the wrong side of a value.
+        `torch.bucketize` is slow on a CPU. Here a regular grid is laid over the edges: the cell of a value is computed, and only the
+        edges in its cell are searched. Values and edges are assigned to cells by the same monotone rule, so rounding cannot put an edge
+        on the wrong side of a value.
         """
         edges, (first, last) = self.edges, self.edges_among
         if not on_cpu(values) or len(values) < _GRID_PAYS or first == last:
@@ -261,11 +261,11 @@ class NegativesAbove:
         return self._without_others(bins)
 
     def _grid(self, number: int) -> tuple[Callable[[Tensor], Tensor], Tensor, int]:
-        """Return the rule by which values come to their cells, int32, the first edge in each cell, and the most edges in one."""
+        """The rule that assigns values to cells, int32, the first edge in each cell, and the maximum number of edges in a cell."""
         first, last = self.edges_among
         within = self.edges[first:last]
         cells = min(_CELLS_PER_EDGE * len(within), number // _LOGITS_PER_CELL, _MOST_CELLS)
-        below = cells // 4  # further cells, where most values of a trained model are
+        below = cells // 4  # additional cells, for most values of a trained model
         width = float(within[-1] - within[0])
         scale = cells / width if width > 1e-30 else 0.0
         origin = float(within[0]) - (below + 1) / scale if scale > 0 else 0.0
@@ -290,7 +290,7 @@ def _histogram(bins: Tensor, weights: Tensor | None, size: int) -> Tensor:
     """Return for each of `size` bins the number of examples in it, or the sum of their weights, float64."""
     if on_cpu(bins):
         return torch.bincount(bins, weights, minlength=size).double()
-    # On a GPU sums that go to one bin wait for one another, and bincount for the largest bin. So there are several of each.
+    # On a GPU, sums into one bin wait for one another, and bincount waits for the largest bin. So each bin has several copies.
     weights = torch.ones_like(bins, dtype=torch.float64) if weights is None else weights
     place = torch.arange(len(bins), dtype=torch.int32, device=bins.device).remainder_(_COPIES).mul_(size).add_(bins)
     return weights.new_zeros(_COPIES * size).index_add_(0, place, weights).view(_COPIES, size).sum(0)
@@ -303,7 +303,8 @@ class PositivesAbove:
         breakpoints: of the positives.
 
     Attributes:
-        begin, end: the places in the order of logits where the step around p begins to rise and has risen, int32 [P].
+        begin: the position in the order of logits where the step around p starts to rise, int32 [P].
+        end: the position where it stops rising, int32 [P].
     """
 
     def __init__(self, breakpoints: Breakpoints):
@@ -330,10 +331,10 @@ class PositivesAbove:
 class WorsePositivesAbove:
     """The relation H(p_j - p_i) [y_j < y_i] among P positives, in O(P log² P) time and O(P log P) memory.
 
-    A tree over the positives in the order of quality: at the root all of them, in each child a share that is better than the one
-    before. Those worse than i are, on every level, in the children to the left of the path that leads to i. The nodes of a level
-    lie side by side in one row of P positives, in each the positives by rising logit, so that differences of running sums along the
-    row give what is above i. With two children and positives named by quality, which have the logits d < a < c < b:
+    A tree over the positives in the order of quality: the root has all of them, and each child a part that is better than the previous
+    child. On every level, the positives worse than i are in the children to the left of the path to i. The nodes of a level are stored
+    side by side in one row of P positives, sorted by logit within each node, so that differences of running sums along the row give the
+    sums above i. For example, with two children and positives named by quality, with logits d < a < c < b:
 
         d a c b      the path to c goes right: a and b are worse, and of these, b comes after c in the row and so is above c
         a b | d c    it goes left; d is to the right: better
@@ -352,18 +353,18 @@ class WorsePositivesAbove:
         in_order, by_quality = qualities.sort()
         rank = torch.empty_like(ranks).scatter_(0, by_quality, ranks)
 
-        # A row is in the order of node, then logit. Before its first place is one more, of nobody, where running sums are 0.
+        # A row is ordered by node, then logit. It starts with an extra entry, where running sums are 0.
         level = torch.arange(depth, dtype=torch.int32, device=p.device)[:, None]
-        shift = (depth - 1 - level) * _FAN_OUT_BITS  # takes a rank to the child it belongs to
+        shift = (depth - 1 - level) * _FAN_OUT_BITS  # maps a rank to its child
         in_row = (rank >> shift + _FAN_OUT_BITS).sort(stable=True).indices
         self.child = pad((rank >> shift & fan_out - 1).gather(1, in_row), (1, 0), value=-1)[:, None]
         self.in_row = pad(in_row, (1, 0), value=total).flatten()
         self.children = torch.arange(fan_out, dtype=torch.int32, device=p.device)[:, None]
         in_child = (self.child == self.children).cumsum(2, dtype=torch.int32).flatten()  # of the first t in a row
 
-        # Two paths from i: to the first rank that is not worse, and to the last that is not better. Sums are asked for up to the places
-        # where the step around p begins and ends, and up to the end or the start of the row. A hard step counts ties among the worse,
-        # and not among the better.
+        # Two paths from i: to the first rank that is not worse, and to the last that is not better. Sums are needed up to the
+        # positions where the step around p starts and ends, and up to the end or the start of the row. A hard step counts ties among
+        # the worse, but not among the better.
         worse = torch.searchsorted(in_order, in_order, out_int32=True).index_select(0, rank)
         not_better = torch.searchsorted(in_order, in_order, right=True, out_int32=True).index_select(0, rank) - 1
         begin, end = self.positives.begin, self.positives.end
@@ -374,7 +375,7 @@ class WorsePositivesAbove:
         key = torch.stack([worse, not_better])[:, None]
         child, node = key >> shift[..., None, None], key >> (shift + _FAN_OUT_BITS)[..., None, None]
         column = (level[..., None, None] * fan_out + (child & fan_out - 1)) * (total + 1)
-        # Where the child begins in the next row, less what the nodes to the left have of the same child.
+        # Where the child starts in the next row, minus the entries of the same child in nodes to the left.
         begin_below = (child - node) << shift[..., None, None]
         asked = [column[0] + places.view(2, 3, total)]
         for below, here in zip(begin_below[:-1], column[1:], strict=True):
@@ -395,7 +396,7 @@ class WorsePositivesAbove:
         return begin - first + (1 + self.positives.foot) * (end - begin) - (end_x - begin_x)
 
     def _running_sums(self, weights: Tensor, beside: Tensor, asked: Tensor) -> Tensor:
-        """Return Σ w and Σ w x over those beside the path and in its rows before the three places asked for, [2, 3, K, P]."""
+        """Return Σ w and Σ w x over the positives beside the path and before the three given positions in its rows, [2, 3, K, P]."""
         where = beside.double()
 
         def sums(moment: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Every loss that detectors can be trained by, in one table. Anchors, positives and heads are the same for all of them.
+"""All losses that detectors can be trained with, in one table. Anchors, positives and heads are the same for all of them.
 
 | name | targets of the positives | weights of the positives for boxes and masks | box and mask losses |
 |---|---|---|---|
@@ -9,8 +9,7 @@
 | quality_focal | IoU | confidence | times 2 |
 | varifocal | IoU | IoU | times 2 |
 
-Box losses are GIoU, mask losses Dice, both weighted means over the positives. Where there are no boxes, the quality of the masks takes the
-place of the IoU.
+Box losses are GIoU, mask losses Dice, both weighted means over the positives. Without boxes, the quality of the masks replaces the IoU.
 """
 
 from collections.abc import Callable
@@ -36,19 +35,19 @@ from .processes import all_processes, over_processes
 from .score_based import focal_loss, quality_focal_loss, varifocal_loss
 
 RANKING = ("rank_sort", "average_lrp", "average_precision")  # names of the losses that rank
-TASK_WEIGHT = 2.0  # of box and mask losses that are not self-balanced: ATSS's and GFL's of boxes
+TASK_WEIGHT = 2.0  # of box and mask losses that are not self-balanced: as for boxes in ATSS and GFL
 COCO_EPOCH = 7330  # batches of 16 images
 
 
 @dataclass(frozen=True)
 class FixedWeights:
-    """A criterion of one classification loss, and of box and mask losses with a fixed weight: `classification`, `box`.
+    """A criterion with one classification loss and fixed weights of box and mask losses: `classification`, `box`.
 
     Attributes:
-        loss: of logits and targets, [A, C] each: a scalar. One that ranks may be called with a `process_group`, too.
-        quality_as_target: whether the target of a positive is its quality; else it is 1.
+        loss: maps logits and targets, [A, C] each, to a scalar. A ranking loss may also take a `process_group`.
+        quality_as_target: whether the target of a positive is its quality; otherwise it is 1.
         weights: of the positives in the box and mask losses, [P], from their logits [P, C] and qualities [P]; None: all the same.
-        task_weight: what the box and mask losses are multiplied by.
+        task_weight: factor of the box and mask losses.
     """
 
     loss: Callable[..., Tensor]
@@ -87,10 +86,10 @@ class FixedWeights:
 class AverageLRP(nn.Module):
     """aLRP Loss in a detector (Oksuz et al., NeurIPS 2020): `classification`, and as `box` the localisation part, self-balanced.
 
-    The localisation error of a positive is its GIoU loss: a half of it, which is in 0..1, divided by 1 - τ for τ = 1/2, as published.
+    The localisation error of a positive is half its GIoU loss, which is in 0..1, divided by 1 - τ for τ = 1/2, as published.
 
     Args:
-        period: batches after which the weight of the localisation part is set again, see `ALRPLoss`: an epoch.
+        period: number of batches after which the weight of the localisation part is updated (an epoch), see `ALRPLoss`.
     """
 
     needs_boxes = True
@@ -116,7 +115,7 @@ class AverageLRP(nn.Module):
         if errors is None:
             raise ValueError("aLRP Loss ranks the errors of boxes: it needs boxes and object_boxes")
         targets = quality_targets(logits, positive, labels, torch.ones_like(quality), ignored)
-        in_order = (positive * logits.shape[1] + labels).argsort()  # as they are found among the targets
+        in_order = (positive * logits.shape[1] + labels).argsort()  # in the order of the targets
         classification, localized = (
             over_processes(loss, loss, process_group)
             for loss in self.loss(logits, targets, errors[in_order], process_group)
@@ -127,10 +126,10 @@ class AverageLRP(nn.Module):
 
 
 class GlobalRanking(nn.Module):
-    """A criterion over the examples of all processes in training, and over those of its own process in evaluation.
+    """A criterion over the examples of all processes in training, and of its own process in evaluation.
 
-    Its losses, and the mean of the processes' gradients, are those of one process with all images. Each process has to call it equally
-    often.
+    Its losses, and the mean of the processes' gradients, equal those of a single process with all images. All processes have to call it
+    equally often.
 
     Args:
         criterion: takes `process_group`, as `rank_sort_detection_losses`.
@@ -142,17 +141,17 @@ class GlobalRanking(nn.Module):
         self.needs_boxes = getattr(criterion, "needs_boxes", False)
 
     def forward(self, *args: Tensor | None, **kwargs: Tensor | None) -> DetectionLosses:
-        # Asked for at each call: models are built before processes meet.
+        # Looked up at each call: models are built before processes are connected.
         return self.criterion(*args, **kwargs, process_group=all_processes() if self.training else None)
 
 
 def build_criterion(name: str, batches_per_epoch: int = COCO_EPOCH, *, global_ranking: bool = False) -> Criterion:
-    """Return the criterion of that name in `CRITERIA`.
+    """Build the criterion with this name in `CRITERIA`.
 
     Args:
         name: in `CRITERIA`.
-        batches_per_epoch: of a process; they matter to aLRP Loss's self-balance alone.
-        global_ranking: whether it ranks over the examples of all processes in training.
+        batches_per_epoch: number of batches of a process; only used by aLRP Loss's self-balancing.
+        global_ranking: whether to rank over the examples of all processes in training.
 
     Raises:
         ValueError: there is no such loss, or it does not rank.
@@ -161,12 +160,12 @@ def build_criterion(name: str, batches_per_epoch: int = COCO_EPOCH, *, global_ra
         raise ValueError(f"there is no loss {name!r}: choose one of {', '.join(CRITERIA)}")
     criterion = CRITERIA[name](batches_per_epoch)
     if global_ranking and name not in RANKING:
-        raise ValueError(f"--training.global-ranking is for losses that rank, {', '.join(RANKING)}, not for {name}")
+        raise ValueError(f"--training.global-ranking is for ranking losses, {', '.join(RANKING)}, not for {name}")
     return GlobalRanking(criterion) if global_ranking else criterion
 
 
 def _check_finite(losses: dict[str, Tensor]) -> None:
-    """Raise ValueError where a loss is not finite. Not on a GPU, which would be waited for at each call: the loop sees the loss."""
+    """Raise ValueError if a loss is not finite. Skipped on a GPU, to avoid waiting; the training loop checks the loss."""
     if not all(map(on_cpu, losses.values())):
         return
     if not bool(torch.stack(list(losses.values())).isfinite().all()):
@@ -184,7 +183,9 @@ def _by_quality(logits: Tensor, quality: Tensor) -> Tensor:
     return quality
 
 
-CRITERIA: dict[str, Callable[[int], Criterion]] = {  # name in recipes -> what makes it, given the batches of an epoch
+CRITERIA: dict[
+    str, Callable[[int], Criterion]
+] = {  # name in recipes -> function that builds it, given the number of batches of an epoch
     "rank_sort": lambda _: rank_sort_detection_losses,
     "average_lrp": AverageLRP,
     "average_precision": lambda _: FixedWeights(average_precision_loss),

@@ -1,19 +1,18 @@
-"""RS Loss on a GPU in a few Triton kernels, where the time goes into starting operators and not into computing.
+"""RS Loss on a GPU in a few Triton kernels, where launching operators takes longer than computing.
 
-The plain path (`_ranking.py`, `counting.py`) takes some 300 operators, most of them on data of the size of P: on a GPU several
-milliseconds. Here what has the size of N is one kernel forward and one backward, and what concerns pairs of positives is computed pair by
-pair, as the equations have it:
+The plain path (`_ranking.py`, `counting.py`) takes about 300 operators, most of them on tensors of size P: several milliseconds on a
+GPU. Here, work of size N is one kernel forward and one backward, and pairs of positives are computed one by one, as in the equations:
 
-    _sort        the positives by rising logit, and all their breakpoints
+    _sort        the positives by ascending logit, and all their breakpoints
     _count       how many negatives are in each interval between neighbouring breakpoints s_i ± δ, and the sum of their distances to its
                  lower end
-    _errors      of each positive the ranking and the sorting error, from those and from the other positives
-    _hand_on     what each positive is handed of the sorting errors of better ones
-    _lines       value and slope, on each interval, of what negatives are handed: Σ_i weights_i H(s_j - s_i)
+    _errors      the ranking and sorting error of each positive, from these counts and from the other positives
+    _hand_on     the sorting errors that each positive receives from better ones
+    _lines       value and slope, on each interval, of the updates of negatives: Σ_i weights_i H(s_j - s_i)
     _update      the gradient
 
-All sums are in float64, and over what lies in the order of the logits, so that what no step reaches is passed over. Input that the plain
-path would refuse, or treat in some special way, is only detected here, and left to that.
+All sums are in float64 and in the order of the logits, so that entries out of reach of a step are skipped. Input that the plain path
+would refuse or treat specially is only detected here, and left to the plain path.
 """
 
 import functools
@@ -26,10 +25,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-MOST_POSITIVES = 1 << 15  # with more of them, pairs take longer than the operators of the plain path
+MOST_POSITIVES = 1 << 15  # with more positives, pairs take longer than the operators of the plain path
 _BLOCK = 1024  # logits for each program
-_ROWS, _COLUMNS = 16, 128  # a program computes sums for so many, over so many at a time
-_COPIES, _MOST_BINS = 64, 1 << 21  # sums that all go to one place have to wait for one another
+_ROWS, _COLUMNS = 16, 128  # a program computes sums for this many rows, over this many columns at a time
+_COPIES, _MOST_BINS = 64, 1 << 21  # sums into a single place have to wait for one another
 
 
 @triton.jit
@@ -43,13 +42,13 @@ def _step(x, scale, HARD: tl.constexpr):
 
 @triton.jit
 def _double(high, low):
-    """A float64 number, which Triton takes as two of float32."""
+    """A float64 number, passed to Triton as two float32 numbers."""
     return tl.full((), 0.0, tl.float64) + high + low
 
 
 @triton.jit
 def _cast(x, dtype: tl.constexpr):
-    """Between half precision and float64 by way of float32."""
+    """Convert between half precision and float64 through float32."""
     if x.dtype == dtype:
         return x
     return x.to(tl.float32).to(dtype)
@@ -57,7 +56,7 @@ def _cast(x, dtype: tl.constexpr):
 
 @triton.jit
 def _interval(x, edges, number, highest, BLOCK: tl.constexpr):
-    """How many of the edges are at or below x, by binary search; `highest` is the greatest power of 2 up to their number."""
+    """How many of the edges are at or below x, by binary search; `highest` is the largest power of 2 up to their number."""
     found = tl.zeros([BLOCK], tl.int32)
     width = highest
     while width > 0:
@@ -96,7 +95,7 @@ def _sort(
     tl.store(place_of + row, place, mask=own)
     tl.store(begins + row, begin, mask=own)
     tl.store(ends + row, end, mask=own)
-    # Both lists are sorted: the place among all edges is that in the own list plus that in the other one.
+    # Both lists are sorted: the position among all edges is that in the own list plus that in the other list.
     tl.store(edges + row + tl.sum(ends_below, 1), begin, mask=own)
     tl.store(edges + row + tl.sum(begins_below, 1), end, mask=own)
 
@@ -262,13 +261,13 @@ def _update_positives(to_positive, place_of, grads, update, positives, BLOCK: tl
 
 
 def _halves(x: float) -> tuple[float, float]:
-    """A number in two of float32, for `_double`."""
+    """Split a number into two float32 numbers, for `_double`."""
     high = struct.unpack("f", struct.pack("f", x))[0]
     return high, x - high
 
 
 class _RankSort(torch.autograd.Function):
-    """Both losses, [2], and whether the input was unusual, so that they are not to be used, bool []."""
+    """Both losses, [2], and whether the input was unusual, so that they must not be used, bool []."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, places: Tensor, delta: float) -> tuple[Tensor, Tensor]:
@@ -315,9 +314,9 @@ class _RankSort(torch.autograd.Function):
 
 
 def rank_sort(logits: Tensor, targets: Tensor, delta: float) -> Tensor | None:
-    """Ranking and sorting loss, [2], as for `rank_sort_loss`; None if the plain path is to compute them, or to refuse the input.
+    """Ranking and sorting loss, [2], as for `rank_sort_loss`; None if the plain path has to compute them, or refuse the input.
 
-    The host waits for the device twice: for the number of positives, and for whether the input is as usual.
+    The host waits for the device twice: for the number of positives, and for whether the input is unusual.
     """
     places = (targets.detach().reshape(-1) > 0).nonzero().squeeze(1)
     if not 0 < len(places) <= MOST_POSITIVES or not (delta == 0 or 1e-30 < delta < 1e30):  # in float32, see `_halves`
@@ -329,18 +328,28 @@ def rank_sort(logits: Tensor, targets: Tensor, delta: float) -> Tensor | None:
 
 @functools.cache
 def work_on(device: torch.device) -> bool:
-    """Whether Triton can compile and run kernels on a device; it needs a C compiler, for one. A warning says why not."""
+    """Whether Triton can compile and run kernels on a device (it needs a C compiler, for example). A warning says why if not.
+
+    They are tried on a negative and two positives, the better of which has the lower score: old versions of Triton return wrong numbers
+    without an error.
+    """
     try:
         with torch.inference_mode(False), torch.enable_grad():
-            logits = torch.zeros(2, device=device, requires_grad=True)
-            losses = rank_sort(logits, torch.tensor([0.0, 1.0], device=device), 0.5)
+            logits = torch.tensor([2.0, 4.0, 0.0], device=device, requires_grad=True)
+            losses = rank_sort(logits, torch.tensor([0.0, 0.5, 1.0], device=device), 0.5)
             assert losses is not None
             losses.sum().backward()
+            assert logits.grad is not None
+            found = [*losses.tolist(), *logits.grad.tolist()]
+        # Half a step is due to each positive itself. Ranking: 0, and 1 of 2.5. Sorting: 0, and .5 of 1.5.
+        expected = [0.2, 1 / 6, 0.2, 1 / 6, -0.2 - 1 / 6]
+        if max(abs(a - b) for a, b in zip(found, expected, strict=True)) > 1e-6:
+            raise ValueError(f"it returns {found} for {expected}")
         return True
     except Exception as error:  # compilers fail in many ways
         reason = str(error).strip().splitlines()[:1]
         warnings.warn(
-            f"RS Loss takes its slower way on {device}, since Triton cannot compile for it ({''.join(reason)})",
+            f"RS Loss uses its slower implementation on {device}, because Triton does not work for it ({''.join(reason)})",
             stacklevel=3,
         )
         return False

@@ -1,4 +1,4 @@
-"""How well one predicted box or mask fits its object: IoU, GIoU loss and Dice loss per instance, none of them reduced."""
+"""How well a predicted box or mask fits its object: IoU, GIoU loss and Dice loss per instance, without reduction."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ def _areas(boxes: Tensor) -> Tensor:
 
 
 def _intersection_and_union(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    # One coordinate at a time, which for many pairs is several times faster than rows of two.
+    # One coordinate at a time: for many pairs several times faster than rows of two.
     (x1, y1, x2, y2), (a1, b1, a2, b2) = boxes.unbind(-1), others.unbind(-1)
     width = (torch.minimum(x2, a2) - torch.maximum(x1, a1)).clamp(min=0)
     height = (torch.minimum(y2, b2) - torch.maximum(y1, b1)).clamp(min=0)
@@ -20,7 +20,7 @@ def _intersection_and_union(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tens
 
 
 def paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """IoU of each box with the one at the same place of the other list.
+    """IoU of each box with the box at the same position in the other list.
 
     Args:
         boxes: xyxy, [..., 4].
@@ -34,14 +34,20 @@ def paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def giou_loss(boxes: Tensor, targets: Tensor) -> Tensor:
-    """Generalised IoU loss (Rezatofighi et al., CVPR 2019): 1 - IoU + share of the enclosing box that neither of the two covers.
+    """Generalised IoU loss (Rezatofighi et al., CVPR 2019): 1 - IoU + fraction of the enclosing box that neither box covers.
 
     Args:
         boxes: predicted boxes, xyxy, [P, 4].
         targets: the boxes of their objects, xyxy, [P, 4].
 
     Returns:
-        One loss a pair, in [0, 2], [P].
+        One loss per pair, in [0, 2], [P].
+
+    Examples:
+        >>> import torch
+        >>> from ranksort.losses.localization import giou_loss
+        >>> giou_loss(torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[0.0, 0, 2, 1]]))  # IoU 1 / 2, and an enclosing box without gaps
+        tensor([0.5000])
     """
     intersection, union = _intersection_and_union(boxes, targets)
     corners = torch.minimum(boxes[..., :2], targets[..., :2]), torch.maximum(boxes[..., 2:], targets[..., 2:])
@@ -58,8 +64,8 @@ def dice_loss(probabilities: Tensor, targets: Tensor, eps: float = 1e-5) -> Tens
         eps: keeps the loss of empty masks finite; above 0.
 
     Returns:
-        One loss an instance, in [0, 1], [P].
+        One loss per instance, in [0, 1], [P].
     """
     p, t = probabilities.flatten(1), targets.flatten(1).to(probabilities.dtype)
     loss = 1 - 2 * (p * t).sum(1) / ((p * p).sum(1) + (t * t).sum(1) + eps)
-    return loss.clamp(min=0)  # rounding takes that of a perfect mask below
+    return loss.clamp(min=0)  # rounding would make that of a perfect mask negative

@@ -1,5 +1,5 @@
-"""How the losses say that what they are given, or what comes out, is NaN or infinite."""
+"""The error for losses whose input or output is NaN or infinite."""
 
 
 class NotFinite(ValueError):
-    """Numbers that are not finite, as of a model that has diverged. A training loop may leave the batch out and continue."""
+    """Numbers that are not finite, as from a model that has diverged. A training loop may skip the batch and continue."""

@@ -1,16 +1,16 @@
-"""Losses over the examples of all processes, for DistributedDataParallel (DDP), which takes the mean of the processes' gradients."""
+"""Losses over the examples of all processes, for DistributedDataParallel (DDP), which averages the processes' gradients."""
 
 import torch.distributed as dist
 from torch import Tensor
 
 
 def over_processes(own: Tensor, total: Tensor, group: "dist.ProcessGroup | None") -> Tensor:
-    """The loss over all processes of a group, with such a gradient that the mean of theirs is the gradient of that loss.
+    """The loss over all processes of a group, scaled so that the mean of the processes' gradients is the gradient of that loss.
 
     Args:
-        own: what this process adds to the loss, with gradient; a scalar.
+        own: the contribution of this process to the loss, with gradient; a scalar.
         total: the loss, the same on all processes; a scalar.
-        group: None: this process alone, whose loss is `own`.
+        group: None: only this process, whose loss is `own`.
     """
     if group is None:
         return own
@@ -26,7 +26,7 @@ def sum_over_processes(values: Tensor, group: "dist.ProcessGroup") -> Tensor:
 
 
 def all_processes() -> "dist.ProcessGroup | None":
-    """The group of all processes; None if there is but one."""
+    """The group of all processes; None if there is only one."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         return dist.group.WORLD
     return None

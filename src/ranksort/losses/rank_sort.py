@@ -1,8 +1,8 @@
 """Rank & Sort (RS) Loss: Oksuz, Cam, Akbas, Kalkan, ICCV 2021 (arXiv 2107.11669), section 3.
 
 RS Loss trains a classifier by ranking. Every positive should be scored above every negative (*ranking*), and the positives in the
-order of their localisation quality (*sorting*). Both errors are counts, so they have no useful derivative. Instead each positive
-hands its error, as *error-driven update*, to those examples that cause it by being scored above it.
+order of their localisation quality (*sorting*). Both errors are counts, so they have no useful derivative. Instead, each positive
+passes its error on, as an *error-driven update*, to the examples that cause it by being scored above it.
 """
 
 from types import ModuleType
@@ -19,7 +19,15 @@ _EPS = 1e-10
 
 
 class RankSortOutput(NamedTuple):
-    """The two parts of RS Loss, scalars in [0, 1]; `L_RS = ranking + sorting`. Each carries its own gradient."""
+    """The two parts of RS Loss, scalars in [0, 1]; `L_RS = ranking + sorting`. Each carries its own gradient.
+
+    Examples:
+        >>> import torch
+        >>> from ranksort import rank_sort_loss
+        >>> losses = rank_sort_loss(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0]))  # the positive is below the negative
+        >>> losses.ranking.item(), losses.sorting.item()
+        (0.6667, 0.0)
+    """
 
     ranking: Tensor
     sorting: Tensor
@@ -38,22 +46,34 @@ def rank_sort_loss(
     Args:
         logits: s, floating point, any shape. The whole tensor is ranked as one: pass all images of a batch together.
         targets: y, same shape. In (0, 1]: a positive and its localisation quality (IoU or Dice of its prediction, without gradient).
-            0: a negative. Below 0: ignored: whatever the logit is, even -inf or NaN, it is not counted and its gradient is 0.
+            0: a negative. Below 0: ignored: it is not counted and its gradient is 0, even if the logit is -inf or NaN.
         delta: half the width of the smoothed step, in units of the logits, >= 0.
-        process_group: rank over the examples of all its processes, exactly. Each must call, and gets the same losses; the gradients
-            are those of its own examples. Since DDP takes the mean of the processes' gradients, multiply the losses by their number.
-            None: over this process's alone.
+        process_group: rank over the examples of all processes of this group, exactly. All of them have to call it, and get the same
+            losses; the gradients are those of their own examples. DDP averages the processes' gradients, so multiply the losses by the
+            number of processes. None: rank over the examples of this process only.
 
     Returns:
-        `RankSortOutput(ranking, sorting)`, means over the positives, float64 for float64 logits and else float32. Both are 0, with a
-        zero gradient, if there is no positive. The gradient reaches `logits` in their own dtype.
+        `RankSortOutput(ranking, sorting)`, means over the positives, float64 for float64 logits, else float32. Both are 0, with a zero
+        gradient, if there are no positives. The gradient has the dtype of `logits`.
 
     Raises:
-        ValueError: shapes differ, logits are not floating point, a target is above 1, or a value is not finite that is not ignored.
+        ValueError: shapes differ, logits are not floating point, a target is above 1, or a value that is not ignored is not finite.
 
-    The host waits for the device at most three times a call, five with a process group; once more where
-    ignored logits are not finite. On CUDA, with Triton and without a process group, it is `kernels.py` that computes the losses, unless
+    The host waits for the device at most three times per call, five with a process group, and once more if ignored logits are not
+    finite. On CUDA with Triton and without a process group, `kernels.py` computes the losses, unless
     `torch.use_deterministic_algorithms` is set.
+
+    Examples:
+        >>> import torch
+        >>> from ranksort import rank_sort_loss
+        >>> logits = torch.tensor([2.0, 0.0, 1.0], requires_grad=True)
+        >>> targets = torch.tensor([0.6, 0.9, 0.0])  # two positives with their IoUs, one negative
+        >>> ranking, sorting = rank_sort_loss(logits, targets)
+        >>> ranking.item(), sorting.item()
+        (0.2, 0.1)
+        >>> (ranking + sorting).backward()
+        >>> logits.grad  # descent raises the better positive, and lowers the negative and the positive above it
+        tensor([ 0.1000, -0.3000,  0.2000])
     """
     kernels = _kernels_for(logits) if process_group is None else None
     if kernels is not None:
@@ -68,19 +88,19 @@ def rank_sort_loss(
 
 
 def _kernels_for(logits: Tensor) -> ModuleType | None:
-    """The module `kernels`, where it is of use; its sums depend on the order in which a GPU adds them up, by a part in 10^15 or so."""
+    """The module `kernels`, if it can be used; its sums depend on the order in which a GPU adds, by about one part in 10^15."""
     if logits.device.type != "cuda" or torch.are_deterministic_algorithms_enabled() or torch.compiler.is_compiling():
         return None
     try:
         from . import kernels
-    except ImportError:  # Triton comes with PyTorch on Linux alone
+    except ImportError:  # PyTorch includes Triton only on Linux
         return None
     return kernels if kernels.work_on(logits.device) else None
 
 
 @torch.no_grad()
 def _errors_and_updates(examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
-    """Return L_R and L_S, float64 [2], and of each what goes to the positives and what they hand on to the negatives, [2, P]."""
+    """L_R and L_S, float64 [2], the updates of the positives, and the updates that they pass on to the negatives, [2, P]."""
     rank_positive, sorting, handed_on = _sorting(examples)
     fp = examples.negatives.count(examples.logits)
     rank = rank_positive + fp
@@ -93,7 +113,7 @@ def _errors_and_updates(examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _sorting(examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
-    """Return of each positive its rank among the positives, its sorting error, and what it is handed of others' errors, [P]."""
+    """For each positive its rank among the positives, its sorting error, and the errors it receives from others, [P]."""
     quality = examples.qualities
     one_and_error = torch.stack([torch.ones_like(quality), 1 - quality])
     worse_above = WorsePositivesAbove(examples.breakpoints, quality)
@@ -107,7 +127,15 @@ def _sorting(examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class RankSortLoss(nn.Module):
-    """`rank_sort_loss` as a module without state; see there for shapes, ranges and errors."""
+    """`rank_sort_loss` as a module without state; see there for shapes, ranges and errors.
+
+    Examples:
+        >>> import torch
+        >>> from ranksort import RankSortLoss
+        >>> loss = RankSortLoss(delta=0.5)
+        >>> sum(loss(torch.tensor([3.0, 2.0, -2.0]), torch.tensor([0.9, 0.6, 0.0]))).item()  # perfectly ranked and sorted
+        0.0
+    """
 
     def __init__(self, delta: float = 0.5):
         super().__init__()

@@ -1,7 +1,7 @@
-"""Losses of each score by itself, the ones RS Loss is compared with: focal, quality focal and varifocal loss.
+"""Losses that treat each score independently, for comparison with RS Loss: focal, quality focal and varifocal loss.
 
-All three are binary cross-entropy, weighted so that the many easy negatives do not drown the few positives. s is a logit, p = sigmoid(s)
-its probability and y its target, as for the ranking losses: above 0 a positive of this quality, 0 a negative, below 0 ignored.
+All three are binary cross-entropy, weighted so that the many easy negatives do not dominate the few positives. s is a logit, p =
+sigmoid(s) its probability and y its target, as for the ranking losses: above 0 a positive of this quality, 0 a negative, below 0 ignored.
 
 Each is the sum over all examples, divided by the number of positives.
 """
@@ -20,16 +20,22 @@ def focal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.25, gamma: f
 
     Args:
         logits: s, floating point, any shape.
-        targets: y, same shape; above 0 a positive of whatever value.
-        alpha: the weight of positives, in 0..1.
-        gamma: how much less what is right already counts, >= 0.
+        targets: y, same shape; above 0: a positive, the value does not matter.
+        alpha: weight of positives, in 0..1.
+        gamma: focusing parameter: how strongly well-classified examples are down-weighted, >= 0.
 
     Returns:
-        The sum over all that are not ignored, divided by the number of positives, or by 1 if there is none; a scalar >= 0, float64
-        for float64 logits and else float32. The gradient of an ignored logit is 0, whatever its value.
+        The sum over all examples that are not ignored, divided by the number of positives (or by 1 without positives); a scalar >= 0,
+        float64 for float64 logits, else float32. The gradient of an ignored logit is 0.
 
     Raises:
         ValueError: the shapes differ.
+
+    Examples:
+        >>> import torch
+        >>> from ranksort.losses import focal_loss
+        >>> focal_loss(torch.zeros(2), torch.tensor([1.0, 0.0])).item()  # (0.25 + 0.75) * 0.5**2 * log(2)
+        0.1733
     """
     s, y = _prepare(logits, targets)
     y = (y > 0).to(s)
@@ -45,9 +51,20 @@ def quality_focal_loss(logits: Tensor, targets: Tensor, *, beta: float = 2.0) ->
     Args:
         logits: s, floating point, any shape.
         targets: y, same shape, up to 1: the IoU of a positive.
-        beta: how much less what is right already counts, >= 0.
+        beta: how strongly well-classified examples are down-weighted, >= 0.
 
-    Returns, Raises: as `focal_loss`.
+    Returns:
+        As for `focal_loss`.
+
+    Raises:
+        ValueError: as for `focal_loss`.
+
+    Examples:
+        >>> import torch
+        >>> from ranksort.losses import quality_focal_loss
+        >>> logits = torch.zeros(1)  # a probability of 0.5
+        >>> quality_focal_loss(logits, torch.tensor([0.5])).item(), quality_focal_loss(logits, torch.tensor([0.9])).item()
+        (0.0, 0.1109)
     """
     s, y = _prepare(logits, targets)
     return _per_positive((y - s.sigmoid()).abs() ** beta * _cross_entropy(s, y), y)
@@ -60,11 +77,22 @@ def varifocal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.75, gamm
 
     Args:
         logits: s, floating point, any shape.
-        targets: y, same shape, up to 1: the IoU of a positive, which is its weight, too.
-        alpha: the weight of negatives, >= 0.
-        gamma: how much less what is right already counts, of negatives alone, >= 0.
+        targets: y, same shape, up to 1: the IoU of a positive, which is also its weight.
+        alpha: weight of negatives, >= 0.
+        gamma: how strongly well-classified negatives are down-weighted, >= 0.
 
-    Returns, Raises: as `focal_loss`.
+    Returns:
+        As for `focal_loss`.
+
+    Raises:
+        ValueError: as for `focal_loss`.
+
+    Examples:
+        >>> import torch
+        >>> from ranksort.losses import varifocal_loss
+        >>> logits = torch.zeros(1)
+        >>> varifocal_loss(logits, torch.tensor([0.4])).item(), varifocal_loss(logits, torch.tensor([0.8])).item()  # IoU as weight
+        (0.2773, 0.5545)
     """
     s, y = _prepare(logits, targets)
     weight = torch.where(y > 0, y, alpha * s.sigmoid() ** gamma)
@@ -72,9 +100,11 @@ def varifocal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.75, gamm
 
 
 def _prepare(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """s and y in float32 or better. What is ignored becomes so sure a negative that neither loss nor gradient is left of it."""
+    """s and y in float32 or better. Ignored examples become certain negatives, without loss and gradient."""
     if logits.shape != targets.shape:
-        raise ValueError(f"logits and targets need one shape, got {tuple(logits.shape)} and {tuple(targets.shape)}")
+        raise ValueError(
+            f"logits and targets must have the same shape, got {tuple(logits.shape)} and {tuple(targets.shape)}"
+        )
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return logits.to(dtype).masked_fill(targets < 0, _SURELY_NOT), targets.to(dtype).clamp(min=0)
 

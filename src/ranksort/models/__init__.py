@@ -1,4 +1,4 @@
-"""Detectors trained with RS Loss, one file each; start with `atss.py`. They know nothing of data sets, recipes or the training engine.
+"""Detectors trained with RS Loss, one file each; start with `atss.py`. They do not depend on data sets, recipes or the engine.
 
 Their names are in `recipes/detectors.py`.
 """

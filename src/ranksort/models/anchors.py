@@ -1,4 +1,4 @@
-"""Anchors, the boxes of fixed shapes at every cell of the feature maps, and what a head predicts for them."""
+"""Anchors: boxes of fixed shapes at every cell of the feature maps, and the predictions of a head for them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,17 +15,17 @@ from .images import Size
 
 @dataclass(frozen=True)
 class AnchorGenerator:
-    """Anchors of every ratio and scale, centred on the upper left corner of each cell and not rounded."""
+    """Anchors of every ratio and scale, centred on the upper left corner of each cell, not rounded."""
 
-    strides: Sequence[float]  # pixels between cells, one a level
+    strides: Sequence[float]  # pixels between cells, one per level
     scales: Sequence[float]  # sides of a square anchor in base sizes
     ratios: Sequence[float] = (1.0,)  # height / width; the area is that of the square
-    base_sizes: Sequence[float] | None = None  # in pixels, one a level; None: the strides
+    base_sizes: Sequence[float] | None = None  # in pixels, one per level; None: the strides
     offset: float = 0.0  # of the centre from the upper left corner of its cell, in strides
 
     @property
     def per_cell(self) -> int:
-        """How many anchors a cell has, in the order of ratio, then scale."""
+        """Number of anchors per cell, ordered by ratio, then scale."""
         return len(self.scales) * len(self.ratios)
 
     def __call__(self, feature_sizes: Sequence[Size], device: torch.device) -> list[Tensor]:
@@ -43,7 +43,7 @@ class AnchorGenerator:
         return levels
 
     def in_image(self, feature_sizes: Sequence[Size], padded_size: Size, device: torch.device) -> list[Tensor]:
-        """Which anchors belong to cells of an image that is smaller than its batch; bool [H · W · per_cell] for each level."""
+        """Which anchors belong to cells of an image smaller than its batch; bool [H · W · per_cell] for each level."""
         levels = []
         for stride, (height, width) in zip(self.strides, feature_sizes, strict=True):
             row = torch.arange(height, device=device) < -(-padded_size[0] // stride)
@@ -54,13 +54,13 @@ class AnchorGenerator:
     def predictions(
         self, features: Sequence[Tensor], logits: list[Tensor], deltas: list[Tensor]
     ) -> "AnchorPredictions":
-        """Join what a head says about `features` with the anchors there."""
+        """Combine the predictions of a head for `features` with the anchors."""
         sizes = [(x.shape[-2], x.shape[-1]) for x in features]
         return AnchorPredictions(logits, deltas, self(sizes, features[0].device), sizes)
 
 
 class AnchorPredictions(NamedTuple):
-    """What a head says about the anchors of a batch, level by level."""
+    """The predictions of a head for the anchors of a batch, level by level."""
 
     logits: list[Tensor]  # of the classes, [B, A_l, C]
     deltas: list[Tensor]  # as for `decode_boxes`, [B, A_l, 4]
@@ -68,27 +68,27 @@ class AnchorPredictions(NamedTuple):
     map_sizes: list[Size]
 
     def all_logits(self) -> Tensor:
-        """Those of all anchors of all images in one row, [B · ΣA_l, C]."""
+        """The logits of all anchors of all images in one row, [B · ΣA_l, C]."""
         return torch.cat(self.logits, 1).flatten(0, 1)
 
     def boxes(self, chosen: Tensor) -> Tensor:
-        """The predicted boxes of some anchors, int64 [P], places in the row of `all_logits`: xyxy in pixels, float32 [P, 4]."""
+        """The predicted boxes of some anchors, int64 [P], positions in the row of `all_logits`: xyxy in pixels, float32 [P, 4]."""
         anchors = torch.cat(self.anchors)
         return decode_boxes(torch.cat(self.deltas, 1).flatten(0, 1)[chosen].float(), anchors[chosen % len(anchors)])
 
     def level(self, chosen: Tensor) -> Tensor:
-        """On which level each of some anchors is; int64 [P], as for `boxes`."""
+        """The level of some anchors; int64 [P], as for `boxes`."""
         counts = [len(level) for level in self.anchors]
         ends = torch.tensor(counts, device=chosen.device).cumsum(0)
         return torch.bucketize(chosen % sum(counts), ends, right=True)
 
     def best_regions(self, image: int, size: Size, limit: int = 1000) -> tuple[Tensor, Tensor, Tensor]:
-        """The most promising anchors of one image as regions that detections or proposals are chosen from.
+        """The highest-scoring anchors of one image, as regions from which detections or proposals are chosen.
 
         Args:
-            image: its place in the batch.
-            size: height and width of the image, which the boxes are clipped to.
-            limit: the most anchors of a level, those of the highest class logit.
+            image: position of the image in the batch.
+            size: height and width of the image, to which boxes are clipped.
+            limit: maximum number of anchors per level, by highest class logit.
 
         Returns:
             boxes: xyxy, float32 [R, 4].

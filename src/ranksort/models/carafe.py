@@ -1,4 +1,4 @@
-"""CARAFE: content-aware reassembly of features (Wang et al., ICCV 2019), and the pyramid that upsamples by it."""
+"""CARAFE: content-aware reassembly of features (Wang et al., ICCV 2019), and a pyramid that uses it for upsampling."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -13,10 +13,10 @@ Upsampling = Literal["nearest", "carafe"]
 
 
 class Carafe(nn.Module):
-    """Doubles the size of a map: every new cell is a weighted mean of the 5x5 old cells around it, with weights predicted from the map.
+    """Double the size of a map: every new cell is a weighted mean of the 5x5 old cells around it, with weights predicted from the map.
 
     Args:
-        channels: of the map.
+        channels: channels of the map.
         compressed: channels that the weights are predicted from.
         kernel: side of the neighbourhood, odd.
     """
@@ -34,11 +34,11 @@ class Carafe(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, channels, H, W] -> [B, channels, 2H, 2W]."""
         batch, channels, height, width = x.shape
-        # The four new cells of an old one share their neighbourhood: they stay a dimension of their own until the end.
+        # The four new cells of an old one share their neighbourhood, so they stay a separate dimension until the end.
         weights = self.encode(self.compress(x)).unflatten(1, (self.kernel**2, 4)).softmax(1).to(x.dtype)
         padded = F.pad(x, [self.kernel // 2] * 4)
         out = x.new_zeros(batch, channels, 4, height, width)
-        for tap in range(self.kernel**2):  # all at once would take 25 times the memory
+        for tap in range(self.kernel**2):  # all at once would need 25 times the memory
             row, column = divmod(tap, self.kernel)
             neighbour = padded[:, :, row : row + height, column : column + width]
             out = out.addcmul_(neighbour[:, :, None], weights[:, None, tap])
@@ -46,7 +46,7 @@ class Carafe(nn.Module):
 
 
 class CarafeFPN(nn.Module):
-    """A Feature Pyramid Network P2..P6 whose top-down path upsamples by CARAFE and begins at P6, a stride-2 3x3 convolution of C5.
+    """A Feature Pyramid Network P2..P6 whose top-down path upsamples with CARAFE and starts at P6, a stride-2 3x3 convolution of C5.
 
     Args:
         in_channels: channels of the backbone's features, from fine to coarse.
@@ -63,7 +63,7 @@ class CarafeFPN(nn.Module):
         self.upsamplers = nn.ModuleList(Carafe(out_channels) for _ in in_channels)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Take the backbone's features from fine to coarse, [B, C_l, H_l, W_l], to maps [B, out_channels, H_l, W_l], one more."""
+        """Map the backbone's features from fine to coarse, [B, C_l, H_l, W_l], to maps [B, out_channels, H_l, W_l], one more."""
         maps = [lateral(x) for lateral, x in zip(self.laterals, [*features, features[-1]], strict=True)]
         for fine in range(len(maps) - 2, -1, -1):
             height, width = maps[fine].shape[-2:]
@@ -72,5 +72,5 @@ class CarafeFPN(nn.Module):
 
 
 def region_pyramid(in_channels: Sequence[int], channels: int, upsampling: Upsampling) -> FPN | CarafeFPN:
-    """Return the pyramid P2..P6 of an R-CNN on C2..C5 of `in_channels`, whose top-down path copies cells or is CARAFE's."""
+    """The pyramid P2..P6 of an R-CNN on C2..C5 with `in_channels`; its top-down path uses nearest-neighbour upsampling or CARAFE."""
     return CarafeFPN(in_channels, channels) if upsampling == "carafe" else FPN(in_channels, channels, extra_convs=False)

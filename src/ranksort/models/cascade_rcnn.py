@@ -1,11 +1,11 @@
-"""RS-Cascade R-CNN (Cai and Vasconcelos, CVPR 2018): three box heads, each of which starts from the boxes of the one before.
+"""RS-Cascade R-CNN (Cai and Vasconcelos, CVPR 2018): three box heads, each of which starts from the boxes of the previous one.
 
     images -> backbone C2..C5 -> FPN P2..P6 -> RPN: proposals -> box head 0 -> boxes -> box head 1 -> boxes -> box head 2
     training: match objects to the regions of each head at a higher IoU than before -> RS Loss and GIoU in the RPN and each head
     testing:  the boxes of the last head, with the mean of the logits of all three -> NMS
 
-The heads predict one box for all classes. Nothing is sampled. As published, and unlike in other Cascade R-CNNs, no head's loss is weighted
-and all heads have one scale of box deltas.
+The heads predict one box for all classes. Nothing is sampled. As published, and unlike other Cascade R-CNNs, the heads' losses are not
+weighted and all heads use the same scale of box deltas.
 """
 
 import copy
@@ -27,9 +27,18 @@ IOU_THRESHOLDS = (0.5, 0.6, 0.7)
 
 
 class CascadeRCNN(Detector):
-    """RS-Cascade R-CNN: losses as for `FasterRCNN`, but that those of the three box heads begin with `stage0_`, `stage1_` and `stage2_`.
+    """RS-Cascade R-CNN: losses as for `FasterRCNN`, where those of the three box heads start with `stage0_`, `stage1_` and `stage2_`.
 
-    Positives are regions of the last head. Args: see `FasterRCNN`.
+    Positives are regions of the last head. For the arguments see `FasterRCNN`.
+
+    Examples:
+        >>> import torch
+        >>> from ranksort import create_model
+        >>> model = create_model("ranksort_cascade_rcnn_r50_fpn_1x_coco", num_classes=3, backbone="resnet18", min_size=64, channels=64)
+        >>> target = {"boxes": torch.tensor([[8.0, 8.0, 40.0, 40.0]]), "labels": torch.tensor([1])}
+        >>> losses = model([torch.rand(3, 64, 64)], [target])
+        >>> sorted(name for name in losses if name.startswith("stage2"))
+        ['stage2_box', 'stage2_ranking', 'stage2_sorting']
     """
 
     backbone_levels = 4
@@ -49,7 +58,7 @@ class CascadeRCNN(Detector):
         **common: Any,
     ):
         super().__init__(backbone, transform, num_classes, **common)
-        # Each classifier has its own state of the criterion, if that has any.
+        # Each classifier has its own state of the criterion, if it has any.
         self.rpn_criterion, self.criterion0, self.criterion1 = (copy.deepcopy(self.criterion) for _ in range(3))
         self.fpn = region_pyramid(backbone.channels[-4:], channels, upsampling)
         self.rpn = RPN(channels, ignore_crossing=True, limit=proposals)
@@ -71,7 +80,7 @@ class CascadeRCNN(Detector):
             found = head.losses(logits, deltas[matched.positive], regions, matched, criterion)
             losses |= {f"stage{stage}_{name}": loss for name, loss in found.losses.items()}
             boxes = head.boxes(deltas.detach(), regions, batch.sizes)
-            # What became of the objects' own boxes does not count: the next head gets them as they are.
+            # The refined boxes of the objects themselves are not used: the next head gets the original ones.
             regions = [b[len(target["boxes"]) :, 0] for b, target in zip(boxes, targets, strict=True)]
         return found._replace(losses=losses)
 

@@ -3,16 +3,16 @@
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
-_GROUPS = 4  # groups of channels, each with offsets of its own
+_GROUPS = 4  # groups of channels, each with its own offsets
 
 
 class DeformableConv2d(nn.Module):
-    """A convolution whose every tap looks where an offset moves it, and is weighted by a mask in 0..1; both come from the input.
+    """A convolution whose taps are moved by offsets and weighted by masks in 0..1, both predicted from the input.
 
-    At first the offsets are 0 and the masks 1/2.
+    Initially, offsets are 0 and masks 1/2.
 
     Args:
-        conv: a 3x3 convolution without bias, whose weight, stride and dilation are taken over.
+        conv: a 3x3 convolution without bias, whose weight, stride and dilation are used.
     """
 
     def __init__(self, conv: nn.Conv2d):
@@ -26,7 +26,7 @@ class DeformableConv2d(nn.Module):
         nn.init.zeros_(self.conv_offset.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Take [B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]."""
+        """Map [B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]."""
         offsets, mask = self.conv_offset(x).to(self.weight.dtype).split([_GROUPS * 9 * 2, _GROUPS * 9], 1)
         return deform_conv2d(
             x.to(self.weight.dtype),

@@ -1,4 +1,4 @@
-"""The network which RS-ATSS and RS-PAA have in common, and its head: the same two towers of convolutions on every level of the pyramid."""
+"""The network of RS-ATSS and RS-PAA, and its head: the same two towers of convolutions on every level of the pyramid."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,12 +17,14 @@ STRIDES = (8, 16, 32, 64, 128)
 
 
 class DenseDetector(Detector):
-    """Backbone, pyramid P3..P7 and head; what the network has to say about which anchor, its detectors know.
+    """Backbone, pyramid P3..P7 and head; subclasses decide which anchors have to detect which objects.
 
-    Args: see `Detector`, and these.
-        channels: of the pyramid and the head, a multiple of 32 from 64 on.
+    Takes the arguments of `Detector`, and these:
+
+    Args:
+        channels: channels of the pyramid and the head, a multiple of 32, at least 64.
         head_convs: depth of the head's towers.
-        prior: class probability that training starts from.
+        prior: class probability at the start of training.
     """
 
     settings = ("channels", "head_convs", "prior")
@@ -44,7 +46,7 @@ class DenseDetector(Detector):
         self.head = DenseHead(channels, num_classes, self.anchors.per_cell, len(STRIDES), head_convs, prior)
 
     def outputs(self, batch: ImageBatch) -> AnchorPredictions:
-        """What the network says."""
+        """The predictions of the network."""
         features = self.fpn(self.backbone(batch.pixels)[-3:])
         return self.anchors.predictions(features, *self.head(features))
 
@@ -53,12 +55,12 @@ class DenseHead(nn.Module):
     """One tower for classes and one for boxes, each `convs` times (3x3 convolution, GroupNorm, ReLU), shared by all levels.
 
     Args:
-        channels: of the pyramid and the towers.
+        channels: channels of the pyramid and the towers.
         num_classes: C.
         anchors_per_cell: anchors at each cell.
-        levels: of the pyramid; each has a factor of its own on the box deltas.
+        levels: levels of the pyramid; each has its own factor for box deltas.
         convs: depth of the towers.
-        prior: probability that every class starts with.
+        prior: initial probability of every class.
     """
 
     def __init__(
@@ -81,7 +83,7 @@ class DenseHead(nn.Module):
         set_prior(self.class_logits, prior)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Take the pyramid, [B, channels, H_l, W_l], to class logits [B, A_l, C] and box deltas [B, A_l, 4] for each level.
+        """Map the pyramid, [B, channels, H_l, W_l], to class logits [B, A_l, C] and box deltas [B, A_l, 4] for each level.
 
         The A_l = H_l · W_l · anchors_per_cell anchors are ordered by row, column, anchor.
         """

@@ -1,4 +1,4 @@
-"""How all detectors are called: as torchvision's are, with lists of images and of targets."""
+"""The base class of detectors, which are called like torchvision's, with lists of images and targets."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,42 +17,50 @@ if TYPE_CHECKING:
 
 
 class Detector(nn.Module):
-    """From images and targets to `losses`, or from images to what `detect` finds. Every detector has these two methods of its own.
+    """Base class: maps images and targets to `losses`, or images to detections (`detect`). Subclasses implement these two methods.
 
-    The class says what else is to be known of a detector to build it, train it and evaluate it: recipes, data sets and the training engine
-    ask its attributes, never its name. One of ours is a line in `recipes/detectors.py`; one of a user's own may be in any file, see
-    `examples/my_detector.py`. The constructor takes the arguments below, and `settings` by their names.
+    Everything else that is needed to build, train and evaluate a detector is in class attributes: recipes, data sets and the engine use
+    these, never its name. Built-in detectors have a line in `recipes/detectors.py`; a user's own may be in any file, see
+    `examples/my_detector.py`. The constructor takes the arguments below, and `settings` by name.
 
     Args:
         backbone: gives features from fine to coarse; those of strides 8, 16 and 32, or 4 to 32, are its last.
         transform: resizing and normalisation.
         num_classes: C; labels are 0..C-1, there is no background class.
-        losses: what supervises it, see `Criterion`; by default RS Loss. With another one, what it calls its losses takes the place of
+        losses: the training losses, see `Criterion`; by default RS Loss. With another criterion, the names of its losses replace
             `ranking` and `sorting`.
-        score_threshold: least score of a detection, in 0..1; None: the published one, that of the class.
-        nms_threshold: IoU above which the lower of two detections of a class is dropped; None: the published one.
-        detections_per_image: most detections reported.
+        score_threshold: minimum score of a detection, in 0..1; None: the published one, an attribute of the class.
+        nms_threshold: IoU above which the lower-scoring of two detections of a class is dropped; None: the published one.
+        detections_per_image: maximum number of detections.
 
     Attributes:
-        class_names: of the labels, which a checkpoint knows; "0", "1", ... for other models.
-        thresholds: which scores of each label reach which precision, recall or LRP error, where validation data of the checkpoint's run say
-            it, or None.
-        calibration: gives the detections of an image calibrated scores, see `load_model`; None: they are as the model gives them.
-        white: the value that is white in its greyscale images of more than 8 bits, where those it was trained on had such; 0: they had not.
+        class_names: names of the labels, from a checkpoint; "0", "1", ... for other models.
+        thresholds: score thresholds of each label for a precision, recall or LRP error, from validation data of the checkpoint's run;
+            or None.
+        calibration: calibrates the scores of an image's detections, see `load_model`; None: scores are raw.
+        white: value of white in greyscale images of more than 8 bits, if it was trained on such; 0: it was not.
+
+    Examples:
+        >>> import torch
+        >>> from ranksort import create_model
+        >>> model = create_model("ranksort_atss_r50_fpn_1x_coco", num_classes=3, backbone="resnet18", min_size=64, channels=64)
+        >>> detections = model.eval()([torch.rand(3, 48, 64), torch.rand(3, 64, 64)])  # images may differ in size
+        >>> len(detections), sorted(detections[0])
+        (2, ['boxes', 'labels', 'scores'])
     """
 
-    has_boxes: ClassVar[bool] = True  # whether it learns boxes; else what it reports are those around its masks
+    has_boxes: ClassVar[bool] = True  # whether it learns boxes; otherwise it reports the boxes around its masks
     has_masks: ClassVar[bool] = False  # whether it learns and predicts masks
-    keeps_ratio: ClassVar[bool] = True  # whether images keep their ratio of sides; else they become squares
+    keeps_ratio: ClassVar[bool] = True  # whether images keep their aspect ratio; otherwise they become squares
     backbone_levels: ClassVar[int] = (
-        3  # levels of the backbone that it uses: 3, of strides 8 to 32, or 4, from stride 4 on
+        3  # levels of the backbone that it uses: 3, of strides 8 to 32, or 4, of strides 4 to 32
     )
-    channel_step: ClassVar[int] = 32  # what `channels` has to be a multiple of; the norms have 32 groups
+    channel_step: ClassVar[int] = 32  # `channels` has to be a multiple of this; the norms have 32 groups
     settings: ClassVar[tuple[str, ...]] = ("channels", "prior")
-    """which of the model settings of a recipe its constructor takes by these names, besides those above"""
+    """model settings of a recipe that its constructor takes by name, besides those above"""
     class_layers: ClassVar[dict[str, int]] = {"class_logits": 1}
-    """layers with outputs for each class, by the end of their names -> how many for each; they are ordered by anchor, if there are several
-    at a cell, then class. When training starts from weights, this is how the classes that both models have keep what they have learnt"""
+    """layers with outputs per class, by the end of their names -> number of outputs per class; outputs are ordered by anchor (if a cell
+    has several), then class. When training starts from weights, classes that both models have keep their outputs"""
     score_threshold: float = 0.05  # the published one
     nms_threshold: float = 0.6
 
@@ -70,7 +78,7 @@ class Detector(nn.Module):
         super().__init__()
         if getattr(losses, "needs_boxes", False) and not self.has_boxes:
             raise ValueError(
-                f"{type(self).__name__} learns masks without boxes, and this loss is made of errors of boxes: choose another --model.loss"
+                f"{type(self).__name__} learns masks without boxes, but this loss needs box errors: choose another --model.loss"
             )
         self.transform = transform
         self.backbone = backbone
@@ -96,18 +104,18 @@ class Detector(nn.Module):
 
         Args:
             images: RGB, float in 0..1 (or uint8), [3, H, W] each, of any sizes.
-            targets: for training; one dict an image with `boxes` [G, 4] xyxy in pixels, `labels` int64 [G] in 0..C-1 and, for a detector of
-                masks, `masks` [G, H, W], bool or 0 and 1. G may be 0.
-            with_quality: whether the losses come with the quality of the positives, for logs.
+            targets: for training; one dict per image with `boxes` [G, 4] xyxy in pixels, `labels` int64 [G] in 0..C-1 and, for mask
+                detectors, `masks` [G, H, W], bool or 0 and 1. G may be 0.
+            with_quality: whether to return the quality of the positives with the losses, for logs.
 
         Returns:
-            In training mode the losses by name, scalars to be summed; or `DetectionLosses`, which has them, where `with_quality`. In
-            evaluation mode one dict an image with `boxes` [D, 4] xyxy in pixels of the original image, `scores` [D] in 0..1, falling,
-            float64 if calibrated, `labels` [D] and, from a detector of masks, `masks`, bool [D, H, W], of the original image's size;
-            tensors on the model's device, without gradients, which `detect` has. (`predict` takes files, too, and returns numpy arrays.)
+            In training mode, the losses by name, scalars to be summed; or `DetectionLosses` with them, if `with_quality`. In evaluation
+            mode, one dict per image with `boxes` [D, 4] xyxy in pixels of the original image, `scores` [D] in 0..1, descending, float64
+            if calibrated, `labels` [D] and, from mask detectors, `masks`, bool [D, H, W], of the original image's size; tensors on the
+            model's device, without gradients (for gradients call `detect`). `predict` also takes files, and returns numpy arrays.
 
         Raises:
-            ValueError: in training mode without targets, or where an image or target has the wrong shape or a box has no area.
+            ValueError: there are no targets in training mode, an image or target has the wrong shape, or a box has no area.
         """
         check_input(images, targets, self.num_classes, self.training, masks=self.has_masks)
         batch, targets = self.transform(images, targets)
@@ -131,25 +139,25 @@ class Detector(nn.Module):
         tile: int | None = None,
         overlap: float = 0.2,
     ) -> "Prediction | list[Prediction]":
-        """What is in a photo, or in several: see `ranksort.prediction.predict`, whose arguments these are."""
+        """Detect objects in one image or several; for the arguments see `ranksort.prediction.predict`."""
         from ..prediction import predict
 
         return predict(self, source, score_threshold=score_threshold, batch_size=batch_size, tile=tile, overlap=overlap)
 
     def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> DetectionLosses:
-        """The losses of a batch whose targets are in its coordinates, and the quality of its positives."""
+        """The losses of a batch, with targets in its coordinates, and the quality of its positives."""
         raise NotImplementedError
 
     def detect(self, batch: ImageBatch) -> list[dict[str, Tensor]]:
-        """The detections of a batch, boxes in its coordinates; masks as the detector makes them."""
+        """The detections of a batch, with boxes in its coordinates and masks in the detector's own form."""
         raise NotImplementedError
 
     def to_original(self, detections: list[dict[str, Tensor]], batch: ImageBatch) -> list[dict[str, Tensor]]:
-        """Take what `detect` found to the original images."""
+        """Map the result of `detect` to the original images."""
         return self.transform.to_original(detections, batch)
 
     def outputs_per_class(self, name: str) -> int:
-        """How many outputs for each class the layer of a parameter has, by `class_layers`; 0: the layer has none."""
+        """Number of outputs per class of a parameter's layer, from `class_layers`; 0 if the layer has none."""
         layer = f".{name.rpartition('.')[0]}"
         return next((n for end, n in self.class_layers.items() if layer.endswith(f".{end}")), 0)
 

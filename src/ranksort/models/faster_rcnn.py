@@ -1,10 +1,10 @@
-"""RS-Faster R-CNN: a two-stage detector (Ren et al., NeurIPS 2015; Lin et al., CVPR 2017) both of whose stages RS Loss trains.
+"""RS-Faster R-CNN: a two-stage detector (Ren et al., NeurIPS 2015; Lin et al., CVPR 2017) trained with RS Loss in both stages.
 
-    images -> backbone C2..C5 -> FPN P2..P6 -> RPN: about 1000 proposals an image -> box head: classes, and a box for each class
+    images -> backbone C2..C5 -> FPN P2..P6 -> RPN: about 1000 proposals per image -> box head: classes, and a box for each class
     training: match anchors to objects, and proposals to objects -> RS Loss and GIoU in both stages
     testing:  NMS
 
-Nothing is sampled: all anchors are ranked with one another, and so are the logits of all proposals. There is no background class.
+Nothing is sampled: all anchors are ranked together, and so are the logits of all proposals. There is no background class.
 """
 
 import copy
@@ -25,11 +25,21 @@ from .rpn import RPN
 class FasterRCNN(Detector):
     """RS-Faster R-CNN: losses `rpn_ranking`, `rpn_sorting`, `rpn_box`, `ranking`, `sorting` and `box`. Positives are proposals.
 
-    Args: see `Detector`, and these.
-        channels: of the pyramid.
-        upsampling: of the pyramid, see `region_pyramid`.
-        proposals: most regions of an image that the box head looks into.
-        prior: class probability that training starts from.
+    Takes the arguments of `Detector`, and these:
+
+    Args:
+        channels: channels of the pyramid.
+        upsampling: upsampling of the pyramid, see `region_pyramid`.
+        proposals: maximum number of proposals per image for the box head.
+        prior: class probability at the start of training.
+
+    Examples:
+        >>> import torch
+        >>> from ranksort import create_model
+        >>> model = create_model("ranksort_faster_rcnn_r50_fpn_1x_coco", num_classes=3, backbone="resnet18", min_size=64, channels=64)
+        >>> target = {"boxes": torch.tensor([[8.0, 8.0, 40.0, 40.0]]), "labels": torch.tensor([1])}
+        >>> sorted(model([torch.rand(3, 64, 64)], [target]))
+        ['box', 'ranking', 'rpn_box', 'rpn_ranking', 'rpn_sorting', 'sorting']
     """
 
     backbone_levels = 4
@@ -50,7 +60,7 @@ class FasterRCNN(Detector):
         **common: Any,
     ):
         super().__init__(backbone, transform, num_classes, **common)
-        self.rpn_criterion = copy.deepcopy(self.criterion)  # whose state, if it has any, is the RPN's
+        self.rpn_criterion = copy.deepcopy(self.criterion)  # its state, if any, belongs to the RPN
         self.fpn = region_pyramid(backbone.channels[-4:], channels, upsampling)
         self.rpn = RPN(channels, limit=proposals)
         self.box_head = BoxHead(channels, num_classes, prior=prior)

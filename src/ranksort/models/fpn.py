@@ -1,4 +1,4 @@
-"""Feature Pyramid Network (Lin et al., CVPR 2017): the neck that gives every level the context of the coarser ones."""
+"""Feature Pyramid Network (Lin et al., CVPR 2017): a neck that adds the context of coarser levels to every level."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -12,16 +12,16 @@ from .layers import xavier_convs
 class FPN(nn.Module):
     """Lateral 1x1 convolutions, a top-down path of upsampling, 3x3 output convolutions, and coarser levels on top.
 
-    The coarser levels are stride-2 3x3 convolutions on the last output ("extra convs on output"): P6 on P5, P7 on P6. YOLACT's first is on
-    the last input, C5. In the R-CNNs and SOLOv2 they are every second cell of the last output.
+    The coarser levels are stride-2 3x3 convolutions on the last output ("extra convs on output"): P6 on P5, P7 on P6. In YOLACT, the
+    first is on the last input, C5. In R-CNNs and SOLOv2 they are every second cell of the last output.
 
     Args:
         in_channels: channels of the backbone's features, from fine to coarse.
         out_channels: channels of every level.
-        levels: how many levels there are in the end.
+        levels: total number of levels.
         extra_convs: whether the coarser levels are convolutions.
         from_input: whether the first of them is on the last input.
-        upsampling: of the top-down path. CARAFE goes another way down: `CarafeFPN`.
+        upsampling: of the top-down path. For CARAFE see `CarafeFPN`.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class FPN(nn.Module):
         xavier_convs(self)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Take the backbone's features from fine to coarse, [B, C_l, H_l, W_l], to `levels` maps [B, out_channels, H_l, W_l]."""
+        """Map the backbone's features from fine to coarse, [B, C_l, H_l, W_l], to `levels` maps [B, out_channels, H_l, W_l]."""
         maps = [lateral(x) for lateral, x in zip(self.laterals, features, strict=True)]
         for fine in range(len(maps) - 2, -1, -1):
             maps[fine] = maps[fine] + F.interpolate(maps[fine + 1], size=maps[fine].shape[-2:], mode=self.upsampling)

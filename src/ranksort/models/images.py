@@ -1,6 +1,6 @@
-"""From images of any size to one normalised batch, and from boxes in the batch back to boxes in the original images.
+"""Convert images of any size to a normalised batch, and boxes in the batch back to the original images.
 
-Inside a model boxes are xyxy in pixels of the resized image, outside in pixels of the original: this is the only place that converts.
+Inside a model, boxes are xyxy in pixels of the resized image, outside in pixels of the original: only this module converts between them.
 """
 
 from collections.abc import Sequence
@@ -17,39 +17,41 @@ _OTHERS = "; files, PIL images and arrays are for model.predict"
 
 @dataclass
 class ImageBatch:
-    """B images as a detector takes them."""
+    """B images as input of a detector."""
 
     pixels: Tensor  # normalised, zero outside each image, float [B, 3, H, W]
     sizes: list[Size]  # of each resized image without padding
     original_sizes: list[Size]  # of each image before resizing
-    divisor: int = 32  # what H and W are multiples of
+    divisor: int = 32  # H and W are multiples of this
 
     @property
     def padded_sizes(self) -> list[Size]:
-        """Each image's own size rounded up to the divisor. The batch may be larger; what lies outside is nobody's background."""
+        """Each image's own size rounded up to the divisor. The batch may be larger; padding outside of it is not background."""
         return [_round_up(size, self.divisor) for size in self.sizes]
 
 
 def _round_up(size: Size, divisor: int) -> Size:
-    # Of positive numbers: in ONNX the division of integers is towards 0.
+    # With positive numbers, because integer division in ONNX rounds towards 0.
     return (size[0] + divisor - 1) // divisor * divisor, (size[1] + divisor - 1) // divisor * divisor
 
 
 def resized_size(height: int, width: int, min_size: int, max_size: int) -> Size:
-    """Height and width after scaling the short side to `min_size`, or less where the long side would pass `max_size`."""
+    """Height and width after scaling the short side to `min_size`, or less if the long side would exceed `max_size`."""
     scale = min(min_size / min(height, width), max_size / max(height, width))
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
 class ImageTransform(nn.Module):
-    """Resizes, normalises and pads images, and takes detections back; what torchvision calls the detector's transform.
+    """Resize, normalise and pad images, and map detections back; the counterpart of the transform in torchvision's detectors.
 
     Args:
-        min_size: short side after resizing, in pixels. An image that has this size already is left as it is.
-        max_size: bound of the long side in pixels.
-        mean, std: of each RGB channel, in 0..255.
-        train_min_sizes: in training one of these is drawn at random for each image, unless it has one of them; none: `min_size`.
-        keep_ratio: else every image becomes `min_size` x `min_size`, and there is no padding.
+        min_size: short side after resizing, in pixels. An image that already has this size is not resized.
+        max_size: upper bound of the long side in pixels.
+        mean: mean of each RGB channel, in 0..255.
+        std: standard deviation of each RGB channel, in 0..255.
+        train_min_sizes: in training, one of these is drawn at random for each image, unless it already has one of them; empty:
+            `min_size`.
+        keep_ratio: keep the aspect ratio; otherwise every image becomes `min_size` x `min_size`, without padding.
     """
 
     def __init__(
@@ -100,7 +102,7 @@ class ImageTransform(nn.Module):
 
     @staticmethod
     def to_original(detections: list[dict[str, Tensor]], batch: ImageBatch) -> list[dict[str, Tensor]]:
-        """Take the `boxes` of each image's detections from the resized image to the original one."""
+        """Map the `boxes` of each image's detections from the resized image to the original one."""
         return [
             {**d, "boxes": d["boxes"] * _scale(size, original, d["boxes"])}
             for d, size, original in zip(detections, batch.sizes, batch.original_sizes, strict=True)
@@ -109,7 +111,7 @@ class ImageTransform(nn.Module):
 
 def _scale(size: Size, new_size: Size, like: Tensor) -> Tensor:
     y, x = new_size[0] / size[0], new_size[1] / size[1]
-    return torch.stack([like.new_full((), factor) for factor in (x, y, x, y)])  # which sizes in a graph can be, too
+    return torch.stack([like.new_full((), factor) for factor in (x, y, x, y)])  # sizes in a graph can be symbolic
 
 
 def _resized_target(target: dict[str, Tensor], size: Size, new_size: Size) -> dict[str, Tensor]:
@@ -128,10 +130,10 @@ def check_input(
     training: bool,
     masks: bool = False,
 ) -> None:
-    """Look whether a model can take `images` and `targets` (see the detectors for what they have to be).
+    """Check `images` and `targets`; see `Detector.forward` for what they have to be.
 
     Raises:
-        ValueError: one sentence naming the place in the batch and what is wrong with it.
+        ValueError: one sentence with the position in the batch and what is wrong.
     """
     if not isinstance(images, list | tuple) or not images:
         raise ValueError(f"a model needs a list of at least one image, each a tensor [3, H, W]{_OTHERS}")
@@ -173,7 +175,7 @@ def _target_problem(target: dict[str, Tensor], size: Sequence[int], num_classes:
     has_area = (boxes[:, 2:] > boxes[:, :2]).all(1) & boxes.isfinite().all(1)
     if not bool(has_area.all()):
         bad = boxes[~has_area][0].tolist()
-        return f"has a box without area or end, xyxy {bad}: drop such objects from the data"
+        return f"has an empty or infinite box, xyxy {bad}: drop such objects from the data"
     if len(labels) and not bool(((labels >= 0) & (labels < num_classes)).all()):
-        return f"has labels {int(labels.min())}..{int(labels.max())}, the model knows 0..{num_classes - 1}"
+        return f"has labels {int(labels.min())}..{int(labels.max())}, but the model has 0..{num_classes - 1}"
     return None

@@ -1,4 +1,4 @@
-"""What several heads and pyramids are built from."""
+"""Building blocks of several heads and pyramids."""
 
 import math
 
@@ -18,7 +18,7 @@ class ConvNormReLU(nn.Module):
 
 
 def normal_convs(module: nn.Module) -> None:
-    """Draw the weights of its convolutions from N(0, .01²) and set their biases to 0."""
+    """Draw the weights of a module's convolutions from N(0, .01²) and set their biases to 0."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.normal_(layer.weight, std=0.01)
@@ -27,7 +27,7 @@ def normal_convs(module: nn.Module) -> None:
 
 
 def xavier_convs(module: nn.Module) -> None:
-    """Initialise its convolutions as Glorot and Bengio (2010) do, with biases of 0."""
+    """Initialise a module's convolutions as in Glorot and Bengio (2010), with zero biases."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.xavier_uniform_(layer.weight)
@@ -35,7 +35,7 @@ def xavier_convs(module: nn.Module) -> None:
 
 
 def set_prior(classifier: nn.Conv2d | nn.Linear, prior: float) -> None:
-    """Let every class start with this probability. RS Loss sees differences of logits only, so it sets the level of the scores."""
+    """Set the initial probability of every class. RS Loss depends only on differences of logits, so this sets the level of the scores."""
     nn.init.constant_(classifier.bias, -math.log((1 - prior) / prior))  # type: ignore[arg-type]
 
 

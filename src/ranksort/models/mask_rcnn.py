@@ -4,8 +4,7 @@
     training: ... and the mask head, on positive proposals -> Dice loss
     testing:  NMS -> the mask head, on the detections -> masks pasted into the original image
 
-The mask head changes nothing about the ranking, whose targets remain IoUs of boxes. Its loss is weighted and balanced as that of the boxes
-is.
+The mask head does not change the ranking, whose targets remain box IoUs. Its loss is weighted and balanced like the box loss.
 """
 
 import copy
@@ -29,7 +28,17 @@ MOST_MASKS = 200  # in a training batch
 
 
 class MaskRCNN(Detector):
-    """RS-Mask R-CNN: losses as for `FasterRCNN`, and `mask`. Args: see `FasterRCNN`."""
+    """RS-Mask R-CNN: losses as for `FasterRCNN`, and `mask`. For the arguments see `FasterRCNN`.
+
+    Examples:
+        >>> import torch
+        >>> from ranksort import create_model
+        >>> model = create_model("ranksort_mask_rcnn_r50_fpn_1x_coco", num_classes=3, backbone="resnet18", min_size=64, channels=64)
+        >>> target = {"boxes": torch.tensor([[8.0, 8.0, 40.0, 40.0]]), "labels": torch.tensor([1]), "masks": torch.zeros(1, 64, 64)}
+        >>> target["masks"][0, 8:40, 8:40] = 1
+        >>> sorted(model([torch.rand(3, 64, 64)], [target]))
+        ['box', 'mask', 'ranking', 'rpn_box', 'rpn_ranking', 'rpn_sorting', 'sorting']
+    """
 
     has_masks = True
     backbone_levels = 4
@@ -50,7 +59,7 @@ class MaskRCNN(Detector):
         **common: Any,
     ):
         super().__init__(backbone, transform, num_classes, **common)
-        self.rpn_criterion = copy.deepcopy(self.criterion)  # whose state, if it has any, is the RPN's
+        self.rpn_criterion = copy.deepcopy(self.criterion)  # its state, if any, belongs to the RPN
         self.fpn = region_pyramid(backbone.channels[-4:], channels, upsampling)
         self.rpn = RPN(channels, limit=proposals)
         self.box_head = BoxHead(channels, num_classes, prior=prior)
@@ -60,7 +69,7 @@ class MaskRCNN(Detector):
         features = self.fpn(self.backbone(batch.pixels)[-4:])
         anchors = self.rpn(features)
         proposals = self.rpn.proposals(anchors, batch.sizes)
-        # Here a proposal that fits an object best is that object's even if it fits another one better.
+        # Here the best proposal of an object belongs to it even if it fits another object better.
         regions, matched = match_regions(proposals, targets, low_quality=0.5)
         logits, deltas = self.box_head(features, regions, matched.positive)
         found = self.box_head.losses(logits, deltas, regions, matched, self.criterion)
@@ -77,7 +86,7 @@ class MaskRCNN(Detector):
         return found._replace(losses=self.rpn.losses(anchors, batch, targets, self.rpn_criterion) | found.losses)
 
     def detect(self, batch: ImageBatch) -> list[dict[str, Tensor]]:
-        """The detections of a batch, boxes in its coordinates; `masks` are probabilities inside the boxes, [D, 28, 28]."""
+        """The detections of a batch, with boxes in its coordinates; `masks` are probabilities inside the boxes, [D, 28, 28]."""
         features = self.fpn(self.backbone(batch.pixels)[-4:])
         proposals = self.rpn.proposals(self.rpn(features), batch.sizes)
         detections = [self.suppress(*found) for found in self.box_head.detect(features, proposals, batch.sizes)]
@@ -87,7 +96,7 @@ class MaskRCNN(Detector):
         return [{**d, "masks": m} for d, m in zip(detections, of_image, strict=True)]
 
     def to_original(self, detections: list[dict[str, Tensor]], batch: ImageBatch) -> list[dict[str, Tensor]]:
-        """Take what `detect` found to the original images: `boxes` in their pixels, `masks` bool [D, H, W]."""
+        """Map the result of `detect` to the original images: `boxes` in their pixels, `masks` bool [D, H, W]."""
         return [
             {**d, "masks": paste_masks(d["masks"], d["boxes"], size)}
             for d, size in zip(super().to_original(detections, batch), batch.original_sizes, strict=True)

@@ -1,4 +1,4 @@
-"""Masks from one resolution to another, from boxes to images, and the boxes and centres of masks."""
+"""Resize masks, paste them from boxes into images, and compute their boxes and centres."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,17 +9,17 @@ from torch.utils.checkpoint import checkpoint
 
 from .images import Size
 
-_PIXELS_AT_ONCE = 2**25  # of masks in numbers larger than bools that are made together
+_PIXELS_AT_ONCE = 2**25  # memory for masks of numbers larger than bools that are computed together
 _TRAINED_AT_ONCE = 128  # predicted masks in memory together in training
 
 
 def losses_in_parts(losses: Callable[..., Tensor], *of_masks: Tensor) -> Tensor:
-    """Losses of many predicted masks of which only 128 are in memory at a time; they are made again for the gradient.
+    """Losses of many predicted masks, only 128 of which are in memory at a time; they are recomputed for the gradient.
 
-    An image of 200 objects has thousands of positives, and each of their masks is a whole map.
+    An image with 200 objects has thousands of positives, and each of their masks is a full map.
 
     Args:
-        losses: makes masks of its arguments, and a loss of each mask, [P]. What else it needs gradients for, it may refer to.
+        losses: computes masks from its arguments, and a loss for each mask, [P]. It may refer to other tensors that need gradients.
         of_masks: its arguments, one row for each mask, [P, ...] each.
 
     Returns:
@@ -32,7 +32,7 @@ def losses_in_parts(losses: Callable[..., Tensor], *of_masks: Tensor) -> Tensor:
 
 
 def in_parts(make: Callable[..., Tensor], most: int, *columns: Tensor) -> Tensor:
-    """`make(*columns)`, which has a row for each of theirs, of not more than `most` rows at a time; an exported graph makes all at once."""
+    """`make(*columns)`, which returns one row per input row, with at most `most` rows at a time; all at once in an exported graph."""
     if torch.compiler.is_exporting():
         return make(*columns)
     parts = zip(*(column.split(most) for column in columns), strict=True)
@@ -55,14 +55,14 @@ def resize_masks(masks: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def masks_at_once(size: Sequence[int]) -> int:
-    """How many masks of this height and width are made together."""
+    """Number of masks of this height and width to compute together."""
     return max(1, _PIXELS_AT_ONCE // (size[0] * size[1]))
 
 
 def quarter_masks(masks: Tensor, size: Sequence[int]) -> Tensor:
     """Masks at stride 4, bool [G, H, W] -> [G, *size], where `size` may reach beyond H / 4 and W / 4.
 
-    A cell is set where half of its four middle pixels are, which is bilinear resizing.
+    A cell is set if half of its four middle pixels are, which equals bilinear resizing.
     """
     height, width = masks.shape[-2:]
     masks = F.pad(masks, (0, -width % 4, 0, -height % 4)).view(torch.uint8)
@@ -73,8 +73,8 @@ def quarter_masks(masks: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def centres_and_areas(masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean x and y of the pixels of each mask, bool [G, H, W] -> float32 [G, 2], (0, 0) for an empty one; and their number [G]."""
-    # In parts and in int16, which holds every side of an image: the sums are preceded by a copy of that type.
+    """Mean x and y of the pixels of each mask, bool [G, H, W] -> float32 [G, 2], (0, 0) if empty; and the number of pixels [G]."""
+    # In parts and in int16, which is large enough for image sides: sums first copy to that type.
     parts = masks.split(masks_at_once(masks.shape[1:]))
     of_columns, of_rows = (torch.cat([part.sum(dim, dtype=torch.int16) for part in parts]).float() for dim in (1, 2))
     area = of_columns.sum(1)
@@ -95,10 +95,10 @@ def boxes_around(masks: Tensor) -> Tensor:
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, size: Size) -> Tensor:
-    """Resample masks from their boxes to an image, bilinearly, at the centres of its pixels.
+    """Paste masks from their boxes into an image, bilinearly, at the centres of its pixels.
 
-    Takes probabilities [D, M, M] in boxes xyxy [D, 4], in pixels of an image of (height, width) `size`, to bool [D, height, width]: where
-    they are above 1/2.
+    Maps probabilities [D, M, M] in boxes xyxy [D, 4], in pixels of an image of (height, width) `size`, to bool [D, height, width]:
+    whether they are above 1/2.
     """
 
     def paste(masks: Tensor, boxes: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: Size) -> Tensor:
 
 
 def _interpolation(start: Tensor, end: Tensor, pixels: int, points: int) -> Tensor:
-    """How much each of the points between `start` and `end`, [D] each, counts at the centre of each pixel: [D, pixels, points]."""
+    """The weight of each of the points between `start` and `end`, [D] each, at the centre of each pixel: [D, pixels, points]."""
     centres = torch.arange(pixels, device=start.device) + 0.5
     position = (centres - start[:, None]) / (end - start).clamp(min=1e-6)[:, None] * points - 0.5
     return (1 - (position[..., None] - torch.arange(points, device=start.device)).abs()).clamp(min=0)

@@ -1,7 +1,7 @@
 """Matchers decide which object, if any, an anchor or a proposal has to detect.
 
-Every matcher returns one int64 for each anchor: the index of its object, `NEGATIVE` where it has to stay silent, or `IGNORED` where it
-takes no part in training. With two objects, [1, -1, -1, 0, -2] reads: anchors 0 and 3 are positive, 1 and 2 negative, 4 ignored.
+Every matcher returns one int64 for each anchor: the index of its object, `NEGATIVE` for background, or `IGNORED` if it takes no part in
+training. For example, with two objects, [1, -1, -1, 0, -2] means that anchors 0 and 3 are positive, 1 and 2 negative, and 4 is ignored.
 """
 
 from collections.abc import Sequence
@@ -16,18 +16,18 @@ IGNORED = -2
 
 
 class Matched(NamedTuple):
-    """What the matchers' answers for the images of a batch come to, all anchors of all images in one row."""
+    """The combined matches of a batch, with all anchors of all images in one row."""
 
     positive: Tensor  # which anchors are positive, int64 [P]
     labels: Tensor  # the classes of their objects, int64 [P]
     boxes: Tensor  # the boxes of their objects, xyxy [P, 4]
     ignored: Tensor  # bool [B · A]
-    image: Tensor  # in which image each positive is, int64 [P], rising
-    object: Tensor  # the index of its object among those of that image, int64 [P]
+    image: Tensor  # the image of each positive, int64 [P], ascending
+    object: Tensor  # the index of its object in that image, int64 [P]
 
 
 def collect(matches: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]) -> Matched:
-    """Join the matches of B images, int64 [A_b] each, and look up the objects in their `targets`."""
+    """Combine the matches of B images, int64 [A_b] each, and look up the objects in their `targets`."""
     matched = torch.cat(list(matches))
     positive = (matched >= 0).nonzero().squeeze(1)
     image = torch.cat([torch.full_like(m, i) for i, m in enumerate(matches)])[positive]
@@ -49,21 +49,29 @@ def match_iou(
 ) -> Tensor:
     """Matching by IoU thresholds (Ren et al., NeurIPS 2015, section 3.1.2).
 
-    A region belongs to the object of its highest IoU, if that reaches `positive`; it is a negative, where that is below `negative`;
-    between the two it is ignored. With `low_quality` those regions that have the highest IoU with an object belong to that object from
-    that lower IoU on, even if they fit another one better; a region that is the best of several objects, to the last of them.
+    A region belongs to the object with which its IoU is highest, if that is at least `positive`; it is a negative if it is below
+    `negative`, and ignored in between. With `low_quality`, the regions that have the highest IoU with an object belong to it if that
+    IoU is at least `low_quality`, even if they fit another object better; a region that is the best for several objects belongs to the
+    last of them.
 
     Args:
         regions: anchors or proposals, xyxy [A, 4].
         objects: xyxy [G, 4].
-        positive: least IoU of a positive.
-        negative: IoU that a negative stays below.
-        low_quality: least IoU of the best regions of an object; 0: any overlap; None: no exception for them.
-        one_best: of several regions that have the highest IoU with an object, only the first is its best; else all of them are.
-        usable: bool [A]; the other regions are ignored, and not the best of any object either. None: all are.
+        positive: minimum IoU of a positive.
+        negative: upper bound (exclusive) of the IoU of a negative.
+        low_quality: minimum IoU of the best regions of an object; 0: any overlap; None: no exception for them.
+        one_best: if several regions have the highest IoU with an object, only the first is its best; otherwise all are.
+        usable: bool [A]; other regions are ignored, and cannot be the best of an object. None: all are usable.
 
     Returns:
         int64 [A], index of the object, NEGATIVE or IGNORED.
+
+    Examples:
+        >>> import torch
+        >>> from ranksort.models.matchers import match_iou
+        >>> anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5], [40, 40, 50, 50]])
+        >>> match_iou(anchors, torch.tensor([[0.0, 0, 10, 9]]), positive=0.7, negative=0.3, low_quality=None)  # -2: ignored, -1: negative
+        tensor([ 0, -2, -1])
     """
     if usable is not None:
         matches = torch.full_like(usable, IGNORED, dtype=torch.int64)
@@ -88,21 +96,21 @@ def match_iou(
     # An object outside the image would own every region.
     is_best &= (best_of_object >= low_quality) & (best_of_object > 0)
     index = torch.arange(len(objects), device=iou.device)[:, None]
-    last = torch.where(is_best, index, NEGATIVE).amax(0)  # of several objects the last, as published
+    last = torch.where(is_best, index, NEGATIVE).amax(0)  # the last of several objects, as published
     return torch.where(last >= 0, last, matches)
 
 
 def match_atss(anchors: Sequence[Tensor], objects: Tensor, in_image: Sequence[Tensor], top_k: int = 9) -> Tensor:
     """Adaptive Training Sample Selection (Zhang et al., CVPR 2020, algorithm 1).
 
-    The candidates of an object are, on each level, the `top_k` anchors whose centres are nearest to its own. Positive are those whose IoU
-    with the object reaches mean + standard deviation over its candidates, and whose centre lies inside it. An anchor wanted by several
-    objects goes to the one of the highest IoU.
+    The candidates of an object are, on each level, the `top_k` anchors whose centres are nearest to its own. Those whose IoU with the
+    object is at least the mean + standard deviation over its candidates, and whose centre lies inside it, are positive. An anchor that
+    is positive for several objects goes to the one with the highest IoU.
 
     Args:
         anchors: xyxy, one [A_l, 4] for each level.
         objects: xyxy, [G, 4].
-        in_image: bool, one [A_l] for each level; the other anchors are ignored.
+        in_image: bool, one [A_l] for each level; other anchors are ignored.
         top_k: candidates for each level and object.
 
     Returns:

@@ -1,29 +1,29 @@
-"""Mixtures of two Gaussians on a line, one for each object of a batch, fitted all at once.
+"""One-dimensional mixtures of two Gaussians, one for each object of a batch, fitted all at once.
 
-PAA (Kim and Lee, ECCV 2020, section 3.1) takes the losses of an object's candidates for draws from two Gaussians, one of the good
-candidates and one of the bad, and fits the two by expectation maximisation.
+PAA (Kim and Lee, ECCV 2020, section 3.1) models the losses of an object's candidates as samples from two Gaussians, one for good and
+one for bad candidates, and fits them by expectation maximisation.
 """
 
 import torch
 from torch import Tensor
 
-_VARIANCE_FLOOR = 1e-5  # added to every variance, so that equal losses do no harm
-_TOLERANCE = 1e-3  # change of the mean log-likelihood below which a fit is done
+_VARIANCE_FLOOR = 1e-5  # added to every variance, for equal losses
+_TOLERANCE = 1e-3  # change of the mean log-likelihood below which a fit has converged
 _STEPS = 100
 
 
-@torch.inference_mode()  # the steps are many and small: without it each operation takes a sixth longer
+@torch.inference_mode()  # many small steps: without it, each operation takes a sixth longer
 def low_component(values: Tensor) -> tuple[Tensor, Tensor]:
     """Fit two Gaussians to each row, and decide for each value whether it belongs to the lower one.
 
-    They start at the least and the greatest value of their row with weights 1/2 and variances 1. A row is fitted when its mean
+    They start at the minimum and maximum of their row with weights 1/2 and variances 1. A row has converged when its mean
     log-likelihood changes by less than 1e-3, or after 100 steps.
 
     Args:
-        values: [G, K], in float64 where the device has it; those that are infinite do not count.
+        values: [G, K], float64 if the device supports it; infinite ones do not count.
 
     Returns:
-        belongs: bool [G, K], whether a value is at least as probable under the component that began at the least value.
+        belongs: bool [G, K], whether a value is at least as probable under the component that started at the minimum.
         likelihood: [G, K], log-likelihood of the value under both, up to a constant of its row.
     """
     valid = values < torch.inf
@@ -32,7 +32,7 @@ def low_component(values: Tensor) -> tuple[Tensor, Tensor]:
     moments = torch.stack([counts, x, x * x])[:, None]
     tolerance = _TOLERANCE * counts.sum(1)
     bound = torch.full_like(tolerance, -torch.inf)
-    # Of both components how many values they have, their mean and variance, [2, G, 1] each.
+    # Number of values, mean and variance of both components, [2, G, 1] each.
     size = (counts.sum(1, keepdim=True) / 2).expand(2, -1, -1)
     mean = torch.stack([torch.zeros_like(size[0]), x.amax(1, keepdim=True)])
     variance = torch.ones_like(size)
@@ -47,7 +47,7 @@ def low_component(values: Tensor) -> tuple[Tensor, Tensor]:
 
         previous, bound = bound, (likelihood * counts).sum(1)
         changed = (bound - previous).abs_() >= tolerance
-        if not changed.all():  # rows that are fitted leave
+        if not changed.all():  # converged rows are removed
             fitted[:, :, rows] = torch.stack([size, mean, variance])
             x, counts, tolerance, bound, rows = (t[changed] for t in (x, counts, tolerance, bound, rows))
             size, mean, variance, moments = (t[..., changed, :] for t in (size, mean, variance, moments))

@@ -1,11 +1,11 @@
-"""RS-PAA: RS-ATSS with positives that the model's own losses choose (Probabilistic Anchor Assignment, Kim and Lee, ECCV 2020).
+"""RS-PAA: RS-ATSS with positives chosen by the model's own losses (Probabilistic Anchor Assignment, Kim and Lee, ECCV 2020).
 
     images -> backbone C3..C5 -> FPN P3..P7 -> dense head: logits and box deltas for three anchors at every cell
-    training: candidates by IoU -> of each object the best of every level by focal + GIoU loss -> two Gaussians -> positives
+    training: candidates by IoU -> best ones of each object and level by focal + GIoU loss -> two Gaussians -> positives
               -> RS Loss on all logits, GIoU on the boxes of the positives
     testing:  1000 best anchors of each level -> decode -> NMS -> score voting
 
-Next to PAA as published there is no IoU branch, nor any weight between the tasks.
+Unlike the published PAA, it has no IoU branch and no task weights.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,16 @@ from .postprocess import score_voting
 
 
 class PAA(DenseDetector):
-    """RS-PAA: losses `ranking`, `sorting` and `box`. Args: see `DenseDetector`."""
+    """RS-PAA: losses `ranking`, `sorting` and `box`. For the arguments see `DenseDetector`.
+
+    Examples:
+        >>> import torch
+        >>> from ranksort import create_model
+        >>> model = create_model("ranksort_paa_r50_fpn_1x_coco", num_classes=3, backbone="resnet18", min_size=64, channels=64)
+        >>> target = {"boxes": torch.tensor([[8.0, 8.0, 40.0, 40.0]]), "labels": torch.tensor([1])}
+        >>> sorted(model([torch.rand(3, 64, 64)], [target]))
+        ['box', 'ranking', 'sorting']
+    """
 
     def losses(self, batch: ImageBatch, targets: Sequence[dict[str, Tensor]]) -> DetectionLosses:
         output = self.outputs(batch)
@@ -67,13 +76,13 @@ class PAA(DenseDetector):
 
 
 def candidate_losses(logits: Tensor, labels: Tensor, boxes: Tensor, object_boxes: Tensor) -> Tensor:
-    """How ill each candidate fits its object: focal loss over all classes plus GIoU loss, float32 [N].
+    """How badly each candidate fits its object: focal loss over all classes plus GIoU loss, float32 [N].
 
     Logits are [N, C], the labels of the objects int64 [N], predicted boxes and those of the objects xyxy [N, 4].
     """
     logits = logits.float()
-    wanted = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
-    return sigmoid_focal_loss(logits, wanted).sum(1) + giou_loss(boxes, object_boxes)
+    one_hot = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
+    return sigmoid_focal_loss(logits, one_hot).sum(1) + giou_loss(boxes, object_boxes)
 
 
 def choose_positives(
@@ -81,13 +90,14 @@ def choose_positives(
 ) -> Tensor:
     """Probabilistic Anchor Assignment, for all objects of a batch at once.
 
-    Of an object's candidates the `top_k` of lowest loss on each level remain. Two Gaussians are fitted to their losses. Positive are the
-    members of the lower one up to the loss of the most likely member. An object with a single candidate gets no positive.
+    The `top_k` candidates of an object with the lowest loss on each level are kept. Two Gaussians are fitted to their losses. The
+    members of the lower one, up to the loss of the most likely member, are positive. An object with a single candidate has no
+    positives.
 
     Args:
-        losses: of the candidates, [N].
-        owner: int64 [N], to which object each belongs, 0..num_objects-1; some may have none.
-        level: int64 [N], on which level of the pyramid each is, 0..num_levels-1.
+        losses: losses of the candidates, [N].
+        owner: int64 [N], the object of each, 0..num_objects-1; objects may have no candidates.
+        level: int64 [N], the pyramid level of each, 0..num_levels-1.
         num_objects: G.
         num_levels: L.
         top_k: candidates for each level and object.
@@ -95,14 +105,14 @@ def choose_positives(
     Returns:
         int64 [P], which of the candidates are positive.
     """
-    # One sort by object and level, then loss: the bits of floats >= 0 rise as the floats do.
+    # A single sort by object and level, then loss: the bits of floats >= 0 have the same order as the floats.
     group = owner * num_levels + level
     keys, order = ((group << 32) | losses.float().clamp(min=0).view(torch.int32)).sort()
     group = keys >> 32
     best = torch.cat([order[:top_k], order[top_k:][group[top_k:] != group[:-top_k]]])
 
     row = owner[best]
-    before = torch.searchsorted(row, row)  # candidates of the objects before its own
+    before = torch.searchsorted(row, row)  # number of candidates of the objects before its own
     column = torch.arange(len(row), device=row.device) - before
     exact = torch.float32 if losses.device.type == "mps" else torch.float64  # MPS has no float64
     table = torch.full((num_objects, num_levels * top_k), torch.inf, dtype=exact, device=losses.device)

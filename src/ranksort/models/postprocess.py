@@ -1,4 +1,4 @@
-"""From class probabilities and boxes to the few detections that are reported."""
+"""Post-processing: from class probabilities and boxes to the reported detections."""
 
 from typing import Any
 
@@ -8,23 +8,23 @@ from torchvision.ops import box_iou, nms
 
 from ..losses.localization import paired_iou
 
-_FIRST_TRY = 1000  # pairs of region and class; only detectors that know nothing yet need more
+_FIRST_TRY = 1000  # pairs of region and class; only untrained detectors need more
 
 
 def non_maximum_suppression(
     boxes: Tensor, scores: Tensor, *, score_threshold: float, nms_threshold: float, detections_per_image: int
 ) -> dict[str, Tensor]:
-    """Keeps, class by class, the boxes that no better box of the same class covers.
+    """Non-maximum suppression: keep, class by class, boxes that no higher-scoring box of the same class covers.
 
     Args:
-        boxes: xyxy of the regions of one image, [R, 4], or [R, C, 4] where they have one for each class.
+        boxes: xyxy boxes of the regions of one image, [R, 4], or [R, C, 4] if they have one for each class.
         scores: class probabilities, [R, C]. A region can be kept for several classes.
         score_threshold: scores above it take part.
-        nms_threshold: a box is dropped where its IoU with a better one of its class is above this.
-        detections_per_image: how many are kept at most.
+        nms_threshold: a box is dropped if its IoU with a higher-scoring one of its class is above this.
+        detections_per_image: maximum number kept.
 
     Returns:
-        `boxes` [D, 4], `scores` [D] falling, `labels` int64 [D].
+        `boxes` [D, 4], `scores` [D] descending, `labels` int64 [D].
     """
     most = _FIRST_TRY
     while True:
@@ -32,16 +32,16 @@ def non_maximum_suppression(
         candidates = boxes[region] if boxes.ndim == 2 else boxes[region, label]
         kept = nms_by_group(candidates, score, label, nms_threshold)[:detections_per_image]
         if all_taken or len(kept) == detections_per_image:
-            # What was left out scores less than all of these, so that it could neither drop any nor come before one.
+            # The pairs left out score lower than all of these, so they could neither drop one nor come before one.
             return {"boxes": candidates[kept], "scores": score[kept], "labels": label[kept]}
         most *= 4
 
 
 def _best_pairs(scores: Tensor, threshold: float, most: int) -> tuple[Tensor, Tensor, Tensor, bool]:
-    """The `most` highest of scores [R, C] which are above the threshold, and what equals the last of them, by region and class.
+    """The `most` highest scores of [R, C] that are above the threshold, and ties with the last of them, by region and class.
 
     Returns:
-        The scores, their regions and classes, int64, and whether these are all that are above the threshold.
+        The scores, their regions and classes, int64, and whether these are all scores above the threshold.
     """
     chosen = scores > threshold
     above = scores[chosen]
@@ -52,16 +52,16 @@ def _best_pairs(scores: Tensor, threshold: float, most: int) -> tuple[Tensor, Te
 
 
 def nms_by_group(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
-    """Non-maximum suppression within each group, be it a class or a level of the pyramid, alike in all of them.
+    """Non-maximum suppression within each group (a class or a pyramid level).
 
     Args:
         boxes: xyxy in pixels, [N, 4]; taken as float32 at least.
         scores: [N].
-        groups: of each box, from 0 on, int64 [N].
-        threshold: a box is dropped where its IoU with a better one of its group is above this.
+        groups: group of each box, from 0, int64 [N].
+        threshold: a box is dropped if its IoU with a higher-scoring one of its group is above this.
 
     Returns:
-        Which boxes no better one of their group covers, int64, by falling score; equal ones in the order given.
+        The kept boxes, int64, by descending score; ties in the given order.
     """
     boxes, scores = boxes.float(), scores.float()
     if boxes.device.type == "cuda" and len(boxes):
@@ -74,10 +74,10 @@ def nms_by_group(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float
 
 
 def moved_apart(boxes: Tensor, groups: Tensor) -> Tensor:
-    """Boxes such that those of different groups do not overlap, and those of one do so as before; float64 [N, 4].
+    """Shift boxes so that those of different groups do not overlap, and those of the same group overlap as before; float64 [N, 4].
 
-    They are moved by a power of two, which leaves coordinates from 1/64 px on exactly as far from one another as they are. In float32 one
-    of LVIS's class 1202 in an image of 4,000 px would be rounded to half a pixel.
+    They are shifted by a power of two, which keeps distances of coordinates down to 1/64 px exact. In float32, boxes of LVIS's class
+    1202 in an image of 4,000 px would be rounded to half a pixel.
     """
     span = 2 ** (1 + boxes.abs().amax().clamp(min=1).double().log2().ceil())
     return boxes.double() + (groups * span)[:, None]
@@ -92,18 +92,20 @@ def fast_non_maximum_suppression(
     detections_per_image: int,
     top_k: int = 200,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Fast NMS (Bolya et al., ICCV 2019, section 5): a box that is dropped may still drop others, so that all can go at once.
+    """Fast NMS (Bolya et al., ICCV 2019, section 5): dropped boxes may still drop others, so that all are decided at once.
 
-    Args: see `non_maximum_suppression`, and these.
-        boxes: xyxy of the regions of one image, [R, 4].
-        top_k: how many boxes of each class take part.
+    Takes the arguments of `non_maximum_suppression`, and these:
+
+    Args:
+        boxes: xyxy boxes of the regions of one image, [R, 4].
+        top_k: number of boxes of each class that take part.
 
     Returns:
-        The detections, as for `non_maximum_suppression`, and which region each of them is, int64 [D].
+        The detections, as from `non_maximum_suppression`, and their regions, int64 [D].
     """
     counts = (scores > score_threshold).sum(0)
     present = counts.nonzero().squeeze(1)
-    # Those below the threshold are not kept, and drop none that are.
+    # Boxes below the threshold are not kept, and drop none that are.
     most: Any = torch.sym_min(torch.sym_min(top_k, scores.shape[0]), torch.sym_max(1, counts.max().item()))
     score, region = scores[:, present].T.topk(most, dim=1)  # [classes that are present, K]
     of_class = boxes[region]
@@ -123,14 +125,14 @@ def score_voting(
     The weight of a region is its score for the detection's class times exp(-(1 - IoU)² / `sigma`).
 
     Args:
-        detections: what `non_maximum_suppression` left of these regions.
-        boxes: of the regions, xyxy [R, 4].
+        detections: result of `non_maximum_suppression` for these regions.
+        boxes: boxes of the regions, xyxy [R, 4].
         scores: class probabilities of the regions, [R, C].
         score_threshold: scores above it take part.
-        sigma: how fast the weight falls with the IoU.
+        sigma: how fast the weight decreases with 1 - IoU.
 
     Returns:
-        The detections with other `boxes`.
+        The detections with moved `boxes`.
     """
     score = scores.T[detections["labels"]]  # [D, R]
     iou = box_iou(detections["boxes"], boxes)

@@ -1,4 +1,4 @@
-"""What a network makes of an image, found without computing: on the meta device tensors have shapes and a history, but no values."""
+"""Run a network without computing: on the meta device, tensors have shapes and a history, but no values."""
 
 from collections.abc import Callable, Collection
 from typing import Any
@@ -12,19 +12,19 @@ from .images import Size
 
 
 def probe(module: nn.Module, size: Size) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Run `module` on two images of that height and width, with stand-ins for its parameters and buffers.
+    """Run `module` on two images of this height and width, with stand-ins for its parameters and buffers.
 
-    Neither these nor the state of a random generator changes, wherever the module is.
+    Neither its parameters and buffers nor the state of a random generator change.
 
     Returns:
         outputs: what `module` returns, on the meta device.
-        parameters: the stand-in of each parameter, by its name.
+        parameters: stand-in of each parameter, by name.
 
     Raises:
-        IndexError: `module` looks places up in a table of parameters, which ends at some size: without values nobody knows at which.
+        IndexError: `module` indexes a table of parameters by position; without values, the supported size is unknown.
         Exception: what `module` raises.
     """
-    with torch.inference_mode(False), torch.enable_grad():  # a history is needed wherever a model is built
+    with torch.inference_mode(False), torch.enable_grad():  # a history is needed even in a no_grad context
         parameters = {
             name: torch.empty_like(p, device="meta").requires_grad_(p.is_floating_point())
             for name, p in module.named_parameters()
@@ -37,7 +37,7 @@ def probe(module: nn.Module, size: Size) -> tuple[list[Tensor], dict[str, Tensor
 
 
 class _NoLookup(TorchFunctionMode):
-    """Refuses to index one of `tables` by what is computed from the size of an image; indices that are stored fit in any case."""
+    """Refuse to index one of `tables` by values computed from the image size; stored indices always fit."""
 
     def __init__(self, tables: Collection[Tensor], stored: Collection[Tensor]):
         super().__init__()
@@ -55,7 +55,7 @@ class _NoLookup(TorchFunctionMode):
 
 
 def reached(output: Tensor, parameters: dict[str, Tensor]) -> set[str]:
-    """Return the names of the `parameters` that get a gradient from `output`; both as for `probe`."""
+    """The names of the `parameters` that get a gradient from `output`; both as from `probe`."""
     names = {id(parameter): name for name, parameter in parameters.items()}
     found = set()
     waiting = [] if output.grad_fn is None else [output.grad_fn]
@@ -72,7 +72,7 @@ def reached(output: Tensor, parameters: dict[str, Tensor]) -> set[str]:
 
 
 def used_before(module: nn.Module, size: Size, map_sizes: Collection[Size]) -> set[str]:
-    """Return the names of the parameters used before a layer gives a map of one of these sizes, for an image of height and width `size`."""
+    """The names of the parameters used before a layer returns a map of one of these sizes, for an image of height and width `size`."""
     names: set[str] = set()
     over = False
 

@@ -1,6 +1,6 @@
-"""What a two-stage detector does inside its regions of interest: features from the pyramid, then classes, boxes and masks from them.
+"""RoI heads of two-stage detectors: features from the pyramid, then classes, boxes and masks.
 
-Regions are given as boxes xyxy in pixels of the batch, one [R_b, 4] for each image; R is how many there are in all.
+Regions are boxes, xyxy in pixels of the batch, one [R_b, 4] for each image; R is their total number.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from .masks import masks_at_once
 from .matchers import Matched, collect, match_iou
 
 _STRIDES = (4, 8, 16, 32)
-_FINEST_SIDE = 56  # regions whose sides are below twice this many pixels are looked at on P2
+_FINEST_SIDE = 56  # regions with sides below twice this many pixels use P2
 
 
 def match_regions(
@@ -27,12 +27,12 @@ def match_regions(
     iou_threshold: float = 0.5,
     low_quality: float | None = None,
 ) -> tuple[list[Tensor], Matched]:
-    """The regions to train RoI heads on: the objects of each image, then all its proposals, with what each of them has to detect.
+    """The regions to train RoI heads on: the objects of each image, then all its proposals, and their matches.
 
     Args:
         proposals: xyxy, for each image [R_b, 4].
         targets: the objects of each image.
-        iou_threshold: a proposal is positive from this IoU on, else negative.
+        iou_threshold: a proposal is positive if its IoU is at least this, else negative.
         low_quality: see `match_iou`.
     """
     regions, matches = [], []
@@ -45,10 +45,10 @@ def match_regions(
 
 
 def pool_regions(features: Sequence[Tensor], regions: Sequence[Tensor], side: int) -> Tensor:
-    """RoIAlign (He et al., ICCV 2017), each region from the level that suits its size (Lin et al., CVPR 2017, equation 1).
+    """RoIAlign (He et al., ICCV 2017), each region from a level chosen by its size (Lin et al., CVPR 2017, equation 1).
 
     Args:
-        features: P2..P5 of the pyramid, and perhaps coarser ones that are not used, [B, channels, H_l, W_l].
+        features: P2..P5 of the pyramid; coarser levels are not used, [B, channels, H_l, W_l].
         regions: for each image [R_b, 4].
         side: cells of the output, [R, channels, side, side].
     """
@@ -58,7 +58,7 @@ def pool_regions(features: Sequence[Tensor], regions: Sequence[Tensor], side: in
     for i, (x, stride) in enumerate(zip(features, _STRIDES, strict=False)):
         own = (level == i).nonzero().squeeze(1)
         aligned = roi_align(x.float(), rois[own], side, 1 / stride, aligned=True)  # in the precision of the coordinates
-        # Added to zeros, because the gradient of that, unlike that of an assignment, copies nothing.
+        # Added to zeros: unlike for an assignment, its gradient needs no copy.
         pooled.index_add_(0, own, aligned.to(pooled.dtype))
     return pooled
 
@@ -70,7 +70,7 @@ class BoxHead(nn.Module):
         channels: of the pyramid.
         num_classes: C.
         class_agnostic: whether a region has one box for all classes (K = 1) instead of one for each (K = C).
-        prior: class probability that training starts from.
+        prior: class probability at the start of training.
         hidden: width of the layers.
     """
 
@@ -92,10 +92,10 @@ class BoxHead(nn.Module):
     def forward(
         self, features: Sequence[Tensor], regions: Sequence[Tensor], boxes_of: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Take the pyramid to class logits [R, C] and box deltas [R, K, 4] of the regions.
+        """Map the pyramid to class logits [R, C] and box deltas [R, K, 4] of the regions.
 
-        With `boxes_of`, int64 [P], deltas are those of these regions, [P, K, 4]. Training needs no others, and for many classes they
-        would be the largest tensor of the network, with a gradient as large.
+        With `boxes_of`, int64 [P], only the deltas of these regions, [P, K, 4]. Training needs no others, and with many classes they
+        would be the largest tensor of the network, with an equally large gradient.
         """
         x = pool_regions(features, regions, 7).flatten(1)
         for layer in self.layers:
@@ -104,14 +104,14 @@ class BoxHead(nn.Module):
         return self.class_logits(x), self.box_deltas(with_boxes).unflatten(1, (-1, 4))
 
     def boxes(self, deltas: Tensor, regions: Sequence[Tensor], sizes: Sequence[Size]) -> list[Tensor]:
-        """Take box deltas [R, K, 4] of regions to boxes xyxy, clipped to the image, for each image [R_b, K, 4]."""
+        """Convert box deltas [R, K, 4] of regions to boxes xyxy, clipped to the image, for each image [R_b, K, 4]."""
         boxes = decode_boxes(deltas.float(), torch.cat(list(regions))[:, None]).split([r.shape[0] for r in regions])
         return [clip_boxes_to_image(b, size) for b, size in zip(boxes, sizes, strict=True)]
 
     def detect(
         self, features: Sequence[Tensor], regions: Sequence[Tensor], sizes: Sequence[Size]
     ) -> list[tuple[Tensor, Tensor]]:
-        """What the regions of each image show: boxes as for `boxes`, and class probabilities [R_b, C]."""
+        """The predictions for the regions of each image: boxes as from `boxes`, and class probabilities [R_b, C]."""
         logits, deltas = self(features, regions)
         scores = logits.float().sigmoid().split([r.shape[0] for r in regions])
         return list(zip(self.boxes(deltas, regions, sizes), scores, strict=True))
@@ -127,11 +127,11 @@ class BoxHead(nn.Module):
         """RS Loss over all regions and classes, GIoU over the boxes of the positives: `ranking`, `sorting` and `box`.
 
         Args:
-            logits: of all regions, [R, C].
-            deltas: of the positive ones, [P, K, 4].
+            logits: logits of all regions, [R, C].
+            deltas: deltas of the positive ones, [P, K, 4].
             regions: for each image [R_b, 4].
-            matched: what they have to detect.
-            criterion: another way to supervise them.
+            matched: their matches.
+            criterion: another criterion.
         """
         positive = matched.positive
         deltas = deltas[torch.arange(len(positive), device=deltas.device), matched.labels if deltas.shape[1] > 1 else 0]
@@ -147,7 +147,7 @@ class MaskHead(nn.Module):
         num_classes: C.
     """
 
-    side = 14  # of the regions' features, in cells; masks have twice that
+    side = 14  # side of the regions' features, in cells; masks have twice that
 
     def __init__(self, channels: int, num_classes: int):
         super().__init__()
@@ -159,30 +159,30 @@ class MaskHead(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, features: Sequence[Tensor], regions: Sequence[Tensor], labels: Tensor) -> Tensor:
-        """Take the pyramid to the mask of each region's own class: logits [R, 28, 28]; labels are int64 [R]."""
+        """Map the pyramid to the mask of each region's own class: logits [R, 28, 28]; labels are int64 [R]."""
         x = pool_regions(features, regions, self.side)
         for conv in self.convs:
             x = conv(x).relu_()
         x = self.upsample(x).relu_()
-        # Of the C masks that the last convolution would give, most by far would be thrown away.
+        # Most of the C masks of the last convolution would be thrown away.
         weight, bias = self.logits.weight[labels, :, 0, 0], self.logits.bias[labels]  # type: ignore[index]
         return torch.einsum("rchw,rc->rhw", x, weight) + bias[:, None, None]
 
 
 def mask_targets(masks: Sequence[Tensor], regions: Sequence[Tensor], objects: Tensor, side: int = 28) -> Tensor:
-    """What the mask head has to predict: the masks of objects, cut out by regions and brought to one size.
+    """The targets of the mask head: the masks of objects, cropped to regions and resized.
 
     Args:
         masks: bool or 0 and 1, for each image [G, H, W].
         regions: for each image [R_b, 4].
-        objects: whose mask to take, the index among those of the image, int64 [R].
-        side: points of the output, float [R, side, side] of 0 and 1.
+        objects: the object of each region, an index in its image, int64 [R].
+        side: side of the output, float [R, side, side] of 0 and 1.
     """
     targets = []
     for of_image, boxes, index in zip(masks, regions, objects.split([len(r) for r in regions]), strict=True):
         cut = boxes.new_zeros(len(boxes), side, side)
         used, place = index.unique(return_inverse=True)
-        # A part of the objects at a time, because as floats their masks are four times as large.
+        # In parts, because masks are four times as large as floats.
         number = masks_at_once(of_image.shape[1:])
         for part, some in enumerate(used.split(number)):
             own = (place // number == part).nonzero().squeeze(1)

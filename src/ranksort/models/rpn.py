@@ -18,13 +18,13 @@ _LOSS_WEIGHT = 0.2
 
 
 class RPN(nn.Module):
-    """A 3x3 convolution, then objectness and box deltas of three anchors at every cell, the same weights on all levels.
+    """A 3x3 convolution, then objectness and box deltas of three anchors at every cell, shared by all levels.
 
     Args:
         channels: of the pyramid.
         ignore_crossing: whether anchors that cross the border of their image take no part in training.
-        nms_threshold: IoU above which the lower of two proposals of a level is dropped.
-        limit: most proposals for an image.
+        nms_threshold: IoU above which the lower-scoring of two proposals of a level is dropped.
+        limit: maximum number of proposals per image.
     """
 
     def __init__(self, channels: int, *, ignore_crossing: bool = False, nms_threshold: float = 0.7, limit: int = 1000):
@@ -39,7 +39,7 @@ class RPN(nn.Module):
         self.limit = limit
 
     def forward(self, features: Sequence[Tensor]) -> AnchorPredictions:
-        """Take the pyramid P2..P6, [B, channels, H_l, W_l], to logits and deltas of all anchors."""
+        """Map the pyramid P2..P6, [B, channels, H_l, W_l], to logits and deltas of all anchors."""
         hidden = [self.conv(x).relu_() for x in features]
         logits = [per_anchor(self.objectness(x), 1) for x in hidden]
         return self.anchors.predictions(features, logits, [per_anchor(self.box_deltas(x), 4) for x in hidden])
@@ -53,7 +53,7 @@ class RPN(nn.Module):
     ) -> dict[str, Tensor]:
         """`rpn_ranking` and `rpn_sorting` over the anchors that belong to an image of the batch, `rpn_box` over the positives.
 
-        With another `criterion`, what this calls its losses, after `rpn_`.
+        With another `criterion`, the names of its losses after `rpn_`.
         """
         anchors = torch.cat(output.anchors)
         matches = []
@@ -77,9 +77,9 @@ class RPN(nn.Module):
 
     @torch.no_grad()
     def proposals(self, output: AnchorPredictions, image_sizes: Sequence[Size]) -> list[Tensor]:
-        """The boxes of each image in which the RoI heads look for objects, xyxy in pixels of the batch, [<= limit, 4].
+        """The proposals of each image, xyxy in pixels of the batch, [<= limit, 4].
 
-        As published, those that clipping to the image leaves without area are kept.
+        As published, those without area after clipping to the image are kept.
         """
         proposals = []
         for image, size in enumerate(image_sizes):

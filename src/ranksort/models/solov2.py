@@ -7,8 +7,8 @@
     training: match cells to objects -> RS Loss on all logits, Dice on the masks of the positives
     testing:  cells above the score threshold -> masks -> score times maskness -> Matrix NMS
 
-Next to SOLOv2 as published there is no focal loss, nor any weight between the tasks. The localisation quality of a positive is the Dice
-coefficient of its own mask; the authors' code gives a positive that of another one of its level and image.
+Unlike the published SOLOv2, it has no focal loss and no task weights. The localisation quality of a positive is the Dice coefficient of
+its own mask; the authors' code uses that of another positive of its level and image.
 """
 
 from collections.abc import Sequence
@@ -37,14 +37,14 @@ from .masks import (
 )
 from .matchers import NEGATIVE, collect
 
-GRIDS = (40, 36, 24, 16, 12)  # cells on each side of the image, one a level
-STRIDES = (8, 8, 16, 32, 32)  # of the maps that the grids are laid on; a mask has to have more cells than this
+GRIDS = (40, 36, 24, 16, 12)  # cells on each side of the image, one per level
+STRIDES = (8, 8, 16, 32, 32)  # strides of the maps under the grids; a mask must have more cells than this
 RANGES = ((1, 96), (48, 192), (96, 384), (192, 768), (384, 2048))  # √area in pixels of the objects of each level
 LIGHT_RANGES = ((1, 56), (28, 112), (56, 224), (112, 448), (224, 896))
 
-_CENTRE = 0.2  # share of the box around the centre of mass whose cells are positive
-_DICE_EPS = 0.002  # as published: .001 for each of the two sums, which tells where masks are tiny
-_TESTED_AT_ONCE = 128  # masks in memory together in testing
+_CENTRE = 0.2  # fraction of the box around the centre of mass whose cells are positive
+_DICE_EPS = 0.002  # as published: .001 for each of the two sums, which matters for tiny masks
+_TESTED_AT_ONCE = 128  # masks in memory at a time in testing
 _MATRIX_NMS_LIMIT = 500  # pairs of cell and class
 _SIGMA = 2.0
 _LEAST_SCORE = 0.05  # after Matrix NMS
@@ -53,11 +53,24 @@ _LEAST_SCORE = 0.05  # after Matrix NMS
 class SOLOv2(Detector):
     """RS-SOLOv2: losses `ranking`, `sorting` and `mask`. An object with an empty mask has no positives. Boxes are those around the masks.
 
-    Args: see `Detector`, and these. `score_threshold` is for the class probability; what is reported is this times maskness times the
-    decay of Matrix NMS, and at least .05. `nms_threshold` is not used.
-        channels: of the pyramid, a multiple of 64.
+    `score_threshold` applies to the class probability; the reported score is this times maskness times the decay of Matrix NMS, and at
+    least .05. `nms_threshold` is not used.
+
+    Takes the arguments of `Detector`, and these:
+
+    Args:
+        channels: channels of the pyramid, a multiple of 64.
         head_convs: depth of the head's towers.
-        prior: class probability that training starts from.
+        prior: class probability at the start of training.
+
+    Examples:
+        >>> import torch
+        >>> from ranksort import create_model
+        >>> model = create_model("ranksort_solov2_r101_fpn_3x", num_classes=3, backbone="resnet18", min_size=64, channels=64)
+        >>> target = {"boxes": torch.tensor([[8.0, 8.0, 40.0, 40.0]]), "labels": torch.tensor([1]), "masks": torch.zeros(1, 64, 64)}
+        >>> target["masks"][0, 8:40, 8:40] = 1
+        >>> sorted(model([torch.rand(3, 64, 64)], [target]))
+        ['mask', 'ranking', 'sorting']
     """
 
     has_boxes = False
@@ -87,11 +100,11 @@ class SOLOv2(Detector):
         self.mask_features = MaskFeatures(channels, channels // 2, width // 2)
 
     def outputs(self, pixels: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """What the network says of normalised images [B, 3, H, W].
+        """The predictions of the network for normalised images [B, 3, H, W].
 
         Returns:
-            For each level the class logits [B, S²_l, C] and the kernels [B, S²_l, E] of the cells, by row and column; and the mask features
-            [B, E, H / 4, W / 4].
+            For each level the class logits [B, S²_l, C] and the kernels [B, S²_l, E] of the cells, by row and column; and the mask
+            features [B, E, H / 4, W / 4].
         """
         features = self.fpn(self.backbone(pixels)[-4:])
         logits, kernels = self.head(features)
@@ -115,9 +128,9 @@ class SOLOv2(Detector):
         return found.with_task("mask", dice)
 
     def detect(self, batch: ImageBatch) -> list[dict[str, Tensor]]:
-        """The detections of a batch without boxes, masks as probabilities at stride 4 of each padded image; see `forward`.
+        """The detections of a batch without boxes, with masks as probabilities at stride 4 of each padded image; see `forward`.
 
-        The grids span the whole input, so that each image is given to the network alone: what it shows must not depend on its batch.
+        The grids span the whole input, so the network gets one image at a time: its detections must not depend on the batch.
         """
         return [
             self._detect_one(pixels[None, :, :height, :width])
@@ -143,10 +156,10 @@ class SOLOv2(Detector):
         }
 
     def to_original(self, detections: list[dict[str, Tensor]], batch: ImageBatch) -> list[dict[str, Tensor]]:
-        """Take what `detect` found to the original images, with the boxes around the masks."""
+        """Map the result of `detect` to the original images, with the boxes around the masks."""
         result = []
         for found, (height, width), size in zip(detections, batch.sizes, batch.original_sizes, strict=True):
-            # A part at a time: at stride 1 and in float32, a hundred masks of a photo are 430 MB.
+            # In parts: at stride 1 and in float32, a hundred masks of a photo are 430 MB.
             most = masks_at_once([4 * side for side in found["masks"].shape[1:]])
             masks = in_parts(partial(_full_masks, inside=(height, width), size=size), most, found["masks"])
             result.append({"boxes": boxes_around(masks), **found, "masks": masks})
@@ -154,14 +167,21 @@ class SOLOv2(Detector):
 
 
 class SOLOv2Light(SOLOv2):
-    """RS-SOLOv2 with a head of half the width, for images of half the size."""
+    """RS-SOLOv2 with a head of half the width, for images of half the size.
+
+    Examples:
+        >>> from ranksort import create_model
+        >>> model = create_model("ranksort_solov2_light_448_r34_fpn_3x", num_classes=3, backbone="resnet18")
+        >>> type(model).__name__, model.has_masks, model.has_boxes
+        ('SOLOv2Light', True, False)
+    """
 
     widening = 1
     ranges = LIGHT_RANGES
 
 
 class SOLOv2Head(nn.Module):
-    """Towers for classes and kernels on a grid over each level; that of the kernels sees coordinates, too."""
+    """Towers for classes and kernels on a grid over each level; the kernel tower also gets coordinates."""
 
     def __init__(
         self, in_channels: int, channels: int, num_classes: int, kernel_channels: int, convs: int, prior: float
@@ -177,7 +197,7 @@ class SOLOv2Head(nn.Module):
         set_prior(self.class_logits, prior)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Take P2..P6 to class logits [B, S²_l, C] and kernels [B, S²_l, E] of each level."""
+        """Map P2..P6 to class logits [B, S²_l, C] and kernels [B, S²_l, E] of each level."""
         p2, *middle, p6 = features
         maps = [
             F.interpolate(p2, scale_factor=0.5, mode="bilinear"),
@@ -193,20 +213,20 @@ class SOLOv2Head(nn.Module):
 
 
 class MaskFeatures(nn.Module):
-    """One map at stride 4 from P2..P5, each doubled in size by convolution and upsampling until it is there, and summed."""
+    """One map at stride 4: the sum of P2..P5, each repeatedly convolved and upsampled to that size."""
 
     def __init__(self, in_channels: int, channels: int, out_channels: int):
         super().__init__()
         self.levels = nn.ModuleList()
         for level in range(4):
-            width = in_channels + 2 if level == 3 else in_channels  # the coarsest level sees coordinates
+            width = in_channels + 2 if level == 3 else in_channels  # the coarsest level also gets coordinates
             convs = [ConvNormReLU(width if i == 0 else channels, channels) for i in range(max(level, 1))]
             self.levels.append(nn.Sequential(*convs))
         self.output = ConvNormReLU(channels, out_channels, kernel_size=1)
         normal_convs(self)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Take P2..P5 to [B, out_channels, H / 4, W / 4]."""
+        """Map P2..P5 to [B, out_channels, H / 4, W / 4]."""
         *fine, coarsest = features
         maps = []
         for level, (convs, x) in enumerate(zip(self.levels, [*fine, with_coordinates(coarsest)], strict=True)):
@@ -226,7 +246,7 @@ def with_coordinates(x: Tensor) -> Tensor:
 
 
 def _from_minus_1_to_1(count: int, like: Tensor) -> Tensor:
-    """What `torch.linspace` gives, [`count`], which `torch.export` would take for a constant."""
+    """Like `torch.linspace`, [`count`], which `torch.export` would treat as a constant."""
     place = torch.arange(count, device=like.device)
     step = torch.full((), 2 / torch.sym_max(count - 1, 1), device=like.device)
     from_start, from_end = -1 + step * place, 1 - step * (count - 1 - place)
@@ -234,22 +254,22 @@ def _from_minus_1_to_1(count: int, like: Tensor) -> Tensor:
 
 
 def _full_masks(soft: Tensor, inside: Size, size: Size) -> Tensor:
-    """Masks at stride 4 of a padded image, [D, h, w], of its part `inside` the image, resized to `size`; bool [D, *size]."""
+    """Crop masks at stride 4 of a padded image, [D, h, w], to the part `inside` the image, and resize to `size`; bool [D, *size]."""
     height, width = inside
     return resize_masks(F.interpolate(soft[:, None], scale_factor=4, mode="bilinear")[:, 0, :height, :width], size)
 
 
 def match_cells(boxes: Tensor, masks: Tensor, size: Size, ranges: Sequence[tuple[int, int]]) -> Tensor:
-    """Which object each cell of the grids has to find.
+    """The object that each cell of the grids has to detect.
 
-    Objects belong to the levels in whose range their √area is. There the cells around the centre of mass, at most one away, are
-    positive that the middle fifth of the box touches. A cell wanted by several objects goes to the first.
+    Objects belong to the levels in whose range their √area is. There, cells at most one away from the centre of mass that the middle
+    fifth of the box touches are positive. A cell that is positive for several objects goes to the first.
 
     Args:
-        boxes: of the objects, xyxy [G, 4].
-        masks: bool [G, h, w], in the same pixels; an object with an empty one has no cells.
+        boxes: boxes of the objects, xyxy [G, 4].
+        masks: bool [G, h, w], in the same pixels; an object with an empty mask has no cells.
         size: height and width that the grids span, at least h and w.
-        ranges: least and greatest √area, one pair for each level.
+        ranges: minimum and maximum √area, one pair for each level.
 
     Returns:
         int64 [ΣS²], index of the object or NEGATIVE; cells by level, row and column.
@@ -288,7 +308,7 @@ def mask_losses(features: Tensor, kernels: Tensor, objects: Tensor, owner: Tenso
         features: mask features, [E, h, w].
         kernels: [P, E].
         objects: masks of the image's objects, bool [G, h, w].
-        owner: int64 [P], which object each cell has to find.
+        owner: int64 [P], the object of each cell.
     """
 
     def of_part(kernels: Tensor, owner: Tensor) -> Tensor:
@@ -298,12 +318,12 @@ def mask_losses(features: Tensor, kernels: Tensor, objects: Tensor, owner: Tenso
 
 
 def cell_masks(features: Tensor, kernels: Tensor) -> Tensor:
-    """The masks that kernels [P, E] make of mask features [E, h, w]: probabilities, float32 [P, h, w]."""
+    """Apply kernels [P, E] to mask features [E, h, w]: mask probabilities, float32 [P, h, w]."""
     return torch.einsum("pe,ehw->phw", kernels, features).float().sigmoid()
 
 
 def _least_areas(device: torch.device) -> Tensor:
-    """How many pixels of the mask features the mask of each cell has to be larger than, int64 [ΣS²]."""
+    """The number of mask-feature pixels that the mask of each cell has to exceed, int64 [ΣS²]."""
     return torch.tensor(STRIDES, device=device).repeat_interleave(torch.tensor(GRIDS, device=device) ** 2)
 
 
@@ -313,10 +333,10 @@ def rate_masks(features: Tensor, kernels: Tensor, least_area: Tensor) -> Tensor:
     Args:
         features: mask features, [E, h, w].
         kernels: [P, E].
-        least_area: pixels that each mask has to be larger than, int64 [P].
+        least_area: number of pixels that each mask has to exceed, int64 [P].
 
     Returns:
-        float32 [P], in 1/2..1, or 0 where a mask is too small.
+        float32 [P], in 1/2..1, or 0 if a mask is too small.
     """
 
     def rate(kernels: Tensor, least_area: Tensor) -> Tensor:
@@ -329,9 +349,9 @@ def rate_masks(features: Tensor, kernels: Tensor, least_area: Tensor) -> Tensor:
 
 
 def best_pairs(scores: Tensor, maskness: Tensor, threshold: float, most: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The pairs of cell and class whose score times maskness is highest, of those with a score above the threshold and any maskness.
+    """The pairs of cell and class with the highest score times maskness, among those with a score above the threshold and maskness > 0.
 
-    Takes scores [S, C] and the maskness of the cells [S] to score times maskness, falling, cell and class, [<= `most`] each.
+    Maps scores [S, C] and the maskness of the cells [S] to score times maskness, descending, cell and class, [<= `most`] each.
     """
     cell, label = ((scores > threshold) & (maskness > 0)[:, None]).nonzero(as_tuple=True)
     score, order = (scores[cell, label] * maskness[cell]).sort(descending=True, stable=True)
@@ -340,22 +360,22 @@ def best_pairs(scores: Tensor, maskness: Tensor, threshold: float, most: int) ->
 
 
 def peaks(scores: Tensor, grid: int) -> Tensor:
-    """Keep scores that are the greatest of their cell, the one left, the one above and the one between; [S², C]."""
+    """Keep scores that are the maximum of their cell and its left, upper and upper-left neighbours; [S², C]."""
     heat = scores.T.reshape(1, -1, grid, grid)
     greatest = F.max_pool2d(heat, 2, stride=1, padding=1)[:, :, :-1, :-1]
     return torch.where(greatest == heat, heat, 0.0).flatten(2)[0].T
 
 
 def matrix_nms_decay(masks: Tensor, labels: Tensor) -> Tensor:
-    """Matrix NMS (Wang et al., 2020, section 3.4) with a Gaussian: what the score of each mask is multiplied by.
+    """Matrix NMS (Wang et al., 2020, section 3.4) with a Gaussian: the factor for the score of each mask.
 
     Args:
-        masks: bool [D, h, w], by falling score.
+        masks: bool [D, h, w], by descending score.
         labels: int64 [D].
 
     Returns:
-        [D], in 0..1: the least exp(-σ (IoU² - c²)) over all better masks of the class, where c is the highest IoU of that mask with one
-        better still. 1 for the best.
+        [D], in 0..1: the minimum of exp(-σ (IoU² - c²)) over all higher-scoring masks of the class, where c is the highest IoU of that
+        mask with masks that score higher still. 1 for the best.
     """
     flat = masks.flatten(1).float()
     with torch.autocast(flat.device.type, enabled=False):  # float16 ends at 65,504 pixels
@@ -363,7 +383,8 @@ def matrix_nms_decay(masks: Tensor, labels: Tensor) -> Tensor:
     area = flat.sum(1)
     iou = both / (area[:, None] + area - both)
     iou = torch.where(labels[:, None] == labels, iou, 0.0).triu(diagonal=1)
-    # Padded by a row that changes nothing, because there may be no masks.
-    highest = F.pad(iou, (0, 0, 1, 0)).amax(0)
+    # Padded by a row without effect, because there may be no masks. (F.pad of PyTorch 2.9 refuses empty tensors.)
+    neutral = torch.zeros_like(area)[None]
+    highest = torch.cat([neutral, iou]).amax(0)
     decay = (-_SIGMA * (iou.square() - highest.square()[:, None])).exp()
-    return F.pad(decay, (0, 0, 1, 0), value=1.0).amin(0)
+    return torch.cat([neutral + 1, decay]).amin(0)

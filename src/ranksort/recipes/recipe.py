@@ -86,8 +86,7 @@ class ModelSettings:
     pixel_std: tuple[float, ...] = ()
     """standard deviation of each RGB channel, in 0..255, by which the images are divided; none: as for the mean"""
     score_threshold: float = 0.05
-    """minimum score of a detection; the .4 of the R-CNNs and .6 of LVIS are the published values, and may hide many detections after short
-    runs"""
+    """minimum score of a detection; .4 for the R-CNNs and .6 for LVIS, as published, may hide many detections after short runs"""
     nms_threshold: float = 0.6
     """IoU above which the lower-scoring of two detections of a class is dropped; solov2 lowers scores instead"""
     detections_per_image: int = 100  # maximum number of detections per image
@@ -160,7 +159,16 @@ class EvaluationSettings:
 
 @dataclass
 class Recipe:
-    """All settings of a run, in five groups."""
+    """All settings of a run, in five groups.
+
+    Examples:
+        >>> from ranksort import Recipe
+        >>> recipe = Recipe(name="mine")
+        >>> recipe.model.detector, recipe.training.epochs = "faster_rcnn", 24
+        >>> recipe.check()  # raises ValueError for settings that are out of range
+        >>> Recipe.from_dict(recipe.as_dict()) == recipe
+        True
+    """
 
     name: str = ""  # names the run folder; by default the name of the recipe function
     data: DataSettings = field(default_factory=DataSettings)

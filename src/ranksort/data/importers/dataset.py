@@ -1,4 +1,4 @@
-"""What an importer has read, and how it becomes COCO JSON."""
+"""The result of an importer, and how to write it as COCO JSON."""
 
 import math
 import os
@@ -17,11 +17,11 @@ from ...json_list import to_json
 from ...words import counted
 from ..coco_columns import Category
 
-_SHOWN = 5  # lines of a kind in a report
+_SHOWN = 5  # lines per kind in a report
 
 
 class UnknownClass(ValueError):
-    """The classes do not fit the annotations, so that no object's can be relied on."""
+    """The classes do not fit the annotations, so that none can be relied on."""
 
 
 class ImportedObject(NamedTuple):
@@ -49,10 +49,10 @@ class ImportedDataset:
     """What an importer has read.
 
     Attributes:
-        source: what it was read from, to print.
+        source: what it was read from, in words.
         categories: the classes, by number or name.
         splits: the images of `train`, `val` and `test`.
-        remarks: by kind, a line for each case, of what was left out, or read in a way worth saying.
+        remarks: kind -> a line for each case, of what was left out or interpreted.
     """
 
     source: str
@@ -61,12 +61,12 @@ class ImportedDataset:
     remarks: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def remark(self, kind: str, lines: Iterable[str]) -> None:
-        """Note cases of a kind; no lines, no remark."""
+        """Add cases of a kind; without lines, nothing is added."""
         if lines := list(lines):
             self.remarks[kind] += lines
 
     def read(self, tasks: Sequence[tuple[str, Path]], read: Callable[[Path], ImportedImage]) -> None:
-        """Read images by `read` from what stands for them, with their splits. It raises ValueError where one has to be left out.
+        """Read images with `read`, with their splits. It raises ValueError if an image has to be left out.
 
         Raises:
             UnknownClass: raised by `read`.
@@ -86,7 +86,7 @@ class ImportedDataset:
                 results = track(pool.map(attempt, tasks), "reading", len(tasks), console=console, transient=True)
                 for (split, _), result in zip(tasks, results, strict=True):
                     if isinstance(result, ValueError):
-                        self.remark("images left out, since they or their annotations cannot be read", [str(result)])
+                        self.remark("images left out because they or their annotations cannot be read", [str(result)])
                         continue
                     self.splits.setdefault(split, []).append(result)
                     for kind, line in result.remarks:
@@ -95,7 +95,7 @@ class ImportedDataset:
                 pool.shutdown(cancel_futures=True)
 
     def leave_out_unlabelled(self) -> None:
-        """Leave out the images for validation and testing where none has an object: nothing could be evaluated on them."""
+        """Leave out splits for validation and testing without objects, on which nothing could be evaluated."""
         for split in ("val", "test"):
             if (images := self.splits.get(split)) and not any(image.objects for image in images):
                 del self.splits[split]
@@ -105,7 +105,7 @@ class ImportedDataset:
                 )
 
     def lacking(self) -> str:
-        """Why nothing can be trained on it, in words; "": it can."""
+        """Why it cannot be used for training, in words; "" if it can."""
         images = self.splits.get("train", [])
         if any(image.objects for image in images):
             return ""
@@ -116,7 +116,7 @@ class ImportedDataset:
         )
 
     def __str__(self) -> str:
-        """What there is in each split, and the remarks."""
+        """The contents of each split, and the remarks."""
         splits = [split for split in ("train", "val", "test") if split in self.splits]
         counts = {s: Counter(o.label for image in self.splits[s] for o in image.objects) for s in splits}
         rows: list[tuple[Any, ...]] = [
@@ -135,7 +135,7 @@ class ImportedDataset:
 
 
 def walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Go through a folder in depth, in order, along links too: each folder once, and the names of its files, without hidden ones."""
+    """Walk a folder recursively, sorted, following links: each folder once, with the names of its files, without hidden ones."""
     seen = set()
     for where, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [] if (real := os.path.realpath(where)) in seen else sorted(f for f in folders if f[0] != ".")
@@ -147,14 +147,14 @@ def walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
 def new_object(
     label: int | str, box: Sequence[float], polygon: list[float] | None = None, crowd: bool = False
 ) -> ImportedObject | None:
-    """Return an object with the corners `box` [x1, y1, x2, y2], or None if it has no area."""
+    """An object with the corners `box` [x1, y1, x2, y2], or None if it has no area."""
     x1, y1, x2, y2 = box
     is_flat = x2 <= x1 or y2 <= y1 or (polygon is not None and _rounded(_area(polygon)) == 0)
     return None if is_flat else ImportedObject(label, (x1, y1, x2 - x1, y2 - y1), polygon, crowd)
 
 
 def write(dataset: ImportedDataset, out: Path, copy_images: bool) -> None:
-    """Write a data set to a new folder, which is there when all of it is.
+    """Write a data set to a new folder, which appears when it is complete.
 
     Raises:
         ValueError: there is nothing to write, or the images cannot be linked.
@@ -241,9 +241,11 @@ def _copy(images: set[Path], folder: Path, out: Path) -> None:
 
 
 def _link(folder: Path, link: Path, out: Path) -> None:
-    """Make a link to the folder of the images, relative, so that both can be moved together; it will be in `out`."""
+    """Create a relative link to the folder of the images, so that both can be moved together; it will be in `out`."""
     target = os.path.relpath(folder.resolve(), out.parent.resolve() / out.name)
     try:
         link.symlink_to(target, target_is_directory=True)
     except (OSError, NotImplementedError) as error:
-        raise ValueError(f"No link to {folder} can be made in {out.parent} ({error}): add --copy-images.") from None
+        raise ValueError(
+            f"A link to {folder} cannot be created in {out.parent} ({error}): add --copy-images."
+        ) from None

@@ -1,7 +1,7 @@
-"""PASCAL VOC's format: an XML file for each image, with the corners of each object's box in pixels.
+"""PASCAL VOC format: an XML file for each image, with the corners of each object's box in pixels.
 
-Which image an XML file belongs to: the one of its own name, before the `filename` in it, which often was not changed along. Splits are
-those of `ImageSets/Main`, else those that folders are named by (`train/`, `valid/`); else all is for training.
+An XML file belongs to the image of the same name or, failing that, to the `filename` in it, which is often outdated. Splits are those
+of `ImageSets/Main`, else those in the names of folders (`train/`, `valid/`), else everything is for training.
 """
 
 import math
@@ -19,13 +19,13 @@ from .dataset import ImportedDataset, ImportedImage, new_object, walk
 
 _LISTS = ("train.txt", "val.txt", "trainval.txt", "test.txt")
 _UNLISTED = "annotation files that no list of ImageSets/Main names, left out"
-_DIFFICULT = "objects marked as difficult, written as crowd regions: --data.crowd keep takes them for objects"
-_POLYGONS = "objects whose polygons were left out: their boxes are taken"
+_DIFFICULT = "objects marked as difficult, written as crowd regions: --data.crowd keep treats them as objects"
+_POLYGONS = "objects whose polygons were left out: their boxes are used"
 
 
 @dataclass
 class _Files:
-    """The files of a folder, in depth."""
+    """The files of a folder, found recursively."""
 
     folder: Path
     annotations: list[Path] = field(default_factory=list)
@@ -34,7 +34,7 @@ class _Files:
 
 
 def find(folder: Path) -> Path | None:
-    """Return the first XML file of a folder in this format."""
+    """The first XML file of a folder in this format."""
     files = (where / name for where, names in walk(folder) for name in names if name.lower().endswith(".xml"))
     return next(filter(_is_annotation, files), None)
 
@@ -95,12 +95,12 @@ def _listed(files: _Files, dataset: ImportedDataset) -> list[tuple[str, Path]]:
 
 
 def _ids(file: Path) -> list[str]:
-    """The names in a list, of which some tools quote those with spaces."""
+    """The names in a list; some tools quote names with spaces."""
     return [line.strip().strip('"') for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
 
 
 def _by_folder(files: _Files, dataset: ImportedDataset) -> list[tuple[str, Path]]:
-    """All annotation files, by the split that their folders are named by."""
+    """All annotation files, by the split in the names of their folders."""
     tasks = [(split_of(file.parent.relative_to(files.folder)), file) for file in files.annotations]
     if not any(split for split, _ in tasks):
         return [("train", file) for _, file in tasks]
@@ -116,7 +116,7 @@ def _parse(file: Path) -> Element:
     builder, parser = TreeBuilder(), expat.ParserCreate()
 
     def refuse(*_: object) -> None:
-        raise ValueError(f"{file} declares a document type (<!DOCTYPE), which annotations do not need: take it out")
+        raise ValueError(f"{file} declares a document type (<!DOCTYPE), which annotations do not need: remove it")
 
     parser.StartDoctypeDeclHandler = refuse
     parser.StartElementHandler = builder.start
@@ -125,14 +125,14 @@ def _parse(file: Path) -> Element:
     try:
         parser.Parse(file.read_bytes(), True)
     except expat.ExpatError as error:
-        raise ValueError(f"{file} is no complete XML: {error}") from None
+        raise ValueError(f"{file} is not complete XML: {error}") from None
     return builder.close()
 
 
 def _read_image(file: Path, files: _Files) -> ImportedImage:
     root = _parse(file)
     if root.tag != "annotation":
-        raise ValueError(f"{file} is no annotation but <{root.tag}>")
+        raise ValueError(f"{file} is not an annotation but <{root.tag}>")
     path = _image_of(file, Path(_text(root, "filename").replace("\\", "/")), files)
     width, height = _size(root, path, file)
     image = ImportedImage(path, width, height)
@@ -167,9 +167,9 @@ def _number(text: str) -> float:
 
 
 def _offset(root: Element) -> int:
-    """What to take from xmin and ymin for the edges of pixels, counted from 0.
+    """What to subtract from xmin and ymin to get pixel edges, counted from 0.
 
-    VOC's own files count pixels from 1, and `xmax` is the last one. So does Roboflow's reader, supervision. All other files are taken as
+    VOC's own files count pixels from 1, and `xmax` is the last one. So does Roboflow's reader, supervision. All other files are used as
     they are: labelImg, CVAT, datumaro and FiftyOne write edges.
     """
     source = f"{_text(root, 'source/database')} {_text(root, 'source/annotation')}".lower()
@@ -177,7 +177,7 @@ def _offset(root: Element) -> int:
 
 
 def _image_of(file: Path, named: Path, files: _Files) -> Path:
-    """The image of an annotation file, the nearest one where several have its name."""
+    """The image of an annotation file, the nearest one if several have its name."""
     candidates = files.images.get(file.stem) or files.images.get(Path(file.stem).stem) or files.images.get(named.stem)
     if not candidates:
         raise ValueError(f"{file}: there is no image {file.stem}.*{f' and no {named}' if named.name else ''}")
@@ -193,7 +193,7 @@ def _image_of(file: Path, named: Path, files: _Files) -> Path:
 
 
 def _size(root: Element, image: Path, file: Path) -> tuple[int, int]:
-    """The image's size, upright or as it is stored: the one that the annotations state, the former where they state none."""
+    """The image's size, upright or as stored: the one in the annotations, or upright if there is none."""
     sizes = stated_sizes(image)
     width, height = (_number(_text(root, f"size/{key}")) for key in ("width", "height"))
     if not (width > 0 and height > 0):

@@ -1,11 +1,11 @@
-"""YOLO's format: a text file for each image, with a line for each object, in fractions of the image's width and height.
+"""YOLO format: a text file for each image, with a line for each object, in fractions of the image's width and height.
 
     class  x_center y_center width height        a box
     class  x1 y1 x2 y2 x3 y3 ...                 a polygon
 
-Classes and splits are in a YAML file (Ultralytics, Roboflow), in `obj.data` and `obj.names` (Darknet, CVAT), or the classes alone in
-`classes.txt` (labelImg, Label Studio). Images and labels are found as Ultralytics finds them: the label file of
-`images/train/a.jpg` is `labels/train/a.txt`, that of an image outside any `images` folder lies beside it.
+Classes and splits are in a YAML file (Ultralytics, Roboflow), in `obj.data` and `obj.names` (Darknet, CVAT), or only the classes in
+`classes.txt` (labelImg, Label Studio). Images and labels are found as in Ultralytics: the label file of `images/train/a.jpg` is
+`labels/train/a.txt`; an image outside any `images` folder has it beside it.
 """
 
 import math
@@ -44,15 +44,15 @@ class _Layout:
 
 
 def find(folder: Path) -> Path | None:
-    """Return the file that names the classes of a folder in this format; `folder` may also be its YAML file.
+    """The file with the class names of a folder in this format; `folder` may also be its YAML file.
 
     Raises:
-        ValueError: there is a YAML file of a data set, and it is none by its syntax.
+        ValueError: the YAML file of a data set has a syntax error.
     """
     if folder.is_file():
         return folder if folder.suffix in _YAML and _has_classes(folder) else None
     files = [file for suffix in _YAML for file in folder.glob(f"*{suffix}") if _has_classes(file)]
-    # Others lie about, such as the settings of a training or a model, which has a number of classes.
+    # There may be others, such as the settings of a run or a model, with a number of classes.
     files.sort(
         key=lambda file: (not {"names", "train"} <= _load_yaml(file).keys(), file.stem not in _YAML_STEMS, file.name)
     )
@@ -92,17 +92,17 @@ def read(folder: Path) -> ImportedDataset:
     for number, name in enumerate(layout.names):
         by_name.setdefault(name.strip().casefold(), []).append(number)
     dataset.remark(
-        "classes of the same name, which a detector is to tell apart: join them, in the label files, too",
+        "classes with the same name, which a detector would have to tell apart: merge them, also in the label files",
         (f"{', '.join(map(str, same))}: {layout.names[same[0]]}" for same in by_name.values() if len(same) > 1),
     )
     dataset.remark("images outside the folders of the splits, left out", map(str, layout.outside))
-    dataset.remark("listed but not there, left out", layout.missing)
+    dataset.remark("listed but missing, left out", layout.missing)
     trained = set(layout.splits.get("train", []))
     shared = (
         image for split, images in layout.splits.items() if split != "train" for image in images if image in trained
     )
     dataset.remark(
-        "images for training and for evaluation at once, whose AP says nothing about other images", map(str, shared)
+        "images both for training and for evaluation, whose AP says nothing about other images", map(str, shared)
     )
     folders = sorted({label.parent for label in labels if label})
     alone = (label for folder in folders for label in sorted(folder.glob("*.txt")) if label not in labels)
@@ -111,7 +111,7 @@ def read(folder: Path) -> ImportedDataset:
 
 
 def _has_labels(folder: Path) -> bool:
-    """Whether there are folders of label files, or images with theirs beside them, as of labelImg."""
+    """Whether there are folders of label files, or images with label files beside them, as from labelImg."""
     if any((folder / "obj_train_data").glob("*")) or any(folder.glob("labels")) or any(folder.glob("*/labels")):
         return True
     images = (file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
@@ -119,7 +119,7 @@ def _has_labels(folder: Path) -> bool:
 
 
 def _check_syntax(file: Path) -> None:
-    """Raise ValueError where a YAML file that is there cannot be parsed."""
+    """Raise ValueError if a YAML file exists but cannot be parsed."""
     try:
         yaml.safe_load(file.read_text(encoding="utf-8-sig"))
     except yaml.MarkedYAMLError as error:
@@ -161,7 +161,7 @@ def _from_yaml(file: Path) -> _Layout:
                 layout.missing.append(f"{entry}, which is {split} of {file}")
             else:
                 images.update(dict.fromkeys(_images_of(path, roots, layout.missing)))
-        if missing and not images and split != "test":  # which Roboflow lists, whether it is exported or not
+        if missing and not images and split != "test":  # Roboflow lists it even if it is not exported
             raise missing[0]
         if images:
             layout.splits[split] = list(images)
@@ -169,22 +169,20 @@ def _from_yaml(file: Path) -> _Layout:
 
 
 def _names(file: Path) -> list[str]:
-    """The classes, of a list or a dictionary by number; by Ultralytics' default names if there is a number of classes alone."""
-    content = _load_yaml(
-        file, yaml.BaseLoader
-    )  # as they are written: YAML takes on, off, yes and no for true and false
+    """The classes, from a list or a dictionary by number; Ultralytics' default names if only the number of classes is given."""
+    content = _load_yaml(file, yaml.BaseLoader)  # as written: YAML reads on, off, yes and no as true and false
     names, count = content.get("names"), content.get("nc")
     if not names and isinstance(count, str) and count.isdecimal():
         names = [f"class_{number}" for number in range(int(count))]
     if isinstance(names, dict) and names.keys() == set(map(str, range(len(names)))):
         names = [names[str(number)] for number in range(len(names))]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"The names of {file} must be a list of the classes, or numbered from 0 on without gaps.")
+        raise ValueError(f"The names of {file} must be a list of the classes, or numbered from 0 without gaps.")
     return names
 
 
 def _existing(path: str, roots: list[Path], what: str) -> Path:
-    """A path below one of some folders, or without its first folders: Roboflow writes `../train/images`, others those of their disk."""
+    """A path below one of several folders, also without its first folders: Roboflow writes `../train/images`, others absolute paths."""
     parts = Path(path.replace("\\", "/")).parts
     for start in range(len(parts)):
         if start and parts[start:] == ("images",):
@@ -195,17 +193,17 @@ def _existing(path: str, roots: list[Path], what: str) -> Path:
                 return candidate
     ends = [parts[start:] for start in range(len(parts)) if parts[start:] != ("images",)]
     near = next((root / found for end in ends for root in roots if (found := Near().find(root, end))), None)
-    hint = f"; there is {near}: write it so" if near else ""
+    hint = f"; there is {near}: use that name" if near else ""
     raise ValueError(
-        f"There is no {path}, which is {what}; it was looked for in {' and '.join(map(str, roots))}{hint}."
+        f"There is no {path}, which is {what}; it was searched for in {' and '.join(map(str, roots))}{hint}."
     )
 
 
 def _images_of(path: Path, roots: list[Path], missing: list[str]) -> list[Path]:
-    """The images of a folder, in depth, or those that a text file lists; what it lists and is not there comes to `missing`.
+    """The images of a folder, found recursively, or those listed in a text file; listed but missing ones are added to `missing`.
 
     Raises:
-        ValueError: nothing that it lists is there.
+        ValueError: none of the listed images exists.
     """
     if path.is_dir():
         return _images_in(path)
@@ -245,7 +243,7 @@ def _from_darknet(file: Path) -> _Layout:
 
 
 def _by_folder(layout: _Layout, folder: Path) -> _Layout:
-    """Take all images in a folder, by the split that their folders are named by; those of none are for training where no others are."""
+    """All images in a folder, by the split in the names of their folders; those without are for training if no others are."""
     for image in _images_in(folder):
         layout.splits.setdefault(split_of(image.parent.relative_to(folder)), []).append(image)
     outside = layout.splits.pop("", [])
@@ -259,12 +257,12 @@ def _by_folder(layout: _Layout, folder: Path) -> _Layout:
 def _lines(file: Path) -> list[str]:
     names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     if not names:
-        raise ValueError(f"{file} names no class.")
+        raise ValueError(f"{file} has no classes.")
     return names
 
 
 def _label_files(image: Path) -> list[Path]:
-    """Where the label file of an image may be."""
+    """Possible paths of the label file of an image."""
     beside, parts = image.with_suffix(".txt"), image.parts
     places = [n for n, part in enumerate(parts[:-1]) if part == "images"]
     if not places:
@@ -277,7 +275,7 @@ def _label_file(image: Path) -> Path | None:
 
 
 def _is_label_file(file: Path) -> bool:
-    """Whether a text file begins as one of labels, unlike lists of classes or images."""
+    """Whether a text file starts like a label file, unlike lists of classes or images."""
     words = file.read_text(encoding="utf-8-sig", errors="replace").split(maxsplit=5)[:5]
     try:
         return len([float(word) for word in words]) == 5
@@ -289,12 +287,12 @@ def _read_image(path: Path, layout: _Layout) -> ImportedImage:
     (width, height), _ = stated_sizes(path)
     image, labels = ImportedImage(path, width, height), _label_file(path)
     if labels is None:
-        image.remarks.append(("images without a label file, taken as images without objects", str(path)))
+        image.remarks.append(("images without a label file, used as images without objects", str(path)))
         return image
     try:
         lines = labels.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
-        raise ValueError(f"{labels} is no text file") from None
+        raise ValueError(f"{labels} is not a text file") from None
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -305,7 +303,7 @@ def _read_image(path: Path, layout: _Layout) -> ImportedImage:
             raise type(error)(f"{where}: {error}") from None
         if layout.keypoints and len(values) == 4 + layout.keypoints:
             values = values[:4]
-            image.remarks.append(("objects whose keypoints were left out: their boxes are taken", where))
+            image.remarks.append(("objects whose keypoints were left out: their boxes are used", where))
         found = _object(label, values, width, height)
         if found is None:
             image.remarks.append(("objects without area, left out", f"{where}: {line.strip()[:80]}"))
@@ -315,7 +313,7 @@ def _read_image(path: Path, layout: _Layout) -> ImportedImage:
 
 
 def _numbers(words: list[str], layout: _Layout) -> tuple[int, list[float]]:
-    """The class and the other numbers of a line, checked."""
+    """Parse and check the class and the other numbers of a line."""
     try:
         first, *values = map(float, words)
     except ValueError:
@@ -325,19 +323,19 @@ def _numbers(words: list[str], layout: _Layout) -> tuple[int, list[float]]:
     if not first.is_integer() or not 0 <= first < len(layout.names):
         raise UnknownClass(
             f"the class is {words[0]}, but the {len(layout.names)} classes of {layout.source} are 0 to {len(layout.names) - 1}; correct "
-            "these names (where the classes are counted from 1, put one more in front)"
+            "the names (if the classes are counted from 1, insert one in front)"
         )
     if not (len(values) == 4 or (len(values) >= 6 and len(values) % 2 == 0)) and len(values) != 4 + layout.keypoints:
-        hint = " (is the last one a score, as of detections?)" if len(values) == 5 else ""
+        hint = " (is the last one a score, as in detections?)" if len(values) == 5 else ""
         hint = " (keypoints need kpt_shape in the YAML file)" if len(values) > 6 else hint
         raise ValueError(
-            f"there are {len(words)} numbers, where a class and a box are 5, and a class and a polygon 7 or a larger odd number{hint}"
+            f"there are {len(words)} numbers; a class and a box need 5, a class and a polygon 7 or a larger odd number{hint}"
         )
     coordinates = values[: 4 if len(values) == 4 + layout.keypoints else None]
     outside = [value for value in coordinates if not -_TOLERANCE <= value <= 1 + _TOLERANCE]
     if outside:
         raise ValueError(
-            f"the coordinate {outside[0]:g} is not within 0..1: they are to be fractions of the image's width and height"
+            f"the coordinate {outside[0]:g} is not within 0..1: coordinates must be fractions of the image's width and height"
         )
     return int(first), values
 

@@ -1,0 +1,44 @@
+"""Commands in processes that are forked from the tests': what takes seconds to import is there already."""
+
+import multiprocessing
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from subprocess import CompletedProcess
+
+from ranksort import cli
+
+fork = multiprocessing.get_context("fork")
+
+
+def run_forked(
+    arguments: Sequence[str], variables: Mapping[str, str] | None = None, timeout: float = 120
+) -> "CompletedProcess[str]":
+    """What `ranksort ARGUMENTS` prints and returns, in a session of its own, with some more environment variables."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+
+        def child() -> None:
+            os.setsid()
+            os.environ.update(variables or {})
+            for number, file in ((1, out), (2, err)):
+                os.dup2(file.fileno(), number)
+            # As a new interpreter has them, not those in which pytest collects what a test prints.
+            sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # noqa: SIM115
+            sys.stderr = sys.__stderr__ = open(2, "w", closefd=False)  # noqa: SIM115
+            try:
+                cli.main(arguments)
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+
+        process = fork.Process(target=child)
+        process.start()
+        process.join(timeout)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            raise TimeoutError(f"ranksort {' '.join(arguments)} has not ended after {timeout} seconds")
+        for file in (out, err):
+            file.seek(0)
+        return CompletedProcess(list(arguments), process.exitcode, out.read(), err.read())
