@@ -121,7 +121,7 @@ def test_merging_calibrated_detectors_is_better_than_each(files, tmp_path):
 def test_what_is_wrong_is_said_in_a_sentence(files, tmp_path, capsys):
     truth, found = files / "truth.json", files / "found.json"
     assert "is also an input" in refused(capsys, "calibrate", truth, found, "--out", found)
-    assert "is no calibration" in refused(capsys, "apply-calibration", truth, found, "--out", tmp_path / "o.json")
+    assert "is not a calibration" in refused(capsys, "apply-calibration", truth, found, "--out", tmp_path / "o.json")
     assert "two or more models" in refused(capsys, "merge", found, "--out", tmp_path / "o.json")
     assert "must be 1 or more" in refused(capsys, "merge", found, found, "--detections-per-image", "0")
     assert "does not exist" in refused(capsys, "merge", found, tmp_path / "none.json")

@@ -1,5 +1,8 @@
 """What docs/ says is there, and runs."""
 
+import ast
+import contextlib
+import io
 import json
 import os
 import re
@@ -9,6 +12,7 @@ import sys
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
+from unittest import mock
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -16,6 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ranksort import cli
 from ranksort.data.check import check_data
 from ranksort.data.faults import CONSEQUENCES
 from ranksort.evaluation.lrp import lrp_error
@@ -225,3 +230,66 @@ def test_output_on_the_data_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     shown = re.search(r"```text\n(.*?)\n```", (ROOT / "docs/data.md").read_text(), re.DOTALL)
     assert shown is not None
     assert str(check_data(images, annotations)) == shown[1]
+
+
+def _help(*arguments: str) -> str:
+    said = io.StringIO()
+    with pytest.raises(SystemExit), contextlib.redirect_stdout(said), mock.patch.dict(os.environ, COLUMNS="500"):
+        cli.main([*arguments, "--help"])
+    return said.getvalue()
+
+
+@pytest.fixture(scope="module")
+def options() -> dict[str, set[str]]:
+    """Those of each command."""
+    names = re.search(r"ranksort \[-h\] \{([\w,-]+)\}", _help())
+    assert names is not None
+    recipe = ("ranksort_atss_lite0_small",)
+    helps = {name: _help(name, *recipe * (name == "train")) for name in names[1].split(",")}
+    return {name: set(re.findall(r"--[a-z][\w.-]*", text)) for name, text in helps.items()}
+
+
+def test_commands_have_the_options_that_pages_give_them(options: dict[str, set[str]]) -> None:
+    found = Counter[str]()
+    for page in PAGES:
+        for language, block in re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+            for line in [] if language not in ("", "bash") else block.replace("\\\n", " ").splitlines():
+                command = re.match(r"(?:srun .*|.*-m )?ranksort ([a-z][\w-]*)(?: ([^#]*))?", line)
+                if command is None or "{" in line:  # --data.{train,val}-images
+                    continue
+                assert command[1] in options, f"{page}: {line}"
+                given = set(re.findall(r"(?<!\S)--[a-z][\w.-]*", command[2] or ""))
+                assert given <= options[command[1]], f"{page}: {line}"
+                found[command[1]] += 1
+    assert set(options) - set(found) <= {"recipes"}
+
+
+OTHER_TOOLS = re.compile(
+    r"--(?:rdzv|node-rank|nnodes|nproc|max-restarts|kill-on|ntasks|signal|requeue|resume-from|cfg-options|seed|eval\b|version)"
+)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_options_in_the_text_exist(page: Path, options: dict[str, set[str]]) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"--data.\{train,val\}", "--data.train", text)
+    named = {o for code in re.findall(r"`([^`]+)`", text) for o in re.findall(r"(?<!\S)--[a-z][\w.-]*\w", code)}
+    scripts = set(re.findall(r"\"(--[a-z-]+)\"", " ".join(path.read_text() for path in ROOT.glob("benchmarks/*.py"))))
+    unknown = named - set().union(*options.values()) - scripts
+    assert [option for option in unknown if not OTHER_TOOLS.match(option)] == []
+
+
+def test_reference_has_all_public_names() -> None:
+    pages = " ".join(page.read_text() for page in (ROOT / "docs/reference").glob("*.md"))
+    for package in ("", "losses", "models", "recipes", "engine", "evaluation"):
+        code = (ROOT / "src/ranksort" / package / "__init__.py").read_text()  # importing all of them would take a while
+        listed = re.search(r"^__all__ = (\[.*?\])", code, re.DOTALL | re.MULTILINE)
+        assert listed is not None
+        exported = ast.literal_eval(listed[1])
+        assert [name for name in exported if not re.search(rf"\b{name}\b", pages)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_python_of_a_page_is_python(page: Path) -> None:
+    for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        compile(code, str(page), "exec")

@@ -140,7 +140,7 @@ def test_another_data_set_is_not_overwritten(tmp_path: Path, split: str) -> None
     annotations = tmp_path / "annotations" / f"instances_{split}.json"
     annotations.parent.mkdir()
     annotations.write_text('{"images": []}')
-    with pytest.raises(ValueError, match=f"instances_{split}.json holds another data set"):
+    with pytest.raises(ValueError, match=f"instances_{split}.json contains another data set"):
         write_synthetic_dataset(tmp_path, **SMALL)
     assert contents(tmp_path) == {f"annotations/instances_{split}.json": b'{"images": []}'}
 

@@ -31,7 +31,7 @@ def many(share: float = 0.2) -> Report:
 def test_lines_for_a_terminal() -> None:
     report = many()
     lines = report.analysis.lines(report)
-    assert lines[0].startswith("95 % intervals, over 40 images: AP ")
+    assert lines[0].startswith("95 % intervals over 40 images: AP ")
     # Eight dogs are cats. Recall .8 costs cats 20 of 101 recalls, precision 40/48 dogs a sixth.
     assert lines[1] == "8 false positives at the best thresholds: another class 100%."
     assert lines[2] == "Cost of each kind of error in points of AP50: another class 18.2."

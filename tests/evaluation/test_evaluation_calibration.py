@@ -189,7 +189,7 @@ def test_a_file_holds_all_of_it(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda text: "[]", "is no calibration"),
+        (lambda text: "[]", "is not a calibration"),
         (lambda text: text[:99], "not complete JSON"),
         (lambda text: text.replace('"version": 1', '"version": 2'), "version 2"),
         (lambda text: text.replace('"iou"', '"size"'), "damaged"),

@@ -38,7 +38,7 @@ def test_names_beside_the_detections_are_compared(tmp_path: Path) -> None:
     assert doubts(tmp_path, [0, 1, 2, 3], {n: f"/photos/{n}.JPG" for n in range(4)}) == []
     (said,) = doubts(tmp_path, [1, 2, 3], {n: f"/photos/{n - 1}.jpg" for n in range(1, 5)})  # numbered from 1
     assert said.startswith("3 of 3 images have different names in ")
-    assert "such as image 1: /photos/0.jpg, which is train/1.jpg there" in said
+    assert "such as image 1: /photos/0.jpg and train/1.jpg" in said
     assert "`ranksort predict --annotations TRUTH.json`" in said
     assert doubts(tmp_path, [0, 1, 2, 3], {}) == []
     for foreign in ("[1]", "{", '{"images": [{"id": 1}]}'):

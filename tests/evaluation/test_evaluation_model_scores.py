@@ -79,7 +79,7 @@ def test_a_file_that_is_named(tmp_path: Path) -> None:
         find_calibration(tmp_path, {}, CATEGORIES, "precision", file)
     with pytest.raises(ValueError, match="belongs to another model: it has none of the classes"):
         find_calibration(tmp_path, {}, [Category(0, "other")], "iou", file)
-    with pytest.raises(ValueError, match="is no calibration"):
+    with pytest.raises(ValueError, match="is not a calibration"):
         find_calibration(tmp_path, {"iou": {"format": "other"}}, CATEGORIES)
 
 

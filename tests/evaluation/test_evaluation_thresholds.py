@@ -44,7 +44,7 @@ def test_thresholds_are_those_of_the_report(tmp_path: Path) -> None:
         assert "no true positives of class 7, class 99: the threshold is the mean of the other classes" in remark
     save_reports(tmp_path / "report", [boxes])
     assert reach(tmp_path, categories[1::2]).values == [second, first]
-    with pytest.raises(ValueError, match="no threshold of any class"):
+    with pytest.raises(ValueError, match="no threshold for any class"):
         reach(tmp_path, [Category(0, "of another model")])
 
 
@@ -89,7 +89,7 @@ def test_thresholds_applied_reach_what_was_wished(data, kind, thousandths) -> No
             kept = matches.outcome[(matches.category == c) & (matches.score >= score)]
             shares[score] = ((kept == 1).sum() / max((kept >= 0).sum(), 1), (kept == 1).sum() / row["objects"])
         if not any(tp for _, tp in shares.values()):
-            with pytest.raises(ValueError, match=r"no threshold of any class|no precisions and recalls"):
+            with pytest.raises(ValueError, match=r"no threshold for any class|no precisions and recalls"):
                 thresholds.reach(wish, [category])
             continue
         (value,), remarks = thresholds.reach(wish, [category])
@@ -129,11 +129,11 @@ def test_what_is_wrong_with_thresholds(tmp_path: Path) -> None:
         reach(tmp_path, categories)
     checkpoint = tmp_path / "some.safetensors"
     checkpoint.touch()
-    with pytest.raises(FileNotFoundError, match=rf"by `ranksort test {checkpoint} --out {tmp_path}/report`"):
+    with pytest.raises(FileNotFoundError, match=rf"with `ranksort test {checkpoint} --out {tmp_path}/report`"):
         reach(checkpoint, categories)
     evaluate_detections(truth, []).save(tmp_path / "report")
     assert json.loads((tmp_path / "report" / "thresholds.json").read_bytes())["default"] is None
-    with pytest.raises(ValueError, match="no threshold of any class"):
+    with pytest.raises(ValueError, match="no threshold for any class"):
         reach(tmp_path, categories)
     run = tmp_path / "run"
     run.mkdir()
@@ -159,5 +159,5 @@ def test_thresholds_of_other_scores_are_refused(tmp_path: Path) -> None:
     report = evaluate_detections(truth, detections)
     report.scores_are = "calibrated"
     report.save(tmp_path / "report")
-    with pytest.raises(ValueError, match="is of scores that were calibrated"):
+    with pytest.raises(ValueError, match="is for scores that were calibrated"):
         reach(tmp_path, [Category(0, "class 0")])

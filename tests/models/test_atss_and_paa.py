@@ -150,7 +150,7 @@ def test_training_without_targets_is_explained(make: Make) -> None:
 def test_label_beyond_the_classes_is_explained(make: Make) -> None:
     images, targets = batch(sample(64, 64, [[1, 1, 30, 30, 2]]))
     targets[0]["labels"] += 1
-    with pytest.raises(ValueError, match=r"labels 3\.\.3, the model knows 0\.\.2"):
+    with pytest.raises(ValueError, match=r"labels 3\.\.3, but the model has 0\.\.2"):
         make()(images, targets)
 
 

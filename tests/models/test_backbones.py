@@ -248,7 +248,7 @@ def test_names_are_those_of_torchvision() -> None:
         ("timm/mvitv2_tiny", "'mvitv2_tiny' gives no pyramid"),  # on small images alone: its table of positions ends
         ("timm/sequencer2d_s", "'sequencer2d_s' gives no pyramid"),
         ("timm/efficientvit_m0", "'efficientvit_m0' gives no pyramid .*192x2x3"),
-        ("timm/resnet18.nonsense", r"no weights 'nonsense' of resnet18: choose one of .*resnet18\.a1_in1k"),
+        ("timm/resnet18.nonsense", r"no weights 'nonsense' for resnet18: choose one of .*resnet18\.a1_in1k"),
     ],
 )
 def test_unknown_names(name: str, sentence: str) -> None:

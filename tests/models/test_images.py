@@ -166,9 +166,9 @@ GOOD = _target([[1.0, 2, 3, 4]])
         ),
         (IMAGE, {**GOOD, "labels": torch.zeros(2, dtype=torch.int64)}, r"target 1 .* got \(1, 4\) and \(2,\)"),
         (IMAGE, {"boxes": torch.zeros(0, 4), "labels": torch.tensor([])}, r"target 1 .* type int64, got torch.float32"),
-        (IMAGE, _target([[1.0, 2, 1, 4]]), r"target 1 .* an empty or infinite box, xyxy \[1.0, 2.0, 1.0, 4.0\]"),
-        (IMAGE, _target([[1.0, 2, float("nan"), 4]]), r"target 1 .* box without area"),
-        (IMAGE, {**GOOD, "labels": torch.tensor([3])}, r"target 1 .* labels 3\.\.3, the model knows 0\.\.2"),
+        (IMAGE, _target([[1.0, 2, 1, 4]]), r"target 1 .* an empty or non-finite box, xyxy \[1.0, 2.0, 1.0, 4.0\]"),
+        (IMAGE, _target([[1.0, 2, float("nan"), 4]]), r"target 1 .* an empty or non-finite box"),
+        (IMAGE, {**GOOD, "labels": torch.tensor([3])}, r"target 1 .* labels 3\.\.3, but the model has 0\.\.2"),
         (IMAGE, {**GOOD, "labels": torch.tensor([-1])}, r"target 1 .* labels -1\.\.-1"),
     ],
 )

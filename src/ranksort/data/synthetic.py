@@ -349,6 +349,6 @@ def holds(annotations: Path, parameters: dict[str, Any], images: Path) -> bool:
         found = "another data set"
     if found != parameters:
         raise ValueError(
-            f"{annotations} is {found}, not the synthetic data set {parameters}: choose another folder or remove it."
+            f"{annotations} contains {found}, not the synthetic data set {parameters}: choose another folder or remove it."
         )
     return all((images / image["file_name"]).exists() for image in content["images"])

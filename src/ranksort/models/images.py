@@ -175,7 +175,7 @@ def _target_problem(target: dict[str, Tensor], size: Sequence[int], num_classes:
     has_area = (boxes[:, 2:] > boxes[:, :2]).all(1) & boxes.isfinite().all(1)
     if not bool(has_area.all()):
         bad = boxes[~has_area][0].tolist()
-        return f"has an empty or infinite box, xyxy {bad}: drop such objects from the data"
+        return f"has an empty or non-finite box, xyxy {bad}: drop such objects from the data"
     if len(labels) and not bool(((labels >= 0) & (labels < num_classes)).all()):
         return f"has labels {int(labels.min())}..{int(labels.max())}, but the model has 0..{num_classes - 1}"
     return None
