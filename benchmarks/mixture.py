@@ -65,7 +65,8 @@ def main() -> None:
         for seed, data, detector in product(options.seeds, options.data, options.detectors):
             train(root(data, options.out), detector, seed, options)
     for data in options.data:
-        print(table(read(options.out / "results.jsonl"), options.out, root(data, options.out), options.validation))
+        cells = [cell for cell in read(options.out / "results.jsonl") if cell["seed"] in options.seeds]
+        print(table(cells, options.out, root(data, options.out), options.validation))
 
 
 def root(data: str, out: Path) -> Path:
