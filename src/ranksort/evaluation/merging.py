@@ -44,8 +44,8 @@ def merge_rows(parts: Mapping[str, Sequence[Row]], detections_per_image: int = 1
         >>> from ranksort.evaluation.merging import merge_rows
         >>> row = {"image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20], "score": 0.9}
         >>> parts = {"a": [row], "b": [{**row, "score": 0.5}, {**row, "bbox": [60, 60, 9, 9], "score": 0.4}]}
-        >>> [(row["bbox"][0], round(row["score"], 2)) for row in merge_rows(parts)]  # the duplicate has lost its score
-        [(10.0, 0.9), (60.0, 0.4), (10.0, 0.07)]
+        >>> [(row["bbox"][0], round(row["score"], 2)) for row in merge_rows(parts)]  # the mean of both; the duplicate has lost its score
+        [(10.0, 0.7), (60.0, 0.2), (10.0, 0.09)]
     """
     boxes = np.concatenate([read_boxes(rows, name) for name, rows in parts.items()])
     _require_common_images(parts)
