@@ -88,7 +88,7 @@ def _false_positives(
 
 
 def _highest(values: np.ndarray, counts: np.ndarray, needed: np.ndarray) -> np.ndarray:
-    """(C, 101) the highest of the values of each class from the `needed`-th one on, 0 if there are not so many.
+    """(C, 101) the highest of the values of each class from the `needed`-th one on, 0 if there are fewer.
 
     Args:
         values: (P,) by class.
