@@ -24,7 +24,7 @@ class Packed(Sequence[bytes]):
 
     Attributes:
         blocks: the pieces one after the other, each within one block.
-        starts: int64, start of each block in bytes.
+        starts: int64, start of each block, in bytes counted over all blocks.
         ends: int64 [N], end of each piece, likewise.
     """
 
