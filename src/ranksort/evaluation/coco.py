@@ -108,7 +108,7 @@ def evaluate(
     metrics = [*list_metrics(limits), *metrics]
     names = Counter([*_COLUMNS, *(metric.name for metric in metrics)])
     if repeated := [name for name, count in names.items() if count > 1]:
-        raise ValueError(f"the report has more than one {', '.join(repeated)}: give the metric another name")
+        raise ValueError(f"the report already has {', '.join(repeated)}: give the metric another name")
     columns = {metric.name: metric.compute(results) for metric in metrics}  # (C,) each
     summary = {metric.name: _mean(columns[metric.name]) for metric in metrics if metric.in_summary}
     if style == "lvis":
