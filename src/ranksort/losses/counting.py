@@ -12,7 +12,7 @@ additional condition y_j < y_i, which makes them two-dimensional dominance sums 
 What has the size of P is computed in float64: float32 prefix sums would lose everything to cancellation.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -54,8 +54,9 @@ def find(values: Tensor, wanted: Callable[[Tensor], Tensor]) -> Tensor:
     return torch.cat([hit.index_select(0, row) * _ROW + column, wanted(rest).nonzero().squeeze(1) + rows * _ROW])
 
 
-def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    return zip(*(x.chunk(_BLOCKS if on_cpu(x) and len(x) >= _BLOCKS_PAY else 1) for x in tensors), strict=True)
+def _blocks(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    # A list, because torch.compile of PyTorch 2.9 cannot interrupt its work within a strict `zip`.
+    return list(zip(*(x.chunk(_BLOCKS if on_cpu(x) and len(x) >= _BLOCKS_PAY else 1) for x in tensors), strict=True))
 
 
 class Breakpoints:
