@@ -4,6 +4,7 @@ So a link such as `../benchmarks/README.md` works on GitHub, in a checkout and i
 """
 
 import html
+import json
 import os
 import posixpath
 import re
@@ -17,7 +18,9 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 OUTSIDE = "repository"  # where the site has what lies outside docs/
-ALWAYS = ("benchmarks/README.md", "benchmarks/losses.md", "findings/README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+ALWAYS = [path.relative_to(ROOT).as_posix() for path in ROOT.glob("benchmarks/*.md")]
+ALWAYS += ["findings/README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+LANGUAGES = {".py": "python", ".sh": "bash", ".json": "json", ".toml": "toml"}
 CODE = re.compile(r"(^ *(`{3,}).*?^ *\2|`[^`\n]+`)", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=[)#])")
 FORMULA = re.compile(r"<(span|div) class=\"arithmatex\">\\[(\[](.*?)\\[)\]]</\1>", re.DOTALL)
@@ -34,7 +37,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         known.add(target)
         if not target.startswith("docs/"):
             files.append(File.generated(config, in_site(target), content=content_of(target)))
-        if target.endswith(".md"):
+        if target.endswith((".md", ".ipynb")):
             todo += links(target)
         todo += [f"{target}/{file.name}" for file in (ROOT / target).glob("*.py")]
     return files
@@ -59,14 +62,14 @@ def on_page_content(content: str, **_: Any) -> str:
 
 
 def links(page: str) -> list[str]:
-    """What a Markdown file links to, as paths in the repository."""
+    """What a Markdown file or notebook links to, as paths in the repository."""
     found: list[str] = []
 
     def note(target: str) -> str:
         found.append(target)
         return target
 
-    replace_links((ROOT / page).read_text(encoding="utf-8"), page, note)
+    replace_links(content_of(page), page, note)
     return found
 
 
@@ -107,4 +110,13 @@ def content_of(target: str) -> str:
             entry.name for entry in os.scandir(path) if entry.name[0] not in "._" or entry.name.endswith(".py")
         )
         return title + "\n".join(f"- [{name}]({name})" if name.endswith(".py") else f"- {name}" for name in names)
-    return f"{title}````{'python' if path.suffix == '.py' else 'bash'}\n{path.read_text(encoding='utf-8')}````\n"
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        return "\n\n".join(map(cell, json.loads(text)["cells"]))
+    return f"{title}````{LANGUAGES.get(path.suffix, 'text')}\n{text}````\n"
+
+
+def cell(content: dict[str, Any]) -> str:
+    """A cell of a notebook as Markdown, without its output."""
+    source = "".join(content["source"])
+    return source if content["cell_type"] == "markdown" else f"````python\n{source}\n````"

@@ -1,6 +1,7 @@
 """The examples, run for a few steps: they are the first code of ours that others copy."""
 
 import csv
+import dataclasses
 import json
 import runpy
 import sys
@@ -275,8 +276,11 @@ def test_a_metric_needs_a_name_of_its_own() -> None:
     }
     metric = my_metric.METRICS[0]
     assert metric.name in evaluate_detections(truth, [], metrics=[metric]).as_dict()
-    with pytest.raises(ValueError, match=r"two metrics have one name: .*FitF1, FitF1"):
+    with pytest.raises(ValueError, match=r"already has FitF1: give the metric another name"):
         evaluate_detections(truth, [], metrics=[metric, metric])
+    for name in ("AP", "objects"):
+        with pytest.raises(ValueError, match=f"already has {name}:"):
+            evaluate_detections(truth, [], metrics=[dataclasses.replace(metric, name=name)])
 
 
 def test_my_format_is_imported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -305,3 +309,6 @@ def test_my_format_is_imported(tmp_path: Path, capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         cli.main(["import-data", str(source), "--reader", "gone.py:read", "--out", str(tmp_path / "other")])
     assert capsys.readouterr().err.startswith("ranksort: there is no file gone.py")
+    with pytest.raises(SystemExit):
+        cli.main(["import-data", str(source), "--reader", "gone.py", "--out", str(tmp_path / "other")])
+    assert capsys.readouterr().err == "ranksort: name the reader as file.py:function, not gone.py\n"

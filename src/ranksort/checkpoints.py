@@ -299,11 +299,15 @@ def _check_fit(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) 
     own = model.state_dict()
     shapes = [(k, tuple(state_dict[k].shape), tuple(own[k].shape)) for k in own if k in state_dict]
     problems = {
-        "lacks": [k for k in own if k not in state_dict],
-        "has unexpected": [k for k in state_dict if k not in own],
-        "has with other shapes": [f"{k} {given} for {needed}" for k, given, needed in shapes if given != needed],
+        ("lacks", "tensor", ""): [k for k in own if k not in state_dict],
+        ("has", "unexpected tensor", ""): [k for k in state_dict if k not in own],
+        ("has", "tensor", " with another shape"): [f"{k} {a} for {b}" for k, a, b in shapes if a != b],
     }
-    found = [f"{what} {counted(len(keys), 'tensor')} ({listed(keys, 3)})" for what, keys in problems.items() if keys]
+    found = [
+        f"{verb} {counted(len(keys), noun)}{which} ({listed(keys, 3)})"
+        for (verb, noun, which), keys in problems.items()
+        if keys
+    ]
     if found:
         raise ValueError(f"the weights of {source} do not fit this model: it {' and '.join(found)}")
 

@@ -39,7 +39,7 @@ def _run_command(arguments: list[str]) -> None:
     if arguments[:1] == ["predict"] and any(argument.endswith(".onnx") for argument in arguments):
         from .exported.command import predict_exported
 
-        predict_exported(arguments[1:])  # with onnxruntime, numpy and Pillow alone
+        predict_exported(arguments[1:])  # needs only onnxruntime, numpy and Pillow
         return
     try:
         import tyro

@@ -108,9 +108,8 @@ def read_weights(path: str | Path, recipe: Recipe) -> Weights:
     if checkpoint.note:
         print(f"warning: {checkpoint.note}: using the weights of {checkpoint.path}")
     settings = recipe.model
-    with torch.device(
-        "meta"
-    ):  # names and shapes without weights; offsets of deformable convolutions may be initialised as usual
+    # Names and shapes without weights; offsets of deformable convolutions may be initialised as usual.
+    with torch.device("meta"):
         backbone = build_backbone(
             settings.backbone,
             pretrained=False,

@@ -103,7 +103,7 @@ def report_pictures(dataset: CocoDataset, report: Report, limit: int) -> list[di
 def worst_and_best_images(dataset: CocoDataset, report: Report, limit: int) -> list[dict[str, Any]]:
     """The images with the highest and the lowest LRP error, with objects and detections, for the report's page.
 
-    Detections count above the threshold at which their class reaches oLRP. Masks are drawn if the report is on masks.
+    Detections count if their score reaches the LRP-optimal threshold of their class. Masks are drawn if the report is on masks.
 
     Args:
         dataset: images and objects.

@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from PIL import Image
 from ranksort.cli import main
 from ranksort.data.check import check_data
 from ranksort.data.coco import CocoDataset
+from ranksort.data.coco_columns import Category
 from ranksort.data.importers import import_data, recognize
-from ranksort.data.importers.dataset import ImportedDataset
+from ranksort.data.importers.dataset import ImportedDataset, ImportedImage, new_object
 from ranksort.data.layouts import find_split
 
 DETECTIONS = [("cat", (10.0, 5.0, 30.0, 25.0)), ("dog", (0.0, 0.0, 64.0, 48.0))]  # corners, of each image of 64x48
@@ -567,3 +569,22 @@ def test_a_folder_in_another_case_is_named(yolo: Path, tmp_path: Path) -> None:
     (yolo / "images" / "train").rename(yolo / "images" / "Train")
     with pytest.raises(ValueError, match=f"There is no images/train, .*; there is {yolo}/images/Train: use that name"):
         import_data(yolo, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        (None, "must return an ImportedDataset, not a list"),
+        ({"valid": []}, "the split valid: splits are train, val and test"),
+        ({"train": [None]}, r"a\.png .* None, which new_object returns"),
+        ({"train": [new_object("dog", (0, 0, 9, 9))]}, r"a\.png .* the class 'dog', which is not among its categories"),
+    ],
+)
+def test_mistakes_of_a_reader_are_named(tmp_path: Path, splits: dict[str, list[Any]] | None, message: str) -> None:
+    def read(folder: Path) -> Any:
+        image = partial(ImportedImage, folder / "a.png", 64, 48)
+        images = {split: [image(objects)] for split, objects in (splits or {}).items()}
+        return [] if splits is None else ImportedDataset("mine", {"cat": Category(1, "cat")}, images)
+
+    with pytest.raises(ValueError, match=message):
+        import_data(tmp_path, tmp_path / "out", read=read)

@@ -156,9 +156,13 @@ def test_wrong_numbers_are_noticed(monkeypatch: pytest.MonkeyPatch):
     right = kernels.rank_sort
     kernels.work_on.cache_clear()
     assert kernels.work_on(torch.device("cpu"))
-    for wrong in (lambda *a: 1.01 * right(*a), lambda *a: right(*a).detach() - a[0].sum() + a[0].sum().detach()):
+    for wrong in (
+        lambda *a: 1.01 * right(*a),
+        lambda *a: right(*a).detach() - a[0].sum() + a[0].sum().detach(),
+        lambda *a: right(*a) * torch.tensor([1.0, torch.nan]),
+    ):
         monkeypatch.setattr(kernels, "rank_sort", wrong)
         kernels.work_on.cache_clear()
-        with pytest.warns(UserWarning, match=r"slower way on cpu.*it returns \["):
+        with pytest.warns(UserWarning, match=r"slower implementation on cpu.*it returns \["):
             assert not kernels.work_on(torch.device("cpu"))
     kernels.work_on.cache_clear()

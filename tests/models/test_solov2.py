@@ -59,6 +59,14 @@ def test_learns_two_images() -> None:
         assert torch.equal(d["boxes"], boxes_around(d["masks"]))
 
 
+def test_without_towers() -> None:
+    model = _model(head_convs=0)
+    images, targets = batch(sample(96, 128, [[8, 8, 60, 44, 0]]))
+    losses = model(images, targets)
+    sum(losses.values()).backward()
+    assert all(bool(p.grad.any()) for p in (model.head.class_logits.weight, model.head.kernels.weight))
+
+
 @pytest.mark.parametrize("light", [True, False])
 def test_losses_are_balanced(light: bool) -> None:
     model = _model(light)

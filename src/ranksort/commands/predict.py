@@ -77,9 +77,8 @@ def predict(
         )
     if tile:  # tiles are for images with more pixels than Pillow opens by default
         Image.MAX_IMAGE_PIXELS = None
-    warnings.filterwarnings(
-        "ignore", category=Image.DecompressionBombWarning
-    )  # from half as many pixels on; such images are read
+    # Pillow warns from half as many pixels on; such images are read.
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     files, passed_over = find_images(images, out)
     if passed_over:
         print(f"skipped: {passed_over}")

@@ -43,7 +43,7 @@ class DataCheck:
     sizes: dict[str, int]  # objects small, medium and large by COCO's limits, 32^2 and 96^2 square pixels
     classes: list[ClassCount]  # in the order of the labels
     untrained: dict[tuple[str, str], list[Id]]
-    """ids of what is not a fault but is not trained on either, by noun and description"""
+    """ids of entries that are not faulty but not trained on either, by noun and description"""
     has_masks: bool  # whether any object has a segmentation
     file: CocoFile
 

@@ -243,9 +243,8 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
             segmentations = [self._segmentations[n] for n in self._places[of_image].tolist()]
             masks = np.array([decode_mask(s, height, width) for s in segmentations], dtype=np.uint8)
             masks = masks.reshape(-1, height, width)
-            if (
-                self.training and not (kept := masks.any(axis=(1, 2))).all()
-            ):  # if there are very many, see `read_coco_file`
+            # With very many polygons, empty masks are only found here, see `read_coco_file`.
+            if self.training and not (kept := masks.any(axis=(1, 2))).all():
                 warnings.warn(f"{path}: left out {int((~kept).sum())} objects whose masks have no pixel", stacklevel=2)
                 boxes, labels, masks = boxes[kept], labels[kept], masks[kept]
             target["masks"] = tv_tensors.Mask(torch.from_numpy(masks))

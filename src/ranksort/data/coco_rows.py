@@ -99,7 +99,7 @@ def is_number(value: Any, limit: float = math.inf) -> bool:
 
 
 class _NoScalar:
-    """Whether a value is a list, an object or a boolean instead of a number or a string."""
+    """A list, an object or a boolean in place of a number or a string; hashable, unlike the value."""
 
     def __init__(self, value: Any) -> None:
         self.shown = reprlib.repr(value)

@@ -55,9 +55,8 @@ class IdIndex:
         `values` are ids as read by `coco_rows`: without booleans, which are integers in Python.
         """
         if len(self._table):
-            with contextlib.suppress(
-                TypeError, OverflowError
-            ):  # raised by an array for anything but integers of its size
+            # An array raises these for anything but integers of its size.
+            with contextlib.suppress(TypeError, OverflowError):
                 below = np.frombuffer(array("q", values), np.int64) - self._first
                 return self._table[np.where((below >= 0) & (below < len(self._table) - 1), below, -1)]
         places: dict[Any, int] = {}

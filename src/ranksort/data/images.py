@@ -23,7 +23,7 @@ class ImageFolder:
     """Find the images of an annotation file.
 
     Exporters write different paths: with backslashes, with the images folder in front, or with folders that no longer exist. An image
-    that is not where its name says is searched without the first folders of the name, unless several images of the file would then
+    that is not where its name says is looked for without the first folders of the name, unless several images of the file would then
     share a name.
 
     Args:

@@ -95,9 +95,8 @@ def _find_annotations(root: Path, split: Part, style: str, divide: bool) -> tupl
 def coco_files(root: Path) -> list[Path]:
     """The annotation files in a folder and in the folders in it."""
     files = sorted([*root.glob("*.json"), *root.glob("*/*.json")], key=lambda file: (len(file.parts), file))
-    once = {
-        file.resolve(): file for file in reversed(files) if not file.name.startswith(".")
-    }  # a link may form a cycle
+    # A link may form a cycle.
+    once = {file.resolve(): file for file in reversed(files) if not file.name.startswith(".")}
     return sorted(file for file in once.values() if len(_sections(file, filled=True)) == 3)
 
 

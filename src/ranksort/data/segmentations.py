@@ -24,7 +24,7 @@ class Packed(Sequence[bytes]):
 
     Attributes:
         blocks: the pieces one after the other, each within one block.
-        starts: int64, start of each block in bytes.
+        starts: int64, start of each block, in bytes counted over all blocks.
         ends: int64 [N], end of each piece, likewise.
     """
 
@@ -121,7 +121,7 @@ def check_segmentations(
     too_large = heights * widths > _MAX_PIXELS
     problems: dict[int, str] = {}
     for first, texts in packed.slices():
-        starts = np.array([text[0] if text else ord("n") for text in texts], dtype=np.uint8)  # as of null
+        starts = np.array([text[0] if text else ord("n") for text in texts], dtype=np.uint8)  # as in null
         missing[first:][: len(texts)] = starts == ord("n")
         for i in np.flatnonzero(~np.isin(starts, list(b"n[{"))).tolist():
             problems[first + i] = "is neither polygons nor an RLE"

@@ -42,7 +42,7 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Add a row, unless it is the last one again: that of a step in which a checkpoint was saved comes twice."""
+        """Add a row, unless it equals the last one: a step that is followed by a checkpoint is logged twice."""
         row: dict[str, Any] = {**metrics, "step": len(self.rows) if step is None else step}
         if self.rows and row == self.rows[-1]:
             return

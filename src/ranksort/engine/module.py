@@ -105,9 +105,8 @@ class DetectorModule(pl.LightningModule):
         others = zip(self.logged[1:], means[1:], strict=True)
         self.log_dict({f"train/{name}": value for name, value in others}, batch_size=size)
         rate = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
-        self.log(
-            "train/lr", means.new_full((), rate), batch_size=size
-        )  # a number would be copied to the device, which waits
+        # A number instead of a tensor would be copied to the device, which waits.
+        self.log("train/lr", means.new_full((), rate), batch_size=size)
         return total
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:

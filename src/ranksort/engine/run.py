@@ -122,9 +122,8 @@ def _train(recipe: Recipe, run: Path, resume: bool, interrupt: Interrupt) -> Rep
         recipe.model = dataclasses.replace(recipe.model, **settled)
         dataclasses.replace(previous, recipe=recipe).check_fits()
         model, taken = create_model(recipe, losses=build_losses(recipe, train_set)), None
-        load_weights(
-            model, previous.state_dict, str(previous.path)
-        )  # for its clear error message; Lightning loads them again
+        # For its clear error message; Lightning loads them again.
+        load_weights(model, previous.state_dict, str(previous.path))
     module = DetectorModule(recipe, model, train_set, val_set)
     module.run = run
     rows = progress.get("rows") if progress else 0  # missing in checkpoints of older versions

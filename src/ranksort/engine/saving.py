@@ -98,9 +98,8 @@ class Checkpoints(pl.Callback):
         self.interrupt.waits = stage == "fit"
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.module.run = trainer.strategy.broadcast(
-            self.folder.parent
-        )  # other processes may have started in another second
+        # Other processes may have started in another second.
+        self.module.run = trainer.strategy.broadcast(self.folder.parent)
         if not trainer.is_global_zero:
             self.interrupt.notice = ""
             return
@@ -115,9 +114,8 @@ class Checkpoints(pl.Callback):
         if enough := self.stopping.enough(self.module.progress, out_of_time=False):
             raise enough  # as before the resume
         if not (self.module.progress["epoch"] or self.module.progress["batches"]):
-            self._save(
-                trainer, "last.ckpt"
-            )  # so that there is something to resume from, and a full disk is noticed now
+            # So that there is something to resume from, and a full disk is noticed now.
+            self._save(trainer, "last.ckpt")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.interrupt.waits = False

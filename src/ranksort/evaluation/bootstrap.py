@@ -19,7 +19,7 @@ RESAMPLES, SEED = 1000, 0
 _CELLS = 2**23  # entries for true positives in resamples that are in memory at a time
 _FEWEST = 50  # resamples at a time
 _ROWS = 64  # true positives at a time
-_TINY = np.float32(1e-30)  # for 0 in denominators: nothing next to 1
+_TINY = np.float32(1e-30)  # replaces 0 in denominators, and vanishes when added to 1
 
 
 class Resampled(NamedTuple):
@@ -83,7 +83,7 @@ def bootstrap_matched(matched: Matched, *, resamples: int = RESAMPLES, seed: int
     parts = []
     for begin in range(0, resamples + 1, block):
         weights = np.ones((num_images, min(block, resamples + 1 - begin)), dtype=np.float32)
-        for n in range(begin == 0, weights.shape[1]):  # first is what was measured
+        for n in range(begin == 0, weights.shape[1]):  # the first column stays 1: as measured
             weights[:, n] = np.bincount(random.integers(num_images, size=num_images), minlength=num_images)
         parts.append(evaluate_weighted(ground_truth, candidates, setting, weights))
     return Bootstrap(*(Resampled(float(x[0]), x[1:]) for x in map(np.concatenate, zip(*parts, strict=True))))
@@ -154,11 +154,11 @@ def evaluate_weighted(
 class _Counted(NamedTuple):
     """The number of detections of a class that count, at an IoU threshold, up to given ones, in B resamples."""
 
-    places: np.ndarray  # (Q,) up to which detections is known what counts, but for odd ones
-    possible: np.ndarray  # (Q, B) that; _TINY for none
-    odd: np.ndarray  # (K,) detections that count though they cannot be wrong, or the other way round
-    signs: np.ndarray  # (K,) 1 and -1
-    sums: np.ndarray  # (K + 1, B) what the first 0, 1, ..., K of them add
+    places: np.ndarray  # (Q,) the detections at which `possible` is known
+    possible: np.ndarray  # (Q, B) number of detections up to there that can be wrong; _TINY for 0
+    odd: np.ndarray  # (K,) detections that count although they cannot be wrong, or can be wrong but do not count
+    signs: np.ndarray  # (K,) 1 for the former, -1 for the latter
+    sums: np.ndarray  # (K + 1, B) change of the number by the first 0, 1, ..., K of them
 
     def up_to(self, detections: np.ndarray, out: np.ndarray) -> np.ndarray:
         """(D, B) number of detections up to each of the given positions, (D,); above 0 at true positives."""

@@ -90,16 +90,16 @@ def _line(name: str, values: Sequence[float]) -> str:
 def summarize(
     samples: Samples, calibrator: Calibrator, kept: np.ndarray, quality: ScoreQuality | None = None
 ) -> CalibrationSummary:
-    """Compare scores with themselves, calibrated as the calibrator was fitted, but by other images.
+    """Calibration errors of the raw scores, and of scores calibrated like by `calibrator` but on other images.
 
     Args:
-        samples: what the detections are worth.
-        calibrator: for its target and method.
+        samples: the detections and their IoUs.
+        calibrator: gives target and method, and becomes part of the result.
         kept: bool (N,): the detections at or above the best threshold of their class.
-        quality: what `judge_scores` says of them, if that is known.
+        quality: the result of `judge_scores` for this target and method, if known.
 
     Raises:
-        ValueError: fewer than two images have detections.
+        ValueError: fewer than two images have detections, or scipy is missing.
     """
     quality = quality or judge_scores(samples, calibrator.categories, kept, calibrator.target, calibrator.method)
     if quality.after is None:

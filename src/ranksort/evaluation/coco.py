@@ -1,5 +1,6 @@
 """Evaluation of detections by the rules of COCO and LVIS: AP, AR and oLRP."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from .metrics import AT_IOU_50, AT_IOU_75, AreaResult, Metric, list_metrics
 from .precision import evaluate_precision
 from .report import Cut, Report
 
+_COLUMNS = ("class", "category_id", "objects", "detections")  # of `Report.per_class`, before the metrics
 LVIS_FREQUENCIES = ("r", "c", "f")  # rare, common, frequent
 SMALL_WITH_AREA = "small, of an area above 0"
 
@@ -36,9 +38,9 @@ def evaluate_detections(
             `score` (0..1) and `bbox` ([x, y, width, height] in pixels) and/or `segmentation` (RLE).
         iou_type: "bbox" compares boxes, "segm" masks.
         style: "coco" (the highest-scoring detections per class and image count) or "lvis" (the highest-scoring per image; classes that
-            are not annotated in an image do not count there).
+            were not looked for in an image do not count there).
         max_detections: how many detections count, 1 or more; by default as published, 100 for "coco" and 300 for "lvis".
-        metrics: additional metrics, listed in the report after the standard ones.
+        metrics: additional metrics with names of their own, listed in the report after the standard ones.
 
     Raises:
         FileNotFoundError: a path is not a file.
@@ -104,8 +106,9 @@ def evaluate(
         if area == "":
             matched = Matched(ground_truth, candidates, setting)
     metrics = [*list_metrics(limits), *metrics]
-    if len({metric.name for metric in metrics}) < len(metrics):
-        raise ValueError(f"two metrics have one name: {', '.join(metric.name for metric in metrics)}")
+    names = Counter([*_COLUMNS, *(metric.name for metric in metrics)])
+    if repeated := [name for name, count in names.items() if count > 1]:
+        raise ValueError(f"the report already has {', '.join(repeated)}: give the metric another name")
     columns = {metric.name: metric.compute(results) for metric in metrics}  # (C,) each
     summary = {metric.name: _mean(columns[metric.name]) for metric in metrics if metric.in_summary}
     if style == "lvis":
@@ -154,13 +157,10 @@ def _per_class(
     rows = []
     for c in np.flatnonzero(num_objects):
         category = ground_truth.categories[c]
-        row = {
-            "class": category.name,
-            "category_id": category.id,
-            "objects": int(num_objects[c]),
-            "detections": int(num_found[c]),
-        }
-        rows.append({**row, **{name: float(values[c]) for name, values in columns.items()}})
+        row = (category.name, category.id, int(num_objects[c]), int(num_found[c]))
+        rows.append(
+            {**dict(zip(_COLUMNS, row, strict=True)), **{name: float(values[c]) for name, values in columns.items()}}
+        )
     return rows
 
 

@@ -34,9 +34,7 @@ class Errors(NamedTuple):
     """
 
     kind: np.ndarray  # (N,) int8 in KINDS; -1 for true positives and what does not count
-    object: (
-        np.ndarray
-    )  # (N,) position of the object that the error refers to; -1 for BACKGROUND and if there is no error
+    object: np.ndarray  # (N,) position of the object that the error refers to; -1 for BACKGROUND and without an error
     missed: np.ndarray  # (A,) bool
     ap: np.ndarray  # (C,) AP at IoU .5, NaN without objects
     costs: np.ndarray  # (6, C) likewise, for each of KINDS, fractions
@@ -117,9 +115,8 @@ class Summary(NamedTuple):
     """Error counts, of all detections and of those `kept`, which score at or above the best threshold of their class."""
 
     number: np.ndarray  # (6,) errors of each of KINDS; of MISSED, objects
-    kept: (
-        np.ndarray
-    )  # (6,) likewise; of MISSED, objects that no kept true positive, CLASS or LOCALIZATION error refers to
+    kept: np.ndarray
+    """(6,) likewise; of MISSED, objects that no kept true positive, CLASS or LOCALIZATION error refers to"""
     costs: np.ndarray  # (6,) mean over the classes that have objects
     of_classes: np.ndarray  # (C, 6) `kept` by class: of the detection, and of the object that is missed
     pairs: np.ndarray  # (P, 4): class of the detections, class of the objects, how many, how many of them are kept

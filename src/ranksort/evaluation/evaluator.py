@@ -109,9 +109,8 @@ class Evaluator:
             ends = np.cumsum(columns["run_bytes"], dtype=np.int64)
             masks = Packed([columns["runs"].tobytes()], np.zeros(1, dtype=np.int64), ends)
             mask_areas = columns["mask_area"].astype(np.int64)
-            areas = mask_areas.astype(
-                np.float64
-            )  # otherwise small and large masks would be distinguished by their boxes
+            # Small and large masks are distinguished by their own areas, not by those of their boxes.
+            areas = mask_areas.astype(np.float64)
         return Detections(columns["image"], columns["category"], areas, boxes, mask_areas, masks, columns["score"])
 
     def __len__(self) -> int:

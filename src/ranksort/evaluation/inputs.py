@@ -68,9 +68,7 @@ class Detections(Instances):
 
     scores: np.ndarray  # (N,) in 0..1
     left_out: dict[Any, int] = field(default_factory=dict)  # ids of categories that the truth lacks: how many had them
-    calibrated: set[str] = field(
-        default_factory=set
-    )  # what they say their scores are worth, see `result_rows.CALIBRATED`
+    calibrated: set[str] = field(default_factory=set)  # the marks `result_rows.CALIBRATED` in their rows
 
     def select(self, indices: np.ndarray) -> "Detections":
         """The detections at `indices`, in that order; boxes and masks stay in their places."""

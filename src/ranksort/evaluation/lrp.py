@@ -105,9 +105,8 @@ def lrp_error(
     errors = (localization / (1 - tau) + fp + fn) / (tp + fp + fn)
 
     ends = 1 + np.flatnonzero(np.diff(scores, append=-1))  # of groups of equal scores
-    best = (
-        ends[np.argmin(errors[ends])] if len(scores) else 0
-    )  # as in the authors' code: at least one detection is kept
+    # As in the authors' code, at least one detection is kept.
+    best = ends[np.argmin(errors[ends])] if len(scores) else 0
     if tp[best] == 0:
         return errors, NOTHING_FOUND
     return errors, OptimalLRP(

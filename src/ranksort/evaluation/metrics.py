@@ -17,7 +17,7 @@ class AreaResult(NamedTuple):
 
     num_objects: np.ndarray  # (C,)
     precision: np.ndarray  # (T, C, 101) at T IoU thresholds
-    recall: np.ndarray  # (T, C, L) with up to L numbers of detections, the limits of `list_metrics`
+    recall: np.ndarray  # (T, C, L) with each of the L limits of `list_metrics` on the number of detections
     lrp: LRPResult
 
 

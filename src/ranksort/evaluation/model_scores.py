@@ -103,9 +103,8 @@ def least_scores(asked: float | Wish, model: "Detector") -> Reached:
             "load it from its run folder, or set a number from 0 to 1"
         )
     values, remarks = model.thresholds.reach(asked)
-    if (
-        model.calibration is not None
-    ):  # it keeps the order in each class, and so the detections at or above the threshold
+    # Calibration keeps the order in each class, and so the detections at or above the threshold.
+    if model.calibration is not None:
         values = model.calibration.calibrated(np.array(values), np.arange(len(values))).tolist()
     return Reached(values, remarks)
 

@@ -13,11 +13,10 @@ def evaluate_precision(candidates: Candidates, setting: Setting, limits: list[in
     Args:
         candidates: the detections.
         setting: the outcome of matching in an area range.
-        limits: L numbers of detections.
+        limits: L limits on the number of detections per class and image.
 
     Returns:
-        precision: (T, C, 101) at RECALLS: the highest at that recall or more; and recall: (T, C, L) at up to L numbers of detections
-        per class and image.
+        precision: (T, C, 101) at RECALLS: the highest at that recall or more; and recall: (T, C, L) with each of the limits.
     """
     num_classes = len(setting.num_objects)
     all_categories = candidates.detections.category
@@ -88,7 +87,7 @@ def _false_positives(
 
 
 def _highest(values: np.ndarray, counts: np.ndarray, needed: np.ndarray) -> np.ndarray:
-    """(C, 101) the highest of the values of each class from the `needed`-th one on, 0 if there are not so many.
+    """(C, 101) the highest of the values of each class from the `needed`-th one on, 0 if there are fewer.
 
     Args:
         values: (P,) by class.

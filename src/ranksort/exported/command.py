@@ -25,7 +25,7 @@ def predict_exported(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--score-threshold", help='least score of a detection, or "lrp"; by default that, or 0.3')
     parser.add_argument("--scores", choices=["raw", "calibrated", "precision"], default="raw")
-    parser.add_argument("--no-pictures", action="store_true", help="write results alone")
+    parser.add_argument("--no-pictures", action="store_true", help="write no pictures")
     parser.add_argument("--threads", type=int, help="by default as many as there are cores")
     _predict(parser.parse_args(arguments))
 

@@ -39,7 +39,7 @@ class Found:
     masks: np.ndarray | None = None
 
     def select(self, kept: np.ndarray) -> "Found":
-        """Some of the detections: bool [D], or their positions in the order wanted."""
+        """Select detections, by a mask, bool [D], or by their positions in the desired order."""
         masks = None if self.masks is None else self.masks[kept]
         return Found(self.boxes[kept], self.scores[kept], self.labels[kept], masks)
 

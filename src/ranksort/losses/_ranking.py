@@ -54,9 +54,8 @@ def select_examples(
     """
     try:
         local = _look_at(logits, targets, delta, errors)
-        if (
-            group is not None
-        ):  # otherwise an invalid value is reported with the choice of the method, which saves a transfer
+        # Without a group, an invalid value is reported with the choice of the method, which saves a transfer.
+        if group is not None:
             extremes = local.extremes.tolist()
             if _may_overflow(local, extremes):
                 local = _without_ignored(local)

@@ -183,9 +183,8 @@ def _by_quality(logits: Tensor, quality: Tensor) -> Tensor:
     return quality
 
 
-CRITERIA: dict[
-    str, Callable[[int], Criterion]
-] = {  # name in recipes -> function that builds it, given the number of batches of an epoch
+# Name in recipes -> function that builds it, given the number of batches of an epoch.
+CRITERIA: dict[str, Callable[[int], Criterion]] = {
     "rank_sort": lambda _: rank_sort_detection_losses,
     "average_lrp": AverageLRP,
     "average_precision": lambda _: FixedWeights(average_precision_loss),

@@ -31,13 +31,11 @@ class DetectionLosses(NamedTuple):
     losses: dict[str, Tensor]
     """scalars by name, to be summed: `box`, `mask`, and classification losses with any other names, such as `ranking` and `sorting`"""
     quality: Tensor  # how well each positive fits its object, in 0..1, without gradient, [P]; for the logs
-    weights: Tensor | None = (
-        None  # weights of the positives in the box and mask losses, without gradient, [P]; None: equal
-    )
+    weights: Tensor | None = None
+    """weights of the positives in the box and mask losses, without gradient, [P]; None: equal"""
     task_weight: float | None = None  # factor of the box and mask losses; None: they are self-balanced
-    process_group: "dist.ProcessGroup | None" = (
-        None  # the means are over the positives of this group; None: of this process
-    )
+    process_group: "dist.ProcessGroup | None" = None
+    """the means are over the positives of this group; None: of this process"""
 
     @property
     def classification(self) -> Tensor:

@@ -191,8 +191,9 @@ class SOLOv2Head(nn.Module):
         widths = [channels] * convs
         self.class_tower = nn.Sequential(*map(ConvNormReLU, [in_channels, *widths[1:]], widths))
         self.kernel_tower = nn.Sequential(*map(ConvNormReLU, [in_channels + 2, *widths[1:]], widths))
-        self.class_logits = nn.Conv2d(channels, num_classes, 3, padding=1)
-        self.kernels = nn.Conv2d(channels, kernel_channels, 3, padding=1)
+        class_width, kernel_width = (channels, channels) if convs else (in_channels, in_channels + 2)
+        self.class_logits = nn.Conv2d(class_width, num_classes, 3, padding=1)
+        self.kernels = nn.Conv2d(kernel_width, kernel_channels, 3, padding=1)
         normal_convs(self)
         set_prior(self.class_logits, prior)
 

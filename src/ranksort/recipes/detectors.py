@@ -72,15 +72,17 @@ def from_file(name: str, what: str) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it has no such object.
+        ValueError: it has no such object, or the name is not of this form.
     """
+    kind = "class" if what == "detector" else "function"
+    if not is_file(name):
+        raise ValueError(f"name the {what} as file.py:{kind}, not {name}")
     file, _, attribute = name.rpartition(":")
     path = Path(file)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {file} with the {what} {attribute}")
     content = _run(path.resolve(), path.stat().st_mtime_ns)
     if not callable(content.get(attribute)):
-        kind = "class" if what == "detector" else "function"
         raise ValueError(f"{file} has no {kind} {attribute}")
     return content[attribute]
 

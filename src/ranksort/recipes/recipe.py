@@ -266,10 +266,8 @@ class Recipe:
         for group, settings in previous.as_dict().items():
             for key, before in settings.items() if isinstance(settings, dict) else []:
                 now = self.as_dict()[group][key]
-                if key in (
-                    "detector",
-                    "weights",
-                ):  # files may have moved; whether weights fit the detector is checked later
+                # Files may have moved; whether weights fit the detector is checked later.
+                if key in ("detector", "weights"):
                     before, now = PurePath(before).name, PurePath(now).name
                 if now != before and key not in free:
                     raise ValueError(

@@ -6,7 +6,7 @@ from pathlib import Path
 from ..layouts import coco_files
 from ..near import beside
 from . import voc, yolo
-from .dataset import ImportedDataset, write
+from .dataset import ImportedDataset, check, write
 
 _FORMATS = {"YOLO": yolo, "VOC": voc}
 
@@ -37,7 +37,7 @@ def import_data(
     Raises:
         FileNotFoundError: there is no such folder.
         FileExistsError: `out` exists.
-        ValueError: the format is unknown, or nothing can be used.
+        ValueError: the format is unknown, nothing can be used, or `read` returns something invalid.
 
     Examples:
         >>> import tempfile
@@ -59,9 +59,8 @@ def import_data(
         raise FileNotFoundError(f"The folder {folder} does not exist{beside(folder)}.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} already exists: name another folder with --out.")
-    if read is None:
-        read = _FORMATS[_require_known(folder)].read
-    dataset = read(folder)
+    dataset = (read or _FORMATS[_require_known(folder)].read)(folder)
+    check(dataset)
     write(dataset, out, copy_images)
     return dataset
 

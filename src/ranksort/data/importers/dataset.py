@@ -18,6 +18,7 @@ from ...words import counted
 from ..coco_columns import Category
 
 _SHOWN = 5  # lines per kind in a report
+_SPLITS = ("train", "val", "test")
 
 
 class UnknownClass(ValueError):
@@ -117,7 +118,7 @@ class ImportedDataset:
 
     def __str__(self) -> str:
         """The contents of each split, and the remarks."""
-        splits = [split for split in ("train", "val", "test") if split in self.splits]
+        splits = [split for split in _SPLITS if split in self.splits]
         counts = {s: Counter(o.label for image in self.splits[s] for o in image.objects) for s in splits}
         rows: list[tuple[Any, ...]] = [
             ("images", *(len(self.splits[split]) for split in splits)),
@@ -151,6 +152,24 @@ def new_object(
     x1, y1, x2, y2 = box
     is_flat = x2 <= x1 or y2 <= y1 or (polygon is not None and _rounded(_area(polygon)) == 0)
     return None if is_flat else ImportedObject(label, (x1, y1, x2 - x1, y2 - y1), polygon, crowd)
+
+
+def check(dataset: ImportedDataset) -> None:
+    """Raise ValueError if a user's own reader has not returned what `write` needs."""
+    if not isinstance(dataset, ImportedDataset):
+        raise ValueError(f"the reader must return an ImportedDataset, not a {type(dataset).__name__}")
+    for split, images in dataset.splits.items():
+        if split not in _SPLITS:
+            raise ValueError(f"the reader returns the split {split}: splits are train, val and test")
+        for image in images:
+            if None in image.objects:
+                raise ValueError(
+                    f"the reader returns {image.path} with an object None, which new_object returns if there is no area"
+                )
+            for label in {entry.label for entry in image.objects} - dataset.categories.keys():
+                raise ValueError(
+                    f"the reader returns {image.path} with an object of the class {label!r}, which is not among its categories"
+                )
 
 
 def write(dataset: ImportedDataset, out: Path, copy_images: bool) -> None:
