@@ -1,8 +1,8 @@
 import json
+import math
 import os
 import shutil
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from ranksort.data.check import check_data
 from ranksort.data.coco import CocoDataset
 from ranksort.data.coco_columns import Category
 from ranksort.data.importers import import_data, recognize
-from ranksort.data.importers.dataset import ImportedDataset, ImportedImage, new_object
+from ranksort.data.importers.dataset import ImportedDataset, ImportedImage, ImportedObject
 from ranksort.data.layouts import find_split
 
 DETECTIONS = [("cat", (10.0, 5.0, 30.0, 25.0)), ("dog", (0.0, 0.0, 64.0, 48.0))]  # corners, of each image of 64x48
@@ -571,20 +571,57 @@ def test_a_folder_in_another_case_is_named(yolo: Path, tmp_path: Path) -> None:
         import_data(yolo, tmp_path / "out")
 
 
+BOX = (1.0, 1.0, 5.0, 5.0)
+
+
 @pytest.mark.parametrize(
     ("splits", "message"),
     [
         (None, "must return an ImportedDataset, not a list"),
         ({"valid": []}, "the split valid: splits are train, val and test"),
-        ({"train": [None]}, r"a\.png .* None, which new_object returns"),
-        ({"train": [new_object("dog", (0, 0, 9, 9))]}, r"a\.png .* the class 'dog', which is not among its categories"),
+        ({"train": iter(())}, "the split train as a tuple_iterator: make it a list"),
+        ({"train": ["a.png"]}, "a.png in the split train: it must be an ImportedImage"),
+        ({"train": [ImportedImage(Path("no.png"), 64, 48)]}, "the image no.png, which does not exist"),
+        ([None], r"a\.png .* None, which new_object returns"),
+        ([("cat", BOX)], "an object of type tuple: make it with new_object"),
+        ([ImportedObject("dog", BOX)], r"a\.png .* the class 'dog', which is not among its categories"),
+        ([ImportedObject("cat", (1, 1, math.nan, 5))], "the box .*nan.*: it must be four finite numbers"),
+        ([ImportedObject("cat", (9, 9, -3, -3))], "the box .*-3.*: .* the last two above 0"),
+        ([ImportedObject("cat", ("1", "1", "5", "5"))], "the box .*: it must be four finite numbers"),  # type: ignore[arg-type]
+        ([ImportedObject("cat", BOX, [[1, 1, 5, 1, 5, 5]])], "the polygon .*: it must be one list"),  # type: ignore[list-item]
+        ([ImportedObject("cat", BOX, [1, 1, 5, 1, 5])], "the polygon .*: it must be one list"),
     ],
 )
-def test_mistakes_of_a_reader_are_named(tmp_path: Path, splits: dict[str, list[Any]] | None, message: str) -> None:
+def test_mistakes_of_a_reader_are_named(tmp_path: Path, splits: Any, message: str) -> None:
+    splits = (
+        {"train": [ImportedImage(picture(tmp_path / "a.png"), 64, 48, splits)]} if isinstance(splits, list) else splits
+    )
+
     def read(folder: Path) -> Any:
-        image = partial(ImportedImage, folder / "a.png", 64, 48)
-        images = {split: [image(objects)] for split, objects in (splits or {}).items()}
-        return [] if splits is None else ImportedDataset("mine", {"cat": Category(1, "cat")}, images)
+        return [] if splits is None else ImportedDataset("mine", {"cat": Category(1, "cat")}, splits)
 
     with pytest.raises(ValueError, match=message):
         import_data(tmp_path, tmp_path / "out", read=read)
+
+
+@pytest.mark.parametrize(
+    ("categories", "message"),
+    [
+        ({"cat": Category(1, "cat"), "dog": Category(1, "dog")}, "the classes cat and dog with the same id 1"),
+        ({"cat": Category(1, " ")}, "the class 'cat' without a name"),
+        ({"cat": "cat"}, r"the class 'cat' as 'cat': it must be a Category\(id, name\)"),
+    ],
+)
+def test_mistakes_of_a_reader_in_classes_are_named(tmp_path: Path, categories: Any, message: str) -> None:
+    image = ImportedImage(picture(tmp_path / "a.png"), 64, 48, [ImportedObject("cat", BOX)])
+    with pytest.raises(ValueError, match=message):
+        import_data(tmp_path, tmp_path / "out", read=lambda _: ImportedDataset("mine", categories, {"train": [image]}))
+
+
+def test_a_reader_may_return_numbers_of_numpy(tmp_path: Path) -> None:
+    box, polygon = np.array([1, 2, 4, 4], np.float32), np.array([1, 2, 5, 2, 5, 6], np.float32)
+    entry = ImportedObject(np.int64(3), box, polygon)  # type: ignore[arg-type]
+    image = ImportedImage(picture(tmp_path / "in" / "a.png"), np.int64(64), np.int64(48), [entry])
+    dataset = ImportedDataset("mine", {3: Category(np.int64(3), "cat")}, {"train": [image]})
+    import_data(tmp_path / "in", tmp_path / "out", read=lambda _: dataset)
+    assert objects(tmp_path / "out") == {"a.png": [("cat", (1, 2, 5, 6))]}
