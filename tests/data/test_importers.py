@@ -625,3 +625,67 @@ def test_a_reader_may_return_numbers_of_numpy(tmp_path: Path) -> None:
     dataset = ImportedDataset("mine", {3: Category(np.int64(3), "cat")}, {"train": [image]})
     import_data(tmp_path / "in", tmp_path / "out", read=lambda _: dataset)
     assert objects(tmp_path / "out") == {"a.png": [("cat", (1, 2, 5, 6))]}
+
+
+@pytest.mark.parametrize(("images", "labels", "suffix"), [("Images", "Labels", ".txt"), ("Images", "labels", ".TXT")])
+def test_folders_and_suffixes_of_yolo_in_capitals(tmp_path: Path, images: str, labels: str, suffix: str) -> None:
+    picture(tmp_path / "in" / images / "a.JPG")
+    yolo_label(tmp_path / "in" / labels / f"a{suffix}", *YOLO_LINES)
+    text(tmp_path / "in" / "data.YAML", f"train: {images}\nval: {images}\nnames: [cat, dog]\n")
+    import_data(tmp_path / "in", tmp_path / "out")
+    assert approximate(DETECTIONS) == objects(tmp_path / "out")["a.JPG"]
+
+
+def test_files_in_another_encoding_are_named(yolo: Path, voc: Path, tmp_path: Path) -> None:
+    label = next(yolo.glob("labels/train/*.txt"))
+    label.write_bytes(label.read_bytes() + "# Käse".encode("latin-1"))
+    assert any(str(label) in line for line in cases(import_data(yolo, tmp_path / "out"), "cannot be read"))
+    (yolo / "data.yaml").write_bytes((yolo / "data.yaml").read_bytes() + "# Käse".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"data\.yaml is not text in UTF-8: save it in that encoding"):
+        import_data(yolo, tmp_path / "out2")
+    (yolo / "data.yaml").unlink()
+    (yolo / "classes.txt").write_bytes("Käse\nDog".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"classes\.txt is not text in UTF-8: save it in that encoding"):
+        import_data(yolo, tmp_path / "out2")
+    annotation = next(voc.rglob("*.xml"))
+    content = '<?xml version="1.0" encoding="gbk"?>' + annotation.read_text()
+    annotation.write_bytes(content.encode("gbk"))
+    assert any(
+        str(annotation) in line and "save it in UTF-8" in line
+        for line in cases(import_data(voc, tmp_path / "out3"), "cannot be read")
+    )
+
+
+def test_a_class_of_yolo_without_a_name_is_refused(yolo: Path, tmp_path: Path) -> None:
+    content = (yolo / "data.yaml").read_text()
+    text(yolo / "data.yaml", content[: content.index("names")] + "names: [cat, '']\n")
+    with pytest.raises(ValueError, match=r"Class 1 of .*data\.yaml has no name: give it one"):
+        import_data(yolo, tmp_path / "out")
+
+
+def test_images_without_any_object_are_counted(tmp_path: Path) -> None:
+    picture(tmp_path / "in" / "images" / "a.jpg")
+    yolo_label(tmp_path / "in" / "labels" / "a.txt")
+    text(tmp_path / "in" / "classes.txt", "cat")
+    with pytest.raises(ValueError, match=r"nothing to use in .*: none of its 1 image has an object"):
+        import_data(tmp_path / "in", tmp_path / "out")
+
+
+def test_images_that_share_a_label_file_are_named(yolo: Path, tmp_path: Path) -> None:
+    image = next((yolo / "images" / "train").iterdir())
+    picture(image.with_suffix(".bmp"))
+    (line,) = cases(import_data(yolo, tmp_path / "out"), "several images")
+    assert image.name in line
+    assert image.with_suffix(".bmp").name in line
+
+
+def test_lists_of_voc_may_name_image_files(voc: Path, tmp_path: Path) -> None:
+    lists = [file for file in voc.rglob("ImageSets/Main/*.txt") if file.name in ("train.txt", "val.txt")]
+    before = {split: len(images) for split, images in import_data(voc, tmp_path / "out").splits.items()}
+    for file in lists:
+        text(file, "".join(f"{line}.jpg\n" for line in file.read_text().split()))
+    dataset = import_data(voc, tmp_path / "out2")
+    assert {split: len(images) for split, images in dataset.splits.items()} == before
+    for file in lists:
+        text(file, "nowhere\n")
+    assert len(cases(import_data(voc, tmp_path / "out3"), "entries of ImageSets/Main")) == len(lists) > 0
