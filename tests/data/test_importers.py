@@ -1,8 +1,8 @@
 import json
+import math
 import os
 import shutil
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from ranksort.data.check import check_data
 from ranksort.data.coco import CocoDataset
 from ranksort.data.coco_columns import Category
 from ranksort.data.importers import import_data, recognize
-from ranksort.data.importers.dataset import ImportedDataset, ImportedImage, new_object
+from ranksort.data.importers.dataset import ImportedDataset, ImportedImage, ImportedObject
 from ranksort.data.layouts import find_split
 
 DETECTIONS = [("cat", (10.0, 5.0, 30.0, 25.0)), ("dog", (0.0, 0.0, 64.0, 48.0))]  # corners, of each image of 64x48
@@ -571,20 +571,121 @@ def test_a_folder_in_another_case_is_named(yolo: Path, tmp_path: Path) -> None:
         import_data(yolo, tmp_path / "out")
 
 
+BOX = (1.0, 1.0, 5.0, 5.0)
+
+
 @pytest.mark.parametrize(
     ("splits", "message"),
     [
         (None, "must return an ImportedDataset, not a list"),
         ({"valid": []}, "the split valid: splits are train, val and test"),
-        ({"train": [None]}, r"a\.png .* None, which new_object returns"),
-        ({"train": [new_object("dog", (0, 0, 9, 9))]}, r"a\.png .* the class 'dog', which is not among its categories"),
+        ({"train": iter(())}, "the split train as a tuple_iterator: make it a list"),
+        ({"train": ["a.png"]}, "a.png in the split train: it must be an ImportedImage"),
+        ({"train": [ImportedImage(Path("no.png"), 64, 48)]}, "the image no.png, which does not exist"),
+        ([None], r"a\.png .* None, which new_object returns"),
+        ([("cat", BOX)], "an object of type tuple: make it with new_object"),
+        ([ImportedObject("dog", BOX)], r"a\.png .* the class 'dog', which is not among its categories"),
+        ([ImportedObject("cat", (1, 1, math.nan, 5))], "the box .*nan.*: it must be four finite numbers"),
+        ([ImportedObject("cat", (9, 9, -3, -3))], "the box .*-3.*: .* the last two above 0"),
+        ([ImportedObject("cat", ("1", "1", "5", "5"))], "the box .*: it must be four finite numbers"),  # type: ignore[arg-type]
+        ([ImportedObject("cat", BOX, [[1, 1, 5, 1, 5, 5]])], "the polygon .*: it must be one list"),  # type: ignore[list-item]
+        ([ImportedObject("cat", BOX, [1, 1, 5, 1, 5])], "the polygon .*: it must be one list"),
     ],
 )
-def test_mistakes_of_a_reader_are_named(tmp_path: Path, splits: dict[str, list[Any]] | None, message: str) -> None:
+def test_mistakes_of_a_reader_are_named(tmp_path: Path, splits: Any, message: str) -> None:
+    splits = (
+        {"train": [ImportedImage(picture(tmp_path / "a.png"), 64, 48, splits)]} if isinstance(splits, list) else splits
+    )
+
     def read(folder: Path) -> Any:
-        image = partial(ImportedImage, folder / "a.png", 64, 48)
-        images = {split: [image(objects)] for split, objects in (splits or {}).items()}
-        return [] if splits is None else ImportedDataset("mine", {"cat": Category(1, "cat")}, images)
+        return [] if splits is None else ImportedDataset("mine", {"cat": Category(1, "cat")}, splits)
 
     with pytest.raises(ValueError, match=message):
         import_data(tmp_path, tmp_path / "out", read=read)
+
+
+@pytest.mark.parametrize(
+    ("categories", "message"),
+    [
+        ({"cat": Category(1, "cat"), "dog": Category(1, "dog")}, "the classes cat and dog with the same id 1"),
+        ({"cat": Category(1, " ")}, "the class 'cat' without a name"),
+        ({"cat": "cat"}, r"the class 'cat' as 'cat': it must be a Category\(id, name\)"),
+    ],
+)
+def test_mistakes_of_a_reader_in_classes_are_named(tmp_path: Path, categories: Any, message: str) -> None:
+    image = ImportedImage(picture(tmp_path / "a.png"), 64, 48, [ImportedObject("cat", BOX)])
+    with pytest.raises(ValueError, match=message):
+        import_data(tmp_path, tmp_path / "out", read=lambda _: ImportedDataset("mine", categories, {"train": [image]}))
+
+
+def test_a_reader_may_return_numbers_of_numpy(tmp_path: Path) -> None:
+    box, polygon = np.array([1, 2, 4, 4], np.float32), np.array([1, 2, 5, 2, 5, 6], np.float32)
+    entry = ImportedObject(np.int64(3), box, polygon)  # type: ignore[arg-type]
+    image = ImportedImage(picture(tmp_path / "in" / "a.png"), np.int64(64), np.int64(48), [entry])
+    dataset = ImportedDataset("mine", {3: Category(np.int64(3), "cat")}, {"train": [image]})
+    import_data(tmp_path / "in", tmp_path / "out", read=lambda _: dataset)
+    assert objects(tmp_path / "out") == {"a.png": [("cat", (1, 2, 5, 6))]}
+
+
+@pytest.mark.parametrize(("images", "labels", "suffix"), [("Images", "Labels", ".txt"), ("Images", "labels", ".TXT")])
+def test_folders_and_suffixes_of_yolo_in_capitals(tmp_path: Path, images: str, labels: str, suffix: str) -> None:
+    picture(tmp_path / "in" / images / "a.JPG")
+    yolo_label(tmp_path / "in" / labels / f"a{suffix}", *YOLO_LINES)
+    text(tmp_path / "in" / "data.YAML", f"train: {images}\nval: {images}\nnames: [cat, dog]\n")
+    import_data(tmp_path / "in", tmp_path / "out")
+    assert approximate(DETECTIONS) == objects(tmp_path / "out")["a.JPG"]
+
+
+def test_files_in_another_encoding_are_named(yolo: Path, voc: Path, tmp_path: Path) -> None:
+    label = next(yolo.glob("labels/train/*.txt"))
+    label.write_bytes(label.read_bytes() + "# Käse".encode("latin-1"))
+    assert any(str(label) in line for line in cases(import_data(yolo, tmp_path / "out"), "cannot be read"))
+    (yolo / "data.yaml").write_bytes((yolo / "data.yaml").read_bytes() + "# Käse".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"data\.yaml is not text in UTF-8: save it in that encoding"):
+        import_data(yolo, tmp_path / "out2")
+    (yolo / "data.yaml").unlink()
+    (yolo / "classes.txt").write_bytes("Käse\nDog".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"classes\.txt is not text in UTF-8: save it in that encoding"):
+        import_data(yolo, tmp_path / "out2")
+    annotation = next(voc.rglob("*.xml"))
+    content = '<?xml version="1.0" encoding="gbk"?>' + annotation.read_text()
+    annotation.write_bytes(content.encode("gbk"))
+    assert any(
+        str(annotation) in line and "save it in UTF-8" in line
+        for line in cases(import_data(voc, tmp_path / "out3"), "cannot be read")
+    )
+
+
+def test_a_class_of_yolo_without_a_name_is_refused(yolo: Path, tmp_path: Path) -> None:
+    content = (yolo / "data.yaml").read_text()
+    text(yolo / "data.yaml", content[: content.index("names")] + "names: [cat, '']\n")
+    with pytest.raises(ValueError, match=r"Class 1 of .*data\.yaml has no name: give it one"):
+        import_data(yolo, tmp_path / "out")
+
+
+def test_images_without_any_object_are_counted(tmp_path: Path) -> None:
+    picture(tmp_path / "in" / "images" / "a.jpg")
+    yolo_label(tmp_path / "in" / "labels" / "a.txt")
+    text(tmp_path / "in" / "classes.txt", "cat")
+    with pytest.raises(ValueError, match=r"nothing to use in .*: none of its 1 image has an object"):
+        import_data(tmp_path / "in", tmp_path / "out")
+
+
+def test_images_that_share_a_label_file_are_named(yolo: Path, tmp_path: Path) -> None:
+    image = next((yolo / "images" / "train").iterdir())
+    picture(image.with_suffix(".bmp"))
+    (line,) = cases(import_data(yolo, tmp_path / "out"), "several images")
+    assert image.name in line
+    assert image.with_suffix(".bmp").name in line
+
+
+def test_lists_of_voc_may_name_image_files(voc: Path, tmp_path: Path) -> None:
+    lists = [file for file in voc.rglob("ImageSets/Main/*.txt") if file.name in ("train.txt", "val.txt")]
+    before = {split: len(images) for split, images in import_data(voc, tmp_path / "out").splits.items()}
+    for file in lists:
+        text(file, "".join(f"{line}.jpg\n" for line in file.read_text().split()))
+    dataset = import_data(voc, tmp_path / "out2")
+    assert {split: len(images) for split, images in dataset.splits.items()} == before
+    for file in lists:
+        text(file, "nowhere\n")
+    assert len(cases(import_data(voc, tmp_path / "out3"), "entries of ImageSets/Main")) == len(lists) > 0

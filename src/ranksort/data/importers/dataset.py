@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsFloat
 
 from rich.console import Console
 from rich.progress import track
@@ -155,21 +155,62 @@ def new_object(
 
 
 def check(dataset: ImportedDataset) -> None:
-    """Raise ValueError if a user's own reader has not returned what `write` needs."""
+    """Raise ValueError if a user's own reader has not returned what `write` needs, or what no image can have."""
     if not isinstance(dataset, ImportedDataset):
         raise ValueError(f"the reader must return an ImportedDataset, not a {type(dataset).__name__}")
+    _check_categories(dataset.categories)
     for split, images in dataset.splits.items():
         if split not in _SPLITS:
             raise ValueError(f"the reader returns the split {split}: splits are train, val and test")
+        if not isinstance(images, Sequence):
+            raise ValueError(f"the reader returns the split {split} as a {type(images).__name__}: make it a list")
         for image in images:
-            if None in image.objects:
+            if not isinstance(image, ImportedImage) or not isinstance(image.path, Path):
                 raise ValueError(
-                    f"the reader returns {image.path} with an object None, which new_object returns if there is no area"
+                    f"the reader returns {str(image)[:80]} in the split {split}: it must be an ImportedImage with a pathlib.Path"
                 )
-            for label in {entry.label for entry in image.objects} - dataset.categories.keys():
-                raise ValueError(
-                    f"the reader returns {image.path} with an object of the class {label!r}, which is not among its categories"
-                )
+            if not image.path.is_file():
+                raise ValueError(f"the reader returns the image {image.path}, which does not exist")
+            for entry in image.objects:
+                if fault := _fault(entry, dataset.categories):
+                    raise ValueError(f"the reader returns {image.path} with {fault}")
+
+
+def _check_categories(categories: dict[int | str, Category]) -> None:
+    by_id: dict[Any, Category] = {}
+    for key, category in categories.items():
+        if not isinstance(category, Category):
+            raise ValueError(f"the reader returns the class {key!r} as {category!r}: it must be a Category(id, name)")
+        if not category.name.strip():
+            raise ValueError(f"the reader returns the class {key!r} without a name")
+        if (other := by_id.setdefault(category.id, category)) is not category:
+            raise ValueError(
+                f"the reader returns the classes {other.name} and {category.name} with the same id {category.id}: number them"
+            )
+
+
+def _fault(entry: Any, categories: dict[int | str, Category]) -> str:
+    """What is wrong with an object that a reader has returned, in words; "" if nothing."""
+    if entry is None:
+        return "an object None, which new_object returns if there is no area"
+    if not isinstance(entry, ImportedObject):
+        return f"an object of type {type(entry).__name__}: make it with new_object"
+    if entry.label not in categories:
+        return f"an object of the class {entry.label!r}, which is not among its categories"
+    if not _are_numbers(entry.box) or len(entry.box) != 4 or min(entry.box[2:]) <= 0:
+        return f"the box {entry.box}: it must be four finite numbers, x, y, width and height, the last two above 0"
+    if entry.polygon is not None and (
+        not _are_numbers(entry.polygon) or len(entry.polygon) < 6 or len(entry.polygon) % 2
+    ):
+        return (
+            f"the polygon {str(entry.polygon)[:80]}: it must be one list of finite numbers, x1, y1, x2, y2, x3, y3, ..."
+        )
+    return ""
+
+
+def _are_numbers(values: Iterable[Any]) -> bool:
+    """Whether all are finite real numbers, of Python or numpy."""
+    return all(isinstance(value, SupportsFloat) and math.isfinite(value) for value in values)
 
 
 def write(dataset: ImportedDataset, out: Path, copy_images: bool) -> None:
@@ -182,7 +223,8 @@ def write(dataset: ImportedDataset, out: Path, copy_images: bool) -> None:
     images = [image for split in dataset.splits.values() for image in split]
     if not any(image.objects for image in images):
         reasons = [f"{kind} ({len(lines)}), such as: {lines[0]}" for kind, lines in dataset.remarks.items()]
-        raise ValueError(f"There is nothing to use in {dataset.source}: {'; '.join(reasons) or 'it has no image'}")
+        nothing = f"none of its {counted(len(images), 'image')} has an object" if images else "it has no image"
+        raise ValueError(f"There is nothing to use in {dataset.source}: {'; '.join(reasons) or nothing}")
     folder = _common_folder([image.path for image in images])
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.{os.getpid()}")
@@ -215,12 +257,12 @@ def _coco(categories: dict[int | str, Category], images: Sequence[ImportedImage]
     for number, image in enumerate(images, 1):
         for entry in image.objects:
             box = [_rounded(value) for value in entry.box]
-            polygon = entry.polygon and [_rounded(value) for value in entry.polygon]
+            polygon = None if entry.polygon is None else [_rounded(value) for value in entry.polygon]
             annotations.append(
                 {
                     "id": len(annotations) + 1,
                     "image_id": number,
-                    "category_id": categories[entry.label].id,
+                    "category_id": _plain(categories[entry.label].id),
                     "bbox": box,
                     "area": _rounded(_area(polygon) if polygon else box[2] * box[3]),
                     "segmentation": [polygon] if polygon else [],
@@ -232,18 +274,23 @@ def _coco(categories: dict[int | str, Category], images: Sequence[ImportedImage]
             {
                 "id": number,
                 "file_name": Path(os.path.relpath(image.path, folder)).as_posix(),
-                "width": image.width,
-                "height": image.height,
+                "width": _plain(image.width),
+                "height": _plain(image.height),
             }
             for number, image in enumerate(images, 1)
         ],
-        "categories": [{"id": category.id, "name": category.name} for category in categories.values()],
+        "categories": [{"id": _plain(category.id), "name": category.name} for category in categories.values()],
         "annotations": annotations,
     }
 
 
 def _rounded(pixels: float) -> float:
-    return round(pixels, 4)
+    return round(float(pixels), 4)
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy as one of Python, which JSON needs; anything else as it is."""
+    return value.item() if hasattr(value, "item") else value
 
 
 def _area(polygon: Sequence[float]) -> float:

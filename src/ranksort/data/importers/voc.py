@@ -82,13 +82,15 @@ def _listed(files: _Files, dataset: ImportedDataset) -> list[tuple[str, Path]]:
             ids["train"] = [id for id in both if id not in set(ids.get("val", []))]
         for split in ("train", "val", "test"):
             for id in ids.get(split, []):
-                file = folder.parent.parent / "Annotations" / f"{id}.xml"
-                if file.is_file():
+                annotations = folder.parent.parent / "Annotations"
+                # Some tools list image files instead of their names without suffix.
+                files_of_id = (annotations / f"{name}.xml" for name in (id, Path(id).stem))
+                if file := next((file for file in files_of_id if file.is_file()), None):
                     tasks[split, file] = None
                 else:
                     missing.append(f"{id} of {folder / split}.txt")
+    dataset.remark("entries of ImageSets/Main without an annotation file, left out", missing)
     if tasks:
-        dataset.remark("entries of ImageSets/Main without an annotation file, left out", missing)
         listed = {file for _, file in tasks}
         dataset.remark(_UNLISTED, (str(file) for file in files.annotations if file not in listed))
     return list(tasks)
@@ -126,6 +128,10 @@ def _parse(file: Path) -> Element:
         parser.Parse(file.read_bytes(), True)
     except expat.ExpatError as error:
         raise ValueError(f"{file} is not complete XML: {error}") from None
+    except (ValueError, LookupError) as error:  # expat reads UTF-8, UTF-16 and encodings of one byte per character
+        if str(file) in str(error):
+            raise
+        raise ValueError(f"{file} is in an encoding that cannot be read ({error}): save it in UTF-8") from None
     return builder.close()
 
 

@@ -47,11 +47,11 @@ def find(folder: Path) -> Path | None:
     """The file with the class names of a folder in this format; `folder` may also be its YAML file.
 
     Raises:
-        ValueError: the YAML file of a data set has a syntax error.
+        ValueError: the YAML file of a data set has a syntax error or is not in UTF-8.
     """
     if folder.is_file():
-        return folder if folder.suffix in _YAML and _has_classes(folder) else None
-    files = [file for suffix in _YAML for file in folder.glob(f"*{suffix}") if _has_classes(file)]
+        return folder if folder.suffix.lower() in _YAML and _has_classes(folder) else None
+    files = [file for file in folder.iterdir() if file.suffix.lower() in _YAML and _has_classes(file)]
     # There may be others, such as the settings of a run or a model, with a number of classes.
     files.sort(
         key=lambda file: (not {"names", "train"} <= _load_yaml(file).keys(), file.stem not in _YAML_STEMS, file.name)
@@ -61,8 +61,9 @@ def find(folder: Path) -> Path | None:
     if lists and _has_labels(folder):
         files += lists
     if not files:
-        for file in (folder / f"{stem}{suffix}" for stem in _YAML_STEMS for suffix in _YAML):
-            _check_syntax(file)
+        for file in folder.iterdir():
+            if file.stem in _YAML_STEMS and file.suffix.lower() in _YAML:
+                _check_syntax(file)
     return files[0] if files else None
 
 
@@ -75,12 +76,14 @@ def read(folder: Path) -> ImportedDataset:
     file = find(folder)
     assert file is not None
     readers = dict.fromkeys(_YAML, _from_yaml) | {".data": _from_darknet}
-    layout = readers[file.suffix](file) if file.suffix in readers else _by_folder(_Layout(file, _lines(file)), folder)
+    suffix = file.suffix.lower()
+    layout = readers[suffix](file) if suffix in readers else _by_folder(_Layout(file, _lines(file)), folder)
     dataset = ImportedDataset(
         f"YOLO data set {file}", {number: Category(number, name) for number, name in enumerate(layout.names)}
     )
     tasks = [(split, image) for split, images in layout.splits.items() for image in images]
-    labels = {_label_file(image) for _, image in tasks}
+    by_image = {image: _label_file(image) for _, image in tasks}
+    labels = set(by_image.values())
     if labels == {None}:
         first = tasks[0][1]
         raise ValueError(
@@ -104,15 +107,32 @@ def read(folder: Path) -> ImportedDataset:
     dataset.remark(
         "images both for training and for evaluation, whose AP says nothing about other images", map(str, shared)
     )
+    sharing: dict[Path, list[Path]] = {}
+    for image, label in by_image.items():
+        if label:
+            sharing.setdefault(label, []).append(image)
+    dataset.remark(
+        "label files used for several images, because these differ only in the suffix",
+        (
+            f"{label}: {', '.join(image.name for image in images)}"
+            for label, images in sharing.items()
+            if len(images) > 1
+        ),
+    )
     folders = sorted({label.parent for label in labels if label})
-    alone = (label for folder in folders for label in sorted(folder.glob("*.txt")) if label not in labels)
+    alone = (
+        label
+        for folder in folders
+        for label in sorted(folder.iterdir())
+        if label.suffix.lower() == ".txt" and label not in labels
+    )
     dataset.remark("label files without an image, left out", map(str, filter(_is_label_file, alone)))
     return dataset
 
 
 def _has_labels(folder: Path) -> bool:
     """Whether there are folders of label files, or images with label files beside them, as from labelImg."""
-    if any((folder / "obj_train_data").glob("*")) or any(folder.glob("labels")) or any(folder.glob("*/labels")):
+    if any((folder / "obj_train_data").glob("*")) or any(folder.glob("[Ll]abels")) or any(folder.glob("*/[Ll]abels")):
         return True
     images = (file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
     return any(image.with_suffix(".txt").is_file() for image in images)
@@ -121,7 +141,9 @@ def _has_labels(folder: Path) -> bool:
 def _check_syntax(file: Path) -> None:
     """Raise ValueError if a YAML file exists but cannot be parsed."""
     try:
-        yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+        yaml.safe_load(_text(file))
+    except _NotUtf8:
+        raise
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ValueError(f"{file}{line}: this is not YAML ({error.problem}).") from None
@@ -178,6 +200,9 @@ def _names(file: Path) -> list[str]:
         names = [names[str(number)] for number in range(len(names))]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise ValueError(f"The names of {file} must be a list of the classes, or numbered from 0 without gaps.")
+    for number, name in enumerate(names):
+        if not name.strip():
+            raise ValueError(f"Class {number} of {file} has no name: give it one.")
     return names
 
 
@@ -210,7 +235,7 @@ def _images_of(path: Path, roots: list[Path], missing: list[str]) -> list[Path]:
     if path.suffix != ".txt":
         return [path]
     images, errors = [], []
-    for line in filter(None, map(str.strip, path.read_text(encoding="utf-8-sig").splitlines())):
+    for line in filter(None, map(str.strip, _text(path).splitlines())):
         try:
             images.append(_existing(line, [path.parent, *roots], f"listed in {path}"))
         except ValueError as error:
@@ -254,8 +279,19 @@ def _by_folder(layout: _Layout, folder: Path) -> _Layout:
     return layout
 
 
+class _NotUtf8(ValueError):
+    """A text file in another encoding."""
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise _NotUtf8(f"{file} is not text in UTF-8: save it in that encoding.") from None
+
+
 def _lines(file: Path) -> list[str]:
-    names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    names = [line.strip() for line in _text(file).splitlines() if line.strip()]
     if not names:
         raise ValueError(f"{file} has no classes.")
     return names
@@ -264,14 +300,18 @@ def _lines(file: Path) -> list[str]:
 def _label_files(image: Path) -> list[Path]:
     """Possible paths of the label file of an image."""
     beside, parts = image.with_suffix(".txt"), image.parts
-    places = [n for n, part in enumerate(parts[:-1]) if part == "images"]
+    places = [n for n, part in enumerate(parts[:-1]) if part.lower() == "images"]
     if not places:
         return [beside]
-    return [Path(*parts[: places[-1]], "labels", *parts[places[-1] + 1 :]).with_suffix(".txt"), beside]
+    *before, folder = parts[: places[-1] + 1]
+    after = parts[places[-1] + 1 :]
+    names = ["labels"] if folder == "images" else ["Labels", "labels"]
+    return [*(Path(*before, name, *after).with_suffix(".txt") for name in names), beside]
 
 
 def _label_file(image: Path) -> Path | None:
-    return next((file for file in _label_files(image) if file.is_file()), None)
+    files = _label_files(image)
+    return next((file for file in (*files, *(file.with_suffix(".TXT") for file in files)) if file.is_file()), None)
 
 
 def _is_label_file(file: Path) -> bool:
@@ -289,11 +329,7 @@ def _read_image(path: Path, layout: _Layout) -> ImportedImage:
     if labels is None:
         image.remarks.append(("images without a label file, used as images without objects", str(path)))
         return image
-    try:
-        lines = labels.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise ValueError(f"{labels} is not a text file") from None
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_text(labels).splitlines(), 1):
         if not line.strip():
             continue
         where = f"{labels}, line {number}"
