@@ -130,7 +130,7 @@ def test_scores_are_calibrated_and_cut_off(
             assert row["LRP"] == pytest.approx(of_report[row["category_id"]]["oLRP"])
             assert row["recall"] == pytest.approx(1 - of_report[row["category_id"]]["oLRP_fn"])
     assert "at these thresholds" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"is of scores that were calibrated .* and cut off at lrp"):
+    with pytest.raises(ValueError, match=r"is for scores that were calibrated .* and cut off at lrp"):
         find_thresholds(out_folder / "m.safetensors", {}, trained.categories)
 
 
