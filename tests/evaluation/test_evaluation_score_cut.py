@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from ranksort.evaluation import evaluate_detections
+from ranksort.evaluation.lrp import Matches
+from ranksort.evaluation.score_cut import find_score_cut
 
 
 def detector(seed: int, per_image: int = 40) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -70,3 +72,18 @@ def test_a_limit_of_the_detector_is_no_threshold() -> None:
     assert len(fewer) == len(shifted) - 15  # images that have fewer than the others, and low scores, too
     assert evaluate_detections(truth, fewer).notes() == []
     assert not any("lowest score" in note for note in evaluate_detections(truth, shifted[:1]).notes())
+
+
+@pytest.mark.parametrize(("full", "is_told"), [(4, True), (6, False)])
+def test_most_of_the_lowest_scores_are_in_full_images_or_not(full: int, is_told: bool) -> None:
+    """100 detections, of which 30 are right, in images of 10 or of 5; of the ten lowest so many are in images of 10."""
+    image = np.concatenate([np.repeat(np.arange(6), 10), np.repeat(np.arange(6, 14), 5)])
+    low = np.concatenate([np.arange(full), 60 + np.arange(10 - full)])
+    others = np.setdiff1d(np.arange(100), low)
+    score, outcome = np.empty(100), np.zeros(100, dtype=np.int64)
+    score[[*low, *others]] = np.linspace(0.5, 0.9, 100)
+    outcome[[*low[:3], *others[:27]]] = 1
+    nothing, one = np.zeros(100, dtype=np.int64), np.zeros(50, dtype=np.int64)
+    fields = {"score": score, "image": image, "outcome": outcome, "category": nothing, "object_category": one}
+    matches = Matches(**{name: fields.get(name, nothing) for name in Matches._fields})
+    assert (find_score_cut(0.5, matches) is not None) == is_told
