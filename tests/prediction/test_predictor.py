@@ -128,7 +128,7 @@ def test_the_detection_at_a_threshold_is_found_again(colours: Colours, threshold
     image = picture(20, 60, 3, 20, 61, 80)
     score = colours.predict(image, score_threshold=0.8).scores.item()  # type: ignore[union-attr]
     # As from another batch size or device; .01 is not a rounding error.
-    for measured, expected in ((score + 1e-5, [score]), (score + 0.01, [])):
+    for measured, expected in ((score + 5e-6, [score]), (score + 0.01, [])):
         colours.thresholds = thresholds_of([measured, 0.99, 0.99])
         found = colours.predict(image, score_threshold=threshold)
         assert isinstance(found, Prediction)
