@@ -222,7 +222,9 @@ def test_a_published_file(tmp_path: Path) -> None:
     content["state_dict"] = published_atss(three)
     torch.save(content, path)
     assert read_weights(path, recipe).checkpoint.categories == []
-    _assert_same(create_model(recipe, class_names=["x", "y", "z"], weights=path).state_dict(), three.state_dict())
+    model = create_model(recipe, num_classes=3)
+    assert "3 of 3 by place" in str(start_from(read_weights(path, recipe), model, recipe, ["x", "y", "z"]))
+    _assert_same(model.state_dict(), three.state_dict())
     content["meta"] = {"CLASSES": ("z", "y", "x")}
     torch.save(content, path)
     state = create_model(recipe, class_names=["x", "y", "z"], weights=path).state_dict()

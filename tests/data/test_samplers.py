@@ -1,5 +1,6 @@
 from collections import Counter
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,18 +37,26 @@ def test_an_epoch_covers_every_image_in_batches_of_one_orientation(
     assert all(0 <= seed < 2**63 for _, seed in samples)
 
 
-@given(landscape=landscapes, batch_size=batch_sizes, seed=seeds, epoch=epochs, skipped=st.integers(0, 70))
+@given(
+    landscape=landscapes,
+    batch_size=batch_sizes,
+    seed=seeds,
+    epoch=epochs,
+    skipped=st.integers(0, 70),
+    processes=st.sampled_from([(0, 1), (0, 2), (1, 2), (2, 3)]),
+)
 def test_an_epoch_is_a_function_of_seed_and_number_and_can_be_resumed(
-    landscape: list[bool], batch_size: int, seed: int, epoch: int, skipped: int
+    landscape: list[bool], batch_size: int, seed: int, epoch: int, skipped: int, processes: tuple[int, int]
 ) -> None:
-    sampler = AspectRatioBatchSampler(landscape, batch_size, seed=seed)
+    rank, world_size = processes
+    sampler = AspectRatioBatchSampler(landscape, batch_size, seed=seed, rank=rank, world_size=world_size)
     for earlier in range(3):
         sampler.set_epoch(earlier)
         list(sampler)
     sampler.set_epoch(epoch)
     whole, length = list(sampler), len(sampler)
 
-    resumed = AspectRatioBatchSampler(landscape, batch_size, seed=seed)
+    resumed = AspectRatioBatchSampler(landscape, batch_size, seed=seed, rank=rank, world_size=world_size)
     resumed.set_epoch(epoch)
     resumed.skip(skipped)
     assert len(resumed) == length
@@ -55,6 +64,12 @@ def test_an_epoch_is_a_function_of_seed_and_number_and_can_be_resumed(
     assert list(resumed) == whole[skipped:]
     resumed.set_epoch(epoch + 1)
     assert len(list(resumed)) == length
+
+
+def test_rounding_of_repeat_factors_adds_no_batch() -> None:
+    factors = np.full(20, 1.3)
+    assert factors.sum() > 26  # in floating point
+    assert len(AspectRatioBatchSampler([True] * 20, 13, repeat_factors=factors)) == 2
 
 
 def test_epochs_and_seeds_differ() -> None:

@@ -33,7 +33,7 @@ def detector(seed: int, per_image: int = 40) -> tuple[dict[str, Any], list[dict[
 def test_cut_files_are_told(seed: int) -> None:
     truth, rows = detector(seed)
     whole = evaluate_detections(truth, rows).summary["AP50"]
-    for threshold, is_told in ((0, False), (0.01, False), (0.05, False), (0.3, True), (0.5, True)):
+    for threshold, is_told in ((0, False), (0.01, False), (0.05, False), (0.12, True), (0.3, True), (0.5, True)):
         report = evaluate_detections(truth, [row for row in rows if row["score"] >= threshold])
         said = [note for note in report.notes() if "cut off" in note]
         assert len(said) == is_told
@@ -65,4 +65,8 @@ def test_a_limit_of_the_detector_is_no_threshold() -> None:
     kept = [row for n, row in enumerate(best) if sum(r["image_id"] == row["image_id"] for r in best[:n]) < 3]
     shifted = [{**row, "score": 0.2 + 0.8 * row["score"]} for row in kept]
     assert evaluate_detections(truth, shifted).notes() == []
+    best_of = {row["image_id"]: n for n, row in reversed([*enumerate(shifted)]) if row["image_id"] % 4 == 0}
+    fewer = [row for n, row in enumerate(shifted) if n not in best_of.values()]
+    assert len(fewer) == len(shifted) - 15  # images that have fewer than the others, and low scores, too
+    assert evaluate_detections(truth, fewer).notes() == []
     assert not any("lowest score" in note for note in evaluate_detections(truth, shifted[:1]).notes())

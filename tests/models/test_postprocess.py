@@ -184,3 +184,18 @@ def test_classes_are_treated_alike(label: int) -> None:
     both = nms_by_group(boxes, scores, other, 0.5).tolist()
     assert both == nms(moved_apart(boxes, other), scores.double(), 0.5).tolist()
     assert len(both) > len(expected)
+
+
+def test_an_overlap_of_exactly_the_threshold_drops_nothing() -> None:
+    half = [0.0, 0, 10, 5]  # IoU .5 with A
+    for threshold, number in ((0.5, 2), (0.49, 1)):
+        assert len(_suppress([A, half], [[0.9], [0.8]], nms_threshold=threshold)["boxes"]) == number
+        boxes, scores = torch.tensor([A, half]), torch.tensor([[0.9], [0.8]])
+        settings = {"score_threshold": 0.05, "nms_threshold": threshold, "detections_per_image": 100}
+        assert len(fast_non_maximum_suppression(boxes, scores, **settings)[1]) == number
+
+
+def test_boxes_on_both_sides_of_zero_are_moved_apart() -> None:
+    boxes = torch.tensor([[-16.0, -16, 16, 16]] * 3)
+    apart = moved_apart(boxes, torch.tensor([0, 1, 2]))
+    assert torch.equal(box_iou(apart, apart), torch.eye(3, dtype=torch.float64))

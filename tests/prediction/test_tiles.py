@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from ranksort.prediction import Prediction
-from ranksort.prediction.tiles import cover, place
+from ranksort.prediction.tiles import cover, join, place
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(32, 100), st.floats(0, 0.9))
@@ -112,3 +112,29 @@ def test_masks_of_a_shrunk_image_grow_with_it() -> None:
     wanted = np.zeros((100, 200), bool)
     wanted[20:80, 40:160] = True
     assert (placed.masks[0] ^ wanted).mean() < 0.01
+
+
+def found_in(width: int, *rows: tuple[tuple[float, float, float, float], float]) -> Prediction:
+    """Boxes and scores, of one class, in an image 64 pixels high."""
+    boxes = np.array([box for box, _ in rows], dtype=np.float32).reshape(-1, 4)
+    scores = np.array([score for _, score in rows], dtype=np.float32)
+    return Prediction(boxes, scores, np.zeros(len(rows), dtype=np.int64), ("thing",), (64, width))
+
+
+def test_a_piece_is_dropped_only_where_the_neighbour_sees_all_of_it() -> None:
+    tiles = cover(64, 108, 64, 0.3)
+    assert tiles.shared[:, [0, 2]].tolist() == [[-1, 20], [20, -1]]
+    for left, number in (
+        (44.5, 1),
+        (45.5, 0),
+    ):  # the neighbour begins at 44, and takes a box that begins at 45 for a piece
+        part = found_in(108, ((left, 10, 64, 30), 0.9))
+        assert len(join([part, found_in(108)], tiles, found_in(108))) == number
+
+
+def test_a_whole_object_stands_for_its_pieces_of_higher_score() -> None:
+    whole = found_in(108, ((5, 10, 100, 50), 0.5))
+    parts = [found_in(108, ((5, 10, 64, 50), 0.9)), found_in(108, ((44, 10, 100, 50), 0.8))]
+    joined = join(parts, cover(64, 108, 64, 0.3), whole)
+    assert joined.boxes.tolist() == [[5, 10, 100, 50]]
+    assert joined.scores.tolist() == [0.5]

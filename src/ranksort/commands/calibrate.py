@@ -99,7 +99,7 @@ def merge(
     out: Annotated[Path, arg(metavar="JSON")] = Path("merged.json"),
     detections_per_image: int = 100,
 ) -> None:
-    """Merge the detections of several models by soft NMS and score voting. Calibrate each of them first.
+    """Merge the detections of several models. Calibrate each of them first, with --method linear.
 
     Args:
         detections: COCO results of two or more models on the same images.

@@ -8,7 +8,7 @@ import numpy as np
 from ..words import counted
 from .bootstrap import RESAMPLES, SEED, Bootstrap, Resampled, paired_difference
 from .inputs import GroundTruth
-from .metrics import percent
+from .metrics import percent, without_nan
 
 _NAMES = {"ap": "AP", "olrp": "oLRP"}
 METRICS = tuple(_NAMES.values())
@@ -21,7 +21,7 @@ def intervals_as_dict(result: Bootstrap, ground_truth: GroundTruth) -> dict[str,
             "measured": values.measured,
             "low": _bounds(values)[0],
             "high": _bounds(values)[1],
-            "values": [None if np.isnan(value) else round(value, 6) for value in values.values.tolist()],
+            "values": without_nan(values.values.round(6).tolist()),
         }
         for field, values in result._asdict().items()
     }

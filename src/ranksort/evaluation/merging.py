@@ -1,4 +1,4 @@
-"""Mixture of calibrated detectors (MoCaE, Oksuz et al., TMLR 2024): soft NMS and score voting over their detections."""
+"""Mixture of calibrated detectors: agreement between detectors, then soft NMS and score voting (MoCaE, Oksuz et al., TMLR 2024)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -10,18 +10,22 @@ from ..data.ids import Id, canonical, spelled
 from .result_rows import CALIBRATED, Row, read_boxes
 
 _SOFT_NMS_SIGMA = 0.5  # Bodla et al., ICCV 2017
-_LEAST_SCORE = 1e-3  # boxes picked by soft NMS with lower scores are dropped; likewise
+_LEAST_SCORE = 1e-6  # boxes picked by soft NMS with lower scores are dropped; calibrated scores can be as low as 1e-5
+# How far the boxes of other detectors may be off; chosen on validation images, see benchmarks/mixture.md.
+_AGREEMENT_SIGMA = 0.1
 _VOTING_SIGMA = 0.025  # as in PAA's score voting
-_VOTING_IOU = 0.01
+_VOTING_IOU = 0.01  # boxes with a lower IoU are unrelated
 _BLOCK = 1 << 21  # pairs of boxes at a time
 
 
 def merge_rows(parts: Mapping[str, Sequence[Row]], detections_per_image: int = 100) -> list[Row]:
     """Merge the detections of several detectors on the same images.
 
-    In each image and class, the best detection is kept, the scores of the others are multiplied by exp(-IoU² / .5), and so on. Its box
-    moves to the mean of the boxes around it, weighted by score times exp(-(1 - IoU)² / .025); a detection with a mask is not moved. For
-    a row without a box, the box around its mask is used.
+    The score of a detection is first replaced by the mean over all detectors: its own score, and for each other detector the highest score
+    times exp(-(1 - IoU)² / .1) among its boxes of that class. Detectors that never find a class are left out of its mean. Then, in each
+    image and class, the best detection is kept, the scores of the others are multiplied by exp(-IoU² / .5), and so on. Its box moves to the
+    mean of the boxes around it, weighted by the given scores times exp(-(1 - IoU)² / .025); a detection with a mask is not moved. For a row
+    without a box, the box around its mask is used.
 
     Args:
         parts: the rows of each detector, from `read_rows`, by their name for messages; each row has a "bbox" or a "segmentation", and
@@ -30,7 +34,7 @@ def merge_rows(parts: Mapping[str, Sequence[Row]], detections_per_image: int = 1
 
     Returns:
         The rows by image, in the order of their first appearance, and descending score. They are no longer marked as calibrated,
-        because soft NMS lowers scores. The given rows are not changed.
+        because merging changes the scores. The given rows are not changed.
 
     Raises:
         ValueError: a row has neither box nor mask, or the detectors have no image in common.
@@ -39,20 +43,26 @@ def merge_rows(parts: Mapping[str, Sequence[Row]], detections_per_image: int = 1
         >>> from ranksort.evaluation.merging import merge_rows
         >>> row = {"image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20], "score": 0.9}
         >>> parts = {"a": [row], "b": [{**row, "score": 0.5}, {**row, "bbox": [60, 60, 9, 9], "score": 0.4}]}
-        >>> [(row["bbox"][0], round(row["score"], 2)) for row in merge_rows(parts)]  # the duplicate has lost its score
-        [(10.0, 0.9), (60.0, 0.4), (10.0, 0.07)]
+        >>> [(row["bbox"][0], round(row["score"], 2)) for row in merge_rows(parts)]  # the mean of both; the duplicate has lost its score
+        [(10.0, 0.7), (60.0, 0.2), (10.0, 0.09)]
     """
     boxes = np.concatenate([read_boxes(rows, name) for name, rows in parts.items()])
     _require_common_images(parts)
     rows = [row for part in parts.values() for row in part]
     scores = np.array([row["score"] for row in rows], dtype=np.float64)
     image, category = (_numbered([_id(row[key]) for row in rows]) for key in ("image_id", "category_id"))
+    detector = np.repeat(np.arange(len(parts)), [len(part) for part in parts.values()])
+    finds = np.zeros((len(parts), 1 + category.max(initial=-1)), dtype=bool)  # whether a detector ever finds a class
+    finds[detector, category] = True
     merged, merged_scores = boxes.copy(), np.zeros(len(rows))
     for members in _groups(image, category):
         iou = _pairwise_iou(boxes[members])
         real = members >= 0
         group_scores = np.where(real, scores[members], 0.0)
-        merged_scores[members[real]] = soft_nms(group_scores, iou)[real]
+        of_detectors = detector[members] == np.arange(len(parts))[:, None, None]
+        of_each = _scores_of_each(np.where(of_detectors, group_scores, 0.0), of_detectors, iou)
+        mean_scores = of_each.sum(axis=0) / finds[:, category[members[:, :1]]].sum(axis=0)
+        merged_scores[members[real]] = soft_nms(np.where(real, mean_scores, 0.0), iou)[real]
         merged[members[real]] = _vote(boxes[members], group_scores, iou)[real]
     order = np.lexsort((-merged_scores, image))
     order = order[merged_scores[order] > _LEAST_SCORE]
@@ -64,6 +74,19 @@ def merge_rows(parts: Mapping[str, Sequence[Row]], detections_per_image: int = 1
         _moved(rows[n], score, box)
         for n, score, box in zip(kept, merged_scores[kept].tolist(), moved.tolist(), strict=True)
     ]
+
+
+def _scores_of_each(scores: np.ndarray, is_own: np.ndarray, iou: np.ndarray) -> np.ndarray:
+    """The score that each of D detectors gives to each box, (D, G, n).
+
+    Args:
+        scores: (D, G, n) scores of the detector's own boxes, 0 for others.
+        is_own: (D, G, n) bool.
+        iou: (G, n, n).
+    """
+    near = np.where(iou > _VOTING_IOU, np.exp(-((1 - iou) ** 2) / _AGREEMENT_SIGMA), 0.0)
+    given = np.stack([(near * own[:, None]).max(axis=2) for own in scores])
+    return np.where(is_own, scores, given)
 
 
 def soft_nms(scores: np.ndarray, iou: np.ndarray, sigma: float = _SOFT_NMS_SIGMA) -> np.ndarray:

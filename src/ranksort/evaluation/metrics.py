@@ -152,6 +152,15 @@ def _olrp(area: str, part: str) -> Callable[[dict[str, AreaResult]], np.ndarray]
     return lambda results: results[area].lrp.optima[:, column]
 
 
+def without_nan(value: Any) -> Any:
+    """The same with None for NaN, which JSON and CSV cannot hold, in dictionaries and lists, too."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 def percent(value: float) -> str:
     """In %, with a dash for NaN."""
     return "-" if math.isnan(value) else f"{round(100 * value, 1) + 0.0:.1f}"  # no "-0.0"

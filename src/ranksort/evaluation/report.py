@@ -18,7 +18,7 @@ from .analysis import Analysis, analyse
 from .inputs import CategoryInfo
 from .lrp import SCORE_GRID, TAU, Matches
 from .matching import Matched
-from .metrics import Metric, percent
+from .metrics import Metric, percent, without_nan
 from .score_cut import USUAL, find_score_cut
 
 TABLE_ROWS = 30  # with more classes, the table shows the worst and the best
@@ -186,8 +186,8 @@ class Report:
             "settings": settings or {},
             "classes_without_objects": self.classes_without_objects,
             "findings": findings(self),
-            "summary": _without_nan(self.summary),
-            "per_class": [_without_nan(row) for row in self.per_class],
+            "summary": without_nan(self.summary),
+            "per_class": without_nan(self.per_class),
             "olrp_parts": olrp_parts(self.per_class).round(4).tolist(),
             "precision": self.precision[..., ::2].round(3).tolist(),  # at every second recall
             "lrp": self.lrp[:, ::2].round(3).tolist(),  # at every second score threshold
@@ -200,7 +200,7 @@ class Report:
         table = io.StringIO()
         writer = csv.DictWriter(table, fieldnames=list(self.per_class[0]))
         writer.writeheader()
-        writer.writerows(_without_nan(row) for row in self.per_class)
+        writer.writerows(without_nan(self.per_class))
         replace_file(folder / "per_class.csv", table.getvalue().encode("utf-8", "backslashreplace"))
         save_thresholds(folder, self)
 
@@ -242,7 +242,7 @@ class Report:
         )
         precision: np.ndarray = np.where(tp + fp > 0, tp / np.maximum(tp + fp, 1), np.nan).round(3)
         return {
-            "precision": [[None if math.isnan(value) else value for value in row] for row in precision.tolist()],
+            "precision": without_nan(precision.tolist()),
             "recall": np.round(tp / objects[:, None], 3).tolist(),
         }
 
@@ -252,12 +252,11 @@ class Report:
         is_tp = matches.outcome == 1
         bins = np.linspace(0, 1, SCORE_BINS + 1)
         score, iou = matches.score[is_tp], matches.iou[is_tp]
-        correlation = rank_correlation(score, iou)
         sample = np.linspace(0, len(score) - 1, min(len(score), SAMPLE)).astype(int)
         return {
             "true_positives": np.histogram(score, bins)[0].tolist(),
             "false_positives": np.histogram(matches.score[matches.outcome == 0], bins)[0].tolist(),
-            "rank_correlation": None if math.isnan(correlation) else correlation,
+            "rank_correlation": without_nan(rank_correlation(score, iou)),
             "score_and_iou": np.stack([score, iou], axis=1)[sample].round(3).tolist(),
         }
 
@@ -292,8 +291,3 @@ def olrp_parts(rows: list[dict[str, Any]]) -> np.ndarray:
     fp = np.where(tp > 0, tp * fp_rate / (1 - fp_rate), 0)
     error = np.where(tp > 0, tp * localization / (1 - TAU), 0)
     return np.stack([error, fp, fn], axis=1) / (tp + fp + fn)[:, None]
-
-
-def _without_nan(row: dict[str, Any]) -> dict[str, Any]:
-    """Replace NaN by None, which JSON and CSV can hold."""
-    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}

@@ -16,6 +16,7 @@ from .calibration import (
     reliability,
 )
 from .inputs import CategoryInfo
+from .metrics import without_nan
 from .overlaps import Samples
 
 FEW, NEAREST = 20, 100  # numbers of detections for a share to be stated
@@ -31,10 +32,8 @@ class Judged(NamedTuple):
 
     def errors(self) -> dict[str, dict[str, float | None]]:
         """The errors of "all" and "kept", in JSON values; None is undefined."""
-        return {
-            which: {name: None if np.isnan(value) else value for name, value in numbers._asdict().items()}
-            for which, numbers in (("all", self.all), ("kept", self.kept))
-        }
+        errors: dict[str, Any] = without_nan({"all": self.all._asdict(), "kept": self.kept._asdict()})
+        return errors
 
 
 class Example(NamedTuple):

@@ -11,7 +11,7 @@ y_j < y_i, which makes them two-dimensional dominance sums (`PositivesAbove`, `W
 float32, prefix sums would suffer from cancellation.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -53,8 +53,9 @@ def find(values: Tensor, wanted: Callable[[Tensor], Tensor]) -> Tensor:
     return torch.cat([hit.index_select(0, row) * _ROW + column, wanted(rest).nonzero().squeeze(1) + rows * _ROW])
 
 
-def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    return zip(*(x.chunk(_BLOCKS if on_cpu(x) and len(x) >= _BLOCKS_PAY else 1) for x in tensors), strict=True)
+def _blocks(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    # A list, because torch.compile of PyTorch 2.9 cannot interrupt its work within a strict `zip`.
+    return list(zip(*(x.chunk(_BLOCKS if on_cpu(x) and len(x) >= _BLOCKS_PAY else 1) for x in tensors), strict=True))
 
 
 class Breakpoints:
