@@ -24,10 +24,14 @@ pytest.importorskip("onnxscript")
 from ranksort import cli
 from ranksort.checkpoints import load_model, save_model
 from ranksort.data.coco_columns import Category
+from ranksort.evaluation.calibration import Calibrator, Curve
+from ranksort.evaluation.model_scores import ModelCalibration, ModelThresholds
+from ranksort.evaluation.thresholds import read_thresholds
 from ranksort.export import export_onnx
 from ranksort.export.operators import suppress
 from ranksort.export.verification import _run, _unmatched, drawn_images
 from ranksort.exported import Found, OnnxDetector
+from ranksort.exported.command import predict_exported
 from ranksort.exported.folder import encode_mask
 from ranksort.models import Detector
 from ranksort.models.postprocess import non_maximum_suppression
@@ -192,6 +196,38 @@ def test_predicts_without_torch(atss: tuple[Detector, Path], tmp_path: Path, mis
     assert files[0] == files[1]
     heads = [(tmp_path / name / "results.csv").read_text().splitlines()[0] for name in ("alone", "torch")]
     assert heads[0] == heads[1]
+
+
+def test_which_scores_a_threshold_applies_to(
+    atss: tuple[Detector, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, _ = atss
+    image = tmp_path / "a.png"
+    Image.fromarray(drawn_images()[0]).save(image)
+    categories = [Category(n, name) for n, name in enumerate(NAMES)]
+    score = float(model.predict(image, score_threshold=0.0).scores[0])  # type: ignore[union-attr]
+    content = {
+        "default": score,
+        "thresholds": [{"category_id": c.id, "class": c.name, "threshold": score} for c in categories],
+    }
+    curve = Curve(np.array([0.0, 1.0]), np.array([0.0, 0.5]))
+    calibrator = Calibrator("iou", "linear", categories, np.full(2, 50), [curve, curve], curve)
+    model.thresholds = ModelThresholds(read_thresholds(content, "report"), categories)
+    try:
+        given = ModelCalibration(calibrator, "some", categories)
+        export_onnx(model, tmp_path / "a.onnx", categories, calibrations=[given], images=[])
+    finally:
+        model.thresholds = None
+    detector = OnnxDetector(tmp_path / "a.onnx", threads=1)
+    assert len(detector.predict(image)) >= 1  # the one at the threshold, too, though its last digits differ
+    for n, (threshold, said) in enumerate(((str(score / 4), "on\n"), ("lrp", "on, before calibration\n"))):
+        arguments = ["--score-threshold", threshold, "--scores", "calibrated", "--out", str(tmp_path / f"out{n}")]
+        predict_exported([str(tmp_path / "a.onnx"), str(image), *arguments])
+        assert said in capsys.readouterr().out
+    with pytest.raises(
+        ValueError, match=r'or "lrp", got recall:\.8: predict with the run folder for a precision or recall'
+    ):
+        detector.predict(image, "recall:.8")
 
 
 def test_images_that_are_none(atss: tuple[Detector, Path], tmp_path: Path) -> None:

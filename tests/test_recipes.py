@@ -236,6 +236,13 @@ def test_min_size_of_a_multi_scale_recipe_is_that_of_training_too() -> None:
     assert recipe == get_recipe(MULTI_SCALE)
 
 
+def test_a_setting_that_was_empty_is_named_when_a_run_is_resumed() -> None:
+    before, now = get_recipe("ranksort_atss_lite0_small"), get_recipe("ranksort_atss_lite0_small")
+    now.training.weights = "runs/other"
+    with pytest.raises(ValueError, match=r"with another --training\.weights \(none before, other now\)"):
+        now.check_resumes(before)
+
+
 def test_multi_scale_recipe_keeps_its_sizes_under_other_overrides() -> None:
     model = create_model(MULTI_SCALE, backbone="resnet18", channels=64, max_size=400, score_threshold=0.3)
     assert model.transform.train_min_sizes == (352, 384, 416, 448, 480, 512)

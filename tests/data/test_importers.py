@@ -689,3 +689,9 @@ def test_lists_of_voc_may_name_image_files(voc: Path, tmp_path: Path) -> None:
     for file in lists:
         text(file, "nowhere\n")
     assert len(cases(import_data(voc, tmp_path / "out3"), "entries of ImageSets/Main")) == len(lists) > 0
+
+
+def test_equal_classes_of_voc_are_said(voc: Path, tmp_path: Path) -> None:
+    first = next(file for file in sorted(voc.rglob("*.xml")) if "<name>cat<" in file.read_text())
+    text(first, first.read_text().replace("<name>cat<", "<name>Cat<"))
+    assert cases(import_data(voc, tmp_path / "out"), "differ only in case") == ["Cat, cat"]

@@ -8,7 +8,13 @@ from evaluation_data import random_masks
 from ranksort.evaluation import evaluate_detections
 from ranksort.evaluation.bootstrap import Bootstrap, Resampled, bootstrap
 from ranksort.evaluation.inputs import read_detections, read_ground_truth
-from ranksort.evaluation.intervals import difference_in_words, differences, fingerprint, intervals_as_dict
+from ranksort.evaluation.intervals import (
+    difference_in_words,
+    differences,
+    fingerprint,
+    interval_line,
+    intervals_as_dict,
+)
 from ranksort.evaluation.page import compare_reports
 
 
@@ -28,6 +34,16 @@ def test_differences_are_said_as_better_or_worse() -> None:
     assert difference_in_words(entry(0.40, 0.60, 0.001), entry(0.402, 0.5999, 0.004)) == (
         "AP better by 0.2 ± 0.6 (may be chance), oLRP the same (± 0.6)"
     )
+
+
+def test_intervals_end_where_the_metrics_do() -> None:
+    found = entry(0.01, 0.99, 0.02)
+    assert (found["AP"]["low"], found["oLRP"]["high"]) == (0, 1)
+    assert 0.04 < found["AP"]["high"] < 0.06
+    noise = np.random.default_rng(0).normal(0, 0.02, 1000)
+    line = interval_line(Bootstrap(Resampled(0.01, 0.01 + noise), Resampled(0.99, 0.99 + noise)), 8)
+    assert line.startswith("95 % intervals over 8 images: AP 0.0 to ")
+    assert line.endswith(" to 100.0.")
 
 
 def test_differences_are_those_of_paired_resamples() -> None:

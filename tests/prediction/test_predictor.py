@@ -123,6 +123,18 @@ def test_thresholds(colours: Colours) -> None:
             scores(wrong)
 
 
+@pytest.mark.parametrize("threshold", ["lrp", "precision:1", "recall:.5"])
+def test_the_detection_at_a_threshold_is_found_again(colours: Colours, threshold: str) -> None:
+    image = picture(20, 60, 3, 20, 61, 80)
+    score = colours.predict(image, score_threshold=0.8).scores.item()  # type: ignore[union-attr]
+    # As from another batch size or device; .01 is not a rounding error.
+    for measured, expected in ((score + 5e-6, [score]), (score + 0.01, [])):
+        colours.thresholds = thresholds_of([measured, 0.99, 0.99])
+        found = colours.predict(image, score_threshold=threshold)
+        assert isinstance(found, Prediction)
+        assert found.scores.tolist() == expected
+
+
 def test_calibrated_scores(colours: Colours) -> None:
     image = picture(20, 60, 3, 20, 61, 80)  # scores .87, .70, .29, .10 of labels 0, 2, 1, 2
     categories = [Category(n, str(n)) for n in range(3)]

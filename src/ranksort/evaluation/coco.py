@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..data.coco_columns import CocoFile
-from ..words import listed
+from ..words import counted, listed
 from .image_names import doubts
 from .inputs import Detections, GroundTruth, open_ground_truth, read_detections, read_ground_truth
 from .lrp import evaluate_lrp
@@ -40,11 +40,13 @@ def evaluate_detections(
         style: "coco" (the highest-scoring detections per class and image count) or "lvis" (the highest-scoring per image; classes that
             were not looked for in an image do not count there).
         max_detections: how many detections count, 1 or more; by default as published, 100 for "coco" and 300 for "lvis".
-        metrics: additional metrics with names of their own, listed in the report after the standard ones.
+        metrics: additional metrics with names of their own, listed in the report after the standard ones. What their `compute` raises
+            is not caught.
 
     Raises:
         FileNotFoundError: a path is not a file.
-        ValueError: the input is wrong; one sentence says what and where.
+        ValueError: the input is wrong, or a metric returns something else than a finite number or NaN for each class; one sentence says
+            what and where.
 
     Examples:
         >>> from ranksort import evaluate_detections
@@ -109,7 +111,7 @@ def evaluate(
     names = Counter([*_COLUMNS, *(metric.name for metric in metrics)])
     if repeated := [name for name, count in names.items() if count > 1]:
         raise ValueError(f"the report already has {', '.join(repeated)}: give the metric another name")
-    columns = {metric.name: metric.compute(results) for metric in metrics}  # (C,) each
+    columns = {metric.name: _column(metric, results, len(ground_truth.categories)) for metric in metrics}
     summary = {metric.name: _mean(columns[metric.name]) for metric in metrics if metric.in_summary}
     if style == "lvis":
         frequency = np.array([category.frequency for category in ground_truth.categories])
@@ -162,6 +164,19 @@ def _per_class(
             {**dict(zip(_COLUMNS, row, strict=True)), **{name: float(values[c]) for name, values in columns.items()}}
         )
     return rows
+
+
+def _column(metric: Metric, results: dict[str, AreaResult], count: int) -> np.ndarray:
+    """The values of a metric for each of the C classes, float64 (C,)."""
+    values = np.asarray(metric.compute(results))
+    is_number = values.dtype.kind in "fiub"
+    if not is_number or values.shape != (count,) or np.isinf(values).any():
+        found = f"shape {values.shape}" if is_number else f"dtype {values.dtype}"
+        found = "an infinite one" if is_number and values.shape == (count,) else found
+        raise ValueError(
+            f"the metric {metric.name} must return a number, or NaN, for each of the {counted(count, 'class')}, but returns {found}"
+        )
+    return values.astype(np.float64)
 
 
 def _mean(values: np.ndarray) -> float:

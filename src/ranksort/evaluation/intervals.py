@@ -19,13 +19,19 @@ def intervals_as_dict(result: Bootstrap, ground_truth: GroundTruth) -> dict[str,
     metrics = {
         _NAMES[field]: {
             "measured": values.measured,
-            "low": values.interval[0],
-            "high": values.interval[1],
+            "low": _bounds(values)[0],
+            "high": _bounds(values)[1],
             "values": without_nan(values.values.round(6).tolist()),
         }
         for field, values in result._asdict().items()
     }
     return {"resamples": RESAMPLES, "seed": SEED, "objects": fingerprint(ground_truth), **metrics}
+
+
+def _bounds(metric: Resampled) -> tuple[float, float]:
+    """The interval of AP or oLRP within 0..1: its shift may take it beyond, where neither can be."""
+    low, high = np.clip(metric.interval, 0, 1).tolist()
+    return low, high
 
 
 def fingerprint(ground_truth: GroundTruth) -> str:
@@ -40,10 +46,8 @@ def fingerprint(ground_truth: GroundTruth) -> str:
 
 def interval_line(result: Bootstrap, num_images: int) -> str:
     """Both intervals, for a terminal."""
-    parts = [
-        f"{_NAMES[field]} {percent(values.interval[0])} to {percent(values.interval[1])}"
-        for field, values in result._asdict().items()
-    ]
+    bounds = {field: _bounds(values) for field, values in result._asdict().items()}
+    parts = [f"{_NAMES[field]} {percent(low)} to {percent(high)}" for field, (low, high) in bounds.items()]
     return f"95 % intervals over {counted(num_images, 'image')}: {', '.join(parts)}."
 
 

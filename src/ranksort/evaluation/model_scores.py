@@ -13,7 +13,7 @@ from ..data.coco_columns import Category
 from ..data.json_source import JsonSource
 from .calibration import Calibrator, Target
 from .calibration_file import load_calibrator, read_calibrator
-from .thresholds import Reached, Thresholds, Wish, read_thresholds
+from .thresholds import Reached, Thresholds, Wish, lowered, read_thresholds
 
 if TYPE_CHECKING:
     from ..models import Detector
@@ -92,6 +92,8 @@ class ModelCalibration:
 def least_scores(asked: float | Wish, model: "Detector") -> Reached:
     """The score threshold of each label of a model that meets a request, for scores as the model now reports them.
 
+    Thresholds from a report are `lowered`, so that they keep the detections that they were found at.
+
     Raises:
         ValueError: a `Wish` is given, but the model has no thresholds.
     """
@@ -102,7 +104,8 @@ def least_scores(asked: float | Wish, model: "Detector") -> Reached:
             f'there is no report with thresholds for this model, which score_threshold="{asked}" needs: '
             "load it from its run folder, or set a number from 0 to 1"
         )
-    values, remarks = model.thresholds.reach(asked)
+    exact, remarks = model.thresholds.reach(asked)
+    values = [lowered(value) for value in exact]
     # Calibration keeps the order in each class, and so the detections at or above the threshold.
     if model.calibration is not None:
         values = model.calibration.calibrated(np.array(values), np.arange(len(values))).tolist()

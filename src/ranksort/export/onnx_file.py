@@ -17,7 +17,7 @@ from onnx import compose, helper, numpy_helper
 from .. import __version__
 from ..data.coco_columns import Category
 from ..evaluation.model_scores import ModelCalibration
-from ..evaluation.thresholds import Wish
+from ..evaluation.thresholds import Wish, lowered
 from ..models import Detector
 from .graph import INPUTS, export_program
 from .operators import translations
@@ -121,7 +121,7 @@ def describe(
         "categories": [{"id": c.id, "name": c.name} for c in categories],
         "masks": model.has_masks,
         "score_threshold": float(model.score_threshold),
-        "lrp_thresholds": None if model.thresholds is None else model.thresholds.reach(Wish("lrp")).values,
+        "lrp_thresholds": _lrp_thresholds(model),
         "nms_threshold": float(model.nms_threshold),
         "detections_per_image": model.detections_per_image,
         "preprocessing": {
@@ -136,6 +136,13 @@ def describe(
         },
         "calibrations": {calibration.target: _curves(calibration, categories) for calibration in calibrations},
     }
+
+
+def _lrp_thresholds(model: Detector) -> list[float] | None:
+    """The threshold of each label as `predict` applies it to raw scores, None without a report."""
+    return (
+        None if model.thresholds is None else [lowered(value) for value in model.thresholds.reach(Wish("lrp")).values]
+    )
 
 
 def _curves(calibration: ModelCalibration, categories: Sequence[Category]) -> list[dict[str, list[float]]]:

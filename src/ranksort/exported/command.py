@@ -49,7 +49,9 @@ def _predict(given: argparse.Namespace) -> None:
     thresholds = detector.thresholds(given.score_threshold)
     detector.curves(given.scores)
     low, high = float(thresholds.min()), float(thresholds.max())
-    of_model = "" if given.scores == "raw" else ", before calibration"
+    # A number applies to calibrated scores, the model's own thresholds to raw ones.
+    is_number = detector.is_number(given.score_threshold)
+    of_model = "" if given.scores == "raw" or is_number else ", before calibration"
     print(f"detections from score {low:.3g}{f' to {high:.3g}, by class,' if high > low else ''} on{of_model}")
     folder = ResultFolder(out, detector, pictures=not given.no_pictures)
     folder.predict(files, given.score_threshold, scores=given.scores)

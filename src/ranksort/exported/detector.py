@@ -123,7 +123,7 @@ class OnnxDetector:
         """
         thresholds, curves = self.thresholds(score_threshold), self.curves(scores)
         found = self(self.load(source), self._least(score_threshold, thresholds))
-        is_number = self._is_number(score_threshold)
+        is_number = self.is_number(score_threshold)
         if not is_number:
             found = found.select(found.scores >= thresholds[found.labels])
         if curves is not None:
@@ -142,17 +142,20 @@ class OnnxDetector:
         except ValueError:
             least = -1
         if not 0 <= least <= 1:
+            needs_run = str(score_threshold).startswith(("precision", "recall"))
+            hint = ": predict with the run folder for a precision or recall" if needs_run else ""
             raise ValueError(
-                f'the score threshold of an ONNX model must be within 0..1 or "lrp", got {score_threshold}'
+                f'the score threshold of an ONNX model must be within 0..1 or "lrp", got {score_threshold}{hint}'
             )
         return np.full(len(self.class_names), least, np.float32)
 
     def _least(self, score_threshold: float | str | None, thresholds: np.ndarray) -> float:
         """The lowest score that the graph has to report; with LRP-optimal thresholds, the one used when they were found."""
         own = float(self.about["score_threshold"])
-        return min(own, float(thresholds.min(initial=1))) if self._is_number(score_threshold) else own
+        return min(own, float(thresholds.min(initial=1))) if self.is_number(score_threshold) else own
 
-    def _is_number(self, score_threshold: float | str | None) -> bool:
+    def is_number(self, score_threshold: float | str | None) -> bool:
+        """Whether a threshold is a number, which applies to calibrated scores; the model's own are for raw ones."""
         return score_threshold != "lrp" and (score_threshold is not None or self.about["lrp_thresholds"] is None)
 
     def curves(self, scores: str) -> list[dict[str, list[float]]] | None:

@@ -270,8 +270,9 @@ class Recipe:
                 if key in ("detector", "weights"):
                     before, now = PurePath(before).name, PurePath(now).name
                 if now != before and key not in free:
+                    was, is_now = (str(value) or "none" for value in (before, now))
                     raise ValueError(
-                        f"a run cannot be resumed with another --{group}.{key.replace('_', '-')} ({before} before, {now} now): "
+                        f"a run cannot be resumed with another --{group}.{key.replace('_', '-')} ({was} before, {is_now} now): "
                         "keep the old value, or start a new run"
                     )
 

@@ -56,6 +56,13 @@ def read(folder: Path) -> ImportedDataset:
     images = [image for split in dataset.splits.values() for image in split]
     names = sorted({str(entry.label) for image in images for entry in image.objects})
     dataset.categories = {name: Category(number, name) for number, name in enumerate(names, 1)}
+    by_name: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        by_name[name.casefold()].append(name)
+    dataset.remark(
+        "classes that differ only in case, which a detector would have to tell apart: merge them in the XML files",
+        (", ".join(same) for same in by_name.values() if len(same) > 1),
+    )
     used, annotated = {image.path for image in images}, {file.stem for file in files.annotations}
     alone = [
         path for stem, paths in files.images.items() if stem not in annotated for path in paths if path not in used
