@@ -13,19 +13,12 @@ from published_atss import published_atss
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ranksort.checkpoints import (
-    carry_scores,
-    convert_checkpoint,
-    load_model,
-    load_weights,
-    metadata,
-    read_checkpoint,
-    save_model,
-)
+from ranksort.checkpoints import carry_scores, load_model, load_weights, metadata, read_checkpoint, save_model
 from ranksort.data.coco_columns import Category
 from ranksort.evaluation.calibration import Calibrator, Curve
 from ranksort.evaluation.calibration_file import calibrator_content
 from ranksort.evaluation.thresholds import Wish
+from ranksort.published import convert_checkpoint
 from ranksort.recipes import Recipe, create_model, get_recipe
 from ranksort.recipes.build import with_pixel_statistics
 

@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .checkpoints import convert_checkpoint, load_model
+    from .checkpoints import load_model
     from .evaluation import Report, evaluate_detections
     from .hub import from_pretrained, save_pretrained
     from .losses import (
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         average_precision_loss,
         rank_sort_loss,
     )
+    from .published import convert_checkpoint
     from .recipes import Recipe, create_model, list_recipes
 
 __version__ = "0.1.0"
@@ -24,7 +25,7 @@ __version__ = "0.1.0"
 _TOOLBOX = {
     "Recipe": "recipes",
     "Report": "evaluation",
-    "convert_checkpoint": "checkpoints",
+    "convert_checkpoint": "published",
     "create_model": "recipes",
     "evaluate_detections": "evaluation",
     "from_pretrained": "hub",

@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .checkpoints import Checkpoint, read_checkpoint, read_published
+from .checkpoints import Checkpoint, read_checkpoint
 from .models import Detector
 from .models.backbones import build_backbone
+from .published import read_published
 from .recipes.detectors import as_named, get_detector
 from .recipes.recipe import ModelSettings, Recipe
 from .whole_file import replace_file

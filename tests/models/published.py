@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
-from ranksort.checkpoints import convert_checkpoint
 from ranksort.models.images import ImageBatch, Size
+from ranksort.published import convert_checkpoint
 
 GOLDEN = Path(__file__).resolve().parents[2] / "../shared/golden"
 

@@ -15,9 +15,9 @@ from published import (
 )
 from torch import Tensor
 
-from ranksort.checkpoints import convert_checkpoint
 from ranksort.models import Detector
 from ranksort.models.images import ImageBatch
+from ranksort.published import convert_checkpoint
 from ranksort.recipes import create_model
 
 pytestmark = [

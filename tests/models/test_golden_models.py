@@ -20,10 +20,10 @@ from published import (
 )
 from torch import Tensor
 
-from ranksort.checkpoints import convert_checkpoint
 from ranksort.losses.detection import DetectionLosses
 from ranksort.models import ATSS, PAA
 from ranksort.models.anchors import AnchorPredictions
+from ranksort.published import convert_checkpoint
 from ranksort.recipes import create_model
 
 

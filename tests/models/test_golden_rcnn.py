@@ -22,11 +22,11 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from ranksort.checkpoints import convert_checkpoint
 from ranksort.losses.detection import DetectionLosses
 from ranksort.models import CascadeRCNN, FasterRCNN, MaskRCNN
 from ranksort.models.anchors import AnchorPredictions
 from ranksort.models.roi_heads import pool_regions
+from ranksort.published import convert_checkpoint
 from ranksort.recipes import create_model, list_recipes
 
 FOLDERS = {  # the score threshold is the recorded one

@@ -19,13 +19,13 @@ from published import (
 )
 from torch import Tensor
 
-from ranksort.checkpoints import convert_checkpoint
 from ranksort.losses import rank_sort_loss
 from ranksort.losses.detection import confidence, quality_targets, self_balanced, weighted_mean
 from ranksort.models import SOLOv2
 from ranksort.models.masks import quarter_masks
 from ranksort.models.matchers import collect
 from ranksort.models.solov2 import GRIDS, mask_losses, match_cells, peaks
+from ranksort.published import convert_checkpoint
 from ranksort.recipes import create_model
 
 RECIPE, FOLDER = "ranksort_solov2_light_448_r34_fpn_3x", "solov2_light_r34"

@@ -19,9 +19,9 @@ from published import (
 )
 from torch import Tensor
 
-from ranksort.checkpoints import convert_checkpoint
 from ranksort.models import YOLACT
 from ranksort.models.masks import resize_masks
+from ranksort.published import convert_checkpoint
 from ranksort.recipes import create_model
 
 RECIPE, FOLDER = "ranksort_yolact_r50_55e_coco", "yolact_r50"

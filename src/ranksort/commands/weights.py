@@ -26,8 +26,9 @@ def convert(
         out: output file: .safetensors, or .pth for mmdetection 3.
         annotations: annotation file with the class names; by default those in the weights file, or COCO's.
     """
-    from ..checkpoints import read_checkpoint, read_foreign, save_mmdetection, save_model
+    from ..checkpoints import read_checkpoint, save_model
     from ..data.coco_file import read_coco_file
+    from ..published import read_foreign, save_mmdetection
 
     if out.suffix not in (".safetensors", ".pth"):
         raise ValueError(f"--out must name a .safetensors file, or a .pth file for mmdetection 3, got {out}")
