@@ -41,7 +41,7 @@ def test_thresholds_are_those_of_the_report(tmp_path: Path) -> None:
         reached = reach(checkpoint, categories)
         assert reached.values == pytest.approx([mean, of_masks[1], mean, of_masks[0]])
         (remark,) = reached.remarks
-        assert "no true positives of class 7, class 99: the threshold is the mean of the other classes" in remark
+        assert "no true positives of class 7, class 99: the mean threshold of the other classes is used" in remark
     save_reports(tmp_path / "report", [boxes])
     assert reach(tmp_path, categories[1::2]).values == [second, first]
     with pytest.raises(ValueError, match="no threshold for any class"):

@@ -114,7 +114,7 @@ class Thresholds:
             remarks.append(f"{wish} is never reached in {self.name} for {listed(short)}: the closest threshold is used")
         if unknown:
             remarks.append(
-                f"{self.name} has no true positives of {listed(unknown)}: the threshold is the mean of the other classes, {default:.3f}"
+                f"{self.name} has no true positives of {listed(unknown)}: the mean threshold of the other classes is used"
             )
         return Reached([default if of is None else of[0] for of in found], remarks)
 

@@ -51,7 +51,7 @@ class Verification:
     def __str__(self) -> str:
         if not self.is_same:
             return f"{self.missing} of {self.detections} detections in {self.images} images differ from PyTorch's"
-        close = f" (IoU {self.iou:.5f} or more, scores within {self.score:.1e})" if self.detections else ""
+        close = f" (lowest IoU {self.iou:.5f}, scores within {self.score:.1e})" if self.detections else ""
         apart = f", {self.missing} differ" if self.missing else ""
         return (
             f"verified on {self.images} images: {self.detections} detections agree with PyTorch{close}{apart}; "

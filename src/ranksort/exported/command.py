@@ -38,7 +38,7 @@ def _predict(given: argparse.Namespace) -> None:
         )
     files, passed_over = find_images(given.images, out)
     if passed_over:
-        print(f"passed over: {passed_over}")
+        print(f"skipped: {passed_over}")
     if not files:
         raise ValueError(f"there are no images in {', '.join(map(str, given.images))}: name files or folders")
     if films := [file for file in files if file.suffix.lower() in VIDEOS]:
@@ -52,7 +52,7 @@ def _predict(given: argparse.Namespace) -> None:
     # A number applies to calibrated scores, the model's own thresholds to raw ones.
     is_number = detector.is_number(given.score_threshold)
     of_model = "" if given.scores == "raw" or is_number else ", before calibration"
-    print(f"detections from score {low:.3g}{f' to {high:.3g}, by class,' if high > low else ''} on{of_model}")
+    print(f"detections with a score of {low:.3g}{f' to {high:.3g}, by class,' if high > low else ''} or more{of_model}")
     folder = ResultFolder(out, detector, pictures=not given.no_pictures)
     folder.predict(files, given.score_threshold, scores=given.scores)
     say_what_was_found(folder.images, folder.detections, folder.failures, len(files), out)

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..data.images import IMAGE_SUFFIXES, darkness, read_image, to_rgb
-from ..words import counted
+from ..words import counted, listed
 
 if TYPE_CHECKING:  # exported models use this module, without PyTorch
     from torch import Tensor
@@ -37,6 +37,7 @@ def find_images(names: Iterable[str | Path], out: Path | None = None) -> tuple[l
         The files, and what was skipped in folders, in words; "" if nothing was.
 
     Raises:
+        FileNotFoundError: none of the files exists.
         ValueError: a .txt file or a pattern matches nothing.
     """
     files: list[Path] = []
@@ -53,6 +54,8 @@ def find_images(names: Iterable[str | Path], out: Path | None = None) -> tuple[l
             files += map(Path, matches)
         else:
             files.append(path)
+    if files and not any(file.exists() for file in files):
+        raise FileNotFoundError(f"there is no such file: {listed(files)}")
     return files, ", ".join(counted(count, noun) + rest for (noun, rest), count in others.items() if count)
 
 
