@@ -32,7 +32,7 @@ quickstart: $(INSTALLED)
 	$(BIN)/ranksort quickstart $(ARGS)
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "not slow" -n $(TEST_WORKERS) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "not slow" -n $(TEST_WORKERS) --dist worksteal $(ARGS)
 	$(if $(ARGS),,@$(MAKE) --no-print-directory doctest)
 
 # Modules that need an extra which is not installed are skipped.

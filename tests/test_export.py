@@ -220,7 +220,7 @@ def test_which_scores_a_threshold_applies_to(
         model.thresholds = None
     detector = OnnxDetector(tmp_path / "a.onnx", threads=1)
     assert len(detector.predict(image)) >= 1  # the one at the threshold, too, though its last digits differ
-    for n, (threshold, said) in enumerate(((str(score / 4), "on\n"), ("lrp", "on, before calibration\n"))):
+    for n, (threshold, said) in enumerate(((str(score / 4), "or more\n"), ("lrp", "or more, before calibration\n"))):
         arguments = ["--score-threshold", threshold, "--scores", "calibrated", "--out", str(tmp_path / f"out{n}")]
         predict_exported([str(tmp_path / "a.onnx"), str(image), *arguments])
         assert said in capsys.readouterr().out

@@ -101,6 +101,14 @@ def test_signals_lose_nothing_that_is_done(
     assert "the first 2 of 5 images" in capsys.readouterr().err
 
 
+def test_a_mistyped_file_leaves_no_folder(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments(model, tmp_path / "clip.mp4", out=tmp_path / "out"))
+    assert stopped.value.code == 2
+    assert "there is no such file: " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_the_model_cannot_do_is_one_image(
     model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -68,7 +68,7 @@ def predict(
     from ..evaluation.thresholds import parse_threshold
     from ..prediction import Predictor
     from ..prediction.folder import PredictionFolder
-    from ..prediction.images import RESULTS, find_images, say_what_was_found
+    from ..prediction.images import RESULTS, check_exist, find_images, say_what_was_found
 
     check_folder(out)
     if (out / RESULTS).exists():
@@ -109,6 +109,7 @@ def predict(
                 raise ValueError(f"there is nothing to detect in: {message}")
             print(f"skipped: {message}")
         files, image_ids = list(known), known.values()
+    check_exist(files)
     print(f"detections {predictor.threshold_text()}")
     for remark in predictor.remarks if score_threshold else ():
         print(remark)

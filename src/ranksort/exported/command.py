@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..prediction.images import RESULTS, VIDEOS, find_images, say_what_was_found
+from ..prediction.images import RESULTS, VIDEOS, check_exist, find_images, say_what_was_found
 from .detector import OnnxDetector
 from .folder import ResultFolder
 
@@ -46,6 +46,7 @@ def _predict(given: argparse.Namespace) -> None:
     if given.threads is not None and given.threads < 1:
         raise ValueError(f"--threads must be 1 or more, got {given.threads}")
     detector = OnnxDetector(given.model, given.threads)
+    check_exist(files)
     thresholds = detector.thresholds(given.score_threshold)
     detector.curves(given.scores)
     low, high = float(thresholds.min()), float(thresholds.max())

@@ -37,7 +37,6 @@ def find_images(names: Iterable[str | Path], out: Path | None = None) -> tuple[l
         The files, and what was skipped in folders, in words; "" if nothing was.
 
     Raises:
-        FileNotFoundError: none of the files exists.
         ValueError: a .txt file or a pattern matches nothing.
     """
     files: list[Path] = []
@@ -54,9 +53,13 @@ def find_images(names: Iterable[str | Path], out: Path | None = None) -> tuple[l
             files += map(Path, matches)
         else:
             files.append(path)
-    if files and not any(file.exists() for file in files):
-        raise FileNotFoundError(f"there is no such file: {listed(files)}")
     return files, ", ".join(counted(count, noun) + rest for (noun, rest), count in others.items() if count)
+
+
+def check_exist(files: Sequence[Path]) -> None:
+    """Raise FileNotFoundError if none of the files exists, before a folder is created for their results."""
+    if not any(file.exists() for file in files):
+        raise FileNotFoundError(f"there is no such file: {listed(files)}")
 
 
 def _of_folder(top: Path, out: Path | None, others: Counter[tuple[str, str]]) -> Iterator[Path]:
