@@ -11,7 +11,7 @@ from .result_rows import CALIBRATED, Row, read_boxes
 
 _SOFT_NMS_SIGMA = 0.5  # Bodla et al., ICCV 2017
 _LEAST_SCORE = 1e-6  # boxes picked by soft NMS with lower scores are dropped; calibrated scores can be as low as 1e-5
-# How far the boxes of other detectors may be off; chosen on validation images, see benchmarks/mixture.md.
+# How far the boxes of other detectors may be off; benchmarks/mixture.md has what it gains on validation images.
 _AGREEMENT_SIGMA = 0.1
 _VOTING_SIGMA = 0.025  # as in PAA's score voting
 _VOTING_IOU = 0.01  # boxes with a lower IoU are unrelated
