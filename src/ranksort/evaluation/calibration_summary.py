@@ -13,7 +13,7 @@ from .metrics import percent
 from .model_scores import FILES
 from .overlaps import Samples
 from .report import Report
-from .score_quality import Judged, ScoreQuality, judge_scores
+from .score_quality import CalibrationQuality, ScoreQuality, judge_scores
 from .thresholds import thresholds_content
 
 _TITLE = "calibration errors of the scores"
@@ -41,8 +41,8 @@ class CalibrationSummary:
     num_detections: int
     num_images: int
     num_kept: int
-    before: Judged
-    after: Judged
+    before: CalibrationQuality
+    after: CalibrationQuality
     calibrator: Calibrator
     metrics: Sequence[tuple[float, ...]] | None = None
 

@@ -22,7 +22,7 @@ from .overlaps import Samples
 FEW, NEAREST = 20, 100  # numbers of detections for a share to be stated
 
 
-class Judged(NamedTuple):
+class CalibrationQuality(NamedTuple):
     """The errors of one set of scores, of all detections and of those kept, and the reliability diagrams of all."""
 
     all: CalibrationErrors
@@ -54,8 +54,8 @@ class ScoreQuality(NamedTuple):
     example: None if there are too few detections.
     """
 
-    before: Judged
-    after: Judged | None
+    before: CalibrationQuality
+    after: CalibrationQuality | None
     why_not: str
     example: Example | None
 
@@ -93,8 +93,8 @@ def judge_scores(
     return ScoreQuality(_judge(samples, samples.score, kept), after, why_not, _example(samples, kept))
 
 
-def _judge(samples: Samples, scores: np.ndarray, kept: np.ndarray) -> Judged:
-    return Judged(
+def _judge(samples: Samples, scores: np.ndarray, kept: np.ndarray) -> CalibrationQuality:
+    return CalibrationQuality(
         calibration_errors(samples, scores),
         calibration_errors(samples, scores, kept),
         reliability(scores, samples.iou),
@@ -116,7 +116,7 @@ def _example(samples: Samples, kept: np.ndarray) -> Example | None:
     )
 
 
-def _as_dict(judged: Judged) -> dict[str, Any]:
+def _as_dict(judged: CalibrationQuality) -> dict[str, Any]:
     diagrams = {
         name: [[int(n), round(score, 4), round(worth, 4)] for n, score, worth in zip(*diagram, strict=True) if n]
         for name, diagram in (("iou", judged.iou), ("right", judged.right))
