@@ -1,5 +1,6 @@
 import math
 import weakref
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -371,13 +372,14 @@ def test_errors(logits, targets, delta, message):
 
 
 class Operators(TorchDispatchMode):
-    """Counts the operators which run and those which make the host wait, and keeps the size of the largest result in bytes."""
+    """Counts the operators which run, those which make the host wait, and those which PyTorch shares out among its threads on a CPU,
+    and keeps the size of the largest result in bytes."""
 
     WAITS = ("nonzero", "_local_scalar_dense", "masked_select", "item", "unique", "is_nonzero", "equal")
 
     def __init__(self):
         super().__init__()
-        self.count, self.waits, self.largest = 0, 0, 0
+        self.count, self.waits, self.shared, self.largest = 0, 0, 0, 0
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         result = operator(*args, **(kwargs or {}))
@@ -385,6 +387,9 @@ class Operators(TorchDispatchMode):
         self.waits += operator._opname in self.WAITS
         tensors = result if isinstance(result, (tuple, list)) else [result]
         self.largest = max([self.largest, *(x.nbytes for x in tensors if isinstance(x, torch.Tensor))])
+        sizes = [x.numel() for x in (*args, *tensors) if isinstance(x, torch.Tensor)]
+        in_one_thread = operator.is_view or operator._opname in ("index_select", "empty_like", "new_empty")
+        self.shared += not in_one_thread and max(sizes, default=0) > counting._SERIAL
         return result
 
 
@@ -395,7 +400,9 @@ def operators(positives, negatives, ignored=0):
     return seen
 
 
-@pytest.mark.parametrize(("way", "most", "a_step"), [("default", 540, 3 * counting._BLOCKS), ("accelerator", 300, 0)])
+@pytest.mark.parametrize(
+    ("way", "most", "a_step"), [("default", 560, 4 * counting._LEAST_BLOCKS), ("accelerator", 300, 0)]
+)
 def test_number_of_operators(way, most, a_step, monkeypatch):
     count_in(way, monkeypatch)
     counts = [operators(positives, 500_000).count for positives in (100, 1_000, 10_000)]
@@ -404,6 +411,37 @@ def test_number_of_operators(way, most, a_step, monkeypatch):
     assert 0 <= counts[-1] - counts[0] <= 20 + 2 * a_step
     # Else they do not grow with the negatives.
     assert abs(operators(1_000, 50_000).count - counts[1]) <= a_step
+
+
+@contextmanager
+def threads(number):
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("few", [-1.0, 1.0])
+def test_threads_are_woken_for_few_operators(few, monkeypatch):
+    monkeypatch.setattr(counting, "_FEW", few)
+    with threads(2):
+        counts = [operators(1_000, negatives).shared for negatives in (100_000, 500_000)]
+    assert counts[0] <= counts[1] <= 40  # whatever the number of blocks
+
+
+@pytest.mark.parametrize("number_of_threads", [1, 2])
+@pytest.mark.parametrize("number", [counting._SERIAL, counting._SERIAL + 1, 1_000_000, counting._THREADS_PAY])
+def test_result_depends_neither_on_blocks_nor_on_threads(number, number_of_threads, monkeypatch):
+    logits, targets = (x.float() for x in random_batch(100, number - 100))
+    monkeypatch.setattr(counting, "_block_size", lambda x: max(len(x), 1))
+    expected = loss_and_gradient(logits, targets)
+    monkeypatch.undo()
+    with threads(number_of_threads):
+        ranking, sorting, gradient = loss_and_gradient(logits, targets)
+    assert (ranking.item(), sorting.item()) == pytest.approx([x.item() for x in expected[:2]], abs=1e-7)
+    assert_gradient_close(gradient, expected[2], 1e-6)
 
 
 def test_no_tensor_holds_all_pairs():

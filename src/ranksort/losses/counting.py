@@ -19,11 +19,13 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 # Used only on a CPU:
-_BLOCKS = 8  # passes over the logits go block by block, so that temporaries stay in the cache
-_BLOCKS_PAY = 1 << 15
+_BLOCK = 1 << 16  # logits for each thread: passes over them go block by block, so that temporaries stay in the cache
+_LEAST_BLOCKS = 8
+_SERIAL = (1 << 15) - 1  # up to this size, PyTorch's operators run in one thread and do not wait for others
+_THREADS_PAY = 1 << 21  # number of logits from which these waits pay
 _ROW = 32  # logits processed together
 _GRID_PAYS = 4096  # number of logits from which a grid is used to place them
-_CELLS_PER_EDGE, _LOGITS_PER_CELL, _MOST_CELLS = 32, 16, 1 << 18
+_CELLS_PER_EDGE, _LOGITS_PER_CELL, _MOST_CELLS = 32, 8, 1 << 18
 _SPARE_BINS = 64  # for logits below all edges, in turn: sums into a single place would have to wait for one another
 
 _COPIES = 64  # of each bin, on a GPU
@@ -55,7 +57,15 @@ def find(values: Tensor, wanted: Callable[[Tensor], Tensor]) -> Tensor:
 
 def _blocks(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
     # A list, because torch.compile of PyTorch 2.9 cannot interrupt its work within a strict `zip`.
-    return list(zip(*(x.chunk(_BLOCKS if on_cpu(x) and len(x) >= _BLOCKS_PAY else 1) for x in tensors), strict=True))
+    return list(zip(*(x.split(_block_size(x)) for x in tensors), strict=True))
+
+
+def _block_size(x: Tensor) -> int:
+    number, threads = len(x), torch.get_num_threads()
+    if not on_cpu(x) or number <= _SERIAL:
+        return max(number, 1)
+    # An operator on a small block takes microseconds; if the core of another thread is busy, it would wait milliseconds for it.
+    return _SERIAL if threads > 1 and number < _THREADS_PAY else min(_BLOCK * threads, -(-number // _LEAST_BLOCKS))
 
 
 class Breakpoints:
@@ -212,10 +222,10 @@ class NegativesAbove:
             )
         else:
             self.bins = bins = self._place(values)
-            near = edge_of[size // 2]
+            near = edge_of[size // 2, None]  # not a scalar, so that differences are float64
             sums = edge_of.new_zeros(size + _SPARE_BINS)
             for bin_, x in _blocks(bins, values):
-                sums += _histogram(bin_, x.to(torch.float64, copy=True).sub_(near), len(sums))
+                sums += _histogram(bin_, x - near, len(sums))
             counts = _histogram(bins, None, len(sums))[:size]
             inside = (sums[:size] - (edge_of - near) * counts) / unit
         # An interval on which a step rises is at most one unit wide.
@@ -252,13 +262,15 @@ class NegativesAbove:
 
         cell, first_edge, most = self._grid(len(values))
         padded = pad(edges, (0, _SPARE_BINS + 2 * most), value=torch.inf)
+        steps = [1 << bit for bit in reversed(range(most.bit_length()))]
+        ahead = [padded[step - 1 :] for step in steps]
         bins = torch.empty_like(values, dtype=torch.int32)
         for bin_, x in _blocks(bins, values):
-            bin_.copy_(cell(x))
-            bin_.copy_(first_edge.index_select(0, bin_))
+            torch.index_select(first_edge, 0, cell(x).int(), out=bin_)
             # Branch-free binary search: how many of the next `most` edges are at or below a value.
-            for step in (1 << bit for bit in reversed(range(most.bit_length()))):
-                bin_.add_(padded[step - 1 :].index_select(0, bin_) <= x, alpha=step)
+            for step, edge in zip(steps, ahead, strict=True):
+                # A comparison in place keeps the dtype; bool takes four times as long.
+                bin_.add_(edge.index_select(0, bin_).le_(x).int(), alpha=step)
         return self._without_others(bins)
 
     def _grid(self, number: int) -> tuple[Callable[[Tensor], Tensor], Tensor, int]:
@@ -278,8 +290,8 @@ class NegativesAbove:
         up_to_cell = edges_in_cell.cumsum(0, dtype=torch.int32)
         first_edge = up_to_cell - edges_in_cell + first
         if first == 0:
-            spare = torch.arange(len(first_edge), dtype=torch.int32) % _SPARE_BINS + len(self.edges) + 1
-            first_edge = torch.where(up_to_cell == 0, spare, first_edge)
+            lowest = int(cell(within[:1]))
+            first_edge[:lowest] = (torch.arange(lowest, dtype=torch.int32) & _SPARE_BINS - 1) + len(self.edges) + 1
         return cell, first_edge, int(edges_in_cell.max())
 
     def _without_others(self, bins: Tensor) -> Tensor:
@@ -295,6 +307,11 @@ def _histogram(bins: Tensor, weights: Tensor | None, size: int) -> Tensor:
     weights = torch.ones_like(bins, dtype=torch.float64) if weights is None else weights
     place = torch.arange(len(bins), dtype=torch.int32, device=bins.device).remainder_(_COPIES).mul_(size).add_(bins)
     return weights.new_zeros(_COPIES * size).index_add_(0, place, weights).view(_COPIES, size).sum(0)
+
+
+def _indicator(compare: Callable[..., Tensor], x: Tensor, y: Tensor) -> Tensor:
+    """Return 0 or 1 in the dtype of the arguments: a result of type bool takes four times as long on a CPU."""
+    return compare(x, y, out=x.new_empty(torch.broadcast_shapes(x.shape, y.shape)))
 
 
 class PositivesAbove:
@@ -358,10 +375,11 @@ class WorsePositivesAbove:
         level = torch.arange(depth, dtype=torch.int32, device=p.device)[:, None]
         shift = (depth - 1 - level) * _FAN_OUT_BITS  # maps a rank to its child
         in_row = (rank >> shift + _FAN_OUT_BITS).sort(stable=True).indices
-        self.child = pad((rank >> shift & fan_out - 1).gather(1, in_row), (1, 0), value=-1)[:, None]
+        child_in_row = pad((rank >> shift & fan_out - 1).gather(1, in_row), (1, 0), value=-1)[:, None]
+        children = torch.arange(fan_out, dtype=torch.int32, device=p.device)[:, None]
+        in_child = _indicator(torch.eq, child_in_row, children).cumsum_(2).flatten()  # of the first t in a row
         self.in_row = pad(in_row, (1, 0), value=total).flatten()
-        self.children = torch.arange(fan_out, dtype=torch.int32, device=p.device)[:, None]
-        in_child = (self.child == self.children).cumsum(2, dtype=torch.int32).flatten()  # of the first t in a row
+        self.child, self.children = child_in_row.double(), children.double()
 
         # Two paths from i: to the first rank that is not worse, and to the last that is not better. Sums are needed up to the
         # positions where the step around p starts and ends, and up to the end or the start of the row. A hard step counts ties among
@@ -385,20 +403,20 @@ class WorsePositivesAbove:
 
     def sum(self, weights: Tensor) -> Tensor:
         """Return Σ_j H(p_j - p_i) [y_j < y_i] weights_j for every i; weights and result float64 [K, P]."""
-        sums = self._running_sums(weights, self.child < self.children, self.asked_worse)
+        sums = self._running_sums(weights, torch.lt, self.asked_worse)
         (begin, end, last), (begin_x, end_x, _) = sums
         return last - end + (end_x - begin_x) - self.positives.foot * (end - begin)
 
     def spread(self, weights: Tensor) -> Tensor:
         """Return Σ_i H(p_j - p_i) [y_j < y_i] weights_i for every j; weights and result float64 [P]."""
         # Seen from j, H(p_j - p_i) = 1 - H(p_i - p_j).
-        sums = self._running_sums(weights[None], self.child > self.children, self.asked_better)
+        sums = self._running_sums(weights[None], torch.gt, self.asked_better)
         (begin, end, first), (begin_x, end_x, _) = sums.squeeze(2)
         return begin - first + (1 + self.positives.foot) * (end - begin) - (end_x - begin_x)
 
-    def _running_sums(self, weights: Tensor, beside: Tensor, asked: Tensor) -> Tensor:
+    def _running_sums(self, weights: Tensor, beside: Callable[..., Tensor], asked: Tensor) -> Tensor:
         """Return Σ w and Σ w x over the positives beside the path and before the three given positions in its rows, [2, 3, K, P]."""
-        where = beside.double()
+        where = _indicator(beside, self.child, self.children)
 
         def sums(moment: Tensor) -> Tensor:
             in_row = moment.index_select(0, self.in_row).view(len(where), 1, -1)
