@@ -309,9 +309,9 @@ def _histogram(bins: Tensor, weights: Tensor | None, size: int) -> Tensor:
     return weights.new_zeros(_COPIES * size).index_add_(0, place, weights).view(_COPIES, size).sum(0)
 
 
-def _indicator(compare: Callable[..., Tensor], x: Tensor, y: Tensor) -> Tensor:
-    """Return 0 or 1 in the dtype of the arguments: a result of type bool takes four times as long on a CPU."""
-    return compare(x, y, out=x.new_empty(torch.broadcast_shapes(x.shape, y.shape)))
+def _indicator(compare: Callable[..., Tensor], rows: Tensor, column: Tensor) -> Tensor:
+    """Compare [L, 1, T] with [C, 1]: 0 or 1 in their dtype, [L, C, T]. A result of type bool takes four times as long on a CPU."""
+    return compare(rows, column, out=rows.new_empty(len(rows), len(column), rows.shape[2]))
 
 
 class PositivesAbove:
