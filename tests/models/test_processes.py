@@ -98,7 +98,7 @@ NUMBERS = [pytest.param(number, marks=[pytest.mark.slow] if number > 2 else []) 
 def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Outcome]]:
     """What each of the processes has found."""
     folder = tmp_path_factory.mktemp("processes")
-    mp.start_processes(work, (request.param, folder), request.param, start_method="spawn")
+    mp.start_processes(work, (request.param, folder), request.param, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(request.param)]
 
 
