@@ -1,4 +1,5 @@
 import copy
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -14,6 +15,8 @@ from ranksort.recipes import Recipe
 
 
 def pytest_configure() -> None:
+    # Processes of start method "forkserver" have what takes seconds to import.
+    multiprocessing.set_forkserver_preload(["torch.distributed", "ranksort.evaluation", "ranksort.recipes"])
     # Shells start jobs in the background with Ctrl-C ignored, and nohup ignores hang-ups: Python, and what the tests start, would inherit
     # that.
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -16,7 +16,7 @@ def run_forked(
     arguments: Sequence[str], variables: Mapping[str, str] | None = None, timeout: float = 120
 ) -> "CompletedProcess[str]":
     """What `ranksort ARGUMENTS` prints and returns, in a session of its own, with some more environment variables."""
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+    with tempfile.TemporaryFile("w+", errors="replace") as out, tempfile.TemporaryFile("w+", errors="replace") as err:
 
         def child() -> None:
             os.setsid()
@@ -24,8 +24,9 @@ def run_forked(
             for number, file in ((1, out), (2, err)):
                 os.dup2(file.fileno(), number)
             # As a new interpreter has them, not those in which pytest collects what a test prints.
-            sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # noqa: SIM115
-            sys.stderr = sys.__stderr__ = open(2, "w", closefd=False)  # noqa: SIM115
+            encoding = os.environ.get("PYTHONIOENCODING")
+            sys.stdout = sys.__stdout__ = open(1, "w", encoding=encoding, closefd=False)  # noqa: SIM115
+            sys.stderr = sys.__stderr__ = open(2, "w", encoding=encoding, closefd=False)  # noqa: SIM115
             try:
                 cli.main(arguments)
             finally:

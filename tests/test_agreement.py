@@ -26,8 +26,8 @@ def work(rank: int, folder: str, results: "mp.SimpleQueue[tuple[int, list[list[i
 
 
 def test_highest_of_two_processes(tmp_path: Path) -> None:
-    results: mp.SimpleQueue[tuple[int, list[list[int]]]] = mp.get_context("spawn").SimpleQueue()
-    mp.start_processes(work, (str(tmp_path), results), 2, start_method="spawn")
+    results: mp.SimpleQueue[tuple[int, list[list[int]]]] = mp.get_context("forkserver").SimpleQueue()
+    mp.start_processes(work, (str(tmp_path), results), 2, start_method="forkserver")
     both, none = [15, 1], [0, 0]
     for _ in range(2):
         assert results.get()[1] == [both, none, both, none, none, [1, 0], none]

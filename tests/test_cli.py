@@ -2,7 +2,6 @@ import contextlib
 import csv
 import io
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ from typing import Any
 import pycocotools.mask
 import pytest
 import torch
+from forked import run_forked
 from PIL import Image
 
 import ranksort
@@ -530,9 +530,7 @@ def test_names_which_the_console_cannot_show(tiny_data: Path, tmp_path: Path) ->
         ["evaluate", truth, str(tmp_path / "detections.json"), "--out", str(tmp_path / "report")],
         ["report", str(tmp_path / "report"), "--out", str(tmp_path / "all.html")],
     ):
-        script = [sys.executable, "-c", "from ranksort.cli import main; main()"]
-        environment = os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
-        done = subprocess.run([*script, *command], env=environment, capture_output=True, timeout=120)
+        done = run_forked(command, {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"})
         assert done.returncode == 0, done.stderr
-        assert b"?1 " in done.stdout or command[0] == "report"
+        assert "?1 " in done.stdout or command[0] == "report"
     assert "犬1" in (tmp_path / "report" / "per_class.csv").read_text(encoding="utf-8")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forked import run_forked
 from PIL import Image
 
 from ranksort import cli
@@ -174,15 +175,9 @@ def test_full_disk(model: Path, images: Path, tmp_path: Path) -> None:
 def test_names_which_the_console_cannot_show(model: Path, tmp_path: Path, encoding: str) -> None:
     Image.new("RGB", (30, 30)).save(tmp_path / "犬.png")
     (tmp_path / "ж.png").write_bytes(b"no image")
-    command = [
-        sys.executable,
-        "-c",
-        "from ranksort.cli import main; main()",
-        *arguments(model, tmp_path, out=tmp_path / "ö"),
-    ]
-    done = subprocess.run(command, env=os.environ | {"PYTHONIOENCODING": encoding}, capture_output=True, timeout=180)
+    done = run_forked(arguments(model, tmp_path, out=tmp_path / "ö"), {"PYTHONIOENCODING": encoding})
     assert done.returncode == 2
-    assert b"?.png cannot be read" in done.stderr
+    assert "?.png cannot be read" in done.stderr
     assert detected(tmp_path / "ö") == ["犬.png"]
 
 

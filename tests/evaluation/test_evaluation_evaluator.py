@@ -128,7 +128,7 @@ def _merge(rank: int, world_size: int, folder: Path) -> None:
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_several_processes_give_the_numbers_of_one(tmp_path: Path, world_size: int) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
     processes = [context.Process(target=_merge, args=(rank, world_size, tmp_path)) for rank in range(world_size)]
     for process in processes:
         process.start()

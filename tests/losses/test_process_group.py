@@ -1,5 +1,7 @@
 """The ranking over the examples of all processes is that of one process which has them all."""
 
+import json
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -60,8 +62,8 @@ def cuts(case, processes, targets):
     return [0, *inner[: processes - 1], total]
 
 
-def work(rank, processes, store, case, results):
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=processes)
+def rank_together(rank, case, processes):
+    """The losses and gradients of this process's part of the batch, and the bytes that it sent."""
     logits, targets, errors = batch(case)
     ends = cuts(case, processes, targets)
     mine = slice(ends[rank], ends[rank + 1])
@@ -69,39 +71,11 @@ def work(rank, processes, store, case, results):
     first, last = (int(number[end - 1]) if end else 0 for end in (mine.start, mine.stop))
     with Traffic() as seen:
         parts = losses(logits[mine], targets[mine], errors[first:last], dist.group.WORLD)
-    results.put((rank, [x.tolist() for x in parts], seen.bytes))
-    dist.destroy_process_group()
+    return [x.tolist() for x in parts], seen.bytes
 
 
-@pytest.mark.parametrize(
-    ("case", "processes"),
-    [
-        ("uneven", 2),
-        ("uneven", 3),
-        ("nothing on the first", 3),
-        ("no positives on the first", 3),
-        ("no positives", 2),
-        ("infinite where ignored", 2),
-    ],
-)
-def test_processes_rank_together(case, processes, tmp_path):
-    context = mp.get_context("spawn")
-    results = context.SimpleQueue()
-    mp.start_processes(work, (processes, tmp_path / "store", case, results), processes, start_method="spawn")
-    parts = sorted(results.get() for _ in range(processes))
-    expected = losses(*batch(case))
-    for _, (values, *_), _ in parts:
-        torch.testing.assert_close(torch.tensor(values, dtype=torch.float64), expected[0], rtol=0, atol=1e-12)
-    for k in (1, 2):
-        joined = torch.tensor([x for _, part, _ in parts for x in part[k]], dtype=torch.float64)
-        torch.testing.assert_close(joined, expected[k], rtol=0, atol=1e-12)
-    # Per call: the number of positives; two (aLRP: one more) values for each; two for each of 2P + 1 intervals.
-    positives = int((batch(case)[1] > 0).sum())
-    assert all(sent <= 4 * 8 + 7 * 8 * positives + 3 * 2 * 8 * (2 * positives + 1) for *_, sent in parts)
-
-
-def work_with_a_fault(rank, processes, store, fault, results):
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=processes)
+def messages_of(rank, fault):
+    """What each loss says of bad input of the first process."""
     logits, targets, errors = batch("uneven")
     if rank == 0 and fault == "NaN":
         logits[0] = torch.nan
@@ -118,17 +92,51 @@ def work_with_a_fault(rank, processes, store, fault, results):
             loss()
         except ValueError as error:
             messages.append(str(error))
-    results.put((rank, messages))
+    return messages
+
+
+CASES = {
+    2: ["uneven", "no positives", "infinite where ignored"],
+    3: ["uneven", "nothing on the first", "no positives on the first"],
+}
+FAULTS = {"NaN": "must be finite", "shape": "the same shape", "above 1": "is 7"}
+
+
+def work(rank, processes, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=processes)
+    found = {case: rank_together(rank, case, processes) for case in CASES[processes]}
+    if processes == 2:
+        found |= {fault: messages_of(rank, fault) for fault in FAULTS}
+    (folder / f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(
-    ("fault", "message"), [("NaN", "must be finite"), ("shape", "the same shape"), ("above 1", "is 7")]
-)
-def test_bad_input_of_one_process_stops_all(fault, message, tmp_path):
-    results = mp.get_context("spawn").SimpleQueue()
-    mp.start_processes(work_with_a_fault, (2, tmp_path / "store", fault, results), 2, start_method="spawn")
-    (_, own), (_, other) = sorted(results.get() for _ in range(2))
+@pytest.fixture(scope="module", params=CASES)
+def found(request, tmp_path_factory):
+    """What each of the processes has found in each case."""
+    folder = tmp_path_factory.mktemp("processes")
+    mp.start_processes(work, (request.param, folder), request.param, start_method="forkserver")
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(request.param)]
+
+
+def test_processes_rank_together(found):
+    for case in CASES[len(found)]:
+        parts = [of_process[case] for of_process in found]
+        expected = losses(*batch(case))
+        for (values, *_), _ in parts:
+            torch.testing.assert_close(torch.tensor(values, dtype=torch.float64), expected[0], rtol=0, atol=1e-12)
+        for k in (1, 2):
+            joined = torch.tensor([x for part, _ in parts for x in part[k]], dtype=torch.float64)
+            torch.testing.assert_close(joined, expected[k], rtol=0, atol=1e-12)
+        # Per call: the number of positives; two (aLRP: one more) values for each; two for each of 2P + 1 intervals.
+        positives = int((batch(case)[1] > 0).sum())
+        assert all(sent <= 4 * 8 + 7 * 8 * positives + 3 * 2 * 8 * (2 * positives + 1) for _, sent in parts)
+
+
+@pytest.mark.parametrize("found", [2], indirect=True)
+@pytest.mark.parametrize(("fault", "message"), FAULTS.items())
+def test_bad_input_of_one_process_stops_all(found, fault, message):
+    own, other = (of_process[fault] for of_process in found)
     assert len(own) == len(other) == 2
     assert all(message in text for text in own[:1])
     assert all("another process" in text for text in other)
