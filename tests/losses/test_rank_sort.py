@@ -401,7 +401,7 @@ def operators(positives, negatives, ignored=0):
 
 
 @pytest.mark.parametrize(
-    ("way", "most", "a_step"), [("default", 560, 4 * counting._LEAST_BLOCKS), ("accelerator", 300, 0)]
+    ("way", "most", "a_step"), [("default", 800, 5 * counting._LEAST_BLOCKS), ("accelerator", 300, 0)]
 )
 def test_number_of_operators(way, most, a_step, monkeypatch):
     count_in(way, monkeypatch)

@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 
 # Used only on a CPU:
 _BLOCK = 1 << 16  # logits for each thread: passes over them go block by block, so that temporaries stay in the cache
-_LEAST_BLOCKS = 8
+_LEAST_BLOCKS = 16  # for small inputs: blocks of 2^16 would add to their peak memory
 _SERIAL = (1 << 15) - 1  # up to this size, PyTorch's operators run in one thread and do not wait for others
 _THREADS_PAY = 1 << 21  # number of logits from which these waits pay
 _ROW = 32  # logits processed together
@@ -65,7 +65,8 @@ def _block_size(x: Tensor) -> int:
     if not on_cpu(x) or number <= _SERIAL:
         return max(number, 1)
     # An operator on a small block takes microseconds; if the core of another thread is busy, it would wait milliseconds for it.
-    return _SERIAL if threads > 1 and number < _THREADS_PAY else min(_BLOCK * threads, -(-number // _LEAST_BLOCKS))
+    most = _SERIAL if threads > 1 and number < _THREADS_PAY else _BLOCK * threads
+    return min(most, -(-number // _LEAST_BLOCKS))
 
 
 class Breakpoints:
@@ -171,8 +172,8 @@ class NegativesAbove:
         update = bins.view(torch.float32) if values.dtype == torch.float32 else torch.empty_like(values)
         for bin_, x, out in _blocks(bins, values, update):
             # index_select, because indexing by brackets takes twenty times as long on a CPU.
-            rise = (x - edge.index_select(0, bin_)).mul_(slope.index_select(0, bin_))
-            torch.add(value.index_select(0, bin_), rise, out=out)
+            rise = x - edge.index_select(0, bin_), slope.index_select(0, bin_)
+            torch.addcmul(value.index_select(0, bin_), *rise, out=out)
             del rise  # otherwise it would coexist with that of the next block
         return update if self.taken is None else torch.zeros_like(logits).index_copy_(0, self.taken, update)
 
@@ -222,10 +223,10 @@ class NegativesAbove:
             )
         else:
             self.bins = bins = self._place(values)
-            near = edge_of[size // 2, None]  # not a scalar, so that differences are float64
+            near = edge_of[size // 2]
             sums = edge_of.new_zeros(size + _SPARE_BINS)
             for bin_, x in _blocks(bins, values):
-                sums += _histogram(bin_, x - near, len(sums))
+                sums += _histogram(bin_, x.to(torch.float64, copy=True).sub_(near), len(sums))
             counts = _histogram(bins, None, len(sums))[:size]
             inside = (sums[:size] - (edge_of - near) * counts) / unit
         # An interval on which a step rises is at most one unit wide.
