@@ -312,29 +312,34 @@ def _compressed_areas(counts: Sequence[Any], pixels: np.ndarray) -> np.ndarray:
     bad = (lengths == 0) | (digits[stops - 1] > _LAST)
     if digits.min() < _END or digits.max() >= _END + 64:
         bad |= np.maximum.reduceat(digits - np.uint8(_END), stops - lengths) > 63  # lower values wrap around
-    # Runs from their last digit only, to which the others are added.
-    values = np.frombuffer(code.translate(_SIGNED, _FOLLOWED), np.int8).astype(np.int64)
+    # Runs from their last digit only, to which the others are added. A run changes by less than 2^30, so that the first one below 0 or
+    # above 2^31 is negative in 32 bits.
+    values = np.frombuffer(code.translate(_SIGNED, _FOLLOWED), np.int8).astype(np.int32)
     followed = np.flatnonzero(digits > _LAST)
     ends = stops - np.searchsorted(followed, stops) + 2  # of the masks among the runs
-    low = digits[followed] - np.uint8(_LAST + 1)
+    low = digits.take(followed) - np.uint8(_LAST + 1)
     run = followed - np.arange(len(followed))
     for _ in range(5):
-        values[run] = 32 * values[run] + low  # here the last digit of a run is used
+        values[run] = 32 * values.take(run) + low  # here the last digit of a run is used
         earlier = np.flatnonzero(run[1:] == run[:-1])
-        run, low = run[earlier], low[earlier]
+        run, low = run.take(earlier), low.take(earlier)
     bad[np.searchsorted(ends, run, side="right")] = True
     begins = np.append(0, ends[:-1])
-    first = values[begins]
+    first = values[begins].astype(np.int64)
     values[begins] = 0  # no other run is a difference to the first one
+    values[ends - 2] = values[ends - 1] = 0
     # Background and object runs of a mask are those at even and odd places, or the other way round.
     sums = []
     for parity in (0, 1):
-        runs = values[parity::2].cumsum()
+        differences = values[parity::2]
         starts = (begins + 1 - parity) // 2
-        lasts = np.append(starts[1:], len(runs)) - 1  # one more run of one kind
-        before = np.append(0, runs[lasts[:-1]])
-        bad |= np.minimum.reduceat(runs, starts) < before
-        sums.append(np.add.reduceat(runs, starts) - runs[lasts] - (lasts - starts) * before)
+        lasts = np.append(starts[1:], len(differences)) - 1  # one of the two more runs, which takes the sum back to 0
+        differences[lasts] = -np.add.reduceat(differences, starts, dtype=np.int32)
+        runs = differences.cumsum(dtype=np.int32)
+        if runs.min() < 0:
+            bad |= np.minimum.reduceat(runs, starts) < 0
+        fits = int(runs.max()) * int(lengths.max()) < 1 << 31  # 64 bits take twice as long
+        sums.append(np.add.reduceat(runs, starts, dtype=np.int32 if fits else np.int64))
     areas = np.where(begins % 2, sums[0], sums[1])
     bad |= (first < 0) | (first + sums[0] + sums[1] != pixels)
     return np.where(bad, -1, areas)
