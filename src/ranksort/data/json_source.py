@@ -18,7 +18,7 @@ from .near import beside
 
 Row = TypeVar("Row")
 _CHUNK = 1 << 19  # bytes: fits into the processor's cache with the decoded rows
-_LARGEST_REUSED = (1 << 25) - (1 << 12)  # bytes: glibc learns nothing from a larger block
+_LARGEST_REUSED = (1 << 25) - (1 << 16)  # bytes: glibc learns nothing from a larger block
 _BETWEEN = re.compile(rb"\}\s*,\s*(?=\{)")
 
 
