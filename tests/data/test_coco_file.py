@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from ranksort.data import json_source
+from ranksort.data import coco_file, json_source
 from ranksort.data.coco_file import read_coco_file
 from ranksort.data.faults import USES
 from ranksort.data.ids import IdIndex, canonical
@@ -152,12 +152,64 @@ def test_the_quick_look_finds_what_the_slow_one_finds(segmentations: list[Any]) 
     assert quick.problems == slow.problems
     assert np.array_equal(quick.missing, slow.missing)
     good = [n for n in range(len(packed)) if n not in slow.problems and not slow.missing[n]]
-    counts, areas = encode_segmentations(packed.select(np.array(good, dtype=int)), *(side[good] for side in sizes))
+    chosen = packed.select(np.array(good, dtype=int)), *(side[good] for side in sizes)
+    counts, areas = encode_segmentations(*chosen, quick.areas[good])
     for n, runs, area in zip(good, counts, areas, strict=True):
         mask = decode_mask(packed[n], 10, 12)
         assert np.array_equal(coco_mask.decode({"size": [10, 12], "counts": runs}), mask)
         assert mask.sum() == area
-        assert slow.is_empty[n] == (area == 0)
+        assert slow.areas[n] == area
+
+
+ROW = '{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "area": 12, "note": [{"a": 1}, {"b": [2]}]}'
+IMAGES, CATEGORIES = (
+    '"images": [{"id": 1, "file_name": "a", "width": 64, "height": 48}]',
+    '"categories": [{"id": 1, "name": "a"}]',
+)
+ANNOTATIONS = f'"annotations": [{ROW}, {ROW}]'
+
+
+@pytest.mark.parametrize(
+    ("sections", "usual"),
+    [
+        ([IMAGES, ANNOTATIONS, CATEGORIES], True),
+        ([CATEGORIES, IMAGES, ANNOTATIONS], True),
+        ([ANNOTATIONS, IMAGES, CATEGORIES], True),
+        (['"info": 1', IMAGES, f'"annotations"\n: [\n{ROW}\n]\n', CATEGORIES, '"end": []'], True),
+        ([IMAGES, '"annotations": []', CATEGORIES], True),
+        ([IMAGES, ANNOTATIONS.replace("12", "NaN"), CATEGORIES], True),
+        ([IMAGES, ANNOTATIONS.replace('"bbox"', '"annotations": [{}], "bbox"'), CATEGORIES], True),
+        ([IMAGES, CATEGORIES, ANNOTATIONS, '"end": []'], False),
+        ([IMAGES, ANNOTATIONS, '"end": []', CATEGORIES], False),
+        ([IMAGES, ANNOTATIONS, '"annotations": []', CATEGORIES], False),
+        ([f'"info": {{{ANNOTATIONS}}}', IMAGES, ANNOTATIONS, CATEGORIES], False),
+        ([IMAGES, r'"my \"annotations": [1]', ANNOTATIONS, CATEGORIES], False),
+        ([IMAGES, ANNOTATIONS, CATEGORIES.replace("a", "images"), '"images": []'], False),
+        ([IMAGES, ANNOTATIONS.replace("4]", "4"), CATEGORIES], False),
+        ([IMAGES, ANNOTATIONS.replace('{"id"', '{{"id"'), CATEGORIES], False),
+        ([IMAGES, ANNOTATIONS, CATEGORIES + "x"], False),
+        ([ANNOTATIONS, CATEGORIES], False),
+        ([IMAGES, CATEGORIES], False),
+        ([IMAGES, '"annotations": 7', CATEGORIES], False),
+    ],
+)
+def test_the_usual_sections_are_those_of_a_parser(
+    sections: list[str], usual: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path, asked = tmp_path / "a.json", []
+    path.write_text("{" + ", ".join(sections) + "}")
+    parse = coco_file._sections
+    monkeypatch.setattr(coco_file, "_sections", lambda *arguments: asked.append(1) or parse(*arguments))
+    found = read_coco_file(path, segmentations=True, pixels=False)
+    assert (not asked) == usual
+    monkeypatch.setattr(coco_file, "_usual_sections", lambda *_: {})
+    expected = read_coco_file(path, segmentations=True, pixels=False)
+    assert [(fault.kind, list(fault.lines)) for fault in found.faults] == [
+        (fault.kind, list(fault.lines)) for fault in expected.faults
+    ]
+    for name in ("boxes", "areas", "number", "image", "category"):
+        assert np.array_equal(getattr(found.annotations, name), getattr(expected.annotations, name), equal_nan=True)
+    assert (found.images.ids, found.categories) == (expected.images.ids, expected.categories)
 
 
 @pytest.mark.parametrize("junk", ["[" * 3000, '"\\ud800"', "1" * 5000, "1e999", "{}", "tru", "\x00", '"', ""])

@@ -44,6 +44,7 @@ DAMAGED = st.builds(
 @given(st.lists(GOOD | DAMAGED, min_size=1, max_size=6))
 @example(["", "P"])
 @example(["oooooo0", "o"])
+@example(["0" + 9 * "ooooo?", "1ooooo?1ooooo?", "0ooooo@"])  # beyond 32 bits
 def test_areas_are_those_of_runs_which_fill_the_image(counts):
     runs = [decoded(string) for string in counts]
     expected = [sum(r[1::2]) if r is not None and min(r) >= 0 and sum(r) == PIXELS else -1 for r in runs]

@@ -162,9 +162,9 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
         self.dropped |= {
             kind.replace("box", "boxes"): int(faulty.sum()) for kind, faulty in file.box_faults(min_box_size).items()
         }
-        if self.masks and objects.is_empty is not None:
-            self.dropped["masks without a pixel"] = int((is_object & objects.is_empty).sum())
-            is_object &= ~objects.is_empty
+        if self.masks and objects.mask_areas is not None:
+            self.dropped["masks without a pixel"] = int((is_object & (objects.mask_areas == 0)).sum())
+            is_object &= objects.mask_areas != 0
         large = np.minimum(images.widths, images.heights) >= MIN_IMAGE_SIDE
         with_objects = np.bincount(objects.image[is_object], minlength=len(images)) > 0
         is_used = large & (with_objects | keep_empty_images)

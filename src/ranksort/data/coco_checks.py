@@ -148,10 +148,10 @@ def _check_segmentations(file: CocoFile, pixels: bool | None) -> None:
     _add(
         file,
         "mask without a pixel",
-        np.flatnonzero(checked.is_empty & ~crowd),
+        np.flatnonzero((checked.areas == 0) & ~crowd),
         lambda n: f"{annotations.name(n)} has a segmentation that covers no pixel of its image",
     )
-    annotations.is_empty = checked.is_empty
+    annotations.mask_areas = checked.areas
 
 
 def _check_repeats(file: CocoFile) -> None:
@@ -226,7 +226,7 @@ def _check_crowds(file: CocoFile) -> None:
     why = ", because all are marked as crowd: --data.crowd keep treats them as objects" if 0 < crowds == count else ""
     if not trainable.any():
         file.add("no object to train on", [f"there is no object to train on{why}"])
-    elif annotations.is_empty is not None and not (trainable & ~annotations.is_empty).any():
+    elif annotations.mask_areas is not None and not (trainable & (annotations.mask_areas != 0)).any():
         file.add("no mask to train on", ["there is no mask with a pixel to train on"])
 
 

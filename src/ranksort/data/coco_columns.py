@@ -65,7 +65,7 @@ class Annotations:
     areas: np.ndarray  # float64 [A], pixels, as stated; NaN if missing, infinite if not a number
     crowd: np.ndarray  # bool [A]
     segmentations: Packed | None = None  # JSON; None if not requested
-    is_empty: np.ndarray | None = None  # bool [A]: masks known to have no pixel; None if not checked
+    mask_areas: np.ndarray | None = None  # int64 [A] pixels, -1 if not counted; None if not checked
 
     def __len__(self) -> int:
         return len(self.image)
@@ -78,7 +78,7 @@ class Annotations:
         return Annotations(
             ids=self.ids[places] if isinstance(self.ids, np.ndarray) else [self.ids[n] for n in places.tolist()],
             segmentations=self.segmentations and self.segmentations.select(places),
-            is_empty=None if self.is_empty is None else self.is_empty[places],
+            mask_areas=None if self.mask_areas is None else self.mask_areas[places],
             **{name: getattr(self, name)[places] for name in _COLUMNS},
         )
 

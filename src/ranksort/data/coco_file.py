@@ -5,6 +5,7 @@ wrong with it (`coco_checks.py`). A fault may matter for one use of a file and n
 """
 
 import operator
+import re
 from collections.abc import Callable, Mapping
 from itertools import chain, islice
 from pathlib import Path
@@ -32,6 +33,8 @@ from .lvis import file_name
 from .segmentations import Packed
 
 _SECTIONS = ("categories", "images", "annotations")
+_ANNOTATIONS = re.compile(rb'"annotations"\s*:\s*\[')
+_PLACEHOLDER = b'["annotations"]'
 
 
 def read_coco_file(
@@ -65,17 +68,46 @@ def read_coco_file(
         ([[4.0, 4.0, 0.0, 8.0]], [('box without area', 'annotation 5 has no area (bbox [4.0, 4.0, 0.0, 8.0], area 0)')])
     """
     opened = JsonSource.open(source, what)
-    file = CocoFile(f"The {opened.name}")
     with in_memory(source, what, "use fewer images"), no_garbage_collection():
-        sections = _sections(file, opened)
-        if not file.faults:
+        for find in (_usual_sections, _sections):  # the second also explains what is wrong
+            file = CocoFile(f"The {opened.name}")
+            sections = find(file, opened)
+            if not sections or file.faults:
+                continue
             try:
                 _Reader(file, segmentations, opened.release).read(sections)
+                break
             except ValueError as error:
                 file.add("not JSON", [f"it cannot be read: {error}"])
         if not any(fault.kind in ("not JSON", "missing section") for fault in file.faults):
             check(file, pixels, keep_crowds)
     return file
+
+
+def _usual_sections(file: CocoFile, source: JsonSource) -> dict[str, Any]:
+    """`_sections` without parsing the annotations, whose end is searched for; empty if it is not at one of the usual places.
+
+    The end may still be wrong. Then the annotations are not a list in JSON, and reading them raises ValueError.
+    """
+    content = source.content
+    if not (found := _ANNOTATIONS.search(content)):
+        return {}
+    later = [key for key in (b'"categories"', b'"images"') if content.find(key, 0, found.start()) < 0]
+    stop = min((content.rfind(key) for key in later), default=len(content) - 1)
+    end = content.rfind(b"]", found.end(), max(stop, 0)) + 1
+    if not end:
+        return {}
+    start = found.end() - 1
+    try:
+        rest = b"".join((content[:start], _PLACEHOLDER, content[end:]))
+        sections: dict[str, Any] = msgspec.json.decode(rest, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+    if bytes(sections.get("annotations", b"")) != _PLACEHOLDER:
+        return {}
+    sections["annotations"] = memoryview(content)[start:end]
+    _check_sections(file, sections)
+    return sections
 
 
 def _sections(file: CocoFile, source: JsonSource) -> dict[str, Any]:
@@ -91,16 +123,21 @@ def _sections(file: CocoFile, source: JsonSource) -> dict[str, Any]:
             file.add("not JSON", ["it" + str(error).removeprefix(file.source).rstrip(".")])
             return {}
     sections = sections if isinstance(sections, dict) else {}
+    _check_sections(file, sections)
+    return sections
+
+
+def _check_sections(file: CocoFile, sections: dict[str, Any]) -> None:
+    """Add missing and empty sections to the faults."""
     starts = {name: _start(sections.get(name)) for name in _SECTIONS}
     missing = [name for name in _SECTIONS if starts[name][:1] != b"["]
     missing += [name for name in _SECTIONS[:2] if starts[name] == b"[]"]
     file.add("missing section", [f'"{name}" is missing, empty or not a list' for name in missing])
-    return sections
 
 
 def _start(section: Any) -> bytes:
     """The first two characters of a value's JSON."""
-    if isinstance(section, msgspec.Raw):
+    if isinstance(section, msgspec.Raw | memoryview):
         return b"".join(bytes(memoryview(section)[:200]).split())[:2]
     return (b"[.." if section else b"[]")[:2] if isinstance(section, list) else b""
 

@@ -6,7 +6,7 @@ import json
 import mmap
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from .near import beside
 
 Row = TypeVar("Row")
 _CHUNK = 1 << 19  # bytes: fits into the processor's cache with the decoded rows
+_LARGEST_REUSED = (1 << 25) - (1 << 16)  # bytes: glibc learns nothing from a larger block
 _BETWEEN = re.compile(rb"\}\s*,\s*(?=\{)")
 
 
@@ -89,6 +90,9 @@ def _json_of(content: Any, what: str) -> bytes:
 @contextmanager
 def in_memory(source: Any, what: str, advice: str) -> Iterator[None]:
     """Report in a sentence what does not fit into memory, and what to do."""
+    # glibc returns freed memory to the system and fetches it again for every chunk of rows, until a large block has been freed.
+    with suppress(MemoryError):
+        np.empty(_LARGEST_REUSED, dtype=np.uint8)
     try:
         yield
     except (MemoryError, OSError) as error:

@@ -115,12 +115,12 @@ def read_ground_truth(source: "str | Path | dict[str, Any] | CocoFile", iou_type
     masks = mask_areas = None
     areas = objects.boxes[:, 2] * objects.boxes[:, 3]
     if with_masks:
-        if objects.segmentations is None:
+        if objects.segmentations is None or objects.mask_areas is None:
             raise ValueError(
                 f"{file.source} was read without segmentations: to compare masks, read it with them, or pass its path."
             )
         masks, mask_areas = encode_segmentations(
-            objects.segmentations, images.heights[objects.image], images.widths[objects.image]
+            objects.segmentations, images.heights[objects.image], images.widths[objects.image], objects.mask_areas
         )
         areas = mask_areas.astype(np.float64)
     federated = images.federated if style == "lvis" and images.federated else [Federated([], [])] * len(images)

@@ -39,27 +39,21 @@ class Matches(NamedTuple):
 
 
 class LRPResult(NamedTuple):
-    """oLRP of C classes in one area range, LRP error over the score threshold, and the matches."""
+    """oLRP of C classes in one area range, and LRP error over the score threshold."""
 
     optima: np.ndarray  # (C, 5): the last axis is an OptimalLRP; NaN if undefined
     curves: np.ndarray  # (C, 101): LRP error at the score thresholds SCORE_GRID
-    matches: Matches
 
 
-def evaluate_lrp(ground_truth: GroundTruth, candidates: Candidates, setting: Setting) -> LRPResult:
+def evaluate_lrp(candidates: Candidates, setting: Setting) -> LRPResult:
     """oLRP of every class, at IoU TAU.
 
     Args:
-        ground_truth: the objects.
         candidates: the detections.
         setting: the outcome of matching in an area range.
     """
     detections, num_classes = candidates.detections, len(setting.num_objects)
-    matching = setting.matchings[0]
-    outcome = np.where(setting.can_be_wrong, 0, -1).astype(np.int8)
-    outcome[matching.detection] = np.where(setting.ignored[matching.object], -1, 1)
-    iou = np.zeros(len(outcome))
-    iou[matching.detection] = matching.iou
+    outcome, iou = _outcome(setting)
     bounds = np.searchsorted(detections.category, np.arange(num_classes + 1))
     optima = np.full((num_classes, len(OptimalLRP._fields)), np.nan)
     curves = np.full((num_classes, len(SCORE_GRID)), np.nan)
@@ -68,14 +62,28 @@ def evaluate_lrp(ground_truth: GroundTruth, candidates: Candidates, setting: Set
         scores, tp, fp = detections.scores[of_class], outcome[of_class] == 1, outcome[of_class] == 0
         errors, optima[c] = lrp_error(scores, tp, fp, iou[of_class], setting.num_objects[c])
         curves[c] = errors[np.searchsorted(-scores, -SCORE_GRID, side="right")]
+    return LRPResult(optima, curves)
+
+
+def find_matches(ground_truth: GroundTruth, candidates: Candidates, setting: Setting) -> Matches:
+    """The matches at IoU TAU, in the area range of `setting`."""
+    detections, matching = candidates.detections, setting.matchings[0]
+    outcome, iou = _outcome(setting)
     is_tp = outcome[matching.detection] == 1
     found_by = np.full(len(ground_truth.image), np.nan)
     found_by[matching.object[is_tp]] = detections.scores[matching.detection[is_tp]]
     objects = (column[~setting.ignored] for column in (ground_truth.image, ground_truth.category, found_by))
-    matches = Matches(
-        candidates.place, detections.image, detections.category, detections.scores, outcome, iou, *objects
-    )
-    return LRPResult(optima, curves, matches)
+    return Matches(candidates.place, detections.image, detections.category, detections.scores, outcome, iou, *objects)
+
+
+def _outcome(setting: Setting) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) `outcome` and `iou` of `Matches`."""
+    matching = setting.matchings[0]
+    outcome = np.where(setting.can_be_wrong, np.int8(0), np.int8(-1))
+    outcome[matching.detection] = np.where(setting.ignored[matching.object], -1, 1)
+    iou = np.zeros(len(outcome))
+    iou[matching.detection] = matching.iou
+    return outcome, iou
 
 
 def lrp_error(
@@ -104,7 +112,7 @@ def lrp_error(
     localization = np.cumsum(np.append(0.0, np.where(is_tp, 1 - iou, 0.0)))
     errors = (localization / (1 - tau) + fp + fn) / (tp + fp + fn)
 
-    ends = 1 + np.flatnonzero(np.diff(scores, append=-1))  # of groups of equal scores
+    ends = np.append(1 + np.flatnonzero(scores[1:] != scores[:-1]), len(scores))  # of groups of equal scores
     # As in the authors' code, at least one detection is kept.
     best = ends[np.argmin(errors[ends])] if len(scores) else 0
     if tp[best] == 0:
