@@ -10,6 +10,7 @@ the highest AP. Finished cells are lines of the results file and are not run aga
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -26,7 +27,14 @@ from typing import Any
 
 LOSSES = ("rank_sort", "average_lrp", "average_precision", "focal", "quality_focal", "varifocal")
 SMALL = {"facade": "ranksort_mask_rcnn_lite0_small"}  # for data sets with masks; for others: ranksort_atss_lite0_small
-SETTINGS = ("data", "recipe", "epochs", "min_size", "batch_size")  # what all losses of a table have in common
+SETTINGS = (
+    "data",
+    "recipe",
+    "detector",
+    "epochs",
+    "min_size",
+    "batch_size",
+)  # what all losses of a table have in common
 METRICS = ("AP", "AP_rare", "oLRP")
 TIMED_STEPS = 20
 
@@ -37,6 +45,9 @@ def main() -> None:
         "data_root", type=Path, nargs="*", help="annotations/instances_{train,val[,test]}.json, images/"
     )
     parser.add_argument("--recipe", help="default: a lite0 recipe, of masks for facade")
+    parser.add_argument(
+        "--detector", help="FILE.py:CLASS in place of the recipe's, such as benchmarks/even_boxes.py:EvenATSS"
+    )
     parser.add_argument("--losses", nargs="+", choices=LOSSES, default=LOSSES)
     parser.add_argument(
         "--rates", type=float, nargs="+", default=[0.3, 1.0, 3.0], help="times the recipe's learning rate"
@@ -80,7 +91,7 @@ def compare(root: Path, loss: str, options: argparse.Namespace, cells: Executor)
         "min_size": options.min_size,
         "batch_size": options.batch_size,
         "loss": loss,
-    }
+    } | ({"detector": options.detector} if options.detector else {})
     first, *others = options.seeds
     tried = cells.map(partial(run, root, options), [common | {"rate": rate, "seed": first} for rate in options.rates])
     best = max(tried, key=lambda cell: cell["val"]["AP"])["rate"]
@@ -90,10 +101,9 @@ def compare(root: Path, loss: str, options: argparse.Namespace, cells: Executor)
 def run(root: Path, options: argparse.Namespace, cell: dict[str, Any]) -> dict[str, Any]:
     """The result of a cell: from the file, or by training."""
     for done in read(options.results):
-        if cell.items() <= done.items():
+        if cell.items() <= done.items() and cell.get("detector") == done.get("detector"):
             return done
     from ranksort import engine
-    from ranksort.checkpoints import read_checkpoint
     from ranksort.recipes import get_recipe
 
     recipe, epochs = get_recipe(cell["recipe"]), cell["epochs"]
@@ -101,28 +111,39 @@ def run(root: Path, options: argparse.Namespace, cell: dict[str, Any]) -> dict[s
     recipe.data.root, recipe.data.workers, recipe.data.train_min_sizes = str(root.resolve()), options.workers, ()
     recipe.model.max_size = cell["min_size"] * recipe.model.max_size // recipe.model.min_size
     recipe.model.min_size, recipe.model.loss = cell["min_size"], cell["loss"]
+    recipe.model.detector = options.detector or recipe.model.detector
     recipe.optimizer.lr *= cell["rate"]
     recipe.optimizer.milestones = tuple(epochs * m // recipe.training.epochs for m in recipe.optimizer.milestones)
     recipe.training.epochs = recipe.training.validate_every = epochs  # the last epoch counts, no epoch is selected
     recipe.training.batch_size = cell["batch_size"] or recipe.training.batch_size
     recipe.training.seed, recipe.evaluation.pictures = cell["seed"], 0
-    folder = options.results.parent / "-".join(str(value) for value in cell.values())
+    folder = options.results.parent / "-".join(Path(str(value)).name for value in cell.values())
     report = engine.train(recipe, folder, resume=(folder / "checkpoints" / "last.ckpt").is_file())
-    report = report or engine.test(read_checkpoint(folder), folder / "again")  # of a run that had already ended
+    report = report or engine.test(trained(folder, options), folder / "again")  # of a run that had already ended
     rare = rarest_third(root)
     result = cell | {"lr": recipe.optimizer.lr, "val": numbers(report, rare)}
     test = root / "annotations" / "instances_test.json"
     if test.is_file():
-        checkpoint = read_checkpoint(folder)
+        checkpoint = trained(folder, options)
         checkpoint.recipe.data.val_annotations = str(test)
         result["test"] = numbers(engine.test(checkpoint, folder / "test"), rare)
-    result |= time_steps(folder, alone=options.jobs == 1) | {
+    result |= time_steps(trained(folder, options), alone=options.jobs == 1) | {
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "commit": commit(),
     }
     with options.results.open("a", encoding="utf-8") as file:
         file.write(json.dumps(result) + "\n")
     return result
+
+
+def trained(folder: Path, options: argparse.Namespace) -> Any:
+    """The checkpoint of a run, which never runs the file of a detector of one's own unless it is named again."""
+    from ranksort.checkpoints import read_checkpoint
+
+    checkpoint = read_checkpoint(folder)
+    if options.detector:
+        checkpoint.recipe.model = dataclasses.replace(checkpoint.recipe.model, detector=options.detector)
+    return checkpoint
 
 
 def rarest_third(root: Path) -> set[int]:
@@ -141,13 +162,12 @@ def numbers(report: Any, rare: set[int]) -> dict[str, float | None]:
     return {name: None if value is None else round(100 * value, 2) for name, value in found.items()}
 
 
-def time_steps(folder: Path, alone: bool) -> dict[str, Any]:
+def time_steps(checkpoint: Any, alone: bool) -> dict[str, Any]:
     """The median time of losses and gradients over some batches: on a CPU, the CPU time, which other jobs change little; on a shared
     GPU, none.
     """
     import torch
 
-    from ranksort.checkpoints import read_checkpoint
     from ranksort.data.batch import data_loader
     from ranksort.recipes.build import build_dataset, build_sampler
 
@@ -157,7 +177,6 @@ def time_steps(folder: Path, alone: bool) -> dict[str, Any]:
     if cuda and not alone:
         return about
     device = torch.device("cuda" if cuda else "cpu")
-    checkpoint = read_checkpoint(folder)
     model = checkpoint.build(device).to(memory_format=torch.channels_last).train()
     train_set = build_dataset(checkpoint.recipe, "train")
     times: list[float] = []
@@ -190,13 +209,14 @@ def table(cells: list[dict[str, Any]]) -> str:
     """Mean ± standard deviation over the seeds at the chosen learning rate; on test images if the data set has them."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for cell in cells:
-        groups[tuple(cell[key] for key in SETTINGS)].append(cell)
+        groups[tuple(cell.get(key) for key in SETTINGS)].append(cell)
     lines = []
-    for (data, recipe, epochs, min_size, batch_size), group in groups.items():
+    for (data, recipe, detector, epochs, min_size, batch_size), group in groups.items():
         split = "test" if "test" in group[0] else "val"
         batch = batch_size or "the recipe's"
         device = group[0]["device"]
-        lines += [f"**{data}**, `{recipe}`, {epochs} epochs, {min_size} px, batch {batch}, {split}, {device}", ""]
+        what = f"{recipe}`, `{detector}" if detector else recipe
+        lines += [f"**{data}**, `{what}`, {epochs} epochs, {min_size} px, batch {batch}, {split}, {device}", ""]
         lines += [
             "| loss | AP | AP of the rarest third | oLRP | s a step | seeds | val AP by learning rate, one seed |"
         ]
