@@ -182,6 +182,7 @@ ANNOTATIONS = f'"annotations": [{ROW}, {ROW}]'
         ([IMAGES, CATEGORIES, ANNOTATIONS, '"end": []'], False),
         ([IMAGES, ANNOTATIONS, '"end": []', CATEGORIES], False),
         ([IMAGES, ANNOTATIONS, '"annotations": []', CATEGORIES], False),
+        ([IMAGES, ANNOTATIONS, CATEGORIES, '"annotations": ["annotations"]'], False),
         ([f'"info": {{{ANNOTATIONS}}}', IMAGES, ANNOTATIONS, CATEGORIES], False),
         ([IMAGES, r'"my \"annotations": [1]', ANNOTATIONS, CATEGORIES], False),
         ([IMAGES, ANNOTATIONS, CATEGORIES.replace("a", "images"), '"images": []'], False),
