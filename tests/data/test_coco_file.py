@@ -213,6 +213,18 @@ def test_the_usual_sections_are_those_of_a_parser(
     assert (found.images.ids, found.categories) == (expected.images.ids, expected.categories)
 
 
+def test_an_annotation_is_found_twice_however_it_is_spaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One of two equal annotations is in a part of the file that is not strict JSON, and so is written again."""
+    monkeypatch.setattr(json_source, "_CHUNK", 1)
+    row = ROW.replace('"note"', '"segmentation": [[1,2,4,2,4,6]], "note"')
+    path = tmp_path / "a.json"
+    path.write_text(
+        f'{{{IMAGES}, {CATEGORIES}, "annotations": [{row.replace("12", "NaN")}, {row.replace("1,", "2,", 1)}]}}'
+    )
+    faults = read_coco_file(path, segmentations=True).faults
+    assert [fault.kind for fault in faults] == ["wrong area", "same annotation twice"]
+
+
 @pytest.mark.parametrize("junk", ["[" * 3000, '"\\ud800"', "1" * 5000, "1e999", "{}", "tru", "\x00", '"', ""])
 @pytest.mark.parametrize("place", ['"bbox": ', '"id": ', '"file_name": ', '"name": ', '"counts": '])
 def test_junk_anywhere_is_a_fault_or_harmless(content: dict[str, Any], tmp_path: Path, junk: str, place: str) -> None:
