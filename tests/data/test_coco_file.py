@@ -182,6 +182,7 @@ ANNOTATIONS = f'"annotations": [{ROW}, {ROW}]'
         ([IMAGES, CATEGORIES, ANNOTATIONS, '"end": []'], False),
         ([IMAGES, ANNOTATIONS, '"end": []', CATEGORIES], False),
         ([IMAGES, ANNOTATIONS, '"annotations": []', CATEGORIES], False),
+        ([IMAGES, ANNOTATIONS, CATEGORIES, '"annotations": ["annotations"]'], False),
         ([f'"info": {{{ANNOTATIONS}}}', IMAGES, ANNOTATIONS, CATEGORIES], False),
         ([IMAGES, r'"my \"annotations": [1]', ANNOTATIONS, CATEGORIES], False),
         ([IMAGES, ANNOTATIONS, CATEGORIES.replace("a", "images"), '"images": []'], False),
@@ -210,6 +211,18 @@ def test_the_usual_sections_are_those_of_a_parser(
     for name in ("boxes", "areas", "number", "image", "category"):
         assert np.array_equal(getattr(found.annotations, name), getattr(expected.annotations, name), equal_nan=True)
     assert (found.images.ids, found.categories) == (expected.images.ids, expected.categories)
+
+
+def test_an_annotation_is_found_twice_however_it_is_spaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One of two equal annotations is in a part of the file that is not strict JSON, and so is written again."""
+    monkeypatch.setattr(json_source, "_CHUNK", 1)
+    row = ROW.replace('"note"', '"segmentation": [[1,2,4,2,4,6]], "note"')
+    path = tmp_path / "a.json"
+    path.write_text(
+        f'{{{IMAGES}, {CATEGORIES}, "annotations": [{row.replace("12", "NaN")}, {row.replace("1,", "2,", 1)}]}}'
+    )
+    faults = read_coco_file(path, segmentations=True).faults
+    assert [fault.kind for fault in faults] == ["wrong area", "same annotation twice"]
 
 
 @pytest.mark.parametrize("junk", ["[" * 3000, '"\\ud800"', "1" * 5000, "1e999", "{}", "tru", "\x00", '"', ""])

@@ -63,3 +63,16 @@ def test_areas_are_those_of_pycocotools():
     found = rle_areas(mixed, pixels[:9])
     assert found[[0, 2, 5]].tolist() == [expected[1], 1, expected[2]]
     assert (np.delete(found, [0, 2, 5]) == -1).all()
+
+
+def test_areas_of_large_images():
+    """Runs of about 2^29 pixels, the sums of which pass 2^31, beside a small mask."""
+    quarter = 1 << 29
+    counts, pixels, areas = [], [], []
+    for runs in ([quarter - 1] * 7, [1, quarter - 1, 0, quarter + 5, 0, quarter, 0, quarter, 0, quarter], [5, 6]):
+        rle = {"size": [sum(runs), 1], "counts": runs}
+        counts.append(coco_mask.frPyObjects(rle, sum(runs), 1)["counts"].decode())
+        pixels.append(sum(runs))
+        areas.append(sum(runs[1::2]))
+    assert areas[1] > 2**31
+    assert rle_areas(counts, np.array(pixels)).tolist() == areas

@@ -199,7 +199,9 @@ def _equal_annotations(annotations: Annotations) -> dict[int, int]:
     first: dict[tuple[Any, ...], int] = {}
     again: dict[int, int] = {}
     for n in np.flatnonzero(counts[place] > 1).tolist():
-        content = (*(column[n] for column in columns), annotations.segmentations and annotations.segmentations[n])
+        # Segmentations that were read beside something malformed have been written again, with other spaces.
+        shape = annotations.segmentations and annotations.segmentations[n].translate(None, b" \t\r\n")
+        content = (*(column[n] for column in columns), shape)
         if first.setdefault(content, n) != n:
             again[n] = first[content]
     return again

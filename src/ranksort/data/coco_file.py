@@ -103,7 +103,7 @@ def _usual_sections(file: CocoFile, source: JsonSource) -> dict[str, Any]:
         sections: dict[str, Any] = msgspec.json.decode(rest, type=dict[str, msgspec.Raw])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return {}
-    if bytes(sections.get("annotations", b"")) != _PLACEHOLDER:
+    if rest.count(_PLACEHOLDER) > 1 or bytes(sections.get("annotations", b"")) != _PLACEHOLDER:
         return {}
     sections["annotations"] = memoryview(content)[start:end]
     _check_sections(file, sections)
