@@ -86,7 +86,7 @@ def assert_equals_oracle(ground_truth, detections, iou_type, **oracle_settings):
     rows = [{**row, "area": area} for row, area in zip(detections, areas, strict=True)]
     candidates = take_part(truth, found, federated=False, limit=100)
     for area_range, setting in zip(AREA_RANGES.values(), match(truth, candidates, AREA_RANGES.values()), strict=True):
-        optima = evaluate_lrp(candidates, setting).optima
+        optima = evaluate_lrp(truth, candidates, setting).optima
         for c, category in enumerate(truth.categories):
             of_class = [
                 [row for row in table if row["category_id"] == category.id]

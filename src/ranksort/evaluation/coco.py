@@ -11,7 +11,7 @@ from ..data.coco_columns import CocoFile
 from ..words import counted, listed
 from .image_names import doubts
 from .inputs import Detections, GroundTruth, open_ground_truth, read_detections, read_ground_truth
-from .lrp import evaluate_lrp, find_matches
+from .lrp import evaluate_lrp
 from .matching import AREA_RANGES, DEFAULT_LIMITS, Candidates, Matched, Setting, match, take_part
 from .metrics import AT_IOU_50, AT_IOU_75, AreaResult, Metric, list_metrics
 from .precision import evaluate_precision
@@ -104,7 +104,7 @@ def evaluate(
         areas = {**areas, SMALL_WITH_AREA: (np.nextafter(0, 1), areas["s"][1])}
     results: dict[str, AreaResult] = {}
     for area, setting in zip(areas, match(ground_truth, candidates, areas.values()), strict=True):
-        results[area] = _area_result(candidates, setting, limits)
+        results[area] = _area_result(ground_truth, candidates, setting, limits)
         if area == "":
             matched = Matched(ground_truth, candidates, setting)
     metrics = [*list_metrics(limits), *metrics]
@@ -128,7 +128,7 @@ def evaluate(
         categories=ground_truth.categories,
         precision=overall.precision[[AT_IOU_50, AT_IOU_75]].transpose(1, 0, 2)[shown],
         lrp=overall.lrp.curves[shown],
-        matches=find_matches(*matched),
+        matches=overall.lrp.matches,
         matched=matched,
         metrics=metrics,
         cut=Cut(limit, candidates.num_cut, candidates.most),
@@ -146,9 +146,9 @@ def _check_settings(style: str, max_detections: int | None) -> None:
         raise ValueError(f"max_detections must be a whole number, 1 or more; got {max_detections!r}.")
 
 
-def _area_result(candidates: Candidates, setting: Setting, limits: list[int]) -> AreaResult:
+def _area_result(ground_truth: GroundTruth, candidates: Candidates, setting: Setting, limits: list[int]) -> AreaResult:
     precision, recall = evaluate_precision(candidates, setting, limits)
-    return AreaResult(setting.num_objects, precision, recall, evaluate_lrp(candidates, setting))
+    return AreaResult(setting.num_objects, precision, recall, evaluate_lrp(ground_truth, candidates, setting))
 
 
 def _per_class(

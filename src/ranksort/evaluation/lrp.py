@@ -1,11 +1,13 @@
 """LRP error and its minimum over score thresholds, oLRP (Oksuz et al., ECCV 2018; TPAMI 2021), for COCO and LVIS."""
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
 from .inputs import GroundTruth
-from .matching import Candidates, Setting
+from .matching import Candidates, Matched, Setting
 
 TAU = 0.5  # minimum IoU of a true positive
 SCORE_GRID = np.arange(101) / 100
@@ -38,17 +40,25 @@ class Matches(NamedTuple):
     object_score: np.ndarray  # (A',) of the detection that found it, NaN if none did
 
 
-class LRPResult(NamedTuple):
-    """oLRP of C classes in one area range, and LRP error over the score threshold."""
+@dataclass(frozen=True)
+class LRPResult:
+    """oLRP of C classes in one area range, LRP error over the score threshold, and the matches."""
 
     optima: np.ndarray  # (C, 5): the last axis is an OptimalLRP; NaN if undefined
     curves: np.ndarray  # (C, 101): LRP error at the score thresholds SCORE_GRID
+    matched: Matched
+
+    @cached_property
+    def matches(self) -> Matches:
+        """The matches at IoU TAU, which few metrics ask for."""
+        return find_matches(*self.matched)
 
 
-def evaluate_lrp(candidates: Candidates, setting: Setting) -> LRPResult:
+def evaluate_lrp(ground_truth: GroundTruth, candidates: Candidates, setting: Setting) -> LRPResult:
     """oLRP of every class, at IoU TAU.
 
     Args:
+        ground_truth: the objects.
         candidates: the detections.
         setting: the outcome of matching in an area range.
     """
@@ -62,7 +72,7 @@ def evaluate_lrp(candidates: Candidates, setting: Setting) -> LRPResult:
         scores, tp, fp = detections.scores[of_class], outcome[of_class] == 1, outcome[of_class] == 0
         errors, optima[c] = lrp_error(scores, tp, fp, iou[of_class], setting.num_objects[c])
         curves[c] = errors[np.searchsorted(-scores, -SCORE_GRID, side="right")]
-    return LRPResult(optima, curves)
+    return LRPResult(optima, curves, Matched(ground_truth, candidates, setting))
 
 
 def find_matches(ground_truth: GroundTruth, candidates: Candidates, setting: Setting) -> Matches:
