@@ -38,7 +38,8 @@ def _model(light: bool = True, **overrides: Any) -> SOLOv2:
 
 
 def test_learns_two_images() -> None:
-    model = _model(frozen_stages=-1, score_threshold=0.05)  # ranking leaves the level of the scores open
+    # The threshold is low, since ranking leaves the level of the scores open.
+    model = _model(backbone="timm/lcnet_035", frozen_stages=-1, score_threshold=0.05)
     images, targets = batch(
         sample(96, 128, [[8, 8, 60, 44, 0], [64, 40, 120, 90, 1]]), sample(128, 96, [[12, 24, 70, 110, 2]])
     )
@@ -55,7 +56,7 @@ def test_learns_two_images() -> None:
         both = (d["masks"][:, None] & target["masks"]).sum((2, 3))
         iou = both / (d["masks"][:, None] | target["masks"]).sum((2, 3))
         iou = torch.where(d["labels"][:, None] == target["labels"], iou, 0.0)
-        assert bool((iou.amax(0) > 0.35).all())  # .5 to .99 for four seeds
+        assert bool((iou.amax(0) > 0.6).all())  # .75 to 1 for four seeds
         assert torch.equal(d["boxes"], boxes_around(d["masks"]))
 
 

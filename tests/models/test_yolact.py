@@ -20,7 +20,7 @@ def _model(**overrides: Any) -> YOLACT:
 
 
 def test_learns_two_images() -> None:
-    model = _model()
+    model = _model(backbone="timm/lcnet_035")
     images, targets = batch(
         sample(96, 96, [[8, 8, 50, 44, 0], [52, 40, 92, 90, 1]]), sample(80, 60, [[10, 14, 46, 70, 2]])
     )
