@@ -27,14 +27,8 @@ from typing import Any
 
 LOSSES = ("rank_sort", "average_lrp", "average_precision", "focal", "quality_focal", "varifocal")
 SMALL = {"facade": "ranksort_mask_rcnn_lite0_small"}  # for data sets with masks; for others: ranksort_atss_lite0_small
-SETTINGS = (
-    "data",
-    "recipe",
-    "detector",
-    "epochs",
-    "min_size",
-    "batch_size",
-)  # what all losses of a table have in common
+# What all losses of a table have in common.
+SETTINGS = ("data", "recipe", "detector", "epochs", "min_size", "batch_size")
 METRICS = ("AP", "AP_rare", "oLRP")
 TIMED_STEPS = 20
 

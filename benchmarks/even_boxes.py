@@ -26,8 +26,13 @@ def rank_sort_evenly(
 
 
 class EvenATSS(ATSS):
-    """ATSS with any of the losses, whose positives count equally in the box loss."""
+    """ATSS whose positives count equally in the box loss, with any of the losses but aLRP Loss, which ranks the boxes themselves."""
 
     def __init__(self, *args: Any, losses: Any = None, **settings: Any):
-        even = dataclasses.replace(losses, weights=None) if isinstance(losses, FixedWeights) else rank_sort_evenly
-        super().__init__(*args, losses=even, **settings)
+        if isinstance(losses, FixedWeights):
+            losses = dataclasses.replace(losses, weights=None)
+        elif losses in (None, rank_sort_detection_losses):
+            losses = rank_sort_evenly
+        else:
+            raise ValueError("the boxes of this loss have no weights to take away: choose another with --losses")
+        super().__init__(*args, losses=losses, **settings)
