@@ -3,7 +3,8 @@ import pytest
 import torch
 from ranking_cases import DELTAS, WAYS, count_in
 
-from ranksort.losses.counting import Breakpoints, NegativesAbove, PositivesAbove, WorsePositivesAbove, find
+from ranksort.losses.counting import Breakpoints, NegativesAbove, find
+from ranksort.losses.positives_above import PositivesAbove, WorsePositivesAbove
 
 RANDOM = np.random.default_rng(0)
 

@@ -23,7 +23,7 @@ from ranking_cases import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ranksort.losses import RankSortLoss, counting, rank_sort_loss
+from ranksort.losses import RankSortLoss, counting, positives_above, rank_sort_loss
 
 CASES = sorted(path.stem for path in GOLDEN.glob("ranksort_*.npz"))
 LARGE_CASES = [
@@ -447,8 +447,8 @@ def test_result_depends_neither_on_blocks_nor_on_threads(number, number_of_threa
 def test_no_tensor_holds_all_pairs():
     assert operators(500, 300_000).largest <= 8 * 300_500  # the positions of all, at most
     positives = 8000
-    levels = -(-positives.bit_length() // counting._FAN_OUT_BITS)
-    running_sums = 4 * levels * (1 << counting._FAN_OUT_BITS) * (positives + 1)
+    levels = -(-positives.bit_length() // positives_above._FAN_OUT_BITS)
+    running_sums = 4 * levels * (1 << positives_above._FAN_OUT_BITS) * (positives + 1)
     assert operators(positives, 1000).largest <= 8 * running_sums
 
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ._ranking import ErrorDrivenUpdate, Examples, gather, no_loss, select_examples
-from .counting import PositivesAbove
+from .positives_above import PositivesAbove
 
 _EPS = 1e-5
 

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ._ranking import ErrorDrivenUpdate, Examples, no_loss, select_examples
-from .counting import PositivesAbove
+from .positives_above import PositivesAbove
 
 
 def average_precision_loss(

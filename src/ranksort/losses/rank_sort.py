@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ._ranking import ErrorDrivenUpdate, Examples, check_arguments, no_loss, select_examples
-from .counting import WorsePositivesAbove
+from .positives_above import WorsePositivesAbove
 
 _EPS = 1e-10
 
