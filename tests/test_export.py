@@ -220,7 +220,9 @@ def test_which_scores_a_threshold_applies_to(
         arguments = ["--score-threshold", threshold, "--scores", "calibrated", "--out", str(tmp_path / f"out{n}")]
         predict_exported([str(tmp_path / "a.onnx"), str(image), *arguments])
         assert said in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"an ONNX file does not take --tile --every, only --out, .*: predict with the che"):
+    with pytest.raises(
+        ValueError, match=r"an ONNX file does not take --tile --every, only --out, .*: predict with the che"
+    ):
         predict_exported([str(tmp_path / "a.onnx"), str(image), "--out", "x", "--tile", "640", "--every=2"])
     with pytest.raises(
         ValueError, match=r'or "lrp", got recall:\.8: predict with the run folder for a precision or recall'
