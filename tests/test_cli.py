@@ -507,14 +507,8 @@ def test_two_processes(run: Path, tiny_data: Path, tmp_path: Path) -> None:
     """Both train, every image is evaluated once, and one of them reports."""
     recipe = f"{run.parent.parent.parent}/my_recipes.py:small"
     arguments = ["train", recipe, "--data.root", str(tiny_data), "--training.output", str(tmp_path)]
-    script = tmp_path / "main.py"
-    script.write_text("from ranksort.cli import main\n\nmain()\n")
-    done = subprocess.run(
-        [sys.executable, str(script), *arguments, "--training.devices", "2", "--training.global-ranking"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    options = ["--training.devices", "2", "--training.global-ranking"]
+    done = run_forked([*arguments, *options], timeout=300, script=tmp_path / "main.py")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("report: ") == 1
     (folder,) = (path for path in (tmp_path / "small").iterdir() if (path / "report").is_dir())
