@@ -24,12 +24,12 @@ def make(request: pytest.FixtureRequest) -> Make:
 
 def _model(recipe: str, **overrides: Any) -> ATSS | PAA:
     torch.manual_seed(0)
-    small = {"backbone": "resnet18", "channels": 64, "head_convs": 1, "min_size": 64, "max_size": 128}
+    small = {"backbone": "timm/test_resnet", "channels": 64, "head_convs": 1, "min_size": 64, "max_size": 128}
     return create_model(recipe, num_classes=3, **(small | overrides))
 
 
 def test_learnstwo_images(make: Make) -> None:
-    model = make(frozen_stages=-1)
+    model = make(backbone="resnet18", frozen_stages=-1)
     images, targets = batch(
         sample(64, 96, [[8, 8, 44, 40, 0], [52, 22, 84, 58, 1]]), sample(96, 64, [[12, 24, 50, 80, 2]])
     )
@@ -155,7 +155,7 @@ def test_label_beyond_the_classes_is_explained(make: Make) -> None:
 
 
 def test_only_unfrozen_parameters_change(make: Make) -> None:
-    model = make(frozen_stages=2)
+    model = make(backbone="resnet18", frozen_stages=2)
     losses_and_gradients(model, *two_images())
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert {n.split(".")[2] for n in trained if n.startswith("backbone.")} == {"layer3", "layer4"}

@@ -98,7 +98,7 @@ def test_what_half_precision_would_spoil_is_computed_in_float32(
         get_recipe("ranksort_atss_r50_fpn_1x_coco"),
         num_classes=3,
         detector=detector,
-        backbone="resnet18",
+        backbone="timm/test_resnet",
         channels=64,
         head_convs=1,
         proposals=50,

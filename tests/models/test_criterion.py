@@ -65,7 +65,13 @@ class CrossEntropy(nn.Module):
 
 def _model(recipe: str, losses: Any, **settings: Any) -> Detector:
     torch.manual_seed(0)
-    small: dict[str, Any] = {"backbone": "resnet18", "channels": 64, "head_convs": 1, "min_size": 96, "max_size": 160}
+    small: dict[str, Any] = {
+        "backbone": "timm/test_resnet",
+        "channels": 64,
+        "head_convs": 1,
+        "min_size": 96,
+        "max_size": 160,
+    }
     return create_model(f"ranksort_{recipe}", num_classes=3, proposals=100, losses=losses, **small, **settings)
 
 
@@ -186,7 +192,12 @@ def test_a_loss_of_box_errors_is_refused_without_boxes() -> None:
 
 
 def test_the_state_of_a_loss_is_not_taken_for_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small: dict[str, Any] = {"backbone": "resnet18", "channels": 64, "head_convs": 1, "pretrained_backbone": False}
+    small: dict[str, Any] = {
+        "backbone": "timm/test_resnet",
+        "channels": 64,
+        "head_convs": 1,
+        "pretrained_backbone": False,
+    }
     recipe = get_recipe("ranksort_atss_r50_fpn_1x_coco")
     recipe.model = dataclasses.replace(recipe.model, **small, loss="average_lrp")
     trained = create_model(recipe, num_classes=2, losses=AverageLRP(period=1))

@@ -37,7 +37,7 @@ def _given(name: str) -> GoldenInput:
 
 def _learns(recipe: str, given: GoldenInput, **overrides: Any) -> None:
     torch.manual_seed(0)
-    small = {"backbone": "resnet18", "channels": 64, "head_convs": 1, "proposals": 300}
+    small = {"backbone": "timm/test_resnet", "channels": 64, "head_convs": 1, "proposals": 300}
     model = create_model(recipe, **(small | overrides))
     losses, quality, *_ = model.train().losses(given.batch, given.targets)
     assert all(bool(loss.isfinite()) and 0 < loss < 20 for loss in losses.values()), losses

@@ -22,7 +22,7 @@ SIDE = 96
 )
 def model(request: pytest.FixtureRequest) -> Any:
     torch.manual_seed(0)
-    small = {"backbone": "resnet18", "channels": 64, "head_convs": 1, "min_size": SIDE, "max_size": 160}
+    small = {"backbone": "timm/test_resnet", "channels": 64, "head_convs": 1, "min_size": SIDE, "max_size": 160}
     model = create_model(request.param, num_classes=3, score_threshold=0.008, **small)
     model.transform.train_min_sizes = (SIDE,)
     return model

@@ -46,7 +46,13 @@ def build(recipe: str, loss: str, global_ranking: bool) -> Detector:
     chosen = get_recipe(f"ranksort_{recipe}")
     chosen.training = dataclasses.replace(chosen.training, global_ranking=global_ranking)
     torch.manual_seed(0)
-    small: dict[str, Any] = {"backbone": "resnet18", "channels": 64, "head_convs": 1, "min_size": 96, "max_size": 160}
+    small: dict[str, Any] = {
+        "backbone": "timm/test_resnet",
+        "channels": 64,
+        "head_convs": 1,
+        "min_size": 96,
+        "max_size": 160,
+    }
     # Without a trained backbone, which adds nothing here, there is a tenth of the gradients to exchange; in float64 little but the loss
     # rounds, else a ReLU may switch.
     return create_model(chosen, num_classes=3, proposals=50, loss=loss, frozen_stages=4, **small).double().train()
@@ -103,7 +109,8 @@ NUMBERS = [pytest.param(number, marks=[pytest.mark.slow] if number > 2 else []) 
 def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Outcome]]:
     """What each of the processes has found."""
     folder = tmp_path_factory.mktemp("processes")
-    mp.start_processes(work, (request.param, folder), request.param, start_method="forkserver")
+    build(*MODELS[0], False)  # imports what the processes would import each
+    mp.start_processes(work, (request.param, folder), request.param, start_method="fork")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(request.param)]
 
 

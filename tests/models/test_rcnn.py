@@ -26,7 +26,7 @@ LOSSES = {
 
 def _model(recipe: str, **overrides: Any) -> RCNN:
     torch.manual_seed(0)
-    small = {"backbone": "resnet18", "channels": 64, "min_size": 64, "max_size": 128, "score_threshold": 0.009}
+    small = {"backbone": "timm/test_resnet", "channels": 64, "min_size": 64, "max_size": 128, "score_threshold": 0.009}
     model = create_model(recipe, num_classes=3, **(small | overrides))
     model.rpn.limit = 100  # proposals, for the sake of time
     return model
@@ -45,7 +45,7 @@ def _two_small_images() -> Batch:
 
 
 def test_learns_two_images() -> None:
-    model = make_mask_rcnn(frozen_stages=-1, train_batch_norm=True, score_threshold=0.02)
+    model = make_mask_rcnn(backbone="resnet18", frozen_stages=-1, train_batch_norm=True, score_threshold=0.02)
     images, targets = _two_small_images()
     history = fit(model, images, targets, torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9), steps=40)
     assert sum(history[-3:]) / 3 < history[0] / 3
@@ -58,7 +58,9 @@ def test_learns_two_images() -> None:
 
 
 def test_cascade_learns() -> None:
-    model = _model("ranksort_cascade_rcnn_r50_fpn_1x_coco", frozen_stages=-1, train_batch_norm=True)
+    model = _model(
+        "ranksort_cascade_rcnn_r50_fpn_1x_coco", backbone="resnet18", frozen_stages=-1, train_batch_norm=True
+    )
     images, targets = _two_small_images()
     history = fit(model, images, targets, torch.optim.SGD(model.parameters(), lr=0.005, momentum=0.9), steps=15)
     assert sum(history[-3:]) / 3 < history[0] / 2
@@ -161,7 +163,7 @@ def test_detections_do_not_depend_on_the_order_of_the_batch(make: Make) -> None:
         assert torch.equal(a["labels"], b["labels"])
 
 
-@pytest.mark.parametrize("variant", [{}, {"upsampling": "carafe", "deformable_convs": True}])
+@pytest.mark.parametrize("variant", [{}, {"backbone": "resnet18", "upsampling": "carafe", "deformable_convs": True}])
 @pytest.mark.parametrize("objects", [[[10, 10, 50, 60, 1]], []])
 def test_mixed_precision(make: Make, objects: list[list[float]], variant: dict[str, Any]) -> None:
     model = make(**variant)

@@ -31,7 +31,7 @@ from ranksort.recipes import create_model
 def _model(light: bool = True, **overrides: Any) -> SOLOv2:
     torch.manual_seed(0)
     name = "ranksort_solov2_light_448_r34_fpn_3x" if light else "ranksort_solov2_r101_fpn_3x"
-    small = {"backbone": "resnet18", "channels": 64, "head_convs": 1, "min_size": 96, "max_size": 160}
+    small = {"backbone": "timm/test_resnet", "channels": 64, "head_convs": 1, "min_size": 96, "max_size": 160}
     model = create_model(name, num_classes=3, **(small | overrides))
     model.transform.train_min_sizes = (96,)
     return model

@@ -15,7 +15,7 @@ from ranksort.recipes import create_model
 
 def _model(**overrides: Any) -> YOLACT:
     torch.manual_seed(0)
-    small = {"backbone": "resnet18", "channels": 64, "min_size": 96}
+    small = {"backbone": "timm/test_resnet", "channels": 64, "min_size": 96}
     return create_model("ranksort_yolact_r50_55e_coco", num_classes=3, **(small | overrides))
 
 
