@@ -279,6 +279,13 @@ def test_description_says_how_large_images_are(
     assert summarize(recipe, build_dataset(recipe, "val"))["image size"] == expected
 
 
+def test_description_says_how_the_learning_rate_is_scaled(tiny_data: Path) -> None:
+    recipe = get_recipe(ATSS_R50)
+    recipe.training.batch_size, recipe.data.root = 4, str(tiny_data)
+    described = describe(recipe, build_dataset(recipe, "train"), build_dataset(recipe, "val"))
+    assert "\nlearning rate 0.002 (the recipe's 0.008 for 16 images per step, scaled to 4)" in described
+
+
 def test_channels_which_the_norms_cannot_group() -> None:
     for recipe, channels, step in ((ATSS_R50, 80, 32), ("ranksort_solov2_light_448_r34_fpn_3x", 96, 64)):
         with pytest.raises(
@@ -294,6 +301,28 @@ def test_channels_which_the_norms_cannot_group() -> None:
 def test_numbers_out_of_range(option: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"--model\.{option.replace('_', '-')} must be .*, got {value}"):
         create_model(ATSS_R50, **TINY, **{option: value})
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("optimizer.lr", -0.01),
+        ("optimizer.lr", float("nan")),
+        ("optimizer.weight_decay", -1e-4),
+        ("optimizer.clip_norm", -35.0),
+        ("optimizer.milestones", (8, -1)),
+        ("training.max_minutes", float("nan")),
+        ("training.ema_decay", 1.5),
+        ("training.seed", -1),
+        ("data.min_box_size", float("nan")),
+    ],
+)
+def test_numbers_of_the_other_groups_out_of_range(option: str, value: float | tuple[int, ...]) -> None:
+    recipe = Recipe("own")
+    group, name = option.split(".")
+    setattr(getattr(recipe, group), name, value)
+    with pytest.raises(ValueError, match=rf"--{option.replace('_', '-')} must be (0 or more|within 0\.\.1), got "):
+        recipe.check()
 
 
 @pytest.mark.parametrize(

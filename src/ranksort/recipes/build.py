@@ -281,7 +281,7 @@ def _describe_rate(recipe: Recipe, steps: int) -> str:
     settings, epochs, rate = recipe.optimizer, recipe.training.epochs, f"learning rate {learning_rate(recipe):g}"
     images = recipe.training.batch_size
     if images != settings.lr_batch_size:
-        rate += f"(the recipe's {settings.lr:g} for {settings.lr_batch_size} images per step, scaled to {images})"
+        rate += f" (the recipe's {settings.lr:g} for {settings.lr_batch_size} images per step, scaled to {images})"
     if settings.warmup_steps > steps:
         rate += f"; warm-up over the first epoch instead of {settings.warmup_steps} steps"
     if settings.schedule == "cosine":
