@@ -136,7 +136,8 @@ def _fetch(name: str, revision: str | None) -> Path:
 
 
 def _without_paths(recipe: Recipe) -> Recipe:
-    data = dataclasses.replace(recipe.data, **dict.fromkeys(DATA_PATHS, ""))
+    nothing: dict[str, Any] = dict.fromkeys(DATA_PATHS, "")
+    data = dataclasses.replace(recipe.data, **nothing)
     training = dataclasses.replace(recipe.training, weights="", output=TrainingSettings.output)
     return dataclasses.replace(recipe, data=data, training=training)
 
