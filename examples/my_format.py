@@ -1,4 +1,4 @@
-"""A data format of your own: a CSV file with an object a line, file,class,x1,y1,x2,y2 in pixels, beside a folder `images`.
+"""A data format of your own: CSV files with one object per line, file,class,x1,y1,x2,y2 in pixels, and no header, beside a folder `images`.
 
 ranksort import-data FOLDER --reader examples/my_format.py:read_csv --out my_data
 """

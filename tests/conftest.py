@@ -1,7 +1,10 @@
 import copy
+import json
 import multiprocessing
 import os
+import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -44,3 +47,21 @@ def tiny_recipe(tiny_data: Path) -> Recipe:
     recipe.optimizer.lr, recipe.optimizer.lr_batch_size = 0.01, 2
     recipe.evaluation.pictures = 2
     return copy.deepcopy(recipe)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Recipe, Path], Path]:
+    """Gives the folder `run` what training a recipe writes: trained once, since every such run ends in the same bits."""
+    from ranksort import engine
+
+    trained: dict[str, Path] = {}
+
+    def copied(recipe: Recipe, run: Path) -> Path:
+        key = json.dumps(recipe.as_dict())
+        if key not in trained:
+            folder = tmp_path_factory.mktemp("undisturbed") / "run"
+            engine.train(copy.deepcopy(recipe), folder)
+            trained[key] = folder
+        return Path(shutil.copytree(trained[key], run))
+
+    return copied

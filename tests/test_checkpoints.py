@@ -214,6 +214,7 @@ def _safetensors(description: Any) -> bytes:
         ("empty.ckpt", b"", "cannot be read as a checkpoint"),
         ("empty.safetensors", b"", "is not a safetensors file, or it is damaged"),
         ("notes.txt", b"hello world\n", "cannot be read as a checkpoint"),
+        ("model.onnx", b"\x08\x0a", "is an ONNX file, which only `ranksort predict` takes"),
         ("image.png", b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "cannot be read as a checkpoint"),
         ("cut.ckpt", _saved({"state_dict": TENSOR, "ranksort": DESCRIBED})[:600], "cannot be read as a checkpoint"),
         ("cut.safetensors", save({"x": torch.zeros(200)})[:300], "is not a safetensors file, or it is damaged"),

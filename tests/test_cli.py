@@ -143,6 +143,18 @@ def test_results_of_test_are_evaluated_as_they_are(
     assert "replace it with --overwrite" in fails("test", run, "--out", tested)
 
 
+def test_resume_of_a_folder_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    for source, said in (
+        ("runs/tiny/yesterday", "there is no run folder runs/tiny/yesterday"),
+        ("tinny", "there is no recipe 'tinny'"),
+        ("no/recipes.py:tiny", "no/recipes.py"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(["train", source, "--resume"])
+        assert stopped.value.code == 2
+        assert said in capsys.readouterr().err
+
+
 def test_resume_finds_the_latest_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = f"{run.parent.parent.parent}/my_recipes.py:small"
     cli.main(["train", recipe, "--resume", "--training.output", str(run.parent.parent), "--training.epochs", "1"])
@@ -495,14 +507,8 @@ def test_two_processes(run: Path, tiny_data: Path, tmp_path: Path) -> None:
     """Both train, every image is evaluated once, and one of them reports."""
     recipe = f"{run.parent.parent.parent}/my_recipes.py:small"
     arguments = ["train", recipe, "--data.root", str(tiny_data), "--training.output", str(tmp_path)]
-    script = tmp_path / "main.py"
-    script.write_text("from ranksort.cli import main\n\nmain()\n")
-    done = subprocess.run(
-        [sys.executable, str(script), *arguments, "--training.devices", "2", "--training.global-ranking"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    options = ["--training.devices", "2", "--training.global-ranking"]
+    done = run_forked([*arguments, *options], timeout=300, script=tmp_path / "main.py")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("report: ") == 1
     (folder,) = (path for path in (tmp_path / "small").iterdir() if (path / "report").is_dir())

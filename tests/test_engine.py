@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from ranksort.interrupt import Terminated, exit_code
 from ranksort.models import ATSS
 from ranksort.recipes import Recipe
 from ranksort.recipes.build import build_dataset, images_at_once, learning_rate, rate_factor
+
+Undisturbed = Callable[[Recipe, Path], Path]
 
 
 def raw(run: Path) -> dict[str, Any]:
@@ -175,11 +178,11 @@ def test_masks_are_trained_evaluated_and_reported(tiny_recipe: Recipe, tmp_path:
     assert {"train/mask", "train/rpn_ranking"} <= set(logged)
 
 
-def test_three_epochs_are_two_and_one_resumed(tiny_recipe: Recipe, tmp_path: Path) -> None:
+def test_three_epochs_are_two_and_one_resumed(tiny_recipe: Recipe, tmp_path: Path, undisturbed: Undisturbed) -> None:
     tiny_recipe.training.epochs = 3
     engine.train(tiny_recipe, tmp_path / "whole")
     tiny_recipe.training.epochs = 2
-    engine.train(tiny_recipe, tmp_path / "parts")
+    undisturbed(tiny_recipe, tmp_path / "parts")
     tiny_recipe.training.epochs = 3
     engine.train(tiny_recipe, tmp_path / "parts", resume=True)
     assert_same_state(tmp_path / "whole", tmp_path / "parts")
@@ -214,13 +217,14 @@ def test_interrupted_and_resumed_is_not_interrupted(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    undisturbed: Undisturbed,
     batch: int,
     workers: int,
     number: signal.Signals,
 ) -> None:
     """A signal in the first batch, in the middle of the second epoch, and in the last batch of an epoch."""
     tiny_recipe.data.workers = workers
-    engine.train(tiny_recipe, tmp_path / "whole")
+    undisturbed(tiny_recipe, tmp_path / "whole")
     steps = raw(tmp_path / "whole")["global_step"]
     assert steps == 12
     forward, calls = ATSS.forward, []
@@ -245,7 +249,7 @@ def test_interrupted_and_resumed_is_not_interrupted(
 
 
 def test_interrupted_evaluation_is_finished(
-    tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Undisturbed
 ) -> None:
     forward = ATSS.forward
 
@@ -255,7 +259,7 @@ def test_interrupted_evaluation_is_finished(
             os.kill(os.getpid(), signal.SIGTERM)
         return forward(self, *args)
 
-    engine.train(tiny_recipe, tmp_path / "whole")
+    undisturbed(tiny_recipe, tmp_path / "whole")
     sent: list[bool] = []
     with monkeypatch.context() as patch:
         patch.setattr(ATSS, "forward", interrupted)
@@ -277,7 +281,12 @@ def test_interrupted_evaluation_is_finished(
 
 @pytest.mark.parametrize(("epoch", "ema_decay"), [(1, 0.9), (2, 0.0)])
 def test_failed_evaluation_loses_no_epoch(
-    tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int, ema_decay: float
+    tiny_recipe: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    undisturbed: Undisturbed,
+    epoch: int,
+    ema_decay: float,
 ) -> None:
     """It is repeated when the run is resumed, and nothing is trained twice."""
     tiny_recipe.training.ema_decay = ema_decay
@@ -289,7 +298,7 @@ def test_failed_evaluation_loses_no_epoch(
             raise RuntimeError("no space for this")
         return forward(self, *args)
 
-    engine.train(tiny_recipe, tmp_path / "whole")
+    undisturbed(tiny_recipe, tmp_path / "whole")
     with monkeypatch.context() as patch:
         patch.setattr(ATSS, "forward", failing)
         with pytest.raises(RuntimeError, match="no space"):
@@ -342,15 +351,16 @@ def test_sigusr1_saves_and_goes_on(
     assert capsys.readouterr().out.count("wrote ") == 1
 
 
-def test_resuming_with_moved_data(tiny_recipe: Recipe, tiny_data: Path, tmp_path: Path) -> None:
+def test_resuming_with_moved_data(
+    tiny_recipe: Recipe, tiny_data: Path, tmp_path: Path, undisturbed: Undisturbed
+) -> None:
     """The same images and objects anywhere else; other ones are refused."""
     moved = tmp_path / "moved"
     shutil.copytree(tiny_data, moved)
     file = moved / "annotations" / "renamed.json"
     (moved / "annotations" / "instances_train.json").rename(file)
     tiny_recipe.training.epochs = 1
-    run = tmp_path / "run"
-    engine.train(tiny_recipe, run)
+    run = undisturbed(tiny_recipe, tmp_path / "run")
     elsewhere = copy.deepcopy(tiny_recipe)
     elsewhere.data.root, elsewhere.data.train_annotations = str(moved), str(file)
     elsewhere.data.train_images = str(moved / "images")
@@ -359,7 +369,7 @@ def test_resuming_with_moved_data(tiny_recipe: Recipe, tiny_data: Path, tmp_path
     shutil.copytree(run, tmp_path / "changed")
     engine.train(elsewhere, run, resume=True)
     tiny_recipe.training.epochs = 2
-    engine.train(tiny_recipe, tmp_path / "whole")
+    undisturbed(tiny_recipe, tmp_path / "whole")
     assert_same_state(tmp_path / "whole", run)
 
     content = raw(tmp_path / "old")
@@ -375,9 +385,11 @@ def test_resuming_with_moved_data(tiny_recipe: Recipe, tiny_data: Path, tmp_path
         engine.train(elsewhere, tmp_path / "changed", resume=True)
 
 
-def test_resuming_refuses_settings_that_would_not_take_effect(tiny_recipe: Recipe, tmp_path: Path) -> None:
+def test_resuming_refuses_settings_that_would_not_take_effect(
+    tiny_recipe: Recipe, tmp_path: Path, undisturbed: Undisturbed
+) -> None:
     tiny_recipe.training.epochs = 1
-    engine.train(tiny_recipe, tmp_path / "run")
+    undisturbed(tiny_recipe, tmp_path / "run")
     tiny_recipe.optimizer.lr = 1.0
     with pytest.raises(ValueError, match=r"--optimizer\.lr \(0\.01 before, 1\.0 now\)"):
         engine.train(tiny_recipe, tmp_path / "run", resume=True)
@@ -417,13 +429,15 @@ def test_accumulation_is_the_larger_step(tiny_recipe: Recipe, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("group", "field", "value"), [("training", "precision", "bf16-mixed"), ("training", "ema_decay", 0.9)]
 )
-def test_options_train_and_resume(tiny_recipe: Recipe, tmp_path: Path, group: str, field: str, value: Any) -> None:
+def test_options_train_and_resume(
+    tiny_recipe: Recipe, tmp_path: Path, undisturbed: Undisturbed, group: str, field: str, value: Any
+) -> None:
     setattr(getattr(tiny_recipe, group), field, value)
     tiny_recipe.training.epochs = 1
     engine.train(tiny_recipe, tmp_path / "run")
     tiny_recipe.training.epochs = 2
     engine.train(tiny_recipe, tmp_path / "run", resume=True)
-    engine.train(tiny_recipe, tmp_path / "whole")
+    undisturbed(tiny_recipe, tmp_path / "whole")
     assert_same_state(tmp_path / "whole", tmp_path / "run")
 
 

@@ -256,6 +256,10 @@ def test_which_scores_a_threshold_applies_to(
         predict_exported([str(tmp_path / "a.onnx"), str(image), *arguments])
         assert said in capsys.readouterr().out
     with pytest.raises(
+        ValueError, match=r"an ONNX file does not take --tile --every, only --out, .*: predict with the che"
+    ):
+        predict_exported([str(tmp_path / "a.onnx"), str(image), "--out", "x", "--tile", "640", "--every=2"])
+    with pytest.raises(
         ValueError, match=r'or "lrp", got recall:\.8: predict with the run folder for a precision or recall'
     ):
         detector.predict(image, "recall:.8")

@@ -35,6 +35,18 @@ def test_help_loads_nothing_that_computes(arguments: list[str]) -> None:
     assert done.stdout.splitlines()[-1] == "loaded []"
 
 
+def test_data_are_checked_without_torch(tiny_data: Path) -> None:
+    """It takes seconds to load."""
+    script = (
+        "import sys\nfrom ranksort.cli import main\n"
+        f"main(['check-data', {str(tiny_data)!r}])\nprint('loaded', 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "usable for" in done.stdout
+    assert done.stdout.splitlines()[-1] == "loaded False"
+
+
 def imports(path: Path, names: dict[str, Path]) -> set[str]:
     """The modules of the package which a module imports as it is loaded, not within functions or for type checkers alone."""
     package = ["ranksort", *path.relative_to(SOURCE).parts[:-1]]

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -279,11 +280,15 @@ def test_description_says_how_large_images_are(
     assert summarize(recipe, build_dataset(recipe, "val"))["image size"] == expected
 
 
-def test_description_says_how_the_learning_rate_is_scaled(tiny_data: Path) -> None:
+def test_description_says_the_scaled_rate_and_too_many_loaders(tiny_data: Path) -> None:
     recipe = get_recipe(ATSS_R50)
-    recipe.training.batch_size, recipe.data.root = 4, str(tiny_data)
-    described = describe(recipe, build_dataset(recipe, "train"), build_dataset(recipe, "val"))
-    assert "\nlearning rate 0.002 (the recipe's 0.008 for 16 images per step, scaled to 4)" in described
+    recipe.data.root, recipe.training.batch_size, recipe.data.workers = str(tiny_data), 2, 2000
+    train_set, val_set = build_dataset(recipe, "train"), build_dataset(recipe, "val")
+    described = describe(recipe, train_set, val_set)
+    assert "\nlearning rate 0.001 (the recipe's 0.008 for 16 images per step, scaled to 2); " in described
+    assert re.search(r"\nwarning: 2000 processes load images on \d+ cores?: set a lower --data.workers", described)
+    recipe.data.workers = 0
+    assert "processes load images" not in describe(recipe, train_set, val_set)
 
 
 def test_channels_which_the_norms_cannot_group() -> None:

@@ -57,13 +57,14 @@ def train_arguments(folder: Path, data: Path) -> list[str]:
 
 
 def train(folder: Path, data: Path, *arguments: str, signals: str = "") -> "subprocess.CompletedProcess[str]":
-    return run_forked([*train_arguments(folder, data), *arguments], {"SIGNALS": signals})
+    variables = {"SIGNALS": signals, "OMP_NUM_THREADS": "1"}
+    return run_forked([*train_arguments(folder, data), *arguments], variables, script=folder / "main.py")
 
 
 def train_anew(
     folder: Path, data: Path, *arguments: str, signals: str = "", stdout: int = PIPE, stderr: int = PIPE
 ) -> "subprocess.CompletedProcess[str]":
-    """In a new interpreter, as several processes and pipes need it."""
+    """In a new interpreter, with an end of its own, as pipes need it."""
     (folder / "main.py").write_text("from ranksort.cli import main\n\nmain()\n")
     return subprocess.run(
         [sys.executable, f"{folder}/main.py", *train_arguments(folder, data), *arguments],
@@ -111,12 +112,12 @@ def test_sigterm_while_workers_are_forked(tiny_data: Path, tmp_path: Path, monke
 
 def test_sigterm_to_one_of_two_processes(tiny_data: Path, tmp_path: Path) -> None:
     """Both stop after the same batch."""
-    assert_stopped(train_anew(tmp_path, tiny_data, "--training.devices", "2", signals="1:SIGTERM:1"), tmp_path, 1)
+    assert_stopped(train(tmp_path, tiny_data, "--training.devices", "2", signals="1:SIGTERM:1"), tmp_path, 1)
 
 
 def test_a_process_that_dies_ends_the_other(tiny_data: Path, tmp_path: Path) -> None:
     """With a sentence of what happened, whoever notices first."""
-    run = train_anew(tmp_path, tiny_data, "--training.devices", "2", signals="2:SIGKILL:1")
+    run = train(tmp_path, tiny_data, "--training.devices", "2", signals="2:SIGKILL:1")
     assert run.returncode == 2, run.stderr
     assert run.stderr.count("ranksort: another process of this run") == 1
     assert "Traceback" not in run.stderr

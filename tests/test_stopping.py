@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +77,15 @@ def test_patience_ends_a_run_also_when_it_is_resumed(
 
 
 def test_a_run_out_of_time_is_saved_reported_and_resumed(
-    tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_recipe: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    undisturbed: Callable[[Recipe, Path], Path],
 ) -> None:
     """After the second batch of the first epoch, before any evaluation; what follows is as if it had gone on."""
     tiny_recipe.training.epochs = 1
-    engine.train(tiny_recipe, tmp_path / "whole")
+    undisturbed(tiny_recipe, tmp_path / "whole")
     run, forward, batches = tmp_path / "run", ATSS.forward, []
     tiny_recipe.training.max_minutes = 60.0
     now = time.monotonic

@@ -24,6 +24,8 @@ from ranksort.recipes import Recipe
 fork = multiprocessing.get_context("fork")
 ALWAYS = 1e-9  # minutes between autosaves: after each step
 
+Undisturbed = Callable[[Recipe, Path], Path]
+
 
 def content(run: Path, name: str = "last") -> dict[str, Any]:
     return torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)
@@ -159,11 +161,12 @@ def limit(size: int) -> None:
 
 @pytest.fixture
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """The steps before which the disk becomes full, or gets room again."""
+    """The steps, from when they are set, before which the disk becomes full, or gets room again."""
     step, steps, turns = DetectorModule.training_step, [], list[int]()
 
     def turning(*args: Any) -> Any:
-        steps.append(1)
+        if turns:
+            steps.append(1)
         if len(steps) in turns:
             limit(50_000 if turns.index(len(steps)) % 2 == 0 else resource.RLIM_INFINITY)
         return step(*args)
@@ -174,12 +177,16 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 
 def test_a_full_disk_ends_a_run_in_a_sentence_and_damages_nothing(
-    tiny_recipe: Recipe, tmp_path: Path, full_disk: list[int], capsys: pytest.CaptureFixture[str]
+    tiny_recipe: Recipe,
+    tmp_path: Path,
+    full_disk: list[int],
+    capsys: pytest.CaptureFixture[str],
+    undisturbed: Undisturbed,
 ) -> None:
     run, last = tmp_path / "run", tmp_path / "run" / "checkpoints" / "last.ckpt"
     tiny_recipe.evaluation.pictures = 0
-    engine.train(tiny_recipe, tmp_path / "whole")
-    full_disk[:] = [12 + 8]
+    undisturbed(tiny_recipe, tmp_path / "whole")
+    full_disk[:] = [8]
     sentence = r"cannot be written \(File too large\): it needs \d+\.\d MB, and [\d,.]+ MB are free there; the previous file is kept"
     with pytest.raises(saving.Unsaved, match=sentence) as raised:
         engine.train(tiny_recipe, run)
@@ -204,13 +211,13 @@ def test_training_goes_on_where_an_autosave_finds_no_room(
 
 
 def test_a_damaged_checkpoint_does_not_hide_the_other(
-    tiny_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], undisturbed: Undisturbed
 ) -> None:
     whole, run = tmp_path / "whole", tmp_path / "run"
     tiny_recipe.evaluation.pictures, tiny_recipe.training.epochs = 0, 1
-    engine.train(tiny_recipe, run)
+    undisturbed(tiny_recipe, run)
     tiny_recipe.training.epochs = 2
-    engine.train(tiny_recipe, whole)
+    undisturbed(tiny_recipe, whole)
     last, best = (run / "checkpoints" / name for name in ("last.ckpt", "best.ckpt"))
     good = last.read_bytes()
     flipped = bytearray(good)
@@ -235,11 +242,12 @@ def test_a_damaged_checkpoint_does_not_hide_the_other(
         read_checkpoint(best)
 
 
-def test_resuming_what_is_over(tiny_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resuming_what_is_over(
+    tiny_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], undisturbed: Undisturbed
+) -> None:
     """It says how to train longer, and evaluates nothing again, unless the report is missing."""
     tiny_recipe.evaluation.pictures, tiny_recipe.training.epochs = 0, 1
-    run = tmp_path / "run"
-    engine.train(tiny_recipe, run)
+    run = undisturbed(tiny_recipe, tmp_path / "run")
     report = run / "report" / "index.html"
     capsys.readouterr()
     assert engine.train(tiny_recipe, run, resume=True) is None
@@ -262,10 +270,9 @@ def test_resuming_what_is_over(tiny_recipe: Recipe, tmp_path: Path, capsys: pyte
     assert "--training.patience 2" in said.replace("epochs", "patience")
 
 
-def test_a_metrics_file_that_was_cut_is_read(tiny_recipe: Recipe, tmp_path: Path) -> None:
+def test_a_metrics_file_that_was_cut_is_read(tiny_recipe: Recipe, tmp_path: Path, undisturbed: Undisturbed) -> None:
     tiny_recipe.evaluation.pictures, tiny_recipe.training.epochs = 0, 1
-    run = tmp_path / "run"
-    engine.train(tiny_recipe, run)
+    run = undisturbed(tiny_recipe, tmp_path / "run")
     expected = rows(run)
     with (run / "metrics.csv").open("a") as file:
         file.write("1,0.5")

@@ -30,10 +30,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not a checkpoint, is damaged, or contains more than tensors and plain values.
+        ValueError: it is not a checkpoint (but, say, an ONNX file), is damaged, or contains more than tensors and plain values.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
+    if path.suffix == ".onnx":
+        raise ValueError(
+            f"{path} is an ONNX file, which only `ranksort predict` takes: name the checkpoint it was exported from"
+        )
     try:
         _check_sums(path)
         content = torch.load(path, map_location="cpu", weights_only=True)

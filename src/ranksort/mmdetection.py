@@ -112,9 +112,12 @@ def to_mmdetection(state_dict: Mapping[str, Tensor], detector: str) -> dict[str,
     Raises:
         ValueError: mmdetection has no such detector or backbone.
     """
-    if detector not in _HEADS or "backbone.body.conv1.weight" not in state_dict:
-        what = f"detector {detector}" if detector not in _HEADS else "backbone"
-        raise ValueError(f"mmdetection has no such {what}: it has {', '.join(_HEADS)}, each with a ResNet or ResNeXt")
+    if detector not in _HEADS:
+        raise ValueError(f"mmdetection has no detector {detector}: only {', '.join(_HEADS)} can be converted to it")
+    if "backbone.body.conv1.weight" not in state_dict:
+        raise ValueError(
+            f"only models with a ResNet or ResNeXt of torchvision can be converted to mmdetection, and this {detector} has another backbone"
+        )
     rows = [(ours, theirs) for theirs, ours in (*_EVERYWHERE, *_HEADS[detector])]
     laterals = _laterals(state_dict, "fpn.laterals.#.bias")
     converted = {_their_name(name, rows, laterals): tensor for name, tensor in state_dict.items()}

@@ -12,8 +12,8 @@ from ranksort import engine
 from ranksort.checkpoints import read_checkpoint
 from ranksort.cli import main
 from ranksort.data.check import check_data
-from ranksort.data.coco import CocoDataset, require_known
-from ranksort.data.coco_columns import Category
+from ranksort.data.coco import CocoDataset
+from ranksort.data.coco_columns import Category, require_known
 from ranksort.data.coco_file import read_coco_file
 from ranksort.data.fingerprint import fingerprint
 from ranksort.data.layouts import Split, find_split

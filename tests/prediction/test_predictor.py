@@ -14,6 +14,7 @@ from ranksort.evaluation.calibration import Calibrator, Curve
 from ranksort.evaluation.model_scores import ModelCalibration, ModelThresholds
 from ranksort.evaluation.thresholds import read_thresholds
 from ranksort.prediction import Prediction
+from ranksort.prediction.predictor import Predictor
 
 
 def picture(height: int, width: int, *numbers: int) -> torch.Tensor:
@@ -97,6 +98,14 @@ def thresholds_of(values: Sequence[float], true_positives: Sequence[int] = (1, 2
     ]
     content = {"iou_type": "segm", "default": 0.5, "thresholds": rows}
     return ModelThresholds(read_thresholds(content, "report"), [Category(n, str(n)) for n in range(len(values))])
+
+
+def test_thresholds_in_words(colours: Colours) -> None:
+    colours.thresholds = thresholds_of([0.9, 0.2, 0.5])
+    assert Predictor(colours).threshold_text().endswith("(the one that reaches oLRP): 0.200 to 0.900")
+    colours.thresholds = thresholds_of([0.5, 0.5, 0.5])
+    assert Predictor(colours).threshold_text().endswith("(the one that reaches oLRP): 0.500")
+    assert Predictor(colours, 0.25).threshold_text() == "with a score of 0.25 or more"
 
 
 def test_thresholds(colours: Colours) -> None:

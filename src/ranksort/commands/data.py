@@ -31,7 +31,7 @@ def check_data(
         crowd: what to do with annotations marked as crowd, as for --data.crowd of `train`.
     """
     from ..data.check import check_data as run_check
-    from ..data.coco import require_known
+    from ..data.coco_columns import require_known
     from ..data.faults import VALIDATION
     from ..data.layouts import Split
     from ..data.splits import part_of

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..recipes.detectors import recorded
+from ..recipes.detectors import is_file, recorded
 from ..recipes.find import get_recipe
 from ..recipes.recipe import Recipe
 
@@ -28,6 +28,8 @@ def default_recipe(arguments: Sequence[str]) -> Recipe:
 
         return read_checkpoint(source).recipe
     resume, run = "--resume" in arguments, Path(source)
+    if resume and len(run.parts) > 1 and not run.is_dir() and not is_file(source):
+        raise FileNotFoundError(f"there is no run folder {source}")
     recipe = _recipe_of(run) if run.is_dir() else get_recipe(source)
     given = _options(arguments)
     if resume and not run.is_dir():

@@ -13,7 +13,7 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from ..words import counted, listed
 from .coco_checks import MIN_IMAGE_SIDE
-from .coco_columns import Category, CocoFile
+from .coco_columns import Category, CocoFile, require_known
 from .coco_file import read_coco_file
 from .faults import VALIDATION
 from .images import ImageFolder, read_image, require_folder, to_rgb, upright
@@ -28,20 +28,6 @@ COCO_CATEGORIES = [
     if name not in ("__background__", "N/A")
 ]
 """The 80 classes of COCO in the order of their labels, for models whose weights come without names."""
-
-
-def require_known(file: CocoFile, categories: Sequence[Category]) -> None:
-    """Raise ValueError unless `categories` contain all categories of a file, by id and name, except for placeholders."""
-    expected = {*categories, *file.placeholders()}
-    unknown = [category for category in file.categories if category not in expected]
-    if unknown:
-        example = unknown[0]
-        known = next((c for c in categories if example.id == c.id or example.name == c.name), categories[0])
-        raise ValueError(
-            f"{file.source} has {counted(len(unknown), 'class')} that the model does not know, such as {example.name!r} "
-            f"with id {example.id!r}; the model knows {len(categories)}, such as {known.name!r} with id {known.id!r}. "
-            "Names and ids must be the same."
-        )
 
 
 class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):

@@ -194,3 +194,17 @@ def join_annotations(parts: Sequence[Annotations]) -> Annotations:
         segmentations=None if None in masks else Packed.joined(masks),  # type: ignore[arg-type]
         **{name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS},
     )
+
+
+def require_known(file: CocoFile, categories: Sequence[Category]) -> None:
+    """Raise ValueError unless `categories` contain all categories of a file, by id and name, except for placeholders."""
+    expected = {*categories, *file.placeholders()}
+    unknown = [category for category in file.categories if category not in expected]
+    if unknown:
+        example = unknown[0]
+        known = next((c for c in categories if example.id == c.id or example.name == c.name), categories[0])
+        raise ValueError(
+            f"{file.source} has {counted(len(unknown), 'class')} that the model does not know, such as {example.name!r} "
+            f"with id {example.id!r}; the model knows {len(categories)}, such as {known.name!r} with id {known.id!r}. "
+            "Names and ids must be the same."
+        )

@@ -4,8 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from .coco import require_known
-from .coco_columns import Category, CocoFile
+from .coco_columns import Category, CocoFile, require_known
 from .coco_file import read_coco_file
 from .ids import Id
 

@@ -18,12 +18,13 @@ from .module import DetectorModule
 from .saving import CheckpointFiles, Checkpoints
 
 LOG_EVERY = 10  # steps; in smaller epochs once
-_MISLEADING = (  # warnings of Lightning that do not apply to our users
+_MISLEADING = (  # warnings of Lightning and PyTorch that do not help our users
     ".*does not have many workers.*",
     ".*ended before the epoch ended.*",  # we do resume there
     ".*in eval mode at the start of training.*",  # the frozen batch norms
     ".*isinstance.treespec, LeafSpec.*",
     ".*recommended to use .*sync_dist=True.*",  # all processes log the same report
+    ".*This DataLoader will create.*",  # a run says it in a sentence
 )
 
 

@@ -27,7 +27,15 @@ def predict_exported(arguments: Sequence[str]) -> None:
     parser.add_argument("--scores", choices=["raw", "calibrated", "precision"], default="raw")
     parser.add_argument("--no-pictures", action="store_true", help="write no pictures")
     parser.add_argument("--threads", type=int, help="by default as many as there are cores")
-    _predict(parser.parse_args(arguments))
+    given, unknown = parser.parse_known_args(arguments)
+    if options := [argument.partition("=")[0] for argument in unknown if argument.startswith("-")]:
+        raise ValueError(
+            f"an ONNX file does not take {' '.join(options)}, only --out, --score-threshold, --scores, --no-pictures and --threads: "
+            "predict with the checkpoint, which has all options"
+        )
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    _predict(given)
 
 
 def _predict(given: argparse.Namespace) -> None:

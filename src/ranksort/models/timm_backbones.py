@@ -7,6 +7,7 @@ implies.
 
 import difflib
 import importlib.util
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -44,6 +45,38 @@ def timm_levels(
         ValueError: there is no such model, it has no weights, or it does not have the levels.
     """
     body = _features(name, pretrained)
+    key = name, frozen_stages, levels
+    if key not in _PYRAMIDS:
+        _PYRAMIDS[key] = _pyramid(body, *key)
+    pyramid = _PYRAMIDS[key]
+    return (
+        _Levels(body, pyramid.chosen),
+        list(pyramid.channels),
+        [parameter for n, parameter in body.named_parameters() if n in pyramid.untrained],
+    )
+
+
+@dataclass(frozen=True)
+class _Pyramid:
+    """The levels of a feature extractor, from fine to coarse.
+
+    Attributes:
+        chosen: for each level, its position among the outputs and whether its channels come last there.
+        channels: of each level.
+        untrained: names of the parameters of frozen stages, and of those that no used level depends on.
+    """
+
+    chosen: list[tuple[int, bool]]
+    channels: list[int]
+    untrained: set[str]
+
+
+# By name, frozen stages and levels: to find a pyramid takes longer than to build the model, and timm builds the same one each time.
+_PYRAMIDS: dict[tuple[str, int, int | None], _Pyramid] = {}
+
+
+def _pyramid(body: nn.Module, name: str, frozen_stages: int, levels: int | None) -> _Pyramid:
+    """Find the levels of `body`; for the other arguments, and what is raised, see `timm_levels`."""
     try:
         outputs, parameters = probe(body, _PROBE_SIZE)
     except Exception as error:  # models raise nearly anything on unsupported sizes
@@ -69,10 +102,8 @@ def timm_levels(
     untrained = parameters.keys() - set().union(*reach[-levels if levels else None :])
     if frozen_stages > 0:
         untrained |= _stages(body, strides, reach, min(frozen_stages, len(strides)))
-    return (
-        _Levels(body, chosen),
-        [outputs[place].shape[3 if channels_last else 1] for place, channels_last in chosen],
-        [parameter for n, parameter in body.named_parameters() if n in untrained],
+    return _Pyramid(
+        chosen, [outputs[place].shape[3 if channels_last else 1] for place, channels_last in chosen], untrained
     )
 
 

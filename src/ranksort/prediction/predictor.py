@@ -149,11 +149,10 @@ class Predictor:
         low, high = float(self.thresholds.min()), float(self.thresholds.max())
         if self.wish is None:
             return f"with a score of {low:g} or more"
+        values = f"{low:.3f} to {high:.3f}" if high > low else f"{low:.3f}"
         if self.wish.kind == "lrp":
-            return f"above the best threshold of their class in the run's report (the one that reaches oLRP): {low:.3f} to {high:.3f}"
-        return (
-            f"above the threshold at which their class reaches {self.wish} in the run's report: {low:.3f} to {high:.3f}"
-        )
+            return f"above the best threshold of their class in the run's report (the one that reaches oLRP): {values}"
+        return f"above the threshold at which their class reaches {self.wish} in the run's report: {values}"
 
     def files(self, sources: Sequence[Any]) -> Iterator[tuple[Any, Prediction | Exception]]:
         """Iterate over image files, which are read ahead in threads: each with its prediction, or the error that prevented one."""

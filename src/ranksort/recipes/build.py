@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -272,8 +273,18 @@ def describe(
         f"epoch: {counted(steps, 'step')} of {counted(training.batch_size, 'image')}"
         f"{', with repeated images of rare classes' if repeated else ''}\n"
         f"{_describe_rate(recipe, steps)}"
+        f"{_many_workers(recipe)}"
         f"{start}"
     )
+
+
+def _many_workers(recipe: Recipe) -> str:
+    """A warning if more processes load images than there are cores."""
+    workers = recipe.data.workers * max(recipe.training.devices, 1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers <= cores:
+        return ""
+    return f"\nwarning: {workers} processes load images on {counted(cores, 'core')}: set a lower --data.workers"
 
 
 def _describe_rate(recipe: Recipe, steps: int) -> str:
