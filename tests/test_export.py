@@ -2,6 +2,7 @@
 
 # ruff: noqa: E402  # what is skipped where the packages are missing is imported after that
 
+import csv
 import json
 import os
 import subprocess
@@ -32,7 +33,7 @@ from ranksort.export.operators import suppress
 from ranksort.export.verification import _run, _unmatched, drawn_images
 from ranksort.exported import Found, OnnxDetector
 from ranksort.exported.command import predict_exported
-from ranksort.exported.folder import encode_mask
+from ranksort.exported.folder import ResultFolder, encode_mask
 from ranksort.models import Detector
 from ranksort.models.postprocess import non_maximum_suppression
 from ranksort.recipes import get_recipe
@@ -191,6 +192,42 @@ def test_predicts_without_torch(atss: tuple[Detector, Path], tmp_path: Path, mis
     assert files[0] == files[1]
     heads = [(tmp_path / name / "results.csv").read_text().splitlines()[0] for name in ("alone", "torch")]
     assert heads[0] == heads[1]
+
+
+def test_no_name_and_no_error_costs_the_other_results(
+    atss: tuple[Detector, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [tmp_path / name for name in ("a.png", "not_unicode_\udcff.png", "fails.png", "d.png")]
+    for file in files:
+        Image.fromarray(drawn_images()[2]).save(file)
+    detector = OnnxDetector(atss[1], threads=1)
+    run = detector.predict
+    results = iter([run, run, None, run])
+
+    def predict(*arguments: Any, **options: Any) -> Any:
+        if (found := next(results)) is None:
+            raise onnxruntime.capi.onnxruntime_pybind11_state.Fail("out of something")
+        return found(*arguments, **options)
+
+    monkeypatch.setattr(detector, "predict", predict)
+    folder = ResultFolder(tmp_path / "out", detector, pictures=False)
+    folder.predict(files, 0.0)
+    assert folder.failures == [f"The image {files[2]} cannot be processed (out of something)."]
+    with open(tmp_path / "out" / "results.csv", encoding="utf-8", newline="") as table:
+        names = [row["file_name"] for row in csv.DictReader(table)]
+    assert len(names) == folder.detections.total()
+    assert str(tmp_path / r"not_unicode_\udcff.png") in names
+    assert {row["image_id"] for row in json.loads((tmp_path / "out" / "results_bbox.json").read_text())} == {1, 2, 4}
+
+
+def test_a_folder_without_images_is_not_compared_on(
+    atss: tuple[Detector, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, out = atss[1].parent / "atss.safetensors", tmp_path / "model.onnx"
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["export", str(checkpoint), "--out", str(out), "--images", str(tmp_path)])
+    assert f"there are no images in {tmp_path}" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_which_scores_a_threshold_applies_to(

@@ -120,15 +120,20 @@ def test_convert_of_our_own_to_safetensors(trained: Path, tmp_path: Path) -> Non
         (["theirs.pth", "--out", "x.safetensors"], "name the recipe of theirs.pth"),
         (["theirs.pth", "mine.py:small", "--out", "x.pth"], "only ranksort models can be converted for mmdetection"),
         (["ours.safetensors", "--out", "x.onnx"], "--out must name a .safetensors file, or a .pth file"),
+        (["ours.safetensors", "--annotations", "three.json", "--out", "x.pth"], "has 2 classes, not 3: name them with"),
     ],
 )
 def test_convert_says_what_is_wrong(
     trained: Path, arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(trained)
+    image = {"id": 1, "file_name": "a.jpg", "width": 64, "height": 64}
+    three = {"images": [image], "annotations": [], "categories": [{"id": n, "name": str(n)} for n in range(3)]}
+    Path("three.json").write_text(json.dumps(three))
     with pytest.raises(SystemExit) as stopped:
         cli.main(["convert", *arguments])
     assert stopped.value.code == 2
+    assert not list(trained.glob("x.*"))
     assert said in capsys.readouterr().err
 
 

@@ -310,6 +310,28 @@ def test_numbers_out_of_range(option: str, value: float) -> None:
 
 @pytest.mark.parametrize(
     ("option", "value"),
+    [
+        ("optimizer.lr", -0.01),
+        ("optimizer.lr", float("nan")),
+        ("optimizer.weight_decay", -1e-4),
+        ("optimizer.clip_norm", -35.0),
+        ("optimizer.milestones", (8, -1)),
+        ("training.max_minutes", float("nan")),
+        ("training.ema_decay", 1.5),
+        ("training.seed", -1),
+        ("data.min_box_size", float("nan")),
+    ],
+)
+def test_numbers_of_the_other_groups_out_of_range(option: str, value: float | tuple[int, ...]) -> None:
+    recipe = Recipe("own")
+    group, name = option.split(".")
+    setattr(getattr(recipe, group), name, value)
+    with pytest.raises(ValueError, match=rf"--{option.replace('_', '-')} must be (0 or more|within 0\.\.1), got "):
+        recipe.check()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
     [("data.augmentation", "jiter"), ("optimizer.schedule", "cosin"), ("training.best", "ap"), ("model.loss", "rs")],
 )
 def test_words_that_are_not_possible(option: str, value: str) -> None:

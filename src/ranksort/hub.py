@@ -19,16 +19,12 @@ import torch
 
 from . import __version__
 from .checkpoints import Checkpoint, load_model, read_checkpoint, save_model
+from .evaluation.model_scores import FILES, read_object
 from .models import Detector
 from .recipes import Recipe
-from .recipes.recipe import DataSettings, TrainingSettings
+from .recipes.recipe import DATA_PATHS, TrainingSettings
 
 _WEIGHTS = "model.safetensors"
-_COPIED = (
-    "thresholds.json",
-    "calibration.json",
-    "calibration_precision.json",
-)  # of a report, and of its folder `masks`
 _SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl", "oLRP", "oLRP_loc", "oLRP_fp", "oLRP_fn")
 _ON_THE_HUB = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -74,10 +70,10 @@ def save_pretrained(checkpoint: str | Path, folder: str | Path, *, report: str |
     folder.mkdir(parents=True, exist_ok=True)
     save_model(folder / _WEIGHTS, model, trained.recipe, trained.categories, trained.scores)
     (folder / "recipe.json").write_text(json.dumps(trained.recipe.as_dict(), indent=2) + "\n", encoding="utf-8")
-    for name in [f"{part}{file}" for part in ("", "masks/") for file in _COPIED]:
+    for name in [f"{part}{file}" for part in ("", "masks/") for file in FILES.values()]:
         if own is not None and (own / name).is_file():
             (folder / "report" / name).parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(_without_origin(_parsed(own / name)))
+            text = json.dumps(_without_origin(read_object(own / name)))
             (folder / "report" / name).write_text(text + "\n", encoding="utf-8")
     (folder / "README.md").write_text(_card(trained, folder.name, contents), encoding="utf-8")
     return folder
@@ -130,7 +126,7 @@ def _fetch(name: str, revision: str | None) -> Path:
             f"there is no folder {name}; to download it from the Hub: pip install huggingface_hub"
         ) from None
     try:
-        patterns = [_WEIGHTS, "recipe.json", *(f"report/{name}" for name in _COPIED), "report/masks/*.json"]
+        patterns = [_WEIGHTS, "recipe.json", *(f"report/{name}" for name in FILES.values()), "report/masks/*.json"]
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except Exception as error:  # from the Hub, HTTP or the disk, without a common class
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -140,23 +136,15 @@ def _fetch(name: str, revision: str | None) -> Path:
 
 
 def _without_paths(recipe: Recipe) -> Recipe:
-    nothing, defaults = DataSettings(), TrainingSettings()
-    names = ("root", "train_annotations", "train_images", "val_annotations", "val_images")
-    data = dataclasses.replace(recipe.data, **{name: getattr(nothing, name) for name in names})
-    training = dataclasses.replace(recipe.training, weights=defaults.weights, output=defaults.output)
+    nothing: dict[str, Any] = dict.fromkeys(DATA_PATHS, "")
+    data = dataclasses.replace(recipe.data, **nothing)
+    training = dataclasses.replace(recipe.training, weights="", output=TrainingSettings.output)
     return dataclasses.replace(recipe, data=data, training=training)
 
 
 def _without_origin(content: Any) -> Any:
     """The contents of a calibration without the paths of the files that it was fitted on."""
     return {key: value for key, value in content.items() if key != "about"} if isinstance(content, dict) else content
-
-
-def _parsed(file: Path) -> Any:
-    try:
-        return json.loads(file.read_bytes())
-    except (ValueError, RecursionError):
-        raise ValueError(f"{file} is damaged: evaluate again with `ranksort test`") from None
 
 
 def _own_report(checkpoint: Path) -> Path | None:
@@ -172,11 +160,11 @@ def _read_reports(folder: Path | None, is_wanted: bool) -> Iterator[dict[str, An
     if is_wanted and not found:
         raise FileNotFoundError(f"there is no {files[0]}: `ranksort test CHECKPOINT --out {folder}` writes it")
     for file in found:
-        content = _parsed(file)
+        content = read_object(file)
         try:
             _numbers(content)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            raise ValueError(f"{file} is damaged: evaluate again with `ranksort test`") from None
+            raise ValueError(f"{file} is damaged: evaluate the run again with `ranksort test`") from None
         yield content
 
 

@@ -679,6 +679,20 @@ def test_images_that_share_a_label_file_are_named(yolo: Path, tmp_path: Path) ->
     assert image.with_suffix(".bmp").name in line
 
 
+def test_lists_of_voc_in_another_encoding_are_named(voc: Path, tmp_path: Path) -> None:
+    (voc / "ImageSets/Main/train.txt").write_bytes("a\nKäse\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"Main/train\.txt is not text in UTF-8: save it in that encoding"):
+        import_data(voc, tmp_path / "out")
+
+
+def test_the_working_directory_is_not_replaced(yolo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for out in (".", str(tmp_path / "here")):
+        with pytest.raises(FileExistsError, match="already exists: name another folder with --out"):
+            import_data(yolo, Path(out))
+
+
 def test_lists_of_voc_may_name_image_files(voc: Path, tmp_path: Path) -> None:
     lists = [file for file in voc.rglob("ImageSets/Main/*.txt") if file.name in ("train.txt", "val.txt")]
     before = {split: len(images) for split, images in import_data(voc, tmp_path / "out").splits.items()}

@@ -1,4 +1,5 @@
 import copy
+import faulthandler
 import json
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 from evaluation_data import data_sets, random_masks
 from hypothesis import given, settings
+from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -123,6 +125,30 @@ def test_masks_agree_with_pycocotools(with_boxes):
         for row in detections:
             del row["bbox"]
     ours = list(evaluate_detections(ground_truth, detections, "segm").as_dict().values())[:12]
+    np.testing.assert_allclose(ours, official_stats(ground_truth, detections, "segm"), rtol=0, atol=1e-12)
+
+
+def test_masks_of_images_of_any_widths_agree_with_pycocotools():
+    """Compared with a mask of an image of another width, a mask would keep pycocotools busy forever."""
+    rng = np.random.default_rng(0)
+    widths = [63 - 3 * n for n in range(12)]
+    images = [{"id": n, "height": 40, "width": width} for n, width in enumerate(widths)]
+    rows = []
+    for n, category in ((image["id"], c) for image in images for c in (1, 2, 3)):
+        mask = np.zeros((40, widths[n]), dtype=np.uint8, order="F")
+        mask[5:35, 5 : 15 + rng.integers(15)] = 1
+        rle = mask_utils.encode(mask)
+        shape = {"size": list(mask.shape), "counts": rle["counts"].decode()}
+        box = {"bbox": mask_utils.toBbox(rle).tolist(), "area": int(mask.sum()), "segmentation": shape}
+        rows.append({"id": len(rows) + 1, "image_id": n, "category_id": category, "iscrowd": 0, **box})
+    ground_truth = {"images": images, "categories": [{"id": c, "name": str(c)} for c in (1, 2, 3)], "annotations": rows}
+    detections = [
+        {key: row[key] for key in ("image_id", "category_id", "segmentation", "bbox")} | {"score": float(rng.random())}
+        for row in rows
+    ]
+    faulthandler.dump_traceback_later(60, exit=True)  # Python cannot interrupt it
+    ours = list(evaluate_detections(ground_truth, detections, "segm").as_dict().values())[:12]
+    faulthandler.cancel_dump_traceback_later()
     np.testing.assert_allclose(ours, official_stats(ground_truth, detections, "segm"), rtol=0, atol=1e-12)
 
 

@@ -76,7 +76,7 @@ def test_photos_are_turned_as_people_see_them(tmp_path: Path) -> None:
         (np.zeros((2, 4, 4, 3), np.uint8), r"got uint8 of shape \(2, 4, 4, 3\)"),
         (torch.zeros(4, 4, 3), r"a tensor must be RGB of shape \[3, H, W\], got \(4, 4, 3\)"),
         (torch.zeros(3, 4, 4, dtype=torch.int64), r"a tensor must be uint8 or float in 0\.\.1, got torch.int64"),
-        (7, "a int is not an image"),
+        (7, "an object of type int is not an image"),
     ],
 )
 def test_what_is_no_image(source: object, message: str) -> None:

@@ -49,8 +49,8 @@ def convert(
         file.require("evaluation", without=("nothing to evaluate", "bad box"))
         categories = file.categories
     checkpoint = read_checkpoint(weights) if chosen is None else read_foreign(weights, chosen)
-    checkpoint.categories = categories or checkpoint.categories
     count = checkpoint.recipe.model.num_classes if chosen else len(checkpoint.categories)
+    checkpoint.categories = categories or checkpoint.categories
     if len(checkpoint.categories) != count:
         raise ValueError(
             f"{weights} has {count} classes, not {len(checkpoint.categories)}: name them with --annotations FILE.json, "

@@ -203,7 +203,7 @@ def darkness(image: Image.Image, white: float = 0) -> str | None:
     if 0 < greatest < white / 8:
         return (
             f"is {bits} greyscale with values up to only {greatest:g}, but white is {white:g}: it becomes nearly black; "
-            f"multiply its values by {white // max(greatest, 1) if greatest >= 1 else white:g}"
+            f"multiply its values by {white // greatest if greatest >= 1 else white:g}"
         )
     return None
 

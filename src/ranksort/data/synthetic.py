@@ -15,6 +15,8 @@ import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFilter
 from pycocotools import mask as rle
 
+from ..whole_file import replace_file
+
 GENERATOR_VERSION = 2  # part of the stored parameters: increment it with every change that alters pictures
 SUPERSAMPLING = 3
 MIN_VISIBLE = 0.3  # fraction of an object that stays visible, after occlusion and image border
@@ -309,8 +311,7 @@ def write_synthetic_dataset(
     complete = [holds(file, parameters, root / "images") for file in files.values()]
     if all(complete):
         return root
-    for folder in ("annotations", "images"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
+    (root / "images").mkdir(parents=True, exist_ok=True)
     frequencies = np.arange(1, len(CLASSES) + 1) ** (-LONG_TAIL_EXPONENT if long_tail else 0.0)
     for split, file in files.items():
         images: list[dict[str, Any]] = []
@@ -332,9 +333,7 @@ def write_synthetic_dataset(
             "categories": [{"id": kind.id, "name": kind.name} for kind in CLASSES],
         }
         # Last and atomically: if there is an annotation file, its pictures are complete.
-        unfinished = file.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(content))
-        unfinished.replace(file)
+        replace_file(file, json.dumps(content).encode())
     return root
 
 

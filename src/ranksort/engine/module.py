@@ -51,9 +51,8 @@ class DetectorModule(pl.LightningModule):
         self.guard = Guard(self)
         self.run: Path | None = None  # its folder, in training
         self.loss: Tensor | None = None  # of the last batch, averaged over all processes; None: it was skipped
-        self.logged: tuple[
-            str, ...
-        ] = ()  # names of what is logged for a batch: its loss, the losses it is the sum of, and others
+        # Names of what is logged for a batch: its loss, the losses it is the sum of, and others.
+        self.logged: tuple[str, ...] = ()
         self.num_losses = 0  # how many of these are losses
         self.is_restored = False  # whether the state of a resumed run has been loaded from its checkpoint
         self.awaits_evaluation = False  # whether a checkpoint saved now still has to be evaluated

@@ -294,11 +294,13 @@ def _write_report(trainer: pl.Trainer, module: DetectorModule, folder: Path, run
         several = len(module.reports) > 1
         if not several:  # of an earlier evaluation
             remove_calibrations(folder / "masks")
+        about = {"recipe": recipe.name, "data": data.origin, "date": time.strftime("%Y-%m-%d %H:%M")}
         texts = []
         for kind, report in module.reports.items():
             texts.append(report.text(score_errors=False))  # a table of them follows
             texts += [] if evaluator.thresholds is None else [at_thresholds.table(report)]
-            texts.append(_calibrate(module, report, folder / "masks" if several and kind == "segm" else folder))
+            own_folder = folder / "masks" if several and kind == "segm" else folder
+            texts.append(calibrate_evaluation(report, own_folder, about))
         text = "\n\n".join(texts)
         assert data.file is not None
         calibration = module.model.calibration
@@ -307,12 +309,6 @@ def _write_report(trainer: pl.Trainer, module: DetectorModule, folder: Path, run
     title = f"{_best(module)}\n" if run else ""
     trainer.print(f"\n{title}{text}\n\nreport: {folder / 'index.html'}")
     return module.report if module.reports else None
-
-
-def _calibrate(module: DetectorModule, report: Report, folder: Path) -> str:
-    """Fit and save the calibrations of an evaluation. Returns text about the scores."""
-    about = {"recipe": module.recipe.name, "data": module.val_set.origin, "date": time.strftime("%Y-%m-%d %H:%M")}
-    return calibrate_evaluation(report, folder, about)
 
 
 def _best(module: DetectorModule) -> str:

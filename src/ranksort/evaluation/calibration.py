@@ -160,7 +160,6 @@ def cross_calibrated(
     *,
     target: Target = "iou",
     method: Method = "isotonic",
-    seed: int = 0,
 ) -> np.ndarray:
     """Cross-fitted scores (N,): those of each half of the images, calibrated on the other half, as on unseen images.
 
@@ -176,7 +175,7 @@ def cross_calibrated(
             "Calibration is evaluated on other images than it is fitted to, so it needs detections in two or more images."
         )
     is_first = np.zeros(1 + samples.image.max(), dtype=bool)
-    is_first[np.random.default_rng(seed).permutation(images)[: len(images) // 2]] = True
+    is_first[np.random.default_rng(0).permutation(images)[: len(images) // 2]] = True
     in_first = is_first[samples.image]
     calibrated = np.empty(len(samples.score))
     for judged in (in_first, ~in_first):

@@ -83,7 +83,7 @@ def find_errors(matched: Matched, overlaps: Overlaps) -> Errors:
 
 
 def _kinds(matched: Matched, overlaps: Overlaps, is_false: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`kind` and `object` of `Errors`; `is_fp`, bool (N,), marks the false positives."""
+    """`kind` and `object` of `Errors`; `is_false`, bool (N,), marks the false positives."""
     pairs = overlaps.pairs.select(~matched.setting.ignored[overlaps.pairs.object])
     last = np.append(np.diff(pairs.detection) != 0, True)[: len(pairs.detection)]  # the best object of each detection
     own, own_object = np.zeros(len(is_false)), np.zeros(len(is_false), dtype=np.int64)

@@ -97,11 +97,11 @@ def _outcome(setting: Setting) -> tuple[np.ndarray, np.ndarray]:
 
 
 def lrp_error(
-    scores: np.ndarray, is_tp: np.ndarray, is_fp: np.ndarray, iou: np.ndarray, num_objects: int, tau: float = TAU
+    scores: np.ndarray, is_tp: np.ndarray, is_fp: np.ndarray, iou: np.ndarray, num_objects: int
 ) -> tuple[np.ndarray, OptimalLRP]:
     """LRP error of one class at every score threshold, and its minimum.
 
-    LRP(s) = (sum over TP of (1 - IoU) / (1 - tau) + FP + FN) / (TP + FP + FN), counting detections with score >= s.
+    LRP(s) = (sum over TP of (1 - IoU) / (1 - TAU) + FP + FN) / (TP + FP + FN), counting detections with score >= s.
 
     Args:
         scores: (N,) in descending order.
@@ -109,7 +109,6 @@ def lrp_error(
         is_fp: (N,) false positives; a detection that is neither is ignored.
         iou: (N,) IoU of the true positives with their objects; other entries are not used.
         num_objects: number of objects that count, > 0.
-        tau: IoU threshold of a true positive.
 
     Returns:
         (N + 1,) errors of the first 0..N detections (without detections: 1), and the first minimum over the N' different scores as
@@ -120,7 +119,7 @@ def lrp_error(
     fp = np.cumsum(np.append(False, is_fp))
     fn = num_objects - tp
     localization = np.cumsum(np.append(0.0, np.where(is_tp, 1 - iou, 0.0)))
-    errors = (localization / (1 - tau) + fp + fn) / (tp + fp + fn)
+    errors = (localization / (1 - TAU) + fp + fn) / (tp + fp + fn)
 
     ends = np.append(1 + np.flatnonzero(scores[1:] != scores[:-1]), len(scores))  # of groups of equal scores
     # As in the authors' code, at least one detection is kept.

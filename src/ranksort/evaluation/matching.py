@@ -203,17 +203,18 @@ def _mask_iou(ground_truth: GroundTruth, candidates: Candidates, d: np.ndarray, 
     by_image = ground_truth.image[o].astype(np.int64) * len(ground_truth.image) + o
     objects, column = np.unique(by_image, return_inverse=True)
     objects %= len(ground_truth.image)
-    # Calls per class and image would take longer than a few unnecessary pairs. Of these, pycocotools skips
-    # most: it compares only masks of the same size, and uses the width for nothing else.
+    # A call for each class and image would take longer. pycocotools compares only masks of the same size, and uses the width for
+    # nothing else, except that it must not be too small: a width of its own for each class and image keeps them apart. Masks of
+    # images of different widths must never seem to be of the same size: comparing their runs would not end.
     image_number = np.cumsum(np.diff(ground_truth.image[o], prepend=-1) != 0) - 1
     number_of_row, number_of_column = image_number[is_new], np.empty(len(objects), dtype=np.int64)
     number_of_column[column] = image_number
-    sides = np.array([(image.height, image.width) for image in ground_truth.images])
+    heights = np.array([image.height for image in ground_truth.images])
+    widest = max(image.width for image in ground_truth.images)
 
     def rles(masks: list[bytes], instances: Instances, rows: np.ndarray, number: np.ndarray) -> list[dict[str, Any]]:
-        height, width = sides[instances.image[rows]].T
-        width = width + number % _IMAGES_AT_ONCE * len(ground_truth.categories) + instances.category[rows]
-        sizes = zip(height.tolist(), width.tolist(), strict=True)
+        width = widest + number % _IMAGES_AT_ONCE * len(ground_truth.categories) + instances.category[rows]
+        sizes = zip(heights[instances.image[rows]].tolist(), width.tolist(), strict=True)
         return [{"size": size, "counts": counts} for size, counts in zip(sizes, masks, strict=True)]
 
     rows = rles(detections.masks.take(candidates.place[found]), detections, found, number_of_row)

@@ -89,18 +89,17 @@ def _scores_of_each(scores: np.ndarray, is_own: np.ndarray, iou: np.ndarray) -> 
     return np.where(is_own, scores, given)
 
 
-def soft_nms(scores: np.ndarray, iou: np.ndarray, sigma: float = _SOFT_NMS_SIGMA) -> np.ndarray:
+def soft_nms(scores: np.ndarray, iou: np.ndarray) -> np.ndarray:
     """Soft NMS with Gaussian decay (Bodla et al., ICCV 2017), in G groups of n boxes at a time.
 
     Args:
         scores: (G, n), 0 for padding.
         iou: (G, n, n).
-        sigma: scores are multiplied by exp(-IoU² / sigma).
 
     Returns:
         (G, n) the score with which each box is picked.
     """
-    decay = np.exp(-(iou**2) / sigma)
+    decay = np.exp(-(iou**2) / _SOFT_NMS_SIGMA)
     left, picked = scores.copy(), np.zeros_like(scores)
     groups = np.arange(len(scores))
     for _ in range(scores.shape[1]):

@@ -121,7 +121,7 @@ def find_thresholds(
         FileNotFoundError: there are none; the message says how to create them.
         ValueError: they cannot be used.
     """
-    if file is not None and (content := _parsed(file).get(THRESHOLDS)) is not None:
+    if file is not None and (content := read_object(file).get(THRESHOLDS)) is not None:
         return ModelThresholds(read_thresholds(content, str(file)), categories)
     content, name = _find(checkpoint, carried, THRESHOLDS)
     if content is None:
@@ -174,13 +174,18 @@ def _find(checkpoint: Path, carried: Mapping[str, Any], kind: str) -> tuple[Any,
     for folders, content in ((reports, carried.get(kind)), (beside, None)):
         files = [file for f in folders for file in (f / "masks" / FILES[kind], f / FILES[kind]) if file.is_file()]
         if files:
-            return _parsed(files[0]), str(files[0])
+            return read_object(files[0]), str(files[0])
         if content is not None:
             return content, str(checkpoint)
     return None, str((reports or beside)[0] / FILES[kind])
 
 
-def _parsed(file: Path) -> dict[str, Any]:
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file of a report.
+
+    Raises:
+        ValueError: it is damaged.
+    """
     try:
         content = JsonSource.open(file, "file").parse()
         if isinstance(content, dict):
@@ -200,4 +205,4 @@ def read_report(folder: Path) -> dict[str, Any]:
     """The scores to store in a checkpoint of a run: the contents of FILES in the folder of its report, of masks if there are any."""
     places = [folder / "masks", folder]
     found = {kind: [f / name for f in places if (f / name).is_file()] for kind, name in FILES.items()}
-    return {kind: _parsed(files[0]) for kind, files in found.items() if files}
+    return {kind: read_object(files[0]) for kind, files in found.items() if files}

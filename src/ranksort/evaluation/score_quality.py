@@ -47,11 +47,13 @@ class Example(NamedTuple):
 
 
 class ScoreQuality(NamedTuple):
-    """Attributes:
-    before: before calibration.
-    after: after cross-fitted calibration; None if that is not possible.
-    why_not: the reason, in a sentence.
-    example: None if there are too few detections.
+    """Quality of scores before and after calibration.
+
+    Attributes:
+        before: before calibration.
+        after: after cross-fitted calibration; None if that is not possible.
+        why_not: the reason, in a sentence.
+        example: None if there are too few detections.
     """
 
     before: CalibrationQuality

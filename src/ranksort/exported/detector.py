@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
 
-from ..data.images import darkness, read_image, to_rgb
+from ..prediction.images import load_pixels
 
 DEFAULT_THRESHOLD = 0.3  # if there are no better ones
 _FORMAT = 1
@@ -104,8 +103,8 @@ class OnnxDetector:
         return Found(**dict(zip(self._outputs, self._session.run(None, given), strict=True)))
 
     def load(self, source: Any) -> np.ndarray:
-        """Load an image as `predict` does, uint8 RGB [H, W, 3]; see `load_image`."""
-        return load_image(source, self.about["preprocessing"]["white"])
+        """Load an image as `predict` does, uint8 RGB [H, W, 3]; see `load_pixels`."""
+        return load_pixels(source, self.about["preprocessing"]["white"])
 
     def predict(self, source: Any, score_threshold: float | str | None = None, *, scores: str = "raw") -> Found:
         """Detect objects in an image.
@@ -180,29 +179,6 @@ def _calibrated(found: Found, curves: list[dict[str, list[float]]]) -> Found:
         of_label = found.labels == label
         scores[of_label] = np.interp(scores[of_label], curves[label]["scores"], curves[label]["values"])
     return replace(found, scores=scores).select(np.argsort(-scores, kind="stable"))
-
-
-def load_image(source: Any, white: float = 0) -> np.ndarray:
-    """Load an image upright, rotated by its EXIF orientation: uint8 RGB [H, W, 3].
-
-    Args:
-        source: a file, a PIL image, or an array, uint8 [H, W, 3] RGB or [H, W] grey.
-        white: see `ranksort.prediction.images.load_image`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not an image, is damaged, or would be nearly black without `white`.
-    """
-    name = os.fspath(source) if isinstance(source, str | os.PathLike) else None
-    if isinstance(source, str | os.PathLike):
-        source = read_image(Path(source))
-    if isinstance(source, Image.Image):
-        if not white and (problem := darkness(source)):
-            raise ValueError(f"the image{f' {name}' if name else ''} {problem}")
-        source = np.asarray(to_rgb(ImageOps.exif_transpose(source), white))
-    if not isinstance(source, np.ndarray):
-        raise ValueError(f"a {type(source).__name__} is not an image: pass a file, a PIL image or an array")
-    return source[..., None].repeat(3, axis=2) if source.ndim == 2 else source
 
 
 def _about(metadata: dict[str, str], path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Write the detections of an ONNX model to a folder, as `ranksort predict model.onnx` does."""
 
 import csv
+import io
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..prediction.images import failure, picture_name, picture_suffix
+from ..whole_file import replace_file
 from .detector import Found, OnnxDetector
 
 _COLUMNS = ("image_id", "file_name", "category_id", "class", "score", "x", "y", "width", "height")  # of results.csv
 _COLOURS = ((255, 170, 60), (90, 200, 250), (140, 230, 120), (250, 130, 180), (200, 170, 255), (240, 230, 90))
-_LONGEST_JPEG = 65500  # pixels of a side
 
 
 class ResultFolder:
@@ -29,7 +30,7 @@ class ResultFolder:
     Attributes:
         images: number of images with results.
         detections: number of detections by class.
-        failures: one sentence for each file that could not be read.
+        failures: one sentence for each file that could not be read or processed.
     """
 
     def __init__(self, out: Path, detector: OnnxDetector, *, pictures: bool = True) -> None:
@@ -50,9 +51,8 @@ class ResultFolder:
                 try:
                     image = self._detector.load(path)
                     found = self._detector.predict(image, score_threshold, scores=scores)
-                except (OSError, ValueError, RuntimeError, MemoryError) as error:
-                    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                    self.failures.append(reason if str(path) in reason else f"{path} cannot be processed ({reason}).")
+                except Exception as error:  # onnxruntime has many exception classes
+                    self.failures.append(failure(path, error))
                     continue
                 self._add(number + 1, path, image, found)
                 if self._pictures:
@@ -86,23 +86,21 @@ class ResultFolder:
         )
         names = {image["id"]: image["file_name"] for image in self._about}
         classes = dict(zip(self._detector.category_ids, self._detector.class_names, strict=True))
-        with open(self._out / "results.csv", "w", encoding="utf-8", newline="") as file:
-            table = csv.writer(file)
-            table.writerow(_COLUMNS)
-            for row in self._rows:
-                image, category = row["image_id"], row["category_id"]
-                table.writerow([image, names[image], category, classes[category], row["score"], *row["bbox"]])
+        text = io.StringIO()
+        table = csv.writer(text)
+        table.writerow(_COLUMNS)
+        for row in self._rows:
+            image, category = row["image_id"], row["category_id"]
+            table.writerow([image, names[image], category, classes[category], row["score"], *row["bbox"]])
+        # A file name may not be valid Unicode.
+        replace_file(self._out / "results.csv", text.getvalue().encode("utf-8", "backslashreplace"))
 
     def _write_json(self, name: str, content: Any) -> None:
-        temporary = self._out / f".{name}"
-        temporary.write_text(json.dumps(content), encoding="utf-8")
-        os.replace(temporary, self._out / name)
+        replace_file(self._out / name, json.dumps(content).encode())
 
     def _draw(self, number: int, path: Path, image: np.ndarray, found: Found) -> None:
         picture = draw(image, found, self._detector.class_names)
-        suffix = ".jpg" if max(image.shape) <= _LONGEST_JPEG else ".png"
-        stem = os.fsencode(path.stem)[:200].decode(errors="ignore")
-        picture.save(self._out / f"{number:05d}_{stem}{suffix}")
+        picture.save(self._out / picture_name(number, path, picture_suffix(image.shape)))
 
 
 def draw(image: np.ndarray, found: Found, class_names: Sequence[str]) -> Image.Image:

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .counting import Breakpoints, NegativesAbove, find, has_float64
+from .counting import Breakpoints, NegativesAbove, converted, find, has_float64
 from .not_finite import NotFinite
 
 _SAMPLE = 1 << 13  # sample of logits to estimate the fraction in reach
@@ -128,13 +128,15 @@ def _look_at(logits: Tensor, targets: Tensor, delta: float, errors: dict[str, Te
                 f"got shape {tuple(x.shape)}"
             )
     device = s.device if has_float64(s.device) else torch.device("cpu")
-    p, qualities = (x.index_select(0, places).to(device, torch.float64) for x in (s, y))
+    p, qualities = (x.index_select(0, places).to(device).to(torch.float64) for x in (s, y))
     seen = {name: x for name, x in {"logits": s, "targets": y, **errors}.items() if x.numel() > 0}
     return _Local(s, y, places, p, qualities, seen, _extremes(seen, p))
 
 
 def _extremes(seen: dict[str, Tensor], like: Tensor) -> Tensor:
-    return torch.stack([like.new_zeros(()), *(x.to(like) for values in seen.values() for x in values.aminmax())])[1:]
+    return torch.stack(
+        [like.new_zeros(()), *(converted(x, like) for values in seen.values() for x in values.aminmax())]
+    )[1:]
 
 
 def _may_overflow(local: _Local, extremes: list[float]) -> bool:
@@ -174,7 +176,9 @@ def _measure_spread(local: _Local, breakpoints: Breakpoints) -> _Spread:
         return _Spread((0, 0), 0.0, [], False)
     below = torch.bucketize(local.extremes[:2], edges, right=True)
     in_reach = s[:: len(s) // _SAMPLE | 1] >= pad(edges, (0, 1), value=math.inf)[0].to(s)
-    first, last, reach, *known = torch.cat([below, in_reach.to(s).mean().to(edges)[None], local.extremes]).tolist()
+    first, last, reach, *known = torch.cat(
+        [below, converted(in_reach.to(s).mean(), edges)[None], local.extremes]
+    ).tolist()
     return _Spread((int(first), int(last)), reach, known, any_ignored=known[2] < 0)
 
 
@@ -258,7 +262,7 @@ class ErrorDrivenUpdate(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grads: Tensor) -> tuple[Tensor, None, None, None, None]:
         (logits,) = ctx.saved_tensors
-        grads = grads.to(ctx.shares)
+        grads = converted(grads, ctx.shares)
         s = _flat(logits) if ctx.unread is None else _flat(logits).masked_fill(ctx.unread, 0)
         update = ctx.negatives.spread(grads @ ctx.shares, s)
         update.index_copy_(0, ctx.positive, (grads @ ctx.to_positive).to(update))

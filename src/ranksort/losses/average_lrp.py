@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ._ranking import ErrorDrivenUpdate, Examples, gather, no_loss, select_examples
+from .counting import converted
 from .positives_above import PositivesAbove
 
 _EPS = 1e-5
@@ -100,7 +101,7 @@ def _losses(
 
     with torch.no_grad():
         p = examples.breakpoints.positives
-        errors = gather(losses.to(p)[None], process_group)[0][0, examples.order]
+        errors = gather(converted(losses, p)[None], process_group)[0][0, examples.order]
         fp = examples.negatives.count(examples.logits)
         one_and_error = torch.stack([torch.ones_like(p), errors])
         num_above, error_above = PositivesAbove(examples.breakpoints).sum_over_others(one_and_error)

@@ -42,6 +42,11 @@ def has_float64(device: torch.device) -> bool:
     return device.type != "mps"
 
 
+def converted(x: Tensor, like: Tensor) -> Tensor:
+    """`x` with the device and dtype of `like`. A device without float64 cannot convert to it while it copies: it copies first."""
+    return x.to(like.device).to(like.dtype)
+
+
 def find(values: Tensor, wanted: Callable[[Tensor], Tensor]) -> Tensor:
     """The positions of the selected values among [A], int64; every value above a selected one must also be selected."""
     rows = len(values) // _ROW
@@ -187,8 +192,8 @@ class NegativesAbove:
         value, slope = risen, torch.zeros_like(risen)
         if cut.delta > 0:
             slope = torch.where(number > 0, rising, 0.0) / (2 * cut.delta)
-            value = risen + cut.axis * rising - rising_x + slope * (self.edges.to(cut.edges) - cut.edges)
-        return pad(torch.stack([value, slope, self.edges.to(value)]), (1, _SPARE_BINS))
+            value = risen + cut.axis * rising - rising_x + slope * (converted(self.edges, cut.edges) - cut.edges)
+        return pad(torch.stack([value, slope, converted(self.edges, value)]), (1, _SPARE_BINS))
 
     def _values(self, logits: Tensor) -> Tensor:
         return logits if self.taken is None else logits.index_select(0, self.taken)
@@ -208,7 +213,7 @@ class NegativesAbove:
         # Differences to a nearby logit or edge are summed, so that sums are also precise far from 0.
         if not has_float64(logits.device):
             counts, inside = self._totals_without_float64(values)
-            rounded = torch.cat([self.edges[:1], self.edges]).to(edge_of)
+            rounded = converted(torch.cat([self.edges[:1], self.edges]), edge_of)
             inside += counts * ((rounded - edge_of) / unit)
         elif self.in_one_interval:
             interval = self._interval(logits)

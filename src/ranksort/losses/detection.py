@@ -244,11 +244,12 @@ def rank_sort_set_losses(
             queries. Each ranks its own queries, those of all images together. Each is a tuple of
 
             - the class scores of its queries before the sigmoid, [B, Q, C], without a column for "no object". A softmax with such a
-            column, as in plain DETR, cannot be ranked across queries: drop the column, and report sigmoids.
+              column, as in plain DETR, cannot be ranked across queries: drop the column, and report sigmoids.
             - their boxes, with gradient, xyxy [B, Q, 4], as fractions of the sides of their images;
             - for each image, the queries and the objects they are matched with, int64 [P_b] each, as from Hungarian matchers.
-            labels: for each image, the classes of its objects, int64 [G_b], 0..C-1.
-            object_boxes: for each image, the boxes of its objects, xyxy [G_b, 4], in the unit of the layers.
+
+        labels: for each image, the classes of its objects, int64 [G_b], 0..C-1.
+        object_boxes: for each image, the boxes of its objects, xyxy [G_b, 4], in the unit of the layers.
         least_quality: lower bound of the IoU of a matched query. A match need not overlap its object, especially early in training, and
             with a quality of 0 it would be a negative.
         l1_weight: weight of the L1 distance of centre, width and height relative to GIoU in the box loss; by default as in DETR, 5 to 2.

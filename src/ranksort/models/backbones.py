@@ -133,7 +133,6 @@ def pixel_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
     `name` is as for `build_backbone`.
 
-
     Raises:
         ValueError: timm has no such model.
     """

@@ -52,9 +52,7 @@ class Detector(nn.Module):
     has_boxes: ClassVar[bool] = True  # whether it learns boxes; otherwise it reports the boxes around its masks
     has_masks: ClassVar[bool] = False  # whether it learns and predicts masks
     keeps_ratio: ClassVar[bool] = True  # whether images keep their aspect ratio; otherwise they become squares
-    backbone_levels: ClassVar[int] = (
-        3  # levels of the backbone that it uses: 3, of strides 8 to 32, or 4, of strides 4 to 32
-    )
+    backbone_levels: ClassVar[int] = 3  # that it uses: 3, of strides 8 to 32, or 4, of strides 4 to 32
     channel_step: ClassVar[int] = 32  # `channels` has to be a multiple of this; the norms have 32 groups
     settings: ClassVar[tuple[str, ...]] = ("channels", "prior")
     """model settings of a recipe that its constructor takes by name, besides those above"""

@@ -10,6 +10,8 @@ from ..losses.localization import paired_iou
 
 _FIRST_TRY = 1000  # pairs of region and class; only untrained detectors need more
 
+_VOTING_SIGMA = 0.025  # how fast the weight of a region decreases with 1 - IoU in score voting
+
 
 def non_maximum_suppression(
     boxes: Tensor, scores: Tensor, *, score_threshold: float, nms_threshold: float, detections_per_image: int
@@ -118,25 +120,26 @@ def fast_non_maximum_suppression(
 
 
 def score_voting(
-    detections: dict[str, Tensor], boxes: Tensor, scores: Tensor, *, score_threshold: float, sigma: float = 0.025
+    detections: dict[str, Tensor], boxes: Tensor, scores: Tensor, *, score_threshold: float
 ) -> dict[str, Tensor]:
     """Move each detection to the mean of the regions around it (Kim and Lee, ECCV 2020, section 3.3).
 
-    The weight of a region is its score for the detection's class times exp(-(1 - IoU)² / `sigma`).
+    The weight of a region is its score for the detection's class times exp(-(1 - IoU)² / .025).
 
     Args:
         detections: result of `non_maximum_suppression` for these regions.
         boxes: boxes of the regions, xyxy [R, 4].
         scores: class probabilities of the regions, [R, C].
         score_threshold: scores above it take part.
-        sigma: how fast the weight decreases with 1 - IoU.
 
     Returns:
         The detections with moved `boxes`.
     """
     score = scores.T[detections["labels"]]  # [D, R]
     iou = box_iou(detections["boxes"], boxes)
-    weight = torch.where((iou > 0.01) & (score > score_threshold), score * (-((1 - iou) ** 2) / sigma).exp(), 0.0)
+    weight = torch.where(
+        (iou > 0.01) & (score > score_threshold), score * (-((1 - iou) ** 2) / _VOTING_SIGMA).exp(), 0.0
+    )
     total = weight.sum(1, keepdim=True)
     with torch.autocast(boxes.device.type, enabled=False):  # coordinates need more than 8 or 11 bits
         mean = weight @ boxes / total

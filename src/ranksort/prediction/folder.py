@@ -4,7 +4,6 @@ import contextlib
 import io
 import itertools
 import math
-import os
 import sys
 import time
 from collections import Counter
@@ -22,12 +21,11 @@ from ..data.coco_columns import Category
 from ..data.ids import Id
 from ..evaluation.results import ResultsWriter, to_rows
 from ..words import counted
-from .images import RESULTS, VIDEOS
+from .images import RESULTS, VIDEOS, failure, picture_name, picture_suffix
 from .predictor import Predictor
 from .result import Prediction
 from .video import Video, VideoWriter
 
-_LONGEST_JPEG = 65500  # pixels of a side
 _SECONDS = 60.0  # between lines of progress
 
 T = TypeVar("T")
@@ -100,17 +98,17 @@ class PredictionFolder:
                     raise one
                 suffix, picture = _encode(one.draw()) if self._pictures else ("", b"")
             except Exception as error:  # including out of memory: the next image may be smaller
-                self.failures.append(_failure(path, error))
+                self.failures.append(failure(path, error))
             else:
                 self._add(one, image_id, str(path))
                 if self._pictures:
-                    _write(self._named(number, path, suffix), picture)
+                    _write(self._out / picture_name(number, path, suffix), picture)
             self._done = number + 1
 
     def _predict_videos(self, numbered: Sequence[tuple[int, Path]]) -> None:
         for number, path in numbered:
             try:
-                self._predict_video(path, self._named(number, path, ".mp4"))
+                self._predict_video(path, self._out / picture_name(number, path, ".mp4"))
             except ValueError as error:
                 self.failures.append(str(error))
             self._done = number + 1
@@ -123,7 +121,7 @@ class PredictionFolder:
             for done, (frame, found) in enumerate(frames):
                 if isinstance(found, Exception):
                     kept = f" The detections in the {counted(done, 'frame')} before it are kept." if done else ""
-                    raise ValueError(f"{_failure(path, found)}{kept}")
+                    raise ValueError(f"{failure(path, found)}{kept}")
                 if writer is not None:
                     writer.add(found.draw(), frame)
                 self._add(found, next(self._ids), str(frame))
@@ -137,11 +135,6 @@ class PredictionFolder:
         self._results.add(rows, image_id, name, *found.size)
         self.images += 1
         self.detections.update(found.names)
-
-    def _named(self, number: int, path: Path, suffix: str) -> Path:
-        """The path of the picture of a file. The file's name is shortened so that number and suffix fit into 255 bytes."""
-        stem = os.fsencode(path.stem)[:200].decode(errors="ignore")
-        return self._out / f"{number:05d}_{stem}{suffix}"
 
 
 def _progress(items: Iterable[T], total: int | None, what: str) -> Iterable[T]:
@@ -162,17 +155,10 @@ def _lines(items: Iterable[T], total: int | None, what: str) -> Iterator[T]:
             last = now
 
 
-def _failure(path: Path, error: Exception) -> str:
-    """Why an image has no detections, in one sentence."""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return reason if str(path) in reason else f"The image {path} cannot be processed ({reason})."
-
-
 def _encode(image: Tensor) -> tuple[str, bytes]:
     """Encode an image, uint8 [3, H, W], as a file suffix and file contents."""
-    suffix, form = (".jpg", "JPEG") if max(image.shape) <= _LONGEST_JPEG else (".png", "PNG")
-    content = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).numpy()).save(content, form)
+    suffix, content = picture_suffix(image.shape), io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(content, "JPEG" if suffix == ".jpg" else "PNG")
     return suffix, content.getvalue()
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # exported models use this module, without PyTorch
 VIDEOS = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"}
 RESULTS = "results_bbox.json"  # a folder with a file of this name holds results of an earlier call
 _READERS = 4  # threads
+_LONGEST_JPEG = 65500  # pixels of a side
 
 T = TypeVar("T")
 
@@ -95,6 +96,23 @@ def _of_list(file: Path) -> list[Path]:
     return [path if path.exists() else file.parent / path for path in paths]
 
 
+def failure(path: Path, error: Exception) -> str:
+    """Why an image has no detections, in one sentence."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return reason if str(path) in reason else f"The image {path} cannot be processed ({reason})."
+
+
+def picture_name(number: int, path: Path, suffix: str) -> str:
+    """The name of the picture of a file. The file's name is shortened so that number and suffix fit into 255 bytes."""
+    stem = os.fsencode(path.stem)[:200].decode(errors="ignore")
+    return f"{number:05d}_{stem}{suffix}"
+
+
+def picture_suffix(shape: Sequence[int]) -> str:
+    """The suffix of a picture of this shape: .jpg, or .png if a side is too long for JPEG."""
+    return ".jpg" if max(shape) <= _LONGEST_JPEG else ".png"
+
+
 def say_what_was_found(
     images: int, detections: "Counter[str]", failures: Sequence[str], num_files: int, out: Path
 ) -> None:
@@ -116,8 +134,34 @@ def load_image(source: Any, white: float = 0) -> "Tensor":
     """Load an image upright, rotated by its EXIF orientation: uint8 RGB [3, H, W].
 
     Args:
-        source: a file; a PIL image; an array, uint8 [H, W, 3] RGB (OpenCV's are BGR: pass `image[..., ::-1]`), [H, W, 4] whose alpha is
-            ignored, or [H, W] grey; or a tensor as models take it, RGB [3, H, W], uint8 or float in 0..1.
+        source: as for `load_pixels`; or a tensor as models take it, RGB [3, H, W], uint8 or float in 0..1.
+        white: as for `load_pixels`.
+
+    Raises:
+        FileNotFoundError: as for `load_pixels`.
+        ValueError: as for `load_pixels`, or a tensor has another shape, type or range.
+    """
+    import torch
+
+    if not isinstance(source, torch.Tensor):
+        return torch.from_numpy(np.ascontiguousarray(load_pixels(source, white).transpose(2, 0, 1)))
+    if source.ndim != 3 or source.shape[0] != 3 or 0 in source.shape:
+        raise ValueError(f"a tensor must be RGB of shape [3, H, W], got {tuple(source.shape)}")
+    if source.is_floating_point():
+        if not ((source >= 0) & (source <= 1)).all():
+            raise ValueError("a tensor of floats must be within 0..1: divide values in 0..255 by 255")
+        source = source.mul(255).round().to(torch.uint8)
+    if source.dtype != torch.uint8:
+        raise ValueError(f"a tensor must be uint8 or float in 0..1, got {source.dtype}")
+    return source.detach().cpu()
+
+
+def load_pixels(source: Any, white: float = 0) -> np.ndarray:
+    """Load an image upright, rotated by its EXIF orientation: uint8 RGB [H, W, 3].
+
+    Args:
+        source: a file; a PIL image; or an array, uint8 [H, W, 3] RGB (OpenCV's are BGR: pass `image[..., ::-1]`), [H, W, 4] whose alpha
+            is ignored, or [H, W] grey.
         white: the value of white in floating-point images or greyscale images of more than 8 bits, see `to_rgb`; 0: unknown, and images
             that would turn nearly black are refused.
 
@@ -125,8 +169,6 @@ def load_image(source: Any, white: float = 0) -> "Tensor":
         FileNotFoundError: there is no such file.
         ValueError: it is not an image, is damaged, has another shape or type, or would turn nearly black.
     """
-    import torch
-
     name = "the image"
     if isinstance(source, str | os.PathLike):
         name = f"The image {os.fspath(source)}"
@@ -135,31 +177,16 @@ def load_image(source: Any, white: float = 0) -> "Tensor":
         if not white and (problem := darkness(source)):
             raise ValueError(f"{name} {problem}")
         source = np.array(to_rgb(ImageOps.exif_transpose(source), white))
-    if isinstance(source, np.ndarray):
-        return _from_array(source)
-    if not isinstance(source, torch.Tensor):
-        raise ValueError(f"a {type(source).__name__} is not an image: pass a file, a PIL image, an array or a tensor")
-    if source.ndim != 3 or source.shape[0] != 3 or 0 in source.shape:
-        raise ValueError(f"a tensor must be RGB of shape [3, H, W], got {tuple(source.shape)}")
-    if source.is_floating_point():
-        if not ((source >= 0) & (source <= 1)).all():
-            raise ValueError("a tensor of floats must be within 0..1: divide values in 0..255 by 255")
-        source = source.clamp(0, 1).mul(255).round().to(torch.uint8)
-    if source.dtype != torch.uint8:
-        raise ValueError(f"a tensor must be uint8 or float in 0..1, got {source.dtype}")
-    return source.detach().cpu()
-
-
-def _from_array(image: np.ndarray) -> "Tensor":
-    import torch
-
-    if image.ndim == 2:
-        image = image[..., None].repeat(3, axis=2)
+    if not isinstance(source, np.ndarray):
+        raise ValueError(
+            f"an object of type {type(source).__name__} is not an image: pass a file, a PIL image, an array or a tensor"
+        )
+    image = source[..., None].repeat(3, axis=2) if source.ndim == 2 else source
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (3, 4) or 0 in image.shape:
         raise ValueError(
             f"an array must be uint8, [H, W, 3] RGB or [H, W] grey, got {image.dtype} of shape {image.shape}"
         )
-    return torch.from_numpy(np.ascontiguousarray(image[..., :3].transpose(2, 0, 1)))
+    return image[..., :3]
 
 
 def read_ahead(

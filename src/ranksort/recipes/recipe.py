@@ -20,6 +20,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .detectors import DetectorName, as_named, get_detector, recorded
 
+DATA_PATHS = ("root", "train_annotations", "train_images", "val_annotations", "val_images")
+"""The fields of `DataSettings` that are paths."""
+
 
 @dataclass
 class DataSettings:
@@ -51,8 +54,7 @@ class DataSettings:
 
     def absolute(self) -> "DataSettings":
         """A copy with absolute paths."""
-        paths = ("root", "train_annotations", "train_images", "val_annotations", "val_images")
-        return replace(self, **{name: os.path.abspath(path) for name in paths if (path := getattr(self, name))})
+        return replace(self, **{name: os.path.abspath(path) for name in DATA_PATHS if (path := getattr(self, name))})
 
 
 @dataclass
@@ -202,8 +204,13 @@ class Recipe:
             ("training.patience", training.patience, 0),
             ("training.max-minutes", training.max_minutes, 0),
             ("training.autosave-minutes", training.autosave_minutes, 0),
+            ("training.seed", training.seed, 0),
+            ("optimizer.lr", optimizer.lr, 0),
             ("optimizer.lr-batch-size", optimizer.lr_batch_size, 1),
+            ("optimizer.weight-decay", optimizer.weight_decay, 0),
             ("optimizer.warmup-steps", optimizer.warmup_steps, 0),
+            ("optimizer.milestones", min(optimizer.milestones, default=0), 0),
+            ("optimizer.clip-norm", optimizer.clip_norm, 0),
             ("model.min-size", min(model.min_size, *data.train_min_sizes, model.max_size), 1),
             ("model.num-classes", model.num_classes, 1),
             ("model.head-convs", model.head_convs, 0),
@@ -211,10 +218,11 @@ class Recipe:
             ("model.proposals", model.proposals, 1),
             ("data.workers", data.workers, 0),
             ("data.white", data.white, 0),
+            ("data.min-box-size", data.min_box_size, 0),
             ("evaluation.max-detections", self.evaluation.max_detections, 0),
             ("evaluation.pictures", self.evaluation.pictures, 0),
         ):
-            if value < least:
+            if not value >= least:  # as for NaN
                 raise ValueError(f"--{option} must be {least} or more, got {value}")
         # Checkpoints are untrusted input: these limits keep a hostile one from exhausting the machine.
         for option, value, most in (
@@ -226,6 +234,7 @@ class Recipe:
                 raise ValueError(f"--{option} must be {most} or less, got {value}")
         for option, share in (
             ("data.flip", data.flip),
+            ("training.ema-decay", training.ema_decay),
             ("data.repeat-threshold", data.repeat_threshold),
             ("model.score-threshold", model.score_threshold),
             ("model.nms-threshold", model.nms_threshold),

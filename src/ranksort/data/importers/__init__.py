@@ -57,7 +57,7 @@ def import_data(
     """
     if not folder.exists():
         raise FileNotFoundError(f"The folder {folder} does not exist{beside(folder)}.")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(out.iterdir()) or out.samefile(Path.cwd())):
         raise FileExistsError(f"{out} already exists: name another folder with --out.")
     dataset = (read or _FORMATS[_require_known(folder)].read)(folder)
     check(dataset)

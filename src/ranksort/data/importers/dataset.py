@@ -25,6 +25,10 @@ class UnknownClass(ValueError):
     """The classes do not fit the annotations, so that none can be relied on."""
 
 
+class NotUtf8(ValueError):
+    """A text file in another encoding."""
+
+
 class ImportedObject(NamedTuple):
     """An object: key of its class, box [x, y, width, height] and, if there is one, polygon [x1, y1, x2, y2, ...] in pixels."""
 
@@ -143,6 +147,18 @@ def walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
         if real not in seen:
             seen.add(real)
             yield Path(where), sorted(name for name in names if name[0] != ".")
+
+
+def text_of(file: Path) -> str:
+    """The contents of a text file.
+
+    Raises:
+        NotUtf8: it is in another encoding.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise NotUtf8(f"{file} is not text in UTF-8: save it in that encoding.") from None
 
 
 def new_object(

@@ -15,7 +15,7 @@ from xml.parsers import expat
 from ..coco_columns import Category
 from ..images import IMAGE_SUFFIXES, stated_sizes
 from ..splits import split_of
-from .dataset import ImportedDataset, ImportedImage, new_object, walk
+from .dataset import ImportedDataset, ImportedImage, new_object, text_of, walk
 
 _LISTS = ("train.txt", "val.txt", "trainval.txt", "test.txt")
 _UNLISTED = "annotation files that no list of ImageSets/Main names, left out"
@@ -105,7 +105,7 @@ def _listed(files: _Files, dataset: ImportedDataset) -> list[tuple[str, Path]]:
 
 def _ids(file: Path) -> list[str]:
     """The names in a list; some tools quote names with spaces."""
-    return [line.strip().strip('"') for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    return [line.strip().strip('"') for line in text_of(file).splitlines() if line.strip()]
 
 
 def _by_folder(files: _Files, dataset: ImportedDataset) -> list[tuple[str, Path]]:

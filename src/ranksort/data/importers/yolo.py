@@ -21,7 +21,16 @@ from ..coco_columns import Category
 from ..images import IMAGE_SUFFIXES, stated_sizes
 from ..near import Near
 from ..splits import split_of
-from .dataset import ImportedDataset, ImportedImage, ImportedObject, UnknownClass, new_object, walk
+from .dataset import (
+    ImportedDataset,
+    ImportedImage,
+    ImportedObject,
+    NotUtf8,
+    UnknownClass,
+    new_object,
+    text_of,
+    walk,
+)
 
 _YAML, _YAML_STEMS = (".yaml", ".yml"), ("data", "dataset")
 _CLASS_LISTS = ("classes.txt", "obj.names", "labels/classes.txt", "data/classes.txt")
@@ -141,8 +150,8 @@ def _has_labels(folder: Path) -> bool:
 def _check_syntax(file: Path) -> None:
     """Raise ValueError if a YAML file exists but cannot be parsed."""
     try:
-        yaml.safe_load(_text(file))
-    except _NotUtf8:
+        yaml.safe_load(text_of(file))
+    except NotUtf8:
         raise
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
@@ -235,7 +244,7 @@ def _images_of(path: Path, roots: list[Path], missing: list[str]) -> list[Path]:
     if path.suffix != ".txt":
         return [path]
     images, errors = [], []
-    for line in filter(None, map(str.strip, _text(path).splitlines())):
+    for line in filter(None, map(str.strip, text_of(path).splitlines())):
         try:
             images.append(_existing(line, [path.parent, *roots], f"listed in {path}"))
         except ValueError as error:
@@ -279,19 +288,8 @@ def _by_folder(layout: _Layout, folder: Path) -> _Layout:
     return layout
 
 
-class _NotUtf8(ValueError):
-    """A text file in another encoding."""
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise _NotUtf8(f"{file} is not text in UTF-8: save it in that encoding.") from None
-
-
 def _lines(file: Path) -> list[str]:
-    names = [line.strip() for line in _text(file).splitlines() if line.strip()]
+    names = [line.strip() for line in text_of(file).splitlines() if line.strip()]
     if not names:
         raise ValueError(f"{file} has no classes.")
     return names
@@ -329,7 +327,7 @@ def _read_image(path: Path, layout: _Layout) -> ImportedImage:
     if labels is None:
         image.remarks.append(("images without a label file, used as images without objects", str(path)))
         return image
-    for number, line in enumerate(_text(labels).splitlines(), 1):
+    for number, line in enumerate(text_of(labels).splitlines(), 1):
         if not line.strip():
             continue
         where = f"{labels}, line {number}"
