@@ -27,6 +27,12 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGHUP, lambda *_: None)  # what is started has the default again
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # The longest first, so that no process is left alone with one of them in the end.
+    longest = ("test_notebooks.py", "test_export.py", "test_golden_rcnn.py")
+    items.sort(key=lambda item: item.path.name not in longest)
+
+
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten small images to train on and four to evaluate on."""

@@ -60,11 +60,12 @@ def checkpoint(folder: Path, detector: str, **settings: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def atss(tmp_path_factory: pytest.TempPathFactory) -> tuple[Detector, Path]:
-    """A detector and its export, made by the command line."""
-    folder = tmp_path_factory.mktemp("atss")
-    cli.main(["export", str(checkpoint(folder, "atss")), "--out", str(folder / "model.onnx")])
-    return load_model(folder / "atss.safetensors"), folder / "model.onnx"
+def paa(tmp_path_factory: pytest.TempPathFactory) -> tuple[Detector, Path]:
+    """A detector, the paddings of whose backbone depend on the size of the image, and its export, made by the command line."""
+    folder = tmp_path_factory.mktemp("paa")
+    file = checkpoint(folder, "paa", backbone="timm/tf_efficientnet_lite0")
+    cli.main(["export", str(file), "--out", str(folder / "model.onnx")])
+    return load_model(file), folder / "model.onnx"
 
 
 def assert_same(model: Detector, exported: OnnxDetector, image: np.ndarray, threshold: float) -> Found:
@@ -82,11 +83,11 @@ def assert_same(model: Detector, exported: OnnxDetector, image: np.ndarray, thre
 @pytest.mark.parametrize(
     ("detector", "settings"),
     [
-        ("paa", {"backbone": "timm/tf_efficientnet_lite0"}),  # whose paddings depend on the size of the image
+        pytest.param("atss", {}, marks=pytest.mark.slow),  # as PAA but for its score voting
         pytest.param("faster_rcnn", {"upsampling": "carafe"}, marks=pytest.mark.slow),
         pytest.param("cascade_rcnn", {}, marks=pytest.mark.slow),
         ("mask_rcnn", {"deformable_convs": RUNTIME >= (1, 32)}),  # earlier ones may lack them
-        ("yolact", {"min_size": 96, "max_size": 96}),
+        ("yolact", {"backbone": "timm/test_resnet", "min_size": 96, "max_size": 96}),
         ("solov2_light", {"prior": 0.3, "score_threshold": 0.2}),
     ],
 )
@@ -105,13 +106,16 @@ def test_every_detector(detector: str, settings: dict[str, Any], tmp_path: Path)
         exported(np.full(shape, 120, np.uint8))  # all cells are equal, so that ties decide: it only has to run
 
 
-def test_sizes_thresholds_and_metadata(atss: tuple[Detector, Path]) -> None:
-    model, path = atss
+def test_sizes_thresholds_and_metadata(paa: tuple[Detector, Path]) -> None:
+    model, path = paa
     exported = OnnxDetector(path, threads=1)
     for height, width in ((30, 500), (333, 64), (96, 96), (97, 160), (640, 480)):
         image = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
         assert len(assert_same(model, exported, image, 0.0)) == 20
         assert_same(model, exported, image, model.score_threshold)
+    assert len(assert_same(model, exported, image, 1.0)) == 0
+    for shape in ((1, 1, 3), (2, 300, 3)):
+        exported(np.full(shape, 120, np.uint8))  # as above
     session = onnxruntime.InferenceSession(path)
     assert [(x.name, x.type, x.shape) for x in session.get_inputs()] == [
         ("image", "tensor(uint8)", ["image_height", "image_width", 3])
@@ -124,21 +128,21 @@ def test_sizes_thresholds_and_metadata(atss: tuple[Detector, Path]) -> None:
     ]
     about = json.loads(session.get_modelmeta().custom_metadata_map["ranksort"])
     assert about["categories"] == [{"id": 7, "name": NAMES[0]}, {"id": 9, "name": NAMES[1]}]
-    assert (about["detector"], about["score_threshold"], about["masks"]) == ("ATSS", 0.005, False)
-    assert about["preprocessing"]["mean"] == pytest.approx([123.675, 116.28, 103.53])
+    assert (about["detector"], about["score_threshold"], about["masks"]) == ("PAA", 0.005, False)
+    assert about["preprocessing"]["mean"] == pytest.approx([127.5] * 3)
     assert (about["calibrations"], about["lrp_thresholds"]) == ({}, None)
     onnx.checker.check_model(onnx.load(path), full_check=True)
 
 
-def test_what_is_there_is_not_lost(atss: tuple[Detector, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    _, path = atss
+def test_what_is_there_is_not_lost(paa: tuple[Detector, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    _, path = paa
     before = path.read_bytes()
     for out, said in ((path, "already exists"), (path.with_suffix(".pt"), "must name an .onnx file")):
         with pytest.raises(SystemExit, match="2"):
-            cli.main(["export", str(path.parent / "atss.safetensors"), "--out", str(out)])
+            cli.main(["export", str(path.parent / "paa.safetensors"), "--out", str(out)])
         assert said in capsys.readouterr().err
     assert path.read_bytes() == before
-    assert sorted(file.name for file in path.parent.iterdir()) == ["atss.safetensors", "model.onnx"]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["model.onnx", "paa.safetensors"]
 
 
 def use_graph(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,13 +152,13 @@ def use_graph(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ranksort.export.onnx_file._network", lambda _: None)
 
 
-def test_differences_are_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, atss: tuple[Detector, Path]) -> None:
-    use_graph(atss[1], monkeypatch)
-    other = load_model(checkpoint(tmp_path, "atss"))
+def test_differences_are_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, paa: tuple[Detector, Path]) -> None:
+    use_graph(paa[1], monkeypatch)
+    other = load_model(checkpoint(tmp_path, "paa", backbone="timm/tf_efficientnet_lite0"))
     torch.nn.init.normal_(other.head.class_logits.bias)
     with pytest.raises(ValueError, match=r"is not written: \d+ of \d+ detections in 3 images differ"):
         export_onnx(other, tmp_path / "other.onnx")
-    assert [file.name for file in tmp_path.iterdir()] == ["atss.safetensors"]
+    assert [file.name for file in tmp_path.iterdir()] == ["paa.safetensors"]
 
 
 ALONE = """
@@ -169,8 +173,8 @@ cli.main(sys.argv[1:])
 @pytest.mark.parametrize(
     "missing", [["torch"], ["torch", "torchvision", "tyro", "msgspec", "pycocotools", "rich", "matplotlib"]]
 )
-def test_predicts_without_torch(atss: tuple[Detector, Path], tmp_path: Path, missing: list[str]) -> None:
-    _, path = atss
+def test_predicts_without_torch(paa: tuple[Detector, Path], tmp_path: Path, missing: list[str]) -> None:
+    _, path = paa
     (tmp_path / "images").mkdir()
     for n, image in enumerate(drawn_images()):
         Image.fromarray(image).save(tmp_path / "images" / f"{n}.png")
@@ -181,7 +185,7 @@ def test_predicts_without_torch(atss: tuple[Detector, Path], tmp_path: Path, mis
     assert done.returncode == 2
     assert done.stderr.startswith("ranksort: 1 of 4 images could not be read")
     assert "3 images, 60 detections" in done.stdout
-    arguments = [str(path.parent / "atss.safetensors"), *arguments[1:3], str(tmp_path / "torch"), *arguments[4:]]
+    arguments = [str(path.parent / "paa.safetensors"), *arguments[1:3], str(tmp_path / "torch"), *arguments[4:]]
     with pytest.raises(SystemExit, match="2"):
         cli.main(["predict", *arguments])
     results = [json.loads((tmp_path / name / "results_bbox.json").read_text()) for name in ("alone", "torch")]
@@ -195,12 +199,12 @@ def test_predicts_without_torch(atss: tuple[Detector, Path], tmp_path: Path, mis
 
 
 def test_no_name_and_no_error_costs_the_other_results(
-    atss: tuple[Detector, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    paa: tuple[Detector, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = [tmp_path / name for name in ("a.png", "not_unicode_\udcff.png", "fails.png", "d.png")]
     for file in files:
         Image.fromarray(drawn_images()[2]).save(file)
-    detector = OnnxDetector(atss[1], threads=1)
+    detector = OnnxDetector(paa[1], threads=1)
     run = detector.predict
     results = iter([run, run, None, run])
 
@@ -221,9 +225,9 @@ def test_no_name_and_no_error_costs_the_other_results(
 
 
 def test_a_folder_without_images_is_not_compared_on(
-    atss: tuple[Detector, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    paa: tuple[Detector, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint, out = atss[1].parent / "atss.safetensors", tmp_path / "model.onnx"
+    checkpoint, out = paa[1].parent / "paa.safetensors", tmp_path / "model.onnx"
     with pytest.raises(SystemExit, match="2"):
         cli.main(["export", str(checkpoint), "--out", str(out), "--images", str(tmp_path)])
     assert f"there are no images in {tmp_path}" in capsys.readouterr().err
@@ -231,9 +235,9 @@ def test_a_folder_without_images_is_not_compared_on(
 
 
 def test_which_scores_a_threshold_applies_to(
-    atss: tuple[Detector, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    paa: tuple[Detector, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model, path = atss
+    model, path = paa
     image = tmp_path / "a.png"
     Image.fromarray(drawn_images()[0]).save(image)
     categories = [Category(n, name) for n, name in enumerate(NAMES)]
@@ -267,8 +271,8 @@ def test_which_scores_a_threshold_applies_to(
         detector.predict(image, "recall:.8")
 
 
-def test_images_that_are_none(atss: tuple[Detector, Path], tmp_path: Path) -> None:
-    _, path = atss
+def test_images_that_are_none(paa: tuple[Detector, Path], tmp_path: Path) -> None:
+    _, path = paa
     exported = OnnxDetector(path, threads=1)
     for image in (np.zeros((5, 5, 3), np.int64), np.zeros((3, 5, 5), np.uint8), np.zeros((0, 5, 3), np.uint8)):
         with pytest.raises(ValueError, match="uint8 RGB of shape"):
