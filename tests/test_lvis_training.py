@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 
 from ranksort import cli
 from ranksort.checkpoints import read_checkpoint
+from ranksort.commands.demo import validation_images
 from ranksort.data.coco_rows import ImageRow
 from ranksort.data.lvis import file_name
 
@@ -48,7 +49,11 @@ def _train_and_test(root: Path, out: Path, *options: str) -> dict[str, Any]:
     trained, tested = (json.loads((d / "report.json").read_text()) for d in (run / "report", out / "tested"))
     assert trained["summary"] == pytest.approx(tested["summary"], nan_ok=True)
     assert trained["style"] == tested["style"] == "lvis"
-    assert read_checkpoint(run).recipe.evaluation.style == "lvis"
+    recipe = read_checkpoint(run).recipe
+    assert recipe.evaluation.style == "lvis"
+    shown = validation_images(recipe)
+    assert len(shown) == 4
+    assert all(file.is_file() for file in shown)
     return tested["summary"]
 
 

@@ -2,12 +2,15 @@
 
 import contextlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
 from ..words import listed
 from .arguments import CheckpointPath
+
+if TYPE_CHECKING:
+    from ..recipes import Recipe
 
 _EXAMPLES = 12  # shown at most
 
@@ -53,7 +56,7 @@ def demo(
     with contextlib.suppress(ValueError, FileNotFoundError):  # not every model has a calibration
         models["calibrated"] = load_model(checkpoint, place, calibrated=True, **options)
     recipe = read_checkpoint(checkpoint).recipe
-    found = find_images(examples)[0] if examples else _validation_images(recipe.data)
+    found = find_images(examples)[0] if examples else validation_images(recipe)
     shown = [file for file in found if file.suffix.lower() not in VIDEOS and file.is_file()][:_EXAMPLES]
     if examples and not shown:
         raise ValueError(f"there are no images in {listed(list(map(str, examples)))}")
@@ -61,14 +64,11 @@ def demo(
     serve(build_page(models, title, shown), host, port, upload_limit, open_browser)
 
 
-def _validation_images(data: Any) -> list[Path]:
+def validation_images(recipe: "Recipe") -> list[Path]:
     """The first validation images of a run, if they still exist."""
-    from ..data.coco import CocoDataset
-    from ..data.layouts import find_split
+    from ..recipes.build import build_dataset
 
     with contextlib.suppress(ValueError, OSError):
-        named = (Path(path) if path else None for path in (data.val_annotations, data.val_images))
-        images, annotations, part = find_split(Path(data.root), "val", *named)
-        dataset = CocoDataset(images, annotations, part, training=False)
-        return [images / dataset.file_name(index) for index in range(min(len(dataset), _EXAMPLES))]
+        dataset = build_dataset(recipe, "val")
+        return [dataset.path(index) for index in range(min(len(dataset), _EXAMPLES))]
     return []

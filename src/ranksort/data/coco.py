@@ -166,6 +166,14 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
         """Derive white from a few hundred images, evenly spread; there may be millions."""
         return [self._folder.path(n) for n in self._used[:: max(1, len(self._used) // 200)].tolist()]
 
+    def path(self, index: int) -> Path:
+        """Where an image is.
+
+        Raises:
+            FileNotFoundError: it is not found.
+        """
+        return self._folder.path(int(self._used[index]))
+
     def file_name(self, index: int) -> str:
         """The file name of an image in the annotation file."""
         return self._names[int(self._used[index])].decode("utf-8", "replace")
@@ -217,7 +225,7 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
     def _load(self, index: int) -> tuple[Any, dict[str, Any]]:
         index = range(len(self))[index]
         width, height = int(self._widths[index]), int(self._heights[index])
-        path = self._folder.path(int(self._used[index]))
+        path = self.path(index)
         picture = to_rgb(upright(read_image(path), width, height, path), self.white)
         # Channels last, as read from the file: halves the time to resize, with the same result.
         image = tv_tensors.Image(torch.from_numpy(np.array(picture)).permute(2, 0, 1))
