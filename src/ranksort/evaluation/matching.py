@@ -209,11 +209,10 @@ def _mask_iou(ground_truth: GroundTruth, candidates: Candidates, d: np.ndarray, 
     image_number = np.cumsum(np.diff(ground_truth.image[o], prepend=-1) != 0) - 1
     number_of_row, number_of_column = image_number[is_new], np.empty(len(objects), dtype=np.int64)
     number_of_column[column] = image_number
-    heights = np.array([image.height for image in ground_truth.images])
-    widest = max(image.width for image in ground_truth.images)
+    heights, widths = np.array([(image.height, image.width) for image in ground_truth.images]).T
 
     def rles(masks: list[bytes], instances: Instances, rows: np.ndarray, number: np.ndarray) -> list[dict[str, Any]]:
-        width = widest + number % _IMAGES_AT_ONCE * len(ground_truth.categories) + instances.category[rows]
+        width = widths.max() + number % _IMAGES_AT_ONCE * len(ground_truth.categories) + instances.category[rows]
         sizes = zip(heights[instances.image[rows]].tolist(), width.tolist(), strict=True)
         return [{"size": size, "counts": counts} for size, counts in zip(sizes, masks, strict=True)]
 
