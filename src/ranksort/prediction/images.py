@@ -179,7 +179,7 @@ def load_pixels(source: Any, white: float = 0) -> np.ndarray:
         source = np.array(to_rgb(ImageOps.exif_transpose(source), white))
     if not isinstance(source, np.ndarray):
         raise ValueError(
-            f"an object of type {type(source).__name__} is not an image: pass a file, a PIL image, an array or a tensor"
+            f"an object of type {type(source).__name__} is not an image: pass a file, a PIL image or an array"
         )
     image = source[..., None].repeat(3, axis=2) if source.ndim == 2 else source
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (3, 4) or 0 in image.shape:
