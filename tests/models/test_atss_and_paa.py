@@ -28,7 +28,7 @@ def _model(recipe: str, **overrides: Any) -> ATSS | PAA:
     return create_model(recipe, num_classes=3, **(small | overrides))
 
 
-def test_learnstwo_images(make: Make) -> None:
+def test_learns_two_images(make: Make) -> None:
     model = make(backbone="resnet18", frozen_stages=-1)
     images, targets = batch(
         sample(64, 96, [[8, 8, 44, 40, 0], [52, 22, 84, 58, 1]]), sample(96, 64, [[12, 24, 50, 80, 2]])

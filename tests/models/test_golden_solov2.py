@@ -67,7 +67,7 @@ def test_losses(model: SOLOv2, given: GoldenInput) -> None:
     assert len(quality) == recorded["ranksort_calls"][0]["positives"]
 
 
-def test_losses_and_gradients_with_the_slip_of_the_published_code(model: SOLOv2, given: GoldenInput) -> None:
+def test_losses_and_gradients_with_the_bug_of_the_published_code(model: SOLOv2, given: GoldenInput) -> None:
     """There the positives, by cell, and the losses of their masks, by object, meet in the order of their lists."""
     batch = given.batch
     logits, kernels, features = model.train().outputs(batch.pixels)
