@@ -30,6 +30,18 @@ SMALL = {"facade": "ranksort_mask_rcnn_lite0_small"}  # for data sets with masks
 # What all losses of a table have in common.
 SETTINGS = ("data", "recipe", "detector", "epochs", "min_size", "batch_size")
 METRICS = ("AP", "AP_rare", "oLRP")
+# The kinds of false positives (evaluation/confusion.py) whose cost in AP50 is in the table; the file has that of all.
+KINDS = ("poor localisation", "another class", "background")
+COLUMNS = (
+    "loss",
+    "AP",
+    "AP of the rarest third",
+    "oLRP",
+    "AP50 lost to localisation, class, background",
+    "s a step",
+    "seeds",
+    "val AP by learning rate, one seed",
+)
 TIMED_STEPS = 20
 
 
@@ -149,10 +161,13 @@ def rarest_third(root: Path) -> set[int]:
 
 
 def numbers(report: Any, rare: set[int]) -> dict[str, float | None]:
-    """Metrics in %, of masks if the detector has them. AP_rare is the mean over the rare classes with objects in the images."""
+    """Metrics and the cost of each kind of error in %, of masks if the detector has them. AP_rare is the mean over the rare classes
+    with objects in the images.
+    """
     of_rare = [row["AP"] for row in report.per_class if row["category_id"] in rare]
     summary = report.as_dict()
     found = {"AP": summary["AP"], "AP_rare": statistics.mean(of_rare) if of_rare else None, "oLRP": summary["oLRP"]}
+    found |= {kind["name"]: kind["AP50_cost"] for kind in report.analysis.errors_as_dict(report)["kinds"]}
     return {name: None if value is None else round(100 * value, 2) for name, value in found.items()}
 
 
@@ -211,10 +226,7 @@ def table(cells: list[dict[str, Any]]) -> str:
         device = group[0]["device"]
         what = f"{recipe}`, `{detector}" if detector else recipe
         lines += [f"**{data}**, `{what}`, {epochs} epochs, {min_size} px, batch {batch}, {split}, {device}", ""]
-        lines += [
-            "| loss | AP | AP of the rarest third | oLRP | s a step | seeds | val AP by learning rate, one seed |"
-        ]
-        lines += ["|---|---|---|---|---|---|---|"]
+        lines += [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
         for loss in dict.fromkeys(cell["loss"] for cell in group):
             lines.append(f"| {loss} | {' | '.join(row([c for c in group if c['loss'] == loss], split))} |")
         lines.append("")
@@ -225,11 +237,15 @@ def row(cells: list[dict[str, Any]], split: str) -> list[str]:
     tried = [cell for cell in cells if cell["seed"] == cells[0]["seed"]]
     best = max(tried, key=lambda cell: cell["val"]["AP"])["rate"]
     chosen = [cell for cell in cells if cell["rate"] == best]
-    values = ([cell[split][name] for cell in chosen if cell[split][name] is not None] for name in METRICS)
+    values = {
+        name: [cell[split][name] for cell in chosen if cell[split].get(name) is not None] for name in METRICS + KINDS
+    }
+    costs = [f"{statistics.mean(values[kind]):.1f}" for kind in KINDS if values[kind]]
     by_rate = ", ".join(f"{c['lr']:g}: {c['val']['AP']:.1f}" for c in sorted(tried, key=lambda c: c["lr"]))
     times = [cell["seconds_per_step"] for cell in chosen if cell["seconds_per_step"]]
     seconds = f"{statistics.median(times):.3f}" if times else "-"
-    return [*map(mean_and_spread, values), seconds, str(len(chosen)), by_rate]
+    metrics = (mean_and_spread(values[name]) for name in METRICS)
+    return [*metrics, ", ".join(costs) or "-", seconds, str(len(chosen)), by_rate]
 
 
 def mean_and_spread(values: list[float]) -> str:
