@@ -40,7 +40,7 @@ The column "works with":
 - *dense*: only ATSS, PAA and YOLACT, because the model has no level of stride 4;
 - *not YOLACT at 550 pixels*: the model takes only sides that are multiples of 32, so set `--model.min-size 544`.
 
-The table has the smallest model of each family and some well-known ones, with {versions}, and random weights. "Works" means that a training step of
+The smallest model of each family and some well-known ones, with {versions} and random weights. "Works" means that a training step of
 RS-ATSS gives every trained parameter a finite gradient. The numbers of frozen and trained parameters are in millions, with the default
 `--model.frozen-stages 1`. [benchmarks/backbones_tried.py](../benchmarks/backbones_tried.py) writes the table.
 
