@@ -240,7 +240,7 @@ def test_min_size_of_a_multi_scale_recipe_is_that_of_training_too() -> None:
 def test_a_setting_that_was_empty_is_named_when_a_run_is_resumed() -> None:
     before, now = get_recipe("ranksort_atss_lite0_small"), get_recipe("ranksort_atss_lite0_small")
     now.training.weights = "runs/other"
-    with pytest.raises(ValueError, match=r"with another --training\.weights \(none before, other now\)"):
+    with pytest.raises(ValueError, match=r"with a different --training\.weights \(none before, other now\)"):
         now.check_resumes(before)
 
 
