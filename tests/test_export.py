@@ -26,6 +26,7 @@ from ranksort import cli
 from ranksort.checkpoints import load_model, save_model
 from ranksort.data.coco_columns import Category
 from ranksort.evaluation.calibration import Calibrator, Curve
+from ranksort.evaluation.calibration_file import save_calibrator
 from ranksort.evaluation.model_scores import ModelCalibration, ModelThresholds
 from ranksort.evaluation.thresholds import read_thresholds
 from ranksort.export import export_onnx
@@ -269,6 +270,24 @@ def test_which_scores_a_threshold_applies_to(
         ValueError, match=r'or "lrp", got recall:\.8: predict with the run folder for a precision or recall'
     ):
         detector.predict(image, "recall:.8")
+
+
+def test_thresholds_of_a_calibration_file(
+    paa: tuple[Detector, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    categories = [Category(7, NAMES[0]), Category(9, NAMES[1])]
+    curve = Curve(np.array([0.0, 1.0]), np.array([0.0, 0.5]))
+    file, out = tmp_path / "calibration.json", tmp_path / "model.onnx"
+    thresholds = {
+        "default": 0.5,
+        "thresholds": [{"category_id": c.id, "class": c.name, "threshold": 0.25} for c in categories],
+    }
+    calibrator = Calibrator("iou", "linear", categories, np.full(2, 50), [curve, curve], curve)
+    save_calibrator(calibrator, file, thresholds=thresholds)
+    use_graph(paa[1], monkeypatch)
+    given = ["--out", str(out), "--no-verify", "--calibration", str(file)]
+    cli.main(["export", str(paa[1].parent / "paa.safetensors"), *given])
+    assert OnnxDetector(out, threads=1).thresholds() == pytest.approx([0.25, 0.25], abs=1e-4)  # as with `predict`
 
 
 def test_images_that_are_none(paa: tuple[Detector, Path], tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 import ranksort
-from ranksort.checkpoints import load_model, read_checkpoint, save_model
+from ranksort import cli
+from ranksort.checkpoint_file import save_checkpoint
+from ranksort.checkpoints import load_model, metadata, read_checkpoint, save_model
 from ranksort.data.coco import CocoDataset
 from ranksort.data.layouts import find_split
 from ranksort.evaluation.thresholds import Wish
@@ -123,6 +125,18 @@ class _Trap:
 
     def __reduce__(self) -> tuple[object, tuple[Path]]:
         return Path.touch, (self.path,)
+
+
+def test_a_damaged_best_checkpoint_is_mentioned(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = read_checkpoint(run / "checkpoints/model.safetensors")
+    weights = {f"model.{name}": tensor for name, tensor in model.state_dict.items()}
+    content = {"ranksort": metadata(model.recipe, model.categories), "state_dict": weights}
+    save_checkpoint(content, tmp_path / "checkpoints/last.ckpt")
+    (tmp_path / "checkpoints/best.ckpt").write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match=r"best\.ckpt .* saving .*last\.ckpt"):
+        save_pretrained(tmp_path, tmp_path / "shared")
+    cli.main(["convert", str(tmp_path), "--out", str(tmp_path / "last.safetensors")])
+    assert f"converting {tmp_path / 'checkpoints/last.ckpt'}" in capsys.readouterr().out
 
 
 def test_nothing_is_unpickled(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from ranksort import cli
 from ranksort.checkpoints import load_model, read_checkpoint, save_model
 from ranksort.data.coco_columns import Category
 from ranksort.mmdetection import from_mmdetection, to_mmdetection
+from ranksort.published import convert_checkpoint
 from ranksort.recipes import create_model, get_recipe
 from ranksort.recipes.build import with_pixel_statistics
 
@@ -60,6 +61,19 @@ def test_there_and_back(recipe: str) -> None:
     back = from_mmdetection(theirs)
     assert back.keys() == ours.keys()
     assert all(back[name] is ours[name] for name in ours)
+
+
+def test_the_state_of_a_loss_stays_here() -> None:
+    recipe = get_recipe("ranksort_atss_r50_fpn_1x_coco")
+    recipe.model.backbone, recipe.model.channels, recipe.model.num_classes = "resnet18", 64, 2
+    recipe.model.loss = "average_lrp"
+    ours = create_model(recipe).state_dict()
+    assert "criterion.loss.localization_weight" in ours
+    theirs = to_mmdetection(ours, "atss")
+    assert not [name for name in theirs if not name.startswith(("backbone.", "neck.", "bbox_head."))]
+    back = convert_checkpoint(theirs, recipe)
+    assert back.keys() == ours.keys()
+    assert all(torch.equal(back[name], tensor) for name, tensor in ours.items())
 
 
 def test_the_branch_for_centreness_is_always_1() -> None:

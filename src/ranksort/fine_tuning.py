@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .checkpoints import Checkpoint, read_checkpoint
+from .mmdetection import is_of_loss
 from .models import Detector
 from .models.backbones import build_backbone
 from .published import read_published
@@ -226,7 +227,7 @@ def match_names(new: Sequence[str], old: Sequence[str]) -> dict[int, int]:
 
 def _tensors(model: Detector) -> dict[str, Tensor]:
     """The tensors of a model's state, except for the running statistics of its loss."""
-    return {name: tensor for name, tensor in model.state_dict().items() if "criterion" not in _part(name)}
+    return {name: tensor for name, tensor in model.state_dict().items() if not is_of_loss(name)}
 
 
 def _part(name: str) -> str:

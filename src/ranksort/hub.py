@@ -11,6 +11,7 @@ Nothing is pickled or unpickled. Paths of the training machine are removed.
 import dataclasses
 import json
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,8 @@ def save_pretrained(checkpoint: str | Path, folder: str | Path, *, report: str |
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not empty: name a new folder")
     trained = read_checkpoint(checkpoint)
+    if trained.note:
+        warnings.warn(f"{trained.note}: saving {trained.path}", stacklevel=2)
     trained.recipe = _without_paths(trained.recipe)
     trained.scores = {kind: _without_origin(content) for kind, content in trained.scores.items()}
     own = _own_report(checkpoint)

@@ -120,13 +120,18 @@ def to_mmdetection(state_dict: Mapping[str, Tensor], detector: str) -> dict[str,
         )
     rows = [(ours, theirs) for theirs, ours in (*_EVERYWHERE, *_HEADS[detector])]
     laterals = _laterals(state_dict, "fpn.laterals.#.bias")
-    converted = {_their_name(name, rows, laterals): tensor for name, tensor in state_dict.items()}
+    converted = {_their_name(k, rows, laterals): tensor for k, tensor in state_dict.items() if not is_of_loss(k)}
     if detector in ("atss", "paa"):
         weight = state_dict["head.box_deltas.weight"]
         anchors = len(weight) // 4
         converted[_CENTRENESS + "weight"] = torch.zeros_like(weight[:anchors])
         converted[_CENTRENESS + "bias"] = torch.full_like(weight[:anchors, 0, 0, 0], _ALWAYS)
     return converted
+
+
+def is_of_loss(name: str) -> bool:
+    """Whether one of our tensors belongs to the state of a training loss, such as the balance of aLRP Loss; others' weights have none."""
+    return "criterion" in name.partition(".")[0]
 
 
 def _our_name(name: str, rows: list[Row], laterals: int) -> str:

@@ -12,7 +12,7 @@ from .checkpoint_file import load_checkpoint, save_checkpoint
 from .checkpoints import Checkpoint, check_fit
 from .data.coco import COCO_CATEGORIES
 from .data.coco_columns import Category
-from .mmdetection import from_mmdetection, to_mmdetection
+from .mmdetection import from_mmdetection, is_of_loss, to_mmdetection
 from .recipes import Recipe, create_model, get_recipe, list_recipes
 from .recipes.build import with_pixel_statistics
 
@@ -43,10 +43,7 @@ def convert_checkpoint(source: str | Path | Mapping[str, Any], recipe: str | Rec
     """
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     converted = _renamed(source if isinstance(source, Mapping) else load_checkpoint(Path(source)))
-    with torch.device("meta"):  # names and shapes without weights
-        model = create_model(recipe)
-    check_fit(model, converted, "the published checkpoint" if isinstance(source, Mapping) else str(source))
-    return converted
+    return _fitting(converted, recipe, "the published checkpoint" if isinstance(source, Mapping) else str(source))
 
 
 def read_foreign(path: str | Path, recipe: Recipe) -> Checkpoint:
@@ -58,9 +55,23 @@ def read_foreign(path: str | Path, recipe: Recipe) -> Checkpoint:
     content, recipe = load_checkpoint(Path(path)), copy.deepcopy(recipe)
     converted = _renamed(content)
     recipe.model.num_classes = _count_classes(converted, recipe) or recipe.model.num_classes
-    with torch.device("meta"):
-        check_fit(create_model(recipe), converted, str(path))
+    converted = _fitting(converted, recipe, str(path))
     return Checkpoint(recipe, _published_categories(content, recipe.model.num_classes), converted)
+
+
+def _fitting(state_dict: dict[str, Tensor], recipe: Recipe, source: str) -> dict[str, Tensor]:
+    """A state dict for `create_model(recipe)`, with the initial state of a loss that has one.
+
+    Raises:
+        ValueError: as `convert_checkpoint`.
+    """
+    with torch.device("meta"):  # names and shapes without weights
+        model = create_model(recipe)
+    if any(map(is_of_loss, model.state_dict())):
+        state = create_model(recipe).state_dict()
+        state_dict = {name: tensor for name, tensor in state.items() if is_of_loss(name)} | state_dict
+    check_fit(model, state_dict, source)
+    return state_dict
 
 
 def save_mmdetection(path: str | Path, checkpoint: Checkpoint) -> None:
@@ -124,7 +135,7 @@ def _count_classes(state_dict: Mapping[str, Tensor], recipe: Recipe) -> int:
     """The number of classes with which these weights fit a recipe's model; 0 if they do not fit."""
     with torch.device("meta"):
         model = create_model(recipe, num_classes=1)
-    own = model.state_dict()
+    own = {name: tensor for name, tensor in model.state_dict().items() if not is_of_loss(name)}
     if own.keys() != state_dict.keys():
         return 0
     counts = {1}

@@ -70,6 +70,13 @@ def test_degenerate_boxes_stay_finite(box, other):
         assert gradient.isfinite().all()
 
 
+def test_boxes_may_be_fractions_of_a_large_image():
+    pixels = torch.tensor([[0.0, 0.0, 3.0, 3.0], [1.0, 0.0, 3.0, 3.0]])
+    fractions = pixels / 4096
+    torch.testing.assert_close(paired_iou(fractions[:1], fractions[1:]), torch.tensor([2 / 3]))
+    torch.testing.assert_close(giou_loss(fractions[:1], fractions[1:]), torch.tensor([1 / 3]))
+
+
 def test_extremes_of_giou():
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
     assert giou_loss(boxes, boxes).item() == 0

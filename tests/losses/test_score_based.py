@@ -89,6 +89,18 @@ def test_extreme_logits_are_finite(loss: Callable[[Tensor, Tensor], Tensor]) -> 
     assert bool(logits.grad.isfinite().all())
 
 
+@pytest.mark.parametrize("exponent", [0.0, 0.5])
+@pytest.mark.parametrize("name", LOSSES)
+def test_small_exponents_have_finite_gradients(name: str, exponent: float) -> None:
+    loss = LOSSES[name][0]
+    logits = torch.tensor([20.0, -120.0, 1e4, -1e4, 0.0, 3.0], requires_grad=True)
+    targets = torch.tensor([1.0, 0.0, 1.0, 0.0, 0.5, -1.0])  # the first five are met exactly
+    value = loss(logits, targets, **{"beta" if name == "quality_focal" else "gamma": exponent})
+    value.backward()
+    assert bool(value.isfinite())
+    assert bool(logits.grad.isfinite().all())
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_computes_in_float32_or_better(loss: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype) -> None:
     logits = (4 * torch.randn(30, generator=torch.Generator().manual_seed(0))).to(dtype).requires_grad_()

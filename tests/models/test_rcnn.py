@@ -215,6 +215,14 @@ def test_of_many_positives_some_go_to_the_mask_head(monkeypatch: pytest.MonkeyPa
     assert [len(boxes) for boxes in seen] == [3, 3]
     assert not torch.equal(*seen)
     assert positives(model, images, targets) > 6
+    # Losses on validation images are not random.
+    model.eval()
+    batch_and_targets = model.transform(images, targets)
+    with torch.no_grad():
+        for _ in range(2):
+            model.losses(*batch_and_targets)
+    assert len(seen[-1]) == 3
+    assert torch.equal(seen[-2], seen[-1])
 
 
 def test_mask_loss_reaches_the_mask_head_alone_with_what_it_is_for() -> None:

@@ -56,6 +56,14 @@ def test_all_kinds_of_images_are_the_same(tmp_path: Path) -> None:
     assert torch.equal(load_image(pixels[..., 0]), tensor[:1].expand(3, -1, -1))
 
 
+@pytest.mark.parametrize("kind", ["tensor", "array"])
+def test_what_happens_to_the_source_later_does_not_matter(kind: str) -> None:
+    pixels = torch.zeros(3, 8, 9, dtype=torch.uint8)
+    image = load_image(pixels if kind == "tensor" else pixels.permute(1, 2, 0).numpy())
+    pixels.fill_(255)  # as the next frame of a camera, in the same memory
+    assert not image.any()
+
+
 def test_photos_are_turned_as_people_see_them(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held upright

@@ -43,7 +43,7 @@ def export(
 
     check_path(out, overwrite)
     trained = read_checkpoint(checkpoint)
-    model = load_model(checkpoint, detector=detector or None)
+    model = load_model(checkpoint, detector=detector or None, calibration=calibration)  # whose thresholds come first
     calibrations = []
     targets: tuple[Literal["iou", "precision"], ...] = ("iou", "precision")
     for target in targets if calibration is None else targets[:1]:

@@ -49,6 +49,8 @@ def convert(
         file.require("evaluation", without=("nothing to evaluate", "bad box"))
         categories = file.categories
     checkpoint = read_checkpoint(weights) if chosen is None else read_foreign(weights, chosen)
+    if checkpoint.note:
+        print(f"warning: {checkpoint.note}: converting {checkpoint.path}")
     count = checkpoint.recipe.model.num_classes if chosen else len(checkpoint.categories)
     checkpoint.categories = categories or checkpoint.categories
     if len(checkpoint.categories) != count:

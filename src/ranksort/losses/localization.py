@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-_EPS = 1e-6
+_EPS = 1e-12  # less than the area of a pixel, also if boxes are fractions of a large image
 
 
 def _areas(boxes: Tensor) -> Tensor:

@@ -40,7 +40,9 @@ def focal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.25, gamma: f
     s, y = _prepare(logits, targets)
     y = (y > 0).to(s)
     alpha_t = (2 * alpha - 1) * y + (1 - alpha)
-    return _per_positive(alpha_t * (y - s.sigmoid()).abs() ** gamma * _cross_entropy(s, y), y)  # |y - p| is 1 - p_t
+    return _per_positive(
+        alpha_t * _power((y - s.sigmoid()).abs(), gamma) * _cross_entropy(s, y), y
+    )  # |y - p| is 1 - p_t
 
 
 def quality_focal_loss(logits: Tensor, targets: Tensor, *, beta: float = 2.0) -> Tensor:
@@ -67,7 +69,7 @@ def quality_focal_loss(logits: Tensor, targets: Tensor, *, beta: float = 2.0) ->
         (0.0, 0.1109)
     """
     s, y = _prepare(logits, targets)
-    return _per_positive((y - s.sigmoid()).abs() ** beta * _cross_entropy(s, y), y)
+    return _per_positive(_power((y - s.sigmoid()).abs(), beta) * _cross_entropy(s, y), y)
 
 
 def varifocal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.75, gamma: float = 2.0) -> Tensor:
@@ -95,7 +97,7 @@ def varifocal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.75, gamm
         (0.2773, 0.5545)
     """
     s, y = _prepare(logits, targets)
-    weight = torch.where(y > 0, y, alpha * s.sigmoid() ** gamma)
+    weight = torch.where(y > 0, y, alpha * _power(s.sigmoid(), gamma))
     return _per_positive(weight * _cross_entropy(s, y), y)
 
 
@@ -107,6 +109,11 @@ def _prepare(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         )
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return logits.to(dtype).masked_fill(targets < 0, _SURELY_NOT), targets.to(dtype).clamp(min=0)
+
+
+def _power(x: Tensor, exponent: float) -> Tensor:
+    """`x ** exponent` for x in [0, 1]. At 0, an exponent below 1 has an infinite derivative, which would make the gradient NaN."""
+    return (x.clamp(min=torch.finfo(x.dtype).tiny) if exponent < 1 else x) ** exponent
 
 
 def _cross_entropy(s: Tensor, y: Tensor) -> Tensor:

@@ -74,9 +74,12 @@ class MaskRCNN(Detector):
         logits, deltas = self.box_head(features, regions, matched.positive)
         found = self.box_head.losses(logits, deltas, regions, matched, self.criterion)
 
-        chosen = torch.arange(len(matched.positive), device=logits.device)
-        if len(chosen) > MOST_MASKS:
-            chosen = torch.randperm(len(chosen), device=logits.device)[:MOST_MASKS].sort().values
+        count = len(matched.positive)
+        chosen = torch.arange(min(count, MOST_MASKS), device=logits.device)
+        if count > MOST_MASKS and self.training:
+            chosen = torch.randperm(count, device=logits.device)[:MOST_MASKS].sort().values
+        elif count > MOST_MASKS:  # losses on validation images are not random
+            chosen = chosen * count // MOST_MASKS
         positive, image = matched.positive[chosen], matched.image[chosen]
         boxes = torch.cat(regions)[positive]
         of_image = [boxes[image == i] for i in range(len(targets))]

@@ -131,7 +131,7 @@ def say_what_was_found(
 
 
 def load_image(source: Any, white: float = 0) -> "Tensor":
-    """Load an image upright, rotated by its EXIF orientation: uint8 RGB [3, H, W].
+    """Load an image upright, rotated by its EXIF orientation: uint8 RGB [3, H, W], which shares no memory with the source.
 
     Args:
         source: as for `load_pixels`; or a tensor as models take it, RGB [3, H, W], uint8 or float in 0..1.
@@ -144,7 +144,7 @@ def load_image(source: Any, white: float = 0) -> "Tensor":
     import torch
 
     if not isinstance(source, torch.Tensor):
-        return torch.from_numpy(np.ascontiguousarray(load_pixels(source, white).transpose(2, 0, 1)))
+        return torch.from_numpy(load_pixels(source, white).transpose(2, 0, 1).copy())
     if source.ndim != 3 or source.shape[0] != 3 or 0 in source.shape:
         raise ValueError(f"a tensor must be RGB of shape [3, H, W], got {tuple(source.shape)}")
     if source.is_floating_point():
@@ -153,7 +153,7 @@ def load_image(source: Any, white: float = 0) -> "Tensor":
         source = source.mul(255).round().to(torch.uint8)
     if source.dtype != torch.uint8:
         raise ValueError(f"a tensor must be uint8 or float in 0..1, got {source.dtype}")
-    return source.detach().cpu()
+    return source.detach().cpu().clone()
 
 
 def load_pixels(source: Any, white: float = 0) -> np.ndarray:
