@@ -1,10 +1,10 @@
-# The same verbs for people and for CI. Each sets up what it needs: Python >= 3.10 and make are enough to begin with.
-# `.venv` holds everything that is installed; it is brought up to date when pyproject.toml changes.
+# Targets for people and for CI. Each installs what it needs; you need only Python >= 3.10 and make.
+# Everything is installed into `.venv`, which is updated when pyproject.toml changes.
 
 PYTHON ?= python3
 # Processes that run the tests, one thread each.
 TEST_WORKERS ?= 2
-# Passed on, as in: make test ARGS="-k rank_sort"; make quickstart ARGS="--epochs 1"
+# Extra arguments, as in: make test ARGS="-k rank_sort"; make quickstart ARGS="--epochs 1"
 ARGS =
 
 BIN = .venv/bin
@@ -14,18 +14,18 @@ INSTALLED = .venv/installed
 .PHONY: help quickstart test doctest gpu lint types format bench docs site build release-check clean
 
 help:
-	@echo "make quickstart  make a small data set, train a detector on it in minutes, show what it finds"
-	@echo "make test        run the tests, and the examples in docstrings"
-	@echo "make doctest     run the examples in docstrings"
-	@echo "make gpu         on a machine with a GPU: check the losses and detectors there, and measure them"
+	@echo "make quickstart  generate a small data set, train a detector on it in minutes, show its detections"
+	@echo "make test        run the tests and the docstring examples"
+	@echo "make doctest     run the docstring examples"
+	@echo "make gpu         test and measure the losses and detectors on a GPU"
 	@echo "make lint        check style and formatting"
 	@echo "make types       check the type annotations"
 	@echo "make format      fix style and formatting"
 	@echo "make bench       compare the cost of the losses with focal loss"
-	@echo "make docs        draw the figures and write the tables of docs/ again"
+	@echo "make docs        redraw the figures and rewrite the tables of docs/"
 	@echo "make site        build the documentation into site/; open site/index.html"
 	@echo "make build       build the sdist and the wheel into dist/"
-	@echo "make release-check  build them and try them in empty environments, with the oldest and the newest PyTorch"
+	@echo "make release-check  build both and try them in empty environments, with the oldest and the newest PyTorch"
 	@echo "make clean       remove caches, dist/ and site/ (never .venv, data or runs)"
 
 quickstart: $(INSTALLED)

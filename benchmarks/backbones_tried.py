@@ -30,20 +30,19 @@ vgg16_bn vovnet39a wide_resnet50_2 xception65
 """
 HEADER = """# Backbones
 
-`--model.backbone timm/<model>` takes those models of [timm](https://github.com/huggingface/pytorch-image-models) that give
-maps of strides 8, 16 and 32 for images whose sides are multiples of 32. The R-CNNs and SOLOv2 also need stride 4. This is checked
-when the model is built, and a model that does not fit is refused. Nearly all convolutional models fit, and some transformers.
+`--model.backbone timm/<model>` takes any model of [timm](https://github.com/huggingface/pytorch-image-models) with
+feature maps of strides 8, 16 and 32 for images whose sides are multiples of 32. The R-CNNs and SOLOv2 also need stride 4. This is checked
+when the model is built. Nearly all convolutional models fit, and some transformers.
 
-What a model works with:
+The column "works with":
 
 - *all*: every detector;
-- *dense*: ATSS, PAA and YOLACT, because it has no level of stride 4;
-- *not YOLACT at 550 pixels*: it takes only sides that are multiples of 32, so set `--model.min-size 544`.
+- *dense*: only ATSS, PAA and YOLACT, because the model has no level of stride 4;
+- *not YOLACT at 550 pixels*: the model takes only sides that are multiples of 32, so set `--model.min-size 544`.
 
-The smallest model of each family and some well-known ones, on {versions}, with random weights. "Works" means that a training step of
+The smallest model of each family and some well-known ones, with {versions} and random weights. "Works" means that a training step of
 RS-ATSS gives every trained parameter a finite gradient. The numbers of frozen and trained parameters are in millions, with the default
-`--model.frozen-stages 1`. The table is written by
-[benchmarks/backbones_tried.py](../benchmarks/backbones_tried.py).
+`--model.frozen-stages 1`. [benchmarks/backbones_tried.py](../benchmarks/backbones_tried.py) writes the table.
 
 | family | model | works with | frozen | trained |
 | --- | --- | --- | --- | --- |

@@ -1,6 +1,6 @@
 """Does ranking help? Train the same detector with each loss, all else being equal; benchmarks/losses.md has protocol and results.
 
-    python benchmarks/compare_losses.py nutrigo bccd --epochs 12 --min-size 320      # folders in COCO format
+    python benchmarks/compare_losses.py nutrigo bccd --epochs 12 --min-size 320      # folders as for ranksort train
     python benchmarks/compare_losses.py nutrigo --device cuda --jobs 8                # eight cells at a time
     python benchmarks/compare_losses.py nutrigo --device cuda --recipe ranksort_atss_r50_fpn_1x_coco --min-size 800
     python benchmarks/compare_losses.py --table
@@ -48,7 +48,7 @@ TIMED_STEPS = 20
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "data_root", type=Path, nargs="*", help="annotations/instances_{train,val[,test]}.json, images/"
+        "data_root", type=Path, nargs="*", help="as for --data.root; with test images, they are what counts"
     )
     parser.add_argument("--recipe", help="default: a lite0 recipe, of masks for facade")
     parser.add_argument(
@@ -91,8 +91,8 @@ def main() -> None:
 def compare(root: Path, loss: str, options: argparse.Namespace, cells: Executor) -> None:
     """Run the cells of a data set and a loss that are not in the results yet."""
     common = {
-        "data": root.name,
-        "recipe": options.recipe or SMALL.get(root.name, "ranksort_atss_lite0_small"),
+        "data": root.resolve().name,
+        "recipe": options.recipe or SMALL.get(root.resolve().name, "ranksort_atss_lite0_small"),
         "epochs": options.epochs,
         "min_size": options.min_size,
         "batch_size": options.batch_size,
@@ -128,8 +128,7 @@ def run(root: Path, options: argparse.Namespace, cell: dict[str, Any]) -> dict[s
     report = report or engine.test(trained(folder, options), folder / "again")  # of a run that had already ended
     rare = rarest_third(root)
     result = cell | {"lr": recipe.optimizer.lr, "val": numbers(report, rare)}
-    test = root / "annotations" / "instances_test.json"
-    if test.is_file():
+    if test := test_annotations(root):
         checkpoint = trained(folder, options)
         checkpoint.recipe.data.val_annotations = str(test)
         result["test"] = numbers(engine.test(checkpoint, folder / "test"), rare)
@@ -152,12 +151,26 @@ def trained(folder: Path, options: argparse.Namespace) -> Any:
     return checkpoint
 
 
-def rarest_third(root: Path) -> set[int]:
+def rarest_third(root: Path) -> set[Any]:
     """The ids of the third of the classes with the fewest training objects; among equals, lower ids first."""
-    content = json.loads((root / "annotations" / "instances_train.json").read_text(encoding="utf-8"))
-    count = Counter(a["category_id"] for a in content["annotations"] if not a.get("iscrowd"))
-    ids = sorted((category["id"] for category in content["categories"]), key=lambda id: (count[id], id))
-    return set(ids[: round(len(ids) / 3)])
+    from ranksort.data.coco import CocoDataset
+    from ranksort.data.layouts import find_split
+
+    file = CocoDataset(*find_split(root, "train"), training=False).file
+    assert file is not None
+    objects = file.annotations
+    count = Counter(objects.category[~objects.crowd].tolist())
+    rarest = sorted(range(len(file.categories)), key=lambda c: count[c])
+    return {file.categories[c].id for c in rarest[: round(len(rarest) / 3)]}
+
+
+def test_annotations(root: Path) -> Path | None:
+    """The test images of a data set, if it has them and they are not what validation uses for lack of others."""
+    from ranksort.data.layouts import find_split
+
+    usual = ("annotations/instances_test.json", "annotations/instances_test2017.json", "test/_annotations.coco.json")
+    found = next((root / name for name in usual if (root / name).is_file()), None)
+    return None if found == find_split(root, "val").annotations else found
 
 
 def numbers(report: Any, rare: set[int]) -> dict[str, float | None]:

@@ -1,4 +1,4 @@
-"""A data format of your own: CSV files with one object per line, file,class,x1,y1,x2,y2 in pixels, and no header, beside a folder `images`.
+"""Your own data format: CSV files with one object per line, file,class,x1,y1,x2,y2 in pixels, and no header, beside a folder `images`.
 
 ranksort import-data FOLDER --reader examples/my_format.py:read_csv --out my_data
 """
@@ -16,7 +16,7 @@ Rows = dict[Path, list[tuple[int, list[str]]]]  # of an image: numbers of its li
 
 
 def read_csv(folder: Path) -> ImportedDataset:
-    """Read `train.csv`, and `val.csv` and `test.csv` where they are there."""
+    """Read `train.csv`, and `val.csv` and `test.csv` if they exist."""
     dataset = ImportedDataset(f"CSV data set {folder}")
     for split in ("train", "val", "test"):
         file = folder / f"{split}.csv"

@@ -1,6 +1,6 @@
 """Your own loss instead of RS Loss, for any detector: cross-entropy with the IoU as target, and GIoU for the boxes.
 
-python examples/my_loss.py [my_data]     # a folder in COCO format; default: drawn images
+python examples/my_loss.py [my_data]     # a folder in COCO format; default: synthetic images
 """
 
 import sys

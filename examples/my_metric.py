@@ -1,4 +1,4 @@
-"""A metric of your own in the report: F1 at each class's best threshold, and the share of true positives with IoU .75 or more.
+"""Your own metric in the report: F1 at each class's best threshold, and the share of true positives with IoU .75 or more.
 
 python examples/my_metric.py truth.json detections.json [report]     # COCO files; `report`: a folder to write
 """

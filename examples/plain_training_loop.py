@@ -1,6 +1,6 @@
-"""Train a detector with plain PyTorch, without our engine; also used to measure the cost of the engine.
+"""Train a detector with plain PyTorch, without the engine; also used to measure the engine's overhead.
 
-python examples/plain_training_loop.py [my_data] --epochs 3     # a folder in COCO format; default: drawn images
+python examples/plain_training_loop.py [my_data] --epochs 3     # a folder in COCO format; default: synthetic images
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""Train Deformable DETR of transformers with RS Loss at every decoder layer. Conditional DETR and DAB-DETR work in the same way.
+"""Train transformers' Deformable DETR with RS Loss at every decoder layer. Conditional DETR and DAB-DETR work in the same way.
 
-pip install transformers; python examples/rs_loss_in_deformable_detr.py [my_data]     # a folder in COCO format; default: drawn images
+pip install transformers; python examples/rs_loss_in_deformable_detr.py [my_data]     # a folder in COCO format; default: synthetic images
 
-Plain DETR has a softmax with a column for "no object", but RS Loss ranks sigmoids: drop the column with `logits[..., :-1]`, match as
+The original DETR has a softmax with a "no object" column, but RS Loss ranks sigmoids: drop the column with `logits[..., :-1]`, match as
 here, and report sigmoids instead of its post-processing.
 """
 

@@ -1,6 +1,6 @@
 """Train torchvision's FCOS with RS Loss, with only a classifier and boxes: scores sorted by IoU need no centreness.
 
-python examples/rs_loss_in_fcos.py [my_data]     # a folder in COCO format; default: drawn images
+python examples/rs_loss_in_fcos.py [my_data]     # a folder in COCO format; default: synthetic images
 """
 
 import sys

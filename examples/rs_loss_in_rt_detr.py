@@ -1,6 +1,6 @@
-"""Train RT-DETR of transformers with RS Loss: decoder layers, encoder proposals and denoising queries.
+"""Train transformers' RT-DETR with RS Loss: decoder layers, encoder proposals and denoising queries.
 
-pip install transformers; python examples/rs_loss_in_rt_detr.py [my_data]     # a folder in COCO format; default: drawn images
+pip install transformers; python examples/rs_loss_in_rt_detr.py [my_data]     # a folder in COCO format; default: synthetic images
 """
 
 import sys

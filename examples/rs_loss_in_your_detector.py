@@ -1,6 +1,6 @@
 """Train torchvision's RetinaNet with RS Loss instead of focal loss and L1: only `compute_loss` of its head changes.
 
-python examples/rs_loss_in_your_detector.py [my_data]     # a folder in COCO format; default: drawn images
+python examples/rs_loss_in_your_detector.py [my_data]     # a folder in COCO format; default: synthetic images
 """
 
 import sys

@@ -303,7 +303,7 @@ def test_a_run_from_a_run(
     assert again.recipe.model == new.recipe.model
     _assert_same(again.state_dict["head.class_logits.weight"], new.state_dict["head.class_logits.weight"])
     recipe.training.weights = "other"
-    with pytest.raises(ValueError, match=r"cannot be resumed with another --training\.weights"):
+    with pytest.raises(ValueError, match=r"cannot be resumed with a different --training\.weights"):
         train(recipe, second, resume=True)
 
 

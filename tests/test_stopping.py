@@ -107,7 +107,7 @@ def test_a_run_out_of_time_is_saved_reported_and_resumed(
         f"stopped in epoch 1 of 1: --training.max-minutes 60 reached\nto continue: ranksort train {run} --resume" in out
     )
     engine.train(tiny_recipe, run, resume=True)
-    assert "continuing with epoch 1 of 1, 2 of its batches are done" in capsys.readouterr().out
+    assert "continuing with epoch 1 of 1, after 2 of its batches" in capsys.readouterr().out
     whole = last(tmp_path / "whole")["state_dict"]
     assert all(torch.equal(tensor, whole[name]) for name, tensor in last(run)["state_dict"].items())
 

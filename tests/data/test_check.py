@@ -192,7 +192,7 @@ def test_corners_instead_of_sides_are_recognised(content: dict[str, Any], write:
     ):
         annotation["bbox"] = box
     (fault,) = check_data(*write(content)).faults
-    assert fault.kind == "boxes reach out of their images"
+    assert fault.kind == "boxes extend beyond their images"
     assert "3 of 3 boxes extend beyond their images, but would fit as corners" in fault.lines[0]
 
 
@@ -283,7 +283,7 @@ def test_names_with_folders_of_the_exporter_are_found(
     (images / there).parent.mkdir(parents=True, exist_ok=True)
     (images / "wide.jpg").rename(images / there)
     check = check_data(images, annotations)
-    assert [fault.kind for fault in check.faults] == ["found under another name"]
+    assert [fault.kind for fault in check.faults] == ["found in another folder"]
     assert CocoDataset(images, annotations, training=True)[0][0].shape == (3, 48, 64)
     assert find_split(images.parent, "train")[0] in (images, images.parent)
 
@@ -324,7 +324,7 @@ def test_dark_images_and_turned_ones_are_said(content: dict[str, Any], write: Wr
         faults = {fault.kind: fault.lines[0] for fault in check_data(*write_again(content, images)).faults}
         assert ("nearly black" in faults) == (expected is not None)
         assert expected is None or expected in faults["nearly black"]
-        assert "image 2 is rotated by its EXIF orientation 3" in faults["turned by EXIF"]
+        assert "image 2 is rotated by its EXIF orientation 3" in faults["rotated by EXIF"]
 
 
 def write_again(content: Any, images: Path) -> tuple[Path, Path]:

@@ -35,8 +35,8 @@ def test_lines_for_a_terminal() -> None:
     # Eight dogs are cats. Recall .8 costs cats 20 of 101 recalls, precision 40/48 dogs a sixth.
     assert lines[1] == "8 false positives at the best thresholds: another class 100%."
     assert lines[2] == "Cost of each kind of error in points of AP50: another class 18.2."
-    assert lines[3] == "Confused most often: cat taken for dog (8)."
-    assert lines[4].startswith("A score of 0.90 here means right in 100 of 100")
+    assert lines[3] == "Confused most often: cat mistaken for dog (8)."
+    assert lines[4].startswith("A score of 0.90 here means a precision of 100%")
     assert "\n".join(lines) in report.text()
 
 

@@ -79,7 +79,7 @@ def test_a_limit_that_cuts_wrong_detections_only_is_named_too():
     assert "left out 70 detections" in said[1]
     assert "--max-detections 110`" in said[1]
     said = findings(evaluate_detections(ground_truth, wrong, max_detections=40))
-    assert said[0].startswith("Nothing is detected:")
+    assert said[0].startswith("No true positives:")
     assert "left out 30 detections" in said[1]
 
 

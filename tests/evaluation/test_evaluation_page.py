@@ -111,7 +111,7 @@ def test_a_click_on_a_class_or_on_two_that_are_confused_shows_images(browser, tm
         assert texts(browser, "#s2 .panel tbody td:nth-child(2)") == [str(number) for number in row]
         assert len(texts(browser, "#s2 .panel figure")) == len(images)
     browser.run("document.querySelector('#s5 .plain button').click()")
-    assert texts(browser, "#s5 .panel h3") == [f"{pair['object']} taken for {pair['detected']}"]
+    assert texts(browser, "#s5 .panel h3") == [f"{pair['object']} mistaken for {pair['detected']}"]
     assert len(texts(browser, "#s5 .panel figure")) == len(pair["images"])
     assert browser.run("document.documentElement.scrollWidth") <= 390
     assert browser.complaints == []
@@ -213,7 +213,7 @@ def test_the_page_of_extremes(browser, tmp_path, found):
     report.save(tmp_path)
     browser.open(tmp_path / "index.html")
     said = texts(browser, "#findings li")[0]
-    assert said.startswith("No errors: all" if found == "everything" else "Nothing is detected: none of the")
+    assert said.startswith("No errors: all" if found == "everything" else "No true positives: none of the")
     assert ("Scores: nothing was detected." in texts(browser, "main li")) == (found == "nothing")
     assert "NaN" not in browser.run("document.body.innerHTML")
     assert browser.complaints == []

@@ -22,7 +22,7 @@ def calibrate(
     style: Literal["coco", "lvis"] = "coco",
     max_detections: int | None = None,
 ) -> None:
-    """Fit a calibration of a detector's scores on validation data, and show how far off the scores are.
+    """Fit a calibration of a detector's scores to validation data, and show its errors before and after.
 
     The errors shown are measured by cross-fitting: each half of the images is calibrated on the other half. The file written is
     fitted to all images.
@@ -32,7 +32,7 @@ def calibrate(
         detections: COCO results of any model.
         out: output file, for apply-calibration.
         target: what a calibrated score means: the expected IoU, or the probability of an IoU of .5 or more.
-        method: isotonic (rising steps) or linear regression.
+        method: isotonic regression (a rising step function) or linear regression.
         iou_type: compare boxes or masks.
         style: evaluation rules of COCO or LVIS.
         max_detections: see evaluate.
@@ -88,7 +88,7 @@ def apply_calibration(
     write_rows(rows, out)
     if num_unknown:
         print(
-            f"{num_unknown} detections have categories unknown to the calibration: that of all classes was applied to them"
+            f"{num_unknown} detections have categories unknown to the calibration: the curve of all classes was applied to them"
         )
     print(f"{len(rows)} calibrated detections: {out}")
 

@@ -25,7 +25,7 @@ def check_data(
     """Check a data set for faults before training on it.
 
     Args:
-        images: folder of the images; or, without annotations, a data set as for --data.root of `train`.
+        images: folder of the images; or, without JSON, a data set as for --data.root of `train`.
         annotations: COCO annotation file of the images.
         verbose: list all faults, however many.
         crowd: what to do with annotations marked as crowd, as for --data.crowd of `train`.

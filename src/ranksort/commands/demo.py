@@ -26,7 +26,7 @@ def demo(
     device: str = "",
     detector: Annotated[str, arg(name="model.detector", aliases=["--detector"])] = "",
 ) -> None:
-    """Try a model in the browser: drop images on a page and change thresholds and classes.
+    """Try a model in the browser: drop images on a page, and choose thresholds and classes.
 
     Args:
         checkpoint: a run folder, .ckpt or .safetensors.

@@ -39,7 +39,7 @@ def test_command(defaults: Recipe) -> Callable[..., None]:
         calibration: CalibrationPath = None,
         score_threshold: ThresholdText = None,
     ) -> None:
-        """Evaluate a checkpoint on the validation data. `ranksort test CHECKPOINT --help` shows its own settings as defaults.
+        """Evaluate a checkpoint on the validation data. `ranksort test CHECKPOINT --help` has the checkpoint's settings as defaults.
 
         Args:
             checkpoint: a run folder, .ckpt or .safetensors.
@@ -83,7 +83,7 @@ def evaluate(
     out: Annotated[Path | None, default("no report is written")] = None,
     overwrite: bool = False,
 ) -> None:
-    """Evaluate detections from any model: AP and oLRP with 95 % intervals, kinds of errors, calibration of the scores.
+    """Evaluate detections from any model: AP and oLRP with 95 % intervals, kinds of error, calibration errors.
 
     Args:
         ground_truth: COCO or LVIS annotations, a JSON file.
@@ -133,7 +133,7 @@ def keep_report(folder: Path, overwrite: bool) -> None:
 
 
 def report(runs: Annotated[list[Path], Positional, arg(metavar="RUN")], /, out: Path = Path("comparison.html")) -> None:
-    """Compare runs: a page with numbers, classes and curves side by side, and how much better each run is than the first.
+    """Compare runs: write a page with metrics, classes and curves side by side, and print how much better each run is than the first.
 
     Args:
         runs: run folders, or report folders of test or evaluate.

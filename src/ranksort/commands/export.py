@@ -20,7 +20,7 @@ def export(
     overwrite: bool = False,
     detector: Annotated[str, arg(name="model.detector", aliases=["--detector"])] = "",
 ) -> None:
-    """Export a trained detector to ONNX, from the pixels of an image of any size to its detections.
+    """Export a trained detector to ONNX, including resizing and NMS, for images of any size.
 
     The file runs without PyTorch: `ranksort predict model.onnx IMAGE... --out DIR`.
 
@@ -28,7 +28,7 @@ def export(
         checkpoint: a run folder, .ckpt or .safetensors.
         out: output file.
         calibration: file of `ranksort calibrate` for this model, to include; by default the one in the run's report or the checkpoint.
-        images: images to compare ONNX Runtime with PyTorch on (the first three are used); by default drawn ones.
+        images: images to compare ONNX Runtime with PyTorch on (the first three are used); by default synthetic ones.
         verify: compare the two, and write no file if they differ.
         overwrite: replace an existing file.
         detector: file.py:Class, if the checkpoint was trained with your own detector; the file is executed.

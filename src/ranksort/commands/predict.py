@@ -50,7 +50,7 @@ def predict(
         score_threshold: minimum score of a detection: a number; or, for each class, the threshold that has the best oLRP in the
             run's report (lrp) or reaches a precision or recall there (precision:.9, recall:.8).
         scores: raw: the model's own; calibrated: the expected IoU of a detection; precision: the probability of an IoU of .5 or more.
-        calibration: calibration file for these; by default the one in the run's report or the checkpoint.
+        calibration: calibration file for calibrated scores; by default the one in the run's report or the checkpoint.
         device: such as cpu, cuda:1 or mps.
         batch_size: images or tiles per batch; fewer if they do not fit into memory.
         tile: side in pixels of square tiles to detect on one by one, for small objects in large images.

@@ -24,7 +24,7 @@ from .defaults import latest_run, moved_milestones
 def quickstart(
     out: Path = Path("quickstart"), recipe: str = "ranksort_atss_lite0_small", epochs: int = 4, workers: int = 2
 ) -> None:
-    """Make a small data set, train a detector on it in minutes, and report what it finds.
+    """Generate a small data set, train a detector on it in minutes, and report its results.
 
     Args:
         out: folder for the data set, the run and its report.
@@ -71,7 +71,7 @@ def train_command(defaults: Recipe) -> Callable[..., None]:
         evaluation: EvaluationSettings = defaults.evaluation,
         resume: bool = False,
     ) -> None:
-        """Train a detector. `ranksort train RECIPE --help` shows the recipe's settings as defaults.
+        """Train a detector. `ranksort train RECIPE --help` has the recipe's settings as defaults.
 
         Args:
             recipe: name of a recipe, file.py:function for your own, or a run folder to use its settings.

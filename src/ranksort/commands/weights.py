@@ -18,11 +18,11 @@ def convert(
     out: Path,
     annotations: Path | None = None,
 ) -> None:
-    """Convert the authors' weights, or those of mmdetection 3, to .safetensors; or ours to mmdetection 3.
+    """Convert the authors' or mmdetection 3 weights to .safetensors, or a ranksort model to mmdetection 3.
 
     Args:
         weights: a .pth file of the authors or mmdetection; or a run folder, .ckpt or .safetensors.
-        recipe: recipe of a .pth file; the other kinds know theirs.
+        recipe: recipe of a .pth file; the other files contain theirs.
         out: output file: .safetensors, or .pth for mmdetection 3.
         annotations: annotation file with the class names; by default those in the weights file, or COCO's.
     """
@@ -59,7 +59,7 @@ def convert(
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".pth":
         save_mmdetection(out, checkpoint)
-        print(f"wrote {out} for mmdetection 3: docs/elsewhere.md has the settings of its models")
+        print(f"wrote {out} for mmdetection 3: docs/elsewhere.md lists the settings that its models need")
     else:
         save_model(out, checkpoint.build(), checkpoint.recipe, checkpoint.categories, checkpoint.scores)
         print(f"wrote {out}; next: ranksort predict {shlex.quote(str(out))} IMAGE... --out DIR")

@@ -206,7 +206,7 @@ def _check_images(file: CocoFile, folder: ImageFolder) -> None:
         try:
             path = folder.path(n)
         except FileNotFoundError as error:
-            return None, [("missing image", f"is not there: {error}")]
+            return None, [("missing image", f"is missing: {error}")]
         return path, _image_faults(path, int(images.widths[n]), int(images.heights[n]), white)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -221,8 +221,8 @@ def _check_images(file: CocoFile, folder: ImageFolder) -> None:
                 renamed.append((images.file_name(n), path))
     if renamed:
         (name, path), count = renamed[0], len(renamed)
-        line = f"{count} of {len(images)} images are not where the file says but were found elsewhere, such as {name} in {path}"
-        faults["found under another name"].append(line)
+        line = f"{count} of {len(images)} images are not where the file says but were found elsewhere, such as {name} at {path}"
+        faults["found in another folder"].append(line)
     for kind, lines in faults.items():
         file.add(kind, lines)
 
@@ -252,7 +252,7 @@ def _image_faults(path: Path, width: int, height: int, white: float) -> list[tup
     if turn != 1 and turned is not picture and picture.size == (width, height):
         faults.append(
             (
-                "turned by EXIF",
+                "rotated by EXIF",
                 f"is rotated by its EXIF orientation {turn} without a change of size: annotations made on "
                 f"the stored pixels do not fit ({path})",
             )

@@ -90,7 +90,7 @@ def _check_boxes(file: CocoFile) -> None:
     are_corners = (width > x) & (height > y) & (width <= columns + 1) & (height <= rows + 1)
     if 2 * reaches_out.sum() > len(x) and are_corners.sum() >= 0.9 * len(x):
         line = f"{reaches_out.sum()} of {len(x)} boxes extend beyond their images, but would fit as corners: are they "
-        file.add("boxes reach out of their images", [f"{line}[x1, y1, x2, y2]? COCO's are [x, y, width, height]"])
+        file.add("boxes extend beyond their images", [f"{line}[x1, y1, x2, y2]? COCO's are [x, y, width, height]"])
         return
     _add(
         file,

@@ -63,7 +63,7 @@ CONSEQUENCES: dict[str, Consequences] = {
     "small box": _DROPPED,
     "mask without a pixel": Consequences("kept", "left out", "kept", "kept"),
     "box partly outside the image": _everywhere("kept"),
-    "boxes reach out of their images": _everywhere("kept"),
+    "boxes extend beyond their images": _everywhere("kept"),
     "no area given": _everywhere("kept"),
     "wrong area": _everywhere("kept"),
     "duplicate annotation id": _everywhere("kept"),
@@ -73,8 +73,8 @@ CONSEQUENCES: dict[str, Consequences] = {
     "category without objects": _everywhere("kept"),
     "group as a category": _DROPPED,
     "mostly crowd": _everywhere("kept"),
-    "found under another name": _everywhere("kept"),
-    "turned by EXIF": _everywhere("kept"),
+    "found in another folder": _everywhere("kept"),
+    "rotated by EXIF": _everywhere("kept"),
     "nearly black": _everywhere("kept"),
 }
 """Every kind of fault."""

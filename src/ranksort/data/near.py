@@ -38,7 +38,7 @@ def rename(near: str, wanted: str) -> str:
         wanted
     )
     looks = ", which only looks the same: its accents are encoded differently (NFC and NFD)" if alike else ""
-    return f"; there is {near}{looks}: rename it, or change the file's name for it"
+    return f"; there is {near}{looks}: rename it, or correct the annotation file"
 
 
 def beside(path: Path) -> str:

@@ -110,7 +110,7 @@ def _train(recipe: Recipe, run: Path, resume: bool, interrupt: Interrupt) -> Rep
     if previous is not None and previous.fingerprint not in ("", fingerprint(train_set)):
         raise ValueError(
             f"{train_set.annotations_path} does not contain the images and objects that {run} was trained on: "
-            "name those to resume, or start a new run"
+            "name the original data to resume, or start a new run"
         )
     recipe.data.white = train_set.white
     val_set = build_dataset(recipe, "val", train_set.categories)
@@ -255,7 +255,7 @@ def test(
         train_set = build_dataset(checkpoint.recipe, "train", checkpoint.categories)
         if checkpoint.fingerprint != fingerprint(train_set):
             print(
-                "warning: the model was not trained on exactly the other images of that file: some of these may have been training images"
+                "warning: the model was trained on other images than this file's training split: some of these may be among them"
             )
     model = checkpoint.build()
     model.calibration, model.thresholds = calibration, thresholds

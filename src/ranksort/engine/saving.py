@@ -216,6 +216,6 @@ class Checkpoints(pl.Callback):
         """Where a resumed run continues."""
         progress, epochs = self.module.progress, self.stopping.settings.epochs
         if progress["epoch"] >= epochs:
-            return f"all of {counted(epochs, 'epoch')} trained; only the report is left"
-        done = f", {progress['batches']} of its batches are done" if progress["batches"] else ""
+            return f"{counted(epochs, 'epoch')} trained; only the report is left"
+        done = f", after {progress['batches']} of its batches" if progress["batches"] else ""
         return f"continuing with epoch {progress['epoch'] + 1} of {epochs}{done}"

@@ -68,27 +68,27 @@ class Analysis:
         return sentences
 
     def confused(self, categories: Sequence[CategoryInfo]) -> list[str]:
-        """The pairs of classes that are confused more than once at the best thresholds, as in "cat taken for dog (3)"."""
+        """The pairs of classes that are confused more than once at the best thresholds, as in "cat mistaken for dog (3)"."""
         pairs = self.summary.pairs[self.summary.pairs[:, 3] > 1]
-        return [f"{categories[o].name} taken for {categories[d].name} ({kept})" for d, o, _, kept in pairs.tolist()]
+        return [f"{categories[o].name} mistaken for {categories[d].name} ({kept})" for d, o, _, kept in pairs.tolist()]
 
     def score_lines(self, score_errors: bool = True) -> list[str]:
         """What a score means here and, if `score_errors`, how far scores are off."""
         before, after, sentences = self.scores.before.all, self.scores.after, []
         if example := self.scores.example:
             sentences.append(
-                f"A score of {example.score:.2f} here means right in {100 * example.right:.0f} of 100 cases: of the "
+                f"A score of {example.score:.2f} here means a precision of {example.right:.0%}: that share of the "
                 f"{example.number} detections with the nearest scores "
-                f"({example.low:.3f} to {example.high:.3f}), that share overlaps an object at IoU .5."
+                f"({example.low:.3f} to {example.high:.3f}) is right at IoU .5."
             )
         if score_errors and not np.isnan(before.laece):
             calibrated = (
-                f"; after calibration on other images by {percent(after.all.laece)} and {percent(after.all.dece)}"
+                f"; after calibration on other images, {percent(after.all.laece)} and {percent(after.all.dece)}"
                 if after
                 else ""
             )
             sentences.append(
-                f"Scores are miscalibrated by LaECE {percent(before.laece)}, D-ECE {percent(before.dece)}{calibrated}."
+                f"Calibration errors of the scores: LaECE {percent(before.laece)}, D-ECE {percent(before.dece)}{calibrated}."
             )
         return sentences
 

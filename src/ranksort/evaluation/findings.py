@@ -18,7 +18,7 @@ def findings(report: Report) -> list[str]:
     shape = "mask" if report.iou_type == "segm" else "box"
     is_tp = matches.outcome == 1
     if not is_tp.any():
-        none = f"Nothing is detected: none of the {counted(len(is_tp), 'detection')} overlaps an object of its class at IoU .5."
+        none = f"No true positives: none of the {counted(len(is_tp), 'detection')} overlaps an object of its class at IoU .5."
         return [none, *_cut(report), *_without_area(report)]
     parts = olrp_parts(rows).mean(axis=0)
     if parts.sum() == 0:
@@ -62,7 +62,7 @@ def findings(report: Report) -> list[str]:
         f"True positives overlap their objects by IoU {matches.iou[is_tp].mean():.2f} on average; AP is "
         f"{percent(number['AP50'])} at IoU .5 and {percent(number['AP75'])} at .75.",
         f"The best single score threshold for all classes is {SCORE_GRID[error.argmin()]:.2f}: "
-        f"{is_tp[above].mean():.0%} of the detections above it are true positives, and they cover "
+        f"{is_tp[above].mean():.0%} of the detections above it are true positives, and they find "
         f"{is_tp[above].sum() / len(matches.object_score):.0%} of the objects. It costs "
         f"{percent(error.min() - number['oLRP'])} points of LRP error compared with the per-class thresholds in the table.",
     ]

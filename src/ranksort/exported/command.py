@@ -20,13 +20,15 @@ def predict_exported(arguments: Sequence[str]) -> None:
         description="Detect objects in images with an ONNX file: pictures with boxes, COCO results and CSV.",
         allow_abbrev=False,
     )
-    parser.add_argument("model", type=Path, metavar="MODEL.onnx", help="what `ranksort export` wrote")
+    parser.add_argument("model", type=Path, metavar="MODEL.onnx", help="file written by `ranksort export`")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE|FOLDER")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--score-threshold", help='least score of a detection, or "lrp"; by default that, or 0.3')
+    parser.add_argument(
+        "--score-threshold", help='minimum score of a detection, or "lrp"; default: lrp if the file has them, else 0.3'
+    )
     parser.add_argument("--scores", choices=["raw", "calibrated", "precision"], default="raw")
     parser.add_argument("--no-pictures", action="store_true", help="write no pictures")
-    parser.add_argument("--threads", type=int, help="by default as many as there are cores")
+    parser.add_argument("--threads", type=int, help="default: the number of cores")
     given, unknown = parser.parse_known_args(arguments)
     if options := [argument.partition("=")[0] for argument in unknown if argument.startswith("-")]:
         raise ValueError(

@@ -29,7 +29,7 @@ class DataSettings:
     """The data set and its augmentation."""
 
     root: str = ""
-    """folder of images and COCO annotations, laid out as by COCO or Roboflow, or with a single annotation file, whose images are split into
+    """folder of images and COCO annotations, in the layout of COCO or Roboflow, or with a single annotation file, which is split into
     training and validation"""
     train_annotations: str = ""  # annotation file to train on, if it is not found in the root
     train_images: str = ""  # folder of the images to train on
@@ -104,15 +104,15 @@ class OptimizerSettings:
     """The optimiser and the learning-rate schedule."""
 
     algorithm: Literal["sgd", "adamw"] = "sgd"  # stochastic gradient descent with momentum .9, or AdamW
-    lr: float = 0.01  # learning rate for `lr_batch_size` images; scaled linearly to the actual batch size
-    lr_batch_size: int = 16  # images per batch that `lr` is meant for
+    lr: float = 0.01  # learning rate for optimizer.lr-batch-size images; scaled linearly to the actual batch size
+    lr_batch_size: int = 16  # batch size that optimizer.lr is meant for
     weight_decay: float = 1e-4
     warmup_steps: int = 500  # steps of linear warm-up, starting from a thousandth of the learning rate
     schedule: Literal["step", "cosine"] = "step"
     """step: divide the learning rate by 10 at each milestone; cosine: half a cosine over all epochs, down to 0"""
     milestones: tuple[int, ...] = (8, 11)
-    """epochs after which the step schedule drops; scaled in proportion if only training.epochs is given"""
-    clip_norm: float = 0.0  # gradients are clipped to this norm; 0: no clipping
+    """epochs after which the learning rate drops (step schedule); scaled in proportion if only training.epochs is given"""
+    clip_norm: float = 0.0  # maximum norm of the gradients, for clipping; 0: no clipping
 
 
 @dataclass
@@ -134,7 +134,7 @@ class TrainingSettings:
     """decay of an exponential moving average (EMA) of the weights, which is then the model that is evaluated; 0: off"""
     validate_every: int = 1  # epochs between evaluations
     best: Literal["AP", "oLRP"] = "AP"
-    """metric that selects the best checkpoint, to be kept and reported on: highest AP or lowest oLRP, of masks if the detector has them"""
+    """metric that selects the best checkpoint: highest AP or lowest oLRP, of masks if the detector has them"""
     patience: int = 0  # stop after this many evaluations in a row without improvement; 0: never
     max_minutes: float = 0.0
     """stop after this many minutes, at the end of a step; 0: never. The learning-rate schedule is not shortened. The report on the best
@@ -142,7 +142,7 @@ class TrainingSettings:
     autosave_minutes: float = 15.0
     """minutes between checkpoints within an epoch, in addition to those at its end; 0: never"""
     on_nan: Literal["stop", "skip"] = "stop"
-    """what to do when a loss or gradient is not finite; stop: save the batch and stop with the last good checkpoint; skip: save the batch,
+    """what to do if a loss or gradient is not finite; stop: save the batch and stop with the last good checkpoint; skip: save the batch,
     skip it and continue, which on GPUs costs a synchronisation in each step"""
     seed: int = 0
     output: str = "runs"  # folder for runs; each run goes to <output>/<recipe>/<time>
@@ -153,7 +153,7 @@ class EvaluationSettings:
     """The evaluation and its report."""
 
     style: Literal["coco", "lvis"] = "coco"
-    """evaluation rules; lvis: for files lvis_v1_{train,val}.json, where each image is annotated for some of the classes only"""
+    """evaluation rules; lvis: for lvis_v1_{train,val}.json, where each image is annotated only for some classes"""
     max_detections: int = 0
     """how many detections count per class and image (coco) or per image (lvis); 0: as published, 100 and 300"""
     pictures: int = 12  # images shown with their detections in the report, half of them the worst, half the best
@@ -281,7 +281,7 @@ class Recipe:
                 if now != before and key not in free:
                     was, is_now = (str(value) or "none" for value in (before, now))
                     raise ValueError(
-                        f"a run cannot be resumed with another --{group}.{key.replace('_', '-')} ({was} before, {is_now} now): "
+                        f"a run cannot be resumed with a different --{group}.{key.replace('_', '-')} ({was} before, {is_now} now): "
                         "keep the old value, or start a new run"
                     )
 
@@ -307,7 +307,7 @@ class Recipe:
             ValueError: a field is unknown, as in a recipe of a newer version, or `values` is not what `as_dict` returns.
         """
         if not isinstance(values, dict) or not isinstance(values.get("name"), str):
-            raise ValueError("these are not the settings of a recipe of ranksort")
+            raise ValueError("these are not the settings of a ranksort recipe")
         recipe = Recipe(name=values["name"])
         known = recipe.as_dict()
         for group, settings in values.items():
