@@ -1,5 +1,6 @@
 import json
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
+from ranksort.data.check import check_data
 from ranksort.data.coco import CocoDataset
 from ranksort.data.coco_columns import Category
 from ranksort.data.images import read_image, stated_sizes
 from ranksort.data.layouts import find_split
 from ranksort.data.transforms import training_transforms
+from ranksort.prediction.images import load_pixels
 from ranksort.recipes import get_recipe
 
 Write = Callable[[Any], tuple[Path, Path]]
@@ -193,6 +196,51 @@ def test_the_size_in_the_file_decides_about_exif_orientation(content: dict[str, 
     _save_wide(images, upright.resize((64, 47)), "PNG")
     with pytest.raises(ValueError, match=r"wide\.jpg is 64x47, but its annotations are for 64x48"):
         CocoDataset(images, annotations, training=True)[0]
+
+
+@pytest.mark.parametrize(
+    ("entries", "turned"),
+    [
+        (None, False),  # no TIFF header
+        ({0x0112: b"6\0"}, False),  # a letter
+        ({0x0112: 9}, False),
+        (
+            {0x0112: 6, 0x0128: b"2\0"},
+            True,
+        ),  # the unit of resolution is a letter, which Pillow reads but cannot write again
+    ],
+)
+def test_damaged_exif_does_not_matter(
+    content: dict[str, Any], write: Write, entries: dict[int, int | bytes] | None, turned: bool
+) -> None:
+    images, annotations = write(content)
+    exif = b"Exif\0\0rubbish"
+    if entries is not None:
+        exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries))
+        for tag, value in entries.items():
+            kind, raw = (2, value) if isinstance(value, bytes) else (3, struct.pack("<H", value))
+            exif += struct.pack("<HHI", tag, kind, 2 if kind == 2 else 1) + raw.ljust(4, b"\0")
+        exif += bytes(4)
+    stored = Image.open(images / "wide.jpg").copy()
+    upright = stored.rotate(-90, expand=True) if turned else stored
+    content["images"][0] |= {"width": upright.width, "height": upright.height}
+    write(content)
+    _save_wide(images, stored, "PNG", exif=exif)
+    assert stated_sizes(images / "wide.jpg") == (upright.size, stored.size)
+    image, _ = CocoDataset(images, annotations, training=True)[0]
+    assert np.array_equal(image.permute(1, 2, 0).numpy(), np.asarray(upright))
+    assert np.array_equal(load_pixels(images / "wide.jpg"), np.asarray(upright))
+    assert not check_data(images, annotations).file.refusals("boxes")
+
+
+def test_the_size_of_a_tiff_is_that_of_its_pixels(tmp_path: Path) -> None:
+    path, exif = tmp_path / "a.tif", Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (64, 48)).save(path, exif=exif)
+    assert read_image(path).size == (48, 64)
+    assert stated_sizes(path) == ((48, 64), (48, 64))
+    with Image.open(path) as image:
+        assert load_pixels(image).shape == (64, 48, 3)  # turned once
 
 
 @pytest.mark.parametrize("size", [0, 10, 700])

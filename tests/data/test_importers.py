@@ -3,6 +3,7 @@ import math
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -410,6 +411,58 @@ def test_images_beside_their_xml(tmp_path: Path) -> None:
     for split, folder in (("train", "train"), ("val", "valid"), ("test", "test")):
         found = objects(tmp_path / "out", split)
         assert found == {f"{folder}/a.jpg": DETECTIONS, f"{folder}/other name.png": DETECTIONS[:1]}
+
+
+def test_images_of_the_same_name_in_many_folders(tmp_path: Path) -> None:
+    """As in videos; with 60 of them, looking at all images for each pair of images takes half a minute."""
+    for n in range(60):
+        (tmp_path / f"voc/video{n}").mkdir(parents=True)
+        for frame in range(3):
+            text(tmp_path / f"voc/video{n}/{frame}.xml", xml([entry(f"of {n}", DETECTIONS[0][1])]))
+            Image.new("L", (64, 48)).save(tmp_path / f"voc/video{n}/{frame}.png")
+    start = time.process_time()
+    dataset = import_data(tmp_path / "voc", tmp_path / "out")
+    assert time.process_time() - start < 5
+    assert not dataset.remarks
+    assert all(found[0][0] == f"of {name.split('/')[0][5:]}" for name, found in objects(tmp_path / "out").items())
+
+
+def test_images_in_folders_parallel_to_those_of_their_xml(tmp_path: Path) -> None:
+    for camera in ("left", "right"):
+        picture(tmp_path / f"voc/Data/{camera}/day/0.jpg")
+        text(tmp_path / f"voc/Annotations/{camera}/day/0.xml", xml([entry(camera, DETECTIONS[0][1])]))
+    import_data(tmp_path / "voc", tmp_path / "out")
+    assert {name: found[0][0] for name, found in objects(tmp_path / "out").items()} == {
+        "left/day/0.jpg": "left",
+        "right/day/0.jpg": "right",
+    }
+    for folder in ("left", "right"):
+        picture(tmp_path / f"voc/Other/{folder}/day/0.jpg")
+    with pytest.raises(ValueError, match=r"its image could be .*Data/left/day/0.jpg or .*Other/left/day/0.jpg"):
+        import_data(tmp_path / "voc", tmp_path / "out2")
+
+
+def test_many_entries_of_trainval(voc: Path, tmp_path: Path) -> None:
+    (voc / "ImageSets/Main/train.txt").unlink()
+    names = [f"absent{n}\n" for n in range(10_000)]
+    text(voc / "ImageSets/Main/val.txt", "".join(["c\n", *names]))
+    text(voc / "ImageSets/Main/trainval.txt", "".join(["a\nb\nc\n", *names]))
+    start = time.process_time()
+    import_data(voc, tmp_path / "out")
+    assert time.process_time() - start < 2
+    assert list(objects(tmp_path / "out")) == ["a.jpg", "b.jpg"]
+
+
+def test_many_images_that_a_yolo_list_misses(yolo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder is not listed again for each of them."""
+    text(yolo / "train.txt", "".join(f"images/train/{name}.jpg\n" for name in ("a", "b", *range(50))))
+    text(yolo / "data.yaml", "train: train.txt\nval: images/val\nnames: [cat, dog]\n")
+    listed, list_folder = [], os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: [listed.append(path), list_folder(path)][1])
+    dataset = import_data(yolo, tmp_path / "out")
+    assert len(objects(tmp_path / "out")) == 2
+    assert len(cases(dataset, "listed but missing")) == 50
+    assert 0 < len(listed) < 100
 
 
 def test_remarks_on_voc(voc: Path, tmp_path: Path) -> None:

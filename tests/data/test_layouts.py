@@ -211,6 +211,20 @@ def test_too_few_images_to_divide(tmp_path: Path) -> None:
         CocoDataset(*find_split(tmp_path, "train"), training=True)
 
 
+@pytest.mark.parametrize(("crowds", "lacking"), [(0, "validation"), (5, "training")])
+def test_too_few_images_with_objects_to_divide(tmp_path: Path, crowds: int, lacking: str) -> None:
+    """Validation would have nothing to find, which it would only notice after an epoch."""
+    names = [f"{n}.jpg" for n in range(10)]
+    write(tmp_path, "annotations.json", "images", names)
+    path = tmp_path / "annotations.json"
+    file = json.loads(path.read_text())
+    objects = file["annotations"]
+    file["annotations"] = [objects[0], *({**entry, "iscrowd": 1} for entry in objects[1 : 1 + crowds])]
+    path.write_text(json.dumps(file))
+    with pytest.raises(ValueError, match=rf"too few images with objects to split them .* \(none for {lacking}\)"):
+        CocoDataset(*find_split(tmp_path, "val"), training=False)
+
+
 def test_recipe_divides_a_file_unless_one_is_named(tmp_path: Path, tiny_recipe: Recipe) -> None:
     file = write(tmp_path, "annotations.json", "images", [f"{n}.jpg" for n in range(10)])
     tiny_recipe.data.root = str(tmp_path)

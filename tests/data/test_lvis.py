@@ -87,7 +87,9 @@ def test_images_are_named_by_their_url() -> None:
     assert file_name(ImageRow(coco_url=url, file_name="a.jpg")) == "a.jpg"  # COCO has URLs, too
     assert file_name(ImageRow(file_name="a.jpg", **LIMITED)) == "a.jpg"
     assert file_name(ImageRow(coco_url=url)) is None
-    assert file_name(ImageRow(coco_url="http://x/train2017/../../passwd", file_name="a.jpg", **LIMITED)) is None
+    assert file_name(ImageRow(coco_url="http://x/train2017/../../passwd", **LIMITED)) is None
+    for other in ("http://x/own.jpg", ""):  # of other data sets in this format
+        assert file_name(ImageRow(coco_url=other, file_name="a.jpg", **LIMITED)) == "a.jpg"
 
 
 @pytest.fixture

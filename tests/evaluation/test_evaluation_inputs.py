@@ -235,6 +235,19 @@ def test_results_of_masks_alone_are_told_how_to_compare_them(tmp_path):
         evaluate_detections(ground_truth, masks)
 
 
+def test_an_empty_box_beside_a_mask_is_none():
+    """As for pycocotools: the area of the detection is then that of its mask."""
+    ground_truth, detection = small()
+    masks = [{**detection, "bbox": []}, {**detection, "image_id": 11, "bbox": []}]
+    report = evaluate_detections(ground_truth, masks, "segm")
+    without = [{key: value for key, value in mask.items() if key != "bbox"} for mask in masks]
+    assert report.as_dict() == pytest.approx(evaluate_detections(ground_truth, without, "segm").as_dict(), nan_ok=True)
+    with pytest.raises(
+        ValueError, match=r"1 of 2 detections have a bbox that is not \[x, y, width, height\], but \[\]"
+    ):
+        evaluate_detections(ground_truth, [detection, masks[1]], "segm")
+
+
 def test_a_ground_truth_read_without_masks():
     ground_truth, _ = small()
     file = read_coco_file(ground_truth, segmentations=False)

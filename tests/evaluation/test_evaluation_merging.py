@@ -177,6 +177,7 @@ def test_masks_without_boxes_are_compared_by_the_boxes_around_them():
     first, *others = merge_rows({"a": rows[:1], "b": rows[1:]})
     assert first == rows[0] | {"score": pytest.approx(0.7)}
     assert [row["score"] for row in others] == pytest.approx([0.7 * math.exp(-2), 0.6 * math.exp(-4)])
+    assert merge_rows({"a": [rows[0] | {"bbox": []}], "b": rows[1:]}) == [first | {"bbox": []}, *others]
     with_boxes = merge_rows({"a": rows[:1], "b": [row([5, 10, 20, 20], 0.6)]})
     assert [r["score"] for r in with_boxes] == pytest.approx([0.7, 0.7 * math.exp(-2)])
 

@@ -17,7 +17,7 @@ from .coco_columns import CocoFile
 from .coco_file import read_coco_file
 from .faults import USES, VALIDATION, Fault, Use
 from .ids import Id
-from .images import ImageFolder, darkness, read_image, require_folder, upright
+from .images import ImageFolder, darkness, orientation, read_image, require_folder, upright
 from .white import find_white
 
 
@@ -248,12 +248,12 @@ def _image_faults(path: Path, width: int, height: int, white: float) -> list[tup
     except (ValueError, FileNotFoundError) as error:
         return [(kind, f"cannot be used: {error}")]
     faults = []
-    orientation = picture.getexif().get(0x0112, 1)
-    if orientation != 1 and turned is not picture and picture.size == (width, height):
+    turn = orientation(picture)
+    if turn != 1 and turned is not picture and picture.size == (width, height):
         faults.append(
             (
                 "rotated by EXIF",
-                f"is rotated by its EXIF orientation {orientation} without a change of size: annotations made on "
+                f"is rotated by its EXIF orientation {turn} without a change of size: annotations made on "
                 f"the stored pixels do not fit ({path})",
             )
         )

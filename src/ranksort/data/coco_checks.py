@@ -1,6 +1,6 @@
 """Faults of well-formed annotation files, for all images, objects and classes at once."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -237,7 +237,8 @@ def _check_categories(file: CocoFile) -> None:
     for c, category in enumerate(file.categories):
         by_name[category.name.strip().casefold()].append(c)
     objects = np.bincount(file.annotations.category, minlength=len(file.categories))
-    placeholders, groups = [], file.placeholders()
+    supercategories = Counter(file.supercategories)
+    placeholders, groups = [], dict.fromkeys(file.placeholders())
     file.add(
         "group as a category",
         [
@@ -250,7 +251,7 @@ def _check_categories(file: CocoFile) -> None:
         if category in groups:
             continue
         others = [file.categories[o] for o in by_name[category.name.strip().casefold()] if o != c]
-        is_group = category.name in file.supercategories[:c] + file.supercategories[c + 1 :]
+        is_group = supercategories[category.name] > (file.supercategories[c] == category.name)  # of others
         if objects[c] == 0 and objects.any() and (others or is_group):
             why = f"category {others[0].id} has the same name" if others else "another names it as its supercategory"
             placeholders.append(

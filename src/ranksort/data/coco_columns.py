@@ -158,10 +158,11 @@ class CocoFile:
         Roboflow writes one in front of the classes.
         """
         objects = np.bincount(self.annotations.category, minlength=len(self.categories))
+        names = set(self.supercategories)
         return [
             category
             for category, group, count in zip(self.categories, self.supercategories, objects.tolist(), strict=True)
-            if count == 0 and group == "none" and category.name in self.supercategories and category.name != group
+            if count == 0 and group == "none" and category.name in names and category.name != group
         ]
 
     def without_categories(self, removed: Collection[Category]) -> "CocoFile":

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, TiffImagePlugin
 
 from .near import Near, beside, rename
 
@@ -17,6 +17,16 @@ if TYPE_CHECKING:  # otherwise reading an image would need everything that reads
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 """Suffixes of image files, in lower case."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What each EXIF orientation but 1 asks for; from 5 on, width and height swap."""
 
 
 class ImageFolder:
@@ -138,7 +148,7 @@ def _require_regular(path: Path) -> None:
 def stated_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
     """Read the width and height of an image file: rotated by its EXIF orientation, see `upright`, and as stored.
 
-    Pixels are not decoded.
+    Pixels are not decoded. Both are upright for a TIFF, which cannot be read otherwise.
 
     Raises:
         ValueError: it is not an image.
@@ -146,11 +156,33 @@ def stated_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
     _require_regular(path)
     try:
         with Image.open(path) as image:
-            width, height = image.size
-            is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            stored, swaps = image.size, orientation(image) >= 5
+            if isinstance(image, TiffImagePlugin.TiffImageFile):
+                # Pillow rotates a TIFF when it decodes it and, since version 11.1, swaps `size` before that.
+                stored = image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
+                stored, swaps = (stored[::-1] if swaps else stored), False
     except Exception as error:  # a damaged file makes Pillow raise nearly anything
         raise ValueError(f"The image {path} cannot be read ({error}).") from error
-    return ((height, width) if is_turned else (width, height)), (width, height)
+    return (stored[::-1] if swaps else stored), stored
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation of an image, 1 to 8; 1 if there is none, or it is damaged, as viewers show it then."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # damaged EXIF makes Pillow raise nearly anything
+        return 1
+    return value if isinstance(value, int) and value in _TURNS else 1
+
+
+def turn_upright(image: Image.Image) -> Image.Image:
+    """Rotate an image by its EXIF orientation.
+
+    Unlike Pillow's `exif_transpose`, this does not write the EXIF data again, which fails for tags of unusual types.
+    """
+    image.load()  # which already rotates a TIFF
+    turn = _TURNS.get(orientation(image))
+    return image if turn is None else image.transpose(turn)
 
 
 def upright(image: Image.Image, width: int, height: int, path: Path) -> Image.Image:
@@ -161,8 +193,7 @@ def upright(image: Image.Image, width: int, height: int, path: Path) -> Image.Im
     Raises:
         ValueError: it does not have that size either way.
     """
-    turned = ImageOps.exif_transpose(image)
-    for candidate in (turned, image):
+    for candidate in (turn_upright(image), image):
         if candidate.size == (width, height):
             return candidate
     raise ValueError(f"The image {path} is {image.width}x{image.height}, but its annotations are for {width}x{height}.")

@@ -10,11 +10,13 @@ from .coco_rows import ImageRow
 def file_name(image: ImageRow) -> str | None:
     """The path of an image: `train2017/<name>.jpg` or `val2017/<name>.jpg` for LVIS, from the end of its `coco_url`.
 
-    LVIS v1 has no `file_name`, and its validation images come from both folders of COCO. v0.5 has the names of 2014.
+    LVIS v1 has no `file_name`, and its validation images come from both folders of COCO. v0.5 has the names of 2014. Other data sets in
+    this format may have other URLs: `file_name` is used then.
     """
     if image.neg_category_ids is not None and image.coco_url is not None:
         found = re.search(r"(?:train|val|test)2017/\w+\.jpg$", image.coco_url)
-        return found and found[0]
+        if found:
+            return found[0]
     return image.file_name
 
 

@@ -41,7 +41,7 @@ def part_of(file: CocoFile, part: Part) -> CocoFile:
     photo, as in Roboflow's exports, and entries for the same file stay together.
 
     Raises:
-        ValueError: it has too few images.
+        ValueError: it has too few images, or too few with objects.
     """
     held_out = _held_out(file)
     if held_out.all() or not held_out.any():
@@ -51,6 +51,13 @@ def part_of(file: CocoFile, part: Part) -> CocoFile:
     kept = held_out if part == "val" else ~held_out
     places, images, annotations = np.flatnonzero(kept), file.images, file.annotations
     number = np.cumsum(kept) - 1
+    with_objects = annotations.image[~annotations.crowd]
+    for is_in, name in ((held_out, "validation"), (~held_out, "training")):
+        if not is_in[with_objects].any():
+            raise ValueError(
+                f"{file.source} has too few images with objects to split them into training and validation (none for {name}): name a "
+                "file for each."
+            )
     annotations = annotations.select(kept[annotations.image])
     return dataclasses.replace(
         file,

@@ -210,7 +210,8 @@ class _Reader:
         try:
             for rows in decode_rows(content, kind, convert, release=opened.release):
                 if first == 0 and self.with_masks and rows:
-                    self.with_boxes = rows[0].bbox is not None or (1, "bbox") in self.repair.found
+                    # As for pycocotools, [] is no box.
+                    self.with_boxes = rows[0].bbox is not None or self.repair.found.get((1, "bbox"), "[]") != "[]"
                 parts.append(self.columns(rows, first))
                 first += len(rows)
                 self.repair.number = first + 1

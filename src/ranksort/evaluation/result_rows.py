@@ -60,10 +60,10 @@ def read_boxes(rows: Sequence[Row], name: str) -> np.ndarray:
     def has_box(row: Row) -> bool:
         box = row.get("bbox")
         good = isinstance(box, list) and len(box) == 4 and all(is_number(x, MAX_COORDINATE) for x in box)
-        return box is None or (good and box[2] >= 0 and box[3] >= 0)
+        return box in (None, []) or (good and box[2] >= 0 and box[3] >= 0)
 
     def has_any(row: Row) -> bool:
-        return row.get("bbox") is not None or bool(row.get("segmentation"))
+        return row.get("bbox") not in (None, []) or bool(row.get("segmentation"))
 
     require(rows, name, "have no 'bbox', which is needed to compare detections, and no mask to take it from", has_any)
     require(rows, name, "have a bbox that is not x, y, width and height in pixels", has_box)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from ..data.images import IMAGE_SUFFIXES, darkness, read_image, to_rgb
+from ..data.images import IMAGE_SUFFIXES, darkness, read_image, to_rgb, turn_upright
 from ..words import counted, listed
 
 if TYPE_CHECKING:  # exported models use this module, without PyTorch
@@ -176,7 +176,7 @@ def load_pixels(source: Any, white: float = 0) -> np.ndarray:
     if isinstance(source, Image.Image):
         if not white and (problem := darkness(source)):
             raise ValueError(f"{name} {problem}")
-        source = np.array(to_rgb(ImageOps.exif_transpose(source), white))
+        source = np.array(to_rgb(turn_upright(source), white))
     if not isinstance(source, np.ndarray):
         raise ValueError(
             f"an object of type {type(source).__name__} is not an image: pass a file, a PIL image or an array"

@@ -5,7 +5,6 @@ of `ImageSets/Main`, else those in the names of folders (`train/`, `valid/`), el
 """
 
 import math
-import os
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +30,59 @@ class _Files:
     annotations: list[Path] = field(default_factory=list)
     lists: list[Path] = field(default_factory=list)  # of ImageSets/Main
     images: dict[str, list[Path]] = field(default_factory=lambda: defaultdict(list))  # by name without suffix
+    named: dict[str, list[Path]] = field(default_factory=lambda: defaultdict(list))  # by name
+    _places: dict[str, "_Places"] = field(default_factory=dict)
+
+    def nearest(self, stem: str, name: str, file: Path) -> list[Path]:
+        """The nearest images to an annotation file: of those with this stem, those with this name, or else all."""
+        has_name = name in self.named and Path(name).stem == stem
+        key, images = (name, self.named[name]) if has_name else (stem, self.images[stem])
+        if len(images) == 1:
+            return images
+        if key not in self._places:
+            self._places[key] = _Places(images, len(self.folder.parts))
+        return self._places[key].nearest(file)
+
+
+_IMAGE_FOLDERS = ("JPEGImages", "images")
+Parts = tuple[str, ...]  # of a folder
+
+
+class _Places:
+    """Images of the same name, of which there may be thousands: each video has a `000000.jpg`.
+
+    `root` is the number of parts of the folder that they are all in.
+    """
+
+    def __init__(self, images: list[Path], root: int) -> None:
+        self._root = root
+        self._below: dict[Parts, list[Path]] = defaultdict(list)  # by folder above
+        self._usual: dict[Parts, list[Path]] = defaultdict(list)  # those in a folder that is called like VOC's
+        self._parallel: dict[tuple[Parts, Parts], list[Path]] = defaultdict(list)
+        for path in images:
+            parts, is_usual = path.parent.parts, path.parent.name in _IMAGE_FOLDERS
+            for depth in range(root, len(parts) + 1):
+                above = parts[:depth]
+                self._below[above].append(path)
+                self._parallel[above, parts[depth + 1 :]].append(path)
+                if is_usual:
+                    self._usual[above].append(path)
+
+    def nearest(self, file: Path) -> list[Path]:
+        """The images that share most folders with a file; of these, those in a folder that is called like VOC's.
+
+        Of several, those in the parallel folder: that of `Annotations/a/b` is `Data/a/b`.
+        """
+        parts = file.parent.parts
+        depth = next(depth for depth in range(len(parts), self._root - 1, -1) if parts[:depth] in self._below)
+        above = parts[:depth]
+        found = self._usual.get(above, self._below[above])
+        if len(found) > 1:
+            parallel = self._parallel.get((above, parts[depth + 1 :]), [])
+            if above in self._usual:
+                parallel = [path for path in parallel if path.parent.name in _IMAGE_FOLDERS]
+            found = parallel or found
+        return found
 
 
 def find(folder: Path) -> Path | None:
@@ -50,6 +102,7 @@ def read(folder: Path) -> ImportedDataset:
         for path in paths:
             if path.suffix.lower() in IMAGE_SUFFIXES and not path.parent.name.startswith("Segmentation"):  # VOC's masks
                 files.images[path.stem].append(path)
+                files.named[path.name].append(path)
     dataset = ImportedDataset(f"VOC data set {folder}")
     tasks = _listed(files, dataset) or _by_folder(files, dataset)
     dataset.read(tasks, lambda file: _read_image(file, files))
@@ -86,7 +139,8 @@ def _listed(files: _Files, dataset: ImportedDataset) -> list[tuple[str, Path]]:
         ids = {file.stem: _ids(file) for file in files.lists if file.parent == folder}
         both = ids.pop("trainval", [])
         if not ids.get("train"):
-            ids["train"] = [id for id in both if id not in set(ids.get("val", []))]
+            held_out = set(ids.get("val", []))
+            ids["train"] = [id for id in both if id not in held_out]
         for split in ("train", "val", "test"):
             for id in ids.get(split, []):
                 annotations = folder.parent.parent / "Annotations"
@@ -191,17 +245,14 @@ def _offset(root: Element) -> int:
 
 def _image_of(file: Path, named: Path, files: _Files) -> Path:
     """The image of an annotation file, the nearest one if several have its name."""
-    candidates = files.images.get(file.stem) or files.images.get(Path(file.stem).stem) or files.images.get(named.stem)
-    if not candidates:
+    stems = (file.stem, Path(file.stem).stem, named.stem)
+    stem = next((stem for stem in stems if files.images.get(stem)), None)
+    if stem is None:
         raise ValueError(f"{file}: there is no image {file.stem}.*{f' and no {named}' if named.name else ''}")
-    candidates = [path for path in candidates if path.name == named.name] or candidates
-
-    def nearness(path: Path) -> tuple[int, bool]:
-        return len(Path(os.path.commonpath((path, file))).parts), path.parent.name in ("JPEGImages", "images")
-
-    nearest = [path for path in candidates if nearness(path) == max(map(nearness, candidates))]
+    nearest = files.nearest(stem, named.name, file)
     if len(nearest) > 1:
-        raise ValueError(f"{file}: its image could be {' or '.join(map(str, nearest))}")
+        more = " or another one" if len(nearest) > 3 else ""
+        raise ValueError(f"{file}: its image could be {' or '.join(map(str, nearest[:3]))}{more}")
     return nearest[0]
 
 

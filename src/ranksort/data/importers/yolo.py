@@ -215,8 +215,11 @@ def _names(file: Path) -> list[str]:
     return names
 
 
-def _existing(path: str, roots: list[Path], what: str) -> Path:
-    """A path below one of several folders, also without its first folders: Roboflow writes `../train/images`, others absolute paths."""
+def _existing(path: str, roots: list[Path], what: str, names: Near | None = None) -> Path:
+    """A path below one of several folders, also without its first folders: Roboflow writes `../train/images`, others absolute paths.
+
+    `names` lists each folder once if many paths are missing.
+    """
     parts = Path(path.replace("\\", "/")).parts
     for start in range(len(parts)):
         if start and parts[start:] == ("images",):
@@ -226,7 +229,8 @@ def _existing(path: str, roots: list[Path], what: str) -> Path:
             if candidate.exists():
                 return candidate
     ends = [parts[start:] for start in range(len(parts)) if parts[start:] != ("images",)]
-    near = next((root / found for end in ends for root in roots if (found := Near().find(root, end))), None)
+    names = names or Near()
+    near = next((root / found for end in ends for root in roots if (found := names.find(root, end))), None)
     hint = f"; there is {near}: use that name" if near else ""
     raise ValueError(
         f"There is no {path}, which is {what}; it was searched for in {' and '.join(map(str, roots))}{hint}."
@@ -243,10 +247,10 @@ def _images_of(path: Path, roots: list[Path], missing: list[str]) -> list[Path]:
         return _images_in(path)
     if path.suffix != ".txt":
         return [path]
-    images, errors = [], []
+    images, errors, names = [], [], Near()
     for line in filter(None, map(str.strip, text_of(path).splitlines())):
         try:
-            images.append(_existing(line, [path.parent, *roots], f"listed in {path}"))
+            images.append(_existing(line, [path.parent, *roots], f"listed in {path}", names))
         except ValueError as error:
             errors.append(error)
             missing.append(f"{line}, which {path} lists")
