@@ -77,7 +77,8 @@ def recipe_table() -> str:
     for name in in_order():
         recipe = get_recipe(name)
         o, t, m = recipe.optimizer, recipe.training, recipe.model
-        rate = f"{o.lr:g} for {o.lr_batch_size}"
+        slower = "" if o.backbone_rate == 1 else f"; backbone times {o.backbone_rate:g}"
+        rate = f"{o.lr:g} for {o.lr_batch_size}{slower}"
         settings = [
             backbone(recipe),
             sizes(recipe),

@@ -441,6 +441,20 @@ def test_options_train_and_resume(
     assert_same_state(tmp_path / "whole", tmp_path / "run")
 
 
+def test_a_loaded_backbone_may_learn_more_slowly(tiny_recipe: Recipe, tmp_path: Path, undisturbed: Undisturbed) -> None:
+    tiny_recipe.training.epochs, tiny_recipe.optimizer.backbone_rate = 1, 0.1
+    engine.train(tiny_recipe, tmp_path / "start")
+    assert tiny_recipe.optimizer.backbone_rate == 1  # of random weights
+    tiny_recipe.training.weights, tiny_recipe.optimizer.backbone_rate = str(tmp_path / "start"), 0.1
+    engine.train(tiny_recipe, tmp_path / "run")
+    rates = [group["initial_lr"] for group in raw(tmp_path / "run")["optimizer_states"][0]["param_groups"]]
+    assert rates == pytest.approx([learning_rate(tiny_recipe), 0.1 * learning_rate(tiny_recipe)])
+    tiny_recipe.training.epochs = 2
+    engine.train(tiny_recipe, tmp_path / "run", resume=True)
+    undisturbed(tiny_recipe, tmp_path / "whole")
+    assert_same_state(tmp_path / "whole", tmp_path / "run")
+
+
 def test_images_that_cannot_be_shared_out(tiny_recipe: Recipe) -> None:
     tiny_recipe.training.batch_size, tiny_recipe.training.devices = 6, 4
     with pytest.raises(ValueError, match=r"a batch of 6 images cannot be divided by 4 .*--training.batch-size"):

@@ -9,7 +9,7 @@ import torch
 
 from ranksort.models import ATSS
 from ranksort.recipes import Recipe, create_model, get_recipe, list_recipes
-from ranksort.recipes.build import build_dataset, describe, summarize
+from ranksort.recipes.build import build_dataset, build_optimizer, describe, summarize
 
 ATSS_R50 = "ranksort_atss_r50_fpn_1x_coco"
 TINY = {"backbone": "resnet18", "channels": 64, "head_convs": 1}
@@ -278,6 +278,19 @@ def test_description_says_how_large_images_are(
     assert f"\nimages: {expected}\n" in described
     assert ("the evaluation size of 320 px is outside the training sizes" in described) == (min_size == 320)
     assert summarize(recipe, build_dataset(recipe, "val"))["image size"] == expected
+
+
+def test_the_backbone_has_a_rate_of_its_own() -> None:
+    recipe = get_recipe("ranksort_atss_lite0_small")
+    model = create_model(recipe, num_classes=3)
+    rest, backbone = build_optimizer(recipe, model).param_groups
+    assert backbone["lr"] == pytest.approx(recipe.optimizer.backbone_rate * rest["lr"])
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    of_backbone, of_rest = ({names[id(p)] for p in group["params"]} for group in (backbone, rest))
+    assert of_backbone == {n for n, p in model.named_parameters() if p.requires_grad and n.startswith("backbone.")}
+    assert of_rest == {n for n, p in model.named_parameters() if p.requires_grad} - of_backbone
+    recipe.optimizer.backbone_rate = 1.0
+    assert len(build_optimizer(recipe, model).param_groups) == 1
 
 
 def test_description_says_the_scaled_rate_and_too_many_loaders(tiny_data: Path) -> None:

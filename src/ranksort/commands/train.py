@@ -45,6 +45,7 @@ def quickstart(
     chosen.model.min_size, chosen.model.max_size = 256, 384  # the size of the images
     chosen.data.train_min_sizes = ()
     chosen.optimizer.milestones = moved_milestones(chosen, epochs)
+    chosen.optimizer.backbone_rate = 1.0  # drawings are not like ImageNet's photos: AP 57.6 instead of 55.1 at a tenth
     chosen.training.output, chosen.training.epochs = str(out / "runs"), epochs
     run = _train(chosen, resume=False)
     print(

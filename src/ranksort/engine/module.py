@@ -18,7 +18,7 @@ from ..evaluation.evaluator import Evaluator
 from ..losses.not_finite import NotFinite
 from ..models import Detector
 from ..recipes import Recipe
-from ..recipes.build import build_optimizer, build_sampler, rate_factor
+from ..recipes.build import build_optimizer, build_sampler, parameter_groups, rate_factor
 from ..words import counted
 from .guard import Guard
 from .metrics_file import MetricsFile
@@ -163,7 +163,7 @@ class DetectorModule(pl.LightningModule):
         return self.reports[self.iou_types[-1]]
 
     def configure_optimizers(self) -> Any:
-        epochs, optimizer = self.recipe.training.epochs, build_optimizer(self.recipe, self.parameters())
+        epochs, optimizer = self.recipe.training.epochs, build_optimizer(self.recipe, self.model)
         steps = int(self.trainer.estimated_stepping_batches) // epochs
         factor = rate_factor(self.recipe.optimizer, steps, epochs)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
@@ -180,7 +180,7 @@ class DetectorModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.progress |= checkpoint["ranksort"]["progress"]  # a checkpoint of an older version has only its best AP
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        trained = [p for group in parameter_groups(self.recipe, self.model) for p in group["params"]]
         for optimizer in checkpoint["optimizer_states"]:
             for number, state in optimizer["state"].items():
                 for value in state.values():

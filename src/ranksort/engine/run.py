@@ -120,6 +120,7 @@ def _train(recipe: Recipe, run: Path, resume: bool, interrupt: Interrupt) -> Rep
     else:
         settled = {f: getattr(previous.recipe.model, f) for f in ("num_classes", "frozen_stages", "train_batch_norm")}
         recipe.model = dataclasses.replace(recipe.model, **settled)
+        recipe.optimizer.backbone_rate = previous.recipe.optimizer.backbone_rate
         dataclasses.replace(previous, recipe=recipe).check_fits()
         model, taken = create_model(recipe, losses=build_losses(recipe, train_set)), None
         # For its clear error message; Lightning loads them again.

@@ -5,12 +5,11 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import nn
 
 from .. import __version__
 from ..data.coco import CocoDataset
@@ -185,7 +184,8 @@ def build_untrained(
 ) -> "tuple[Detector, Taken | None]":
     """Build the model to train; also returns what it copied from the `weights` it starts from.
 
-    Updates the recipe: its number of classes, and which parts of the backbone are trained (all, if it starts from random weights).
+    Updates the recipe: its number of classes, and which parts of the backbone are trained (all, if it starts from random weights), and
+    how fast.
     """
     from ..fine_tuning import start_from
 
@@ -194,6 +194,7 @@ def build_untrained(
     has_backbone = weights is not None and weights.has_backbone
     if not settings.pretrained_backbone and not has_backbone:
         settings.frozen_stages, settings.train_batch_norm = -1, True
+        recipe.optimizer.backbone_rate = 1.0
     losses = build_losses(recipe, train_set)
     model = create_model(recipe, losses=losses, pretrained_backbone=settings.pretrained_backbone and not has_backbone)
     if weights is None:
@@ -220,13 +221,24 @@ def build_sampler(recipe: Recipe, train_set: CocoDataset, rank: int, world_size:
     )
 
 
-def build_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+def build_optimizer(recipe: Recipe, model: Detector) -> torch.optim.Optimizer:
     """Build the recipe's optimiser for the trained parameters."""
-    settings, rate = recipe.optimizer, learning_rate(recipe)
-    trained = [p for p in parameters if p.requires_grad]
+    settings, groups = recipe.optimizer, parameter_groups(recipe, model)
     if settings.algorithm == "adamw":
-        return torch.optim.AdamW(trained, lr=rate, weight_decay=settings.weight_decay)
-    return torch.optim.SGD(trained, lr=rate, weight_decay=settings.weight_decay, momentum=0.9)
+        return torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+    return torch.optim.SGD(groups, weight_decay=settings.weight_decay, momentum=0.9)
+
+
+def parameter_groups(recipe: Recipe, model: Detector) -> list[dict[str, Any]]:
+    """The trained parameters and their learning rates: those of the backbone last, if theirs differs."""
+    rate, share = learning_rate(recipe), recipe.optimizer.backbone_rate
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if share == 1:
+        return [{"params": trained, "lr": rate}]
+    of_backbone = set(map(id, model.backbone.parameters()))
+    rest, backbone = ([p for p in trained if (id(p) in of_backbone) is where] for where in (False, True))
+    groups = [{"params": rest, "lr": rate}, {"params": backbone, "lr": rate * share}]
+    return [group for group in groups if group["params"]]
 
 
 def images_at_once(recipe: Recipe) -> int:
@@ -293,6 +305,8 @@ def _describe_rate(recipe: Recipe, steps: int) -> str:
     images = recipe.training.batch_size
     if images != settings.lr_batch_size:
         rate += f" (the recipe's {settings.lr:g} for {settings.lr_batch_size} images per step, scaled to {images})"
+    if settings.backbone_rate != 1:
+        rate += f", of the backbone {learning_rate(recipe) * settings.backbone_rate:g}"
     if settings.warmup_steps > steps:
         rate += f"; warm-up over the first epoch instead of {settings.warmup_steps} steps"
     if settings.schedule == "cosine":

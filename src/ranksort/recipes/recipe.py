@@ -106,6 +106,7 @@ class OptimizerSettings:
     algorithm: Literal["sgd", "adamw"] = "sgd"  # stochastic gradient descent with momentum .9, or AdamW
     lr: float = 0.01  # learning rate for optimizer.lr-batch-size images; scaled linearly to the actual batch size
     lr_batch_size: int = 16  # batch size that optimizer.lr is meant for
+    backbone_rate: float = 1.0  # learning rate of a pretrained backbone, as a multiple of that of the rest
     weight_decay: float = 1e-4
     warmup_steps: int = 500  # steps of linear warm-up, starting from a thousandth of the learning rate
     schedule: Literal["step", "cosine"] = "step"
@@ -207,6 +208,7 @@ class Recipe:
             ("training.seed", training.seed, 0),
             ("optimizer.lr", optimizer.lr, 0),
             ("optimizer.lr-batch-size", optimizer.lr_batch_size, 1),
+            ("optimizer.backbone-rate", optimizer.backbone_rate, 0),
             ("optimizer.weight-decay", optimizer.weight_decay, 0),
             ("optimizer.warmup-steps", optimizer.warmup_steps, 0),
             ("optimizer.milestones", min(optimizer.milestones, default=0), 0),
@@ -270,7 +272,8 @@ class Recipe:
         free = ["root", "val_annotations", "val_images", "workers", "epochs", "nodes", "devices", "validate_every"]
         free += ["patience", "max_minutes", "autosave_minutes", "on_nan"]
         free += ["output", "pictures", "max_detections", "milestones", "schedule"]
-        free += ["num_classes", "pretrained_backbone", "frozen_stages", "train_batch_norm"]  # the engine sets these
+        # The engine sets these.
+        free += ["num_classes", "pretrained_backbone", "frozen_stages", "train_batch_norm", "backbone_rate"]
         free += ["train_annotations", "train_images"] if moved_data else []
         for group, settings in previous.as_dict().items():
             for key, before in settings.items() if isinstance(settings, dict) else []:
