@@ -28,7 +28,7 @@ from typing import Any
 LOSSES = ("rank_sort", "average_lrp", "average_precision", "focal", "quality_focal", "varifocal")
 SMALL = {"facade": "ranksort_mask_rcnn_lite0_small"}  # for data sets with masks; for others: ranksort_atss_lite0_small
 # What all losses of a table have in common.
-SETTINGS = ("data", "recipe", "detector", "epochs", "min_size", "batch_size")
+SETTINGS = ("data", "recipe", "detector", "epochs", "min_size", "batch_size", "backbone_rate")
 METRICS = ("AP", "AP_rare", "oLRP")
 # The kinds of false positives (evaluation/confusion.py) whose cost in AP50 is in the table; the file has that of all.
 KINDS = ("poor localisation", "another class", "background")
@@ -62,6 +62,12 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--min-size", type=int, default=320)
     parser.add_argument("--batch-size", type=int, help="default: the recipe's; learning rates are scaled along")
+    parser.add_argument(
+        "--backbone-rate",
+        type=float,
+        default=1.0,
+        help="as --optimizer.backbone-rate; the tables in losses.md are of 1",
+    )
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time, in as many processes")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--workers", type=int, default=2)
@@ -97,7 +103,9 @@ def compare(root: Path, loss: str, options: argparse.Namespace, cells: Executor)
         "min_size": options.min_size,
         "batch_size": options.batch_size,
         "loss": loss,
-    } | ({"detector": options.detector} if options.detector else {})
+    }
+    common |= {"detector": options.detector} if options.detector else {}
+    common |= {"backbone_rate": options.backbone_rate} if options.backbone_rate != 1 else {}
     first, *others = options.seeds
     tried = cells.map(partial(run, root, options), [common | {"rate": rate, "seed": first} for rate in options.rates])
     best = max(tried, key=lambda cell: cell["val"]["AP"])["rate"]
@@ -107,7 +115,7 @@ def compare(root: Path, loss: str, options: argparse.Namespace, cells: Executor)
 def run(root: Path, options: argparse.Namespace, cell: dict[str, Any]) -> dict[str, Any]:
     """The result of a cell: from the file, or by training."""
     for done in read(options.results):
-        if cell.items() <= done.items() and cell.get("detector") == done.get("detector"):
+        if cell.items() <= done.items() and all(cell.get(name) == done.get(name) for name in SETTINGS):
             return done
     from ranksort import engine
     from ranksort.recipes import get_recipe
@@ -119,6 +127,7 @@ def run(root: Path, options: argparse.Namespace, cell: dict[str, Any]) -> dict[s
     recipe.model.min_size, recipe.model.loss = cell["min_size"], cell["loss"]
     recipe.model.detector = options.detector or recipe.model.detector
     recipe.optimizer.lr *= cell["rate"]
+    recipe.optimizer.backbone_rate = options.backbone_rate
     recipe.optimizer.milestones = tuple(epochs * m // recipe.training.epochs for m in recipe.optimizer.milestones)
     recipe.training.epochs = recipe.training.validate_every = epochs  # the last epoch counts, no epoch is selected
     recipe.training.batch_size = cell["batch_size"] or recipe.training.batch_size
@@ -233,12 +242,16 @@ def table(cells: list[dict[str, Any]]) -> str:
     for cell in cells:
         groups[tuple(cell.get(key) for key in SETTINGS)].append(cell)
     lines = []
-    for (data, recipe, detector, epochs, min_size, batch_size), group in groups.items():
+    for (data, recipe, detector, epochs, min_size, batch_size, backbone_rate), group in groups.items():
         split = "test" if "test" in group[0] else "val"
         batch = batch_size or "the recipe's"
         device = group[0]["device"]
         what = f"{recipe}`, `{detector}" if detector else recipe
-        lines += [f"**{data}**, `{what}`, {epochs} epochs, {min_size} px, batch {batch}, {split}, {device}", ""]
+        backbone = f", backbone at {backbone_rate:g} of the rate" if backbone_rate else ""
+        lines += [
+            f"**{data}**, `{what}`, {epochs} epochs, {min_size} px, batch {batch}{backbone}, {split}, {device}",
+            "",
+        ]
         lines += [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
         for loss in dict.fromkeys(cell["loss"] for cell in group):
             lines.append(f"| {loss} | {' | '.join(row([c for c in group if c['loss'] == loss], split))} |")
