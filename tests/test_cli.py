@@ -130,7 +130,7 @@ def test_results_of_test_are_evaluated_as_they_are(
         capsys.readouterr().out.partition("COCO bbox")[2].partition("\n\nreport:")[0].rpartition("\n")
     )
     assert summary == table
-    assert "by LaECE" in score_errors  # a sentence here, a table after `test`
+    assert "scores: LaECE" in score_errors  # a sentence here, a table after `test`
     numbers = [json.loads((folder / "report.json").read_bytes()) for folder in (tested, again)]
     for key in ("summary", "per_class", "lrp"):
         assert numbers[0][key] == numbers[1][key]
@@ -204,7 +204,7 @@ def test_resumed_run_keeps_the_sizes_it_trains_at(
         cli.main([*train, *options])
         cli.main([*train, "--resume", *options[:2], "--training.epochs", "2"])
         assert capsys.readouterr().out.count(f"\nimages: short side {printed}") == 2
-    assert "another --model.min-size (72 before, 80 now)" in fails(*train, "--resume", "--model.min-size", "80")
+    assert "a different --model.min-size (72 before, 80 now)" in fails(*train, "--resume", "--model.min-size", "80")
 
 
 def test_predict(run: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -205,7 +205,7 @@ def test_the_state_of_a_loss_is_saved_and_resumed(tiny_recipe: Recipe, tmp_path:
     assert engine.test(read_checkpoint(tmp_path / "parts"), tmp_path / "tested").as_dict()["AP"] >= 0
     assert not load_model(tmp_path / "parts").training
     tiny_recipe.model.loss = "focal"
-    with pytest.raises(ValueError, match=r"another --model\.loss \(average_lrp before, focal now\)"):
+    with pytest.raises(ValueError, match=r"a different --model\.loss \(average_lrp before, focal now\)"):
         engine.train(tiny_recipe, tmp_path / "parts", resume=True)
 
 

@@ -127,7 +127,7 @@ def test_resume(run: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixt
     shutil.copytree(run, mine)
     resume = ["train", str(mine), "--resume", "--training.epochs", "2"]
     assert f"name it with --model.detector {name}" in fails(capsys, *resume)
-    assert "another --model.detector (my_detector.py:CentreDetector before, atss now)" in fails(
+    assert "a different --model.detector (my_detector.py:CentreDetector before, atss now)" in fails(
         capsys, *resume, "--model.detector", "atss"
     )
     moved = shutil.copy(name.rpartition(":")[0], tmp_path)

@@ -95,7 +95,7 @@ def test_runs_hold_the_numbers_and_go_on_with_them(tiny_recipe: Recipe, tmp_path
     again.training.epochs = 2
     engine.train(again, tmp_path / "run", resume=True)
     again.model.pixel_mean, again.training.epochs = (1.0, 2.0, 3.0), 3
-    with pytest.raises(ValueError, match=r"another --model\.pixel-mean"):
+    with pytest.raises(ValueError, match=r"a different --model\.pixel-mean"):
         engine.train(again, tmp_path / "run", resume=True)
 
 
