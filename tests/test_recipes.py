@@ -293,6 +293,13 @@ def test_the_backbone_has_a_rate_of_its_own() -> None:
     assert len(build_optimizer(recipe, model).param_groups) == 1
 
 
+def test_the_rate_of_a_pretrained_backbone_stays() -> None:
+    before, now = get_recipe("ranksort_atss_lite0_small"), get_recipe("ranksort_atss_lite0_small")
+    now.optimizer.backbone_rate = 0.5
+    with pytest.raises(ValueError, match=r"a different --optimizer\.backbone-rate \(0\.1 before, 0\.5 now\)"):
+        now.check_resumes(before)
+
+
 def test_description_says_the_scaled_rate_and_too_many_loaders(tiny_data: Path) -> None:
     recipe = get_recipe(ATSS_R50)
     recipe.data.root, recipe.training.batch_size, recipe.data.workers = str(tiny_data), 2, 2000

@@ -40,9 +40,8 @@ def focal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.25, gamma: f
     s, y = _prepare(logits, targets)
     y = (y > 0).to(s)
     alpha_t = (2 * alpha - 1) * y + (1 - alpha)
-    return _per_positive(
-        alpha_t * _power((y - s.sigmoid()).abs(), gamma) * _cross_entropy(s, y), y
-    )  # |y - p| is 1 - p_t
+    focus = _power((y - s.sigmoid()).abs(), gamma)  # |y - p| is 1 - p_t
+    return _per_positive(alpha_t * focus * _cross_entropy(s, y), y)
 
 
 def quality_focal_loss(logits: Tensor, targets: Tensor, *, beta: float = 2.0) -> Tensor:

@@ -273,7 +273,8 @@ class Recipe:
         free += ["patience", "max_minutes", "autosave_minutes", "on_nan"]
         free += ["output", "pictures", "max_detections", "milestones", "schedule"]
         # The engine sets these.
-        free += ["num_classes", "pretrained_backbone", "frozen_stages", "train_batch_norm", "backbone_rate"]
+        free += ["num_classes", "pretrained_backbone", "frozen_stages", "train_batch_norm"]
+        free += [] if previous.model.pretrained_backbone else ["backbone_rate"]
         free += ["train_annotations", "train_images"] if moved_data else []
         for group, settings in previous.as_dict().items():
             for key, before in settings.items() if isinstance(settings, dict) else []:
