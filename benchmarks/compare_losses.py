@@ -186,10 +186,12 @@ def numbers(report: Any, rare: set[int]) -> dict[str, float | None]:
     """Metrics and the cost of each kind of error in %, of masks if the detector has them. AP_rare is the mean over the rare classes
     with objects in the images.
     """
+    from ranksort.evaluation.confusion import NAMES
+
     of_rare = [row["AP"] for row in report.per_class if row["category_id"] in rare]
     summary = report.as_dict()
     found = {"AP": summary["AP"], "AP_rare": statistics.mean(of_rare) if of_rare else None, "oLRP": summary["oLRP"]}
-    found |= {kind["name"]: kind["AP50_cost"] for kind in report.analysis.errors_as_dict(report)["kinds"]}
+    found |= zip(NAMES, report.analysis.summary.costs.tolist(), strict=True)
     return {name: None if value is None else round(100 * value, 2) for name, value in found.items()}
 
 
