@@ -307,8 +307,13 @@ def test_description_says_the_scaled_rate_and_too_many_loaders(tiny_data: Path) 
     described = describe(recipe, train_set, val_set)
     assert "\nlearning rate 0.001 (the recipe's 0.008 for 16 images per step, scaled to 2); " in described
     assert re.search(r"\nwarning: 2000 processes load images on \d+ cores?: set a lower --data.workers", described)
-    recipe.data.workers = 0
-    assert "processes load images" not in describe(recipe, train_set, val_set)
+    recipe.data.workers, recipe.optimizer.backbone_rate = 0, 0.1
+    described = describe(recipe, train_set, val_set)
+    assert "processes load images" not in described
+    assert ", scaled to 2), of the backbone 0.0001; " in described
+    assert summarize(recipe, val_set)["learning rate"].startswith(
+        "0.001 for 2 images per step, of the backbone 0.0001, sgd"
+    )
 
 
 def test_channels_which_the_norms_cannot_group() -> None:

@@ -305,8 +305,7 @@ def _describe_rate(recipe: Recipe, steps: int) -> str:
     images = recipe.training.batch_size
     if images != settings.lr_batch_size:
         rate += f" (the recipe's {settings.lr:g} for {settings.lr_batch_size} images per step, scaled to {images})"
-    if settings.backbone_rate != 1:
-        rate += f", of the backbone {learning_rate(recipe) * settings.backbone_rate:g}"
+    rate += _slower_backbone(recipe)
     if settings.warmup_steps > steps:
         rate += f"; warm-up over the first epoch instead of {settings.warmup_steps} steps"
     if settings.schedule == "cosine":
@@ -319,6 +318,11 @@ def _describe_rate(recipe: Recipe, steps: int) -> str:
             "set --optimizer.milestones or --training.epochs"
         )
     return rate
+
+
+def _slower_backbone(recipe: Recipe) -> str:
+    share = recipe.optimizer.backbone_rate
+    return "" if share == 1 else f", of the backbone {learning_rate(recipe) * share:g}"
 
 
 def _epochs(numbers: Sequence[int]) -> str:
@@ -349,8 +353,8 @@ def summarize(recipe: Recipe, val_set: CocoDataset) -> dict[str, str]:
         "loss": model.loss,
         "image size": _image_sizes(recipe),
         "epochs": str(training.epochs),
-        "learning rate": f"{learning_rate(recipe):g} for {training.batch_size} images per step, {optimizer.algorithm}, "
-        + (schedule if optimizer.schedule == "step" else optimizer.schedule),
+        "learning rate": f"{learning_rate(recipe):g} for {training.batch_size} images per step{_slower_backbone(recipe)}, "
+        f"{optimizer.algorithm}, " + (schedule if optimizer.schedule == "step" else optimizer.schedule),
         "seed": str(training.seed),
         "trained on": recipe.data.train_annotations or recipe.data.root,
         "evaluated on": f"{val_set.origin}, {counted(len(val_set), 'image')}",
