@@ -11,13 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from published_atss import published_atss
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from ranksort.checkpoints import carry_scores, load_model, load_weights, metadata, read_checkpoint, save_model
 from ranksort.data.coco_columns import Category
 from ranksort.evaluation.calibration import Calibrator, Curve
 from ranksort.evaluation.calibration_file import calibrator_content
 from ranksort.evaluation.thresholds import Wish
+from ranksort.models import Detector
 from ranksort.published import convert_checkpoint
 from ranksort.recipes import Recipe, create_model, get_recipe
 from ranksort.recipes.build import with_pixel_statistics
@@ -35,11 +36,11 @@ def _recipe() -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def model() -> nn.Module:
+def model() -> Detector:
     return create_model(_recipe(), num_classes=2)
 
 
-def _run_checkpoint(model: nn.Module) -> dict[str, Any]:
+def _run_checkpoint(model: Detector) -> dict[str, Any]:
     """What matters of a training run's .ckpt."""
     weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     return {"state_dict": weights, "epoch": 3, "ranksort": metadata(_recipe(), CATEGORIES)}
@@ -50,7 +51,7 @@ def _assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_safetensors_round_trip(tmp_path: Path, model: nn.Module) -> None:
+def test_safetensors_round_trip(tmp_path: Path, model: Detector) -> None:
     path = tmp_path / "model.safetensors"
     save_model(path, model, _recipe(), CATEGORIES)
     checkpoint = read_checkpoint(path)
@@ -59,7 +60,16 @@ def test_safetensors_round_trip(tmp_path: Path, model: nn.Module) -> None:
     _assert_same(checkpoint.state_dict, model.state_dict())
 
 
-def test_loaded_model_detects_the_same(tmp_path: Path, model: nn.Module) -> None:
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_each_class_needs_a_name(tmp_path: Path, model: Detector, number: int) -> None:
+    """Without them, a file was written that could not be loaded."""
+    categories = [Category(n, str(n)) for n in range(number)]
+    with pytest.raises(ValueError, match=f"^the model has 2 classes, but the number of categories is {number}$"):
+        save_model(tmp_path / "model.safetensors", model, _recipe(), categories)
+    assert not any(tmp_path.iterdir())
+
+
+def test_loaded_model_detects_the_same(tmp_path: Path, model: Detector) -> None:
     path = tmp_path / "model.safetensors"
     save_model(path, model, _recipe(), CATEGORIES)
     loaded = load_model(str(path))
@@ -79,7 +89,7 @@ def test_loaded_model_detects_the_same(tmp_path: Path, model: nn.Module) -> None
             load_model(path, device)
 
 
-def test_checkpoint_of_a_run(tmp_path: Path, model: nn.Module) -> None:
+def test_checkpoint_of_a_run(tmp_path: Path, model: Detector) -> None:
     path = tmp_path / "last.ckpt"
     torch.save(_run_checkpoint(model), path)
     checkpoint = read_checkpoint(path)
@@ -100,7 +110,7 @@ def _scores() -> dict[str, Any]:
     return json.loads(json.dumps(content))
 
 
-def test_checkpoints_carry_calibrations_and_thresholds(tmp_path: Path, model: nn.Module) -> None:
+def test_checkpoints_carry_calibrations_and_thresholds(tmp_path: Path, model: Detector) -> None:
     ckpt, tensors, plain = (tmp_path / name for name in ("some.ckpt", "m.safetensors", "plain.safetensors"))
     torch.save(_run_checkpoint(model), ckpt)
     carry_scores(ckpt, _scores())
@@ -130,7 +140,7 @@ def test_checkpoints_carry_calibrations_and_thresholds(tmp_path: Path, model: nn
     assert load_model(plain, calibration=tmp_path / "c.json").calibration is not None
 
 
-def test_run_folder_gives_the_best_checkpoint_else_the_last(tmp_path: Path, model: nn.Module) -> None:
+def test_run_folder_gives_the_best_checkpoint_else_the_last(tmp_path: Path, model: Detector) -> None:
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     for name, epoch_name in (("last", "of the last"), ("best", "of the best")):
@@ -140,7 +150,7 @@ def test_run_folder_gives_the_best_checkpoint_else_the_last(tmp_path: Path, mode
         assert read_checkpoint(tmp_path).recipe.name == epoch_name
 
 
-def test_weights_of_create_model(tmp_path: Path, model: nn.Module) -> None:
+def test_weights_of_create_model(tmp_path: Path, model: Detector) -> None:
     path = tmp_path / "model.safetensors"
     save_model(path, model, _recipe(), CATEGORIES)
     again = create_model(_recipe(), num_classes=2, weights=path, min_size=96)
@@ -149,7 +159,7 @@ def test_weights_of_create_model(tmp_path: Path, model: nn.Module) -> None:
     assert again.transform.min_size == 96
 
 
-def test_load_weights_names_what_differs(model: nn.Module) -> None:
+def test_load_weights_names_what_differs(model: Detector) -> None:
     state = model.state_dict()
     before = {name: tensor.clone() for name, tensor in state.items()}
     wrong = {name: tensor + 1 for name, tensor in state.items()}
@@ -291,7 +301,7 @@ def test_nothing_there(tmp_path: Path) -> None:
         convert_checkpoint(tmp_path / "gone.pth", _recipe())
 
 
-def test_conversion_of_a_published_checkpoint(tmp_path: Path, model: nn.Module) -> None:
+def test_conversion_of_a_published_checkpoint(tmp_path: Path, model: Detector) -> None:
     recipe = _recipe()
     recipe.model.num_classes = 2
     published = published_atss(model)
@@ -301,7 +311,7 @@ def test_conversion_of_a_published_checkpoint(tmp_path: Path, model: nn.Module) 
         _assert_same(convert_checkpoint(source, recipe), model.state_dict())
 
 
-def test_conversion_of_something_else(tmp_path: Path, model: nn.Module) -> None:
+def test_conversion_of_something_else(tmp_path: Path, model: Detector) -> None:
     recipe = _recipe()
     recipe.model.num_classes = 2
     published = published_atss(model)
@@ -330,7 +340,7 @@ def test_conversion_of_something_else(tmp_path: Path, model: nn.Module) -> None:
     ],
 )
 def test_settings_that_nobody_trained_with(
-    tmp_path: Path, model: nn.Module, setting: str, value: Any, sentence: str
+    tmp_path: Path, model: Detector, setting: str, value: Any, sentence: str
 ) -> None:
     """They are refused before memory is taken for them."""
     content = _run_checkpoint(model)
@@ -342,7 +352,7 @@ def test_settings_that_nobody_trained_with(
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
-def test_flipped_bits_are_noticed(tmp_path: Path, model: nn.Module, suffix: str) -> None:
+def test_flipped_bits_are_noticed(tmp_path: Path, model: Detector, suffix: str) -> None:
     path = tmp_path / f"model{suffix}"
     if suffix == ".ckpt":
         torch.save(_run_checkpoint(model), path)

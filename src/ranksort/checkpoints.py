@@ -93,7 +93,7 @@ def metadata(recipe: Recipe, categories: Sequence[Category], scores: Mapping[str
 
 def save_model(
     path: str | Path,
-    model: nn.Module,
+    model: Detector,
     recipe: Recipe,
     categories: Sequence[Category],
     scores: Mapping[str, Any] | None = None,
@@ -101,7 +101,14 @@ def save_model(
     """Save a model as safetensors, with its recipe and classes as JSON in the header; `read_checkpoint` reads it.
 
     `scores` are its thresholds and calibrations, as in `Checkpoint.scores`; the best checkpoint of a run has them.
+
+    Raises:
+        ValueError: there is not one category for each class of the model.
     """
+    if len(categories) != model.num_classes:
+        raise ValueError(
+            f"the model has {counted(model.num_classes, 'class')}, but the number of categories is {len(categories)}"
+        )
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     about = metadata(recipe, categories, scores)
     about["checksum"] = _checksum(tensors, about)
