@@ -1,9 +1,13 @@
 """The losses of an evaluation: those of training on the same images, without a trace of it in the model."""
 
+import math
+import multiprocessing
+from pathlib import Path
 from typing import Literal
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from ranksort.data.batch import data_loader
 from ranksort.engine.validation import ValidationLosses, computed_once
@@ -56,3 +60,37 @@ def test_images_without_usable_objects_do_not_count(tiny_recipe: Recipe) -> None
     alone = model.losses(*model.transform([image], [{"boxes": torch.tensor([good]).clamp(max=96), "labels": labels}]))
     assert losses.images == 1
     assert losses.compute()["ranking"] == pytest.approx(alone.losses["ranking"].item())
+
+
+def _one_of_two(rank: int, file: Path, recipe: Recipe) -> None:
+    """The first process has an image with finite losses; the second, only one whose logits are NaN."""
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    _assert_spoilt(recipe, [0.0] if rank == 0 else [math.nan])
+
+
+def _assert_spoilt(recipe: Recipe, pixels: list[float]) -> None:
+    torch.set_num_threads(1)
+    model = create_model(recipe, num_classes=2).eval()
+    target = {"boxes": torch.tensor([[8.0, 8.0, 90.0, 50.0]]), "labels": torch.zeros(1, dtype=torch.int64)}
+    losses = ValidationLosses(min_box_size=1)
+    for value in pixels:
+        losses.update(model, [torch.full((3, 96, 96), value)], [target])
+    means = losses.compute()
+    assert "loss" in means
+    assert ("ranking" in means) == (pixels != [math.nan] or dist.is_initialized())
+    assert all(map(math.isnan, means.values()))
+
+
+@pytest.mark.parametrize("pixels", [[math.nan], [0.0, math.nan], [math.nan, 0.0]])
+def test_one_loss_that_is_not_finite_spoils_the_mean(tiny_recipe: Recipe, pixels: list[float]) -> None:
+    _assert_spoilt(tiny_recipe, pixels)
+
+
+def test_one_process_without_a_finite_loss_spoils_the_mean(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    start = multiprocessing.get_context("forkserver").Process
+    processes = [start(target=_one_of_two, args=(rank, tmp_path / "store", tiny_recipe)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]

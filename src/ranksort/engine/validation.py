@@ -49,7 +49,7 @@ class ValidationLosses:
     def reset(self) -> None:
         """Forget all images."""
         self.sums: dict[str, Tensor] = {}
-        self.spoilt = torch.zeros(())  # NaN if a loss was not finite
+        self.spoilt = False  # because a loss was not finite
         self.images = 0
 
     def update(self, model: Detector, images: Sequence[Tensor], targets: Sequence[dict[str, Any]]) -> None:
@@ -61,7 +61,7 @@ class ValidationLosses:
             try:
                 losses = model.losses(batch, resized).losses
             except NotFinite:  # no reason to lose the evaluation
-                self.spoilt += math.nan
+                self.spoilt = True
                 return
             for name, loss in losses.items():
                 self.sums[name] = self.sums.get(name, 0) + loss.detach().float() * len(chosen)
@@ -78,19 +78,23 @@ class ValidationLosses:
         return {"boxes": boxes[kept], **{key: target[key][kept] for key in ("labels", "masks") if key in target}}
 
     def compute(self) -> dict[str, float]:
-        """The means by name, and their sum as `loss`, over the images of all processes; empty if none has an object.
+        """The means by name, and their sum as `loss`, over the images of all processes; empty if none has an object, NaN if a loss was
+        not finite.
 
         All processes have to call it.
         """
-        parts = [({name: float(total) + float(self.spoilt) for name, total in self.sums.items()}, self.images)]
+        own = {name: float(total) for name, total in self.sums.items()}, self.images, self.spoilt
+        parts = [own]
         if dist.is_available() and dist.is_initialized():
             # As Python objects: a process without objects in its images does not know the names of the losses.
             gathered: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(gathered, parts[0])
+            dist.all_gather_object(gathered, own)
             parts = gathered
         sums: Counter[str] = Counter()
-        for part, _ in parts:
-            sums.update(part)
-        images = sum(number for _, number in parts)
+        for of_process, _, _ in parts:
+            sums.update(of_process)
+        images = sum(number for _, number, _ in parts)
+        if any(spoilt for _, _, spoilt in parts):
+            return dict.fromkeys(["loss", *sums], math.nan)
         means = {name: total / images for name, total in sums.items()}
         return {"loss": sum(means.values()), **means} if means else {}
