@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pycocotools.mask
 import pytest
 import torch
@@ -390,6 +391,28 @@ def test_check_data(tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert stopped.value.code == 1
     assert "77" in capsys.readouterr().out
     cli.main(["check-data", str(tiny_data / "images"), str(tiny_data / "annotations" / "instances_val.json")])
+
+
+def test_check_data_reads_validation_images_with_the_white_of_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a run does. Alone, those of 10 bits would be bright and those of 12 bits at most a quarter of it."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "annotations").mkdir()
+    for number, (split, greatest) in enumerate({"train": 4095, "val": 500}.items()):
+        ramp = np.tile(np.linspace(0, greatest, 64), (64, 1)).astype(np.uint16)
+        Image.fromarray(ramp).save(tmp_path / f"images/{split}.png")
+        content = {
+            "images": [{"id": number, "file_name": f"{split}.png", "width": 64, "height": 64}],
+            "categories": [{"id": 1, "name": "cell"}],
+            "annotations": [{"id": 1, "image_id": number, "category_id": 1, "bbox": [8, 8, 9, 9], "area": 81}],
+        }
+        (tmp_path / f"annotations/instances_{split}.json").write_text(json.dumps(content))
+    cli.main(["check-data", str(tmp_path)])
+    assert "values up to only 500, but white is 4095" in capsys.readouterr().out
+    cli.main(["check-data", str(tmp_path), "--white", "600"])
+    assert "values up to 4095, but white is 600" in capsys.readouterr().out
+    assert "--white must be 0 or more" in fails("check-data", tmp_path, "--white", "-1")
 
 
 def test_convert(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 import contextlib
 import copy
 import json
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -502,6 +503,61 @@ def test_one_value_is_white_in_all_images(content: dict[str, Any], write: Write)
         CocoDataset(images, annotations, training=False)
 
 
+@pytest.mark.parametrize(
+    ("values", "kinds"),
+    [
+        ((-100, 100), ["unclear white", "nearly black"]),
+        ((0, 1e5), ["unclear white", "nearly black"]),
+        ((0, 255), []),
+    ],
+)
+def test_check_data_refuses_values_from_which_training_cannot_derive_white(
+    content: dict[str, Any], write: Write, values: tuple[float, float], kinds: list[str]
+) -> None:
+    images, annotations = write(content)
+    content["images"][0]["file_name"] = "wide.tif"
+    Image.fromarray(np.tile(np.linspace(*values, 64, dtype=np.float32), (48, 1))).save(images / "wide.tif")
+    write_again(content, images)
+    check = check_data(images, annotations)
+    assert [fault.kind for fault in check.faults] == kinds
+    assert check.is_usable == (not kinds)
+    for training in (True, False):
+        if kinds:
+            with pytest.raises(ValueError, match=re.escape(check.faults[0].lines[0])):
+                CocoDataset(images, annotations, training=training)
+            assert "`test` and the validation of `train` refuse it" in check.verdicts()["evaluation"]
+        assert CocoDataset(images, annotations, training=training, white=255).white == 255
+    assert check_data(images, annotations, white=255).is_usable
+
+
+def test_a_damaged_image_does_not_make_the_others_dark(content: dict[str, Any], write: Write) -> None:
+    images, annotations = write(content)
+    content["images"][0]["file_name"], content["images"][1]["file_name"] = "wide.tif", "high.tif"
+    write_again(content, images)
+    ramp = np.tile(np.linspace(0, 4095, 64).astype(np.uint16), (48, 1))
+    Image.fromarray(ramp).save(images / "wide.tif")
+    Image.fromarray(ramp.T).save(images / "high.tif")
+    (images / "wide.tif").write_bytes((images / "wide.tif").read_bytes()[:-3000])
+    check = check_data(images, annotations)
+    assert [fault.kind for fault in check.faults] == ["unreadable image"]
+    assert check.white == 4095
+
+
+def test_big_endian_greyscale(content: dict[str, Any], write: Write) -> None:
+    """Pillow's `getextrema` refuses such TIFF files."""
+    images, annotations = write(content)
+    content["images"][0]["file_name"] = "wide.tif"
+    write_again(content, images)
+    for greatest, faults in ((4095, []), (400, ["nearly black"])):
+        pixels = np.tile(np.linspace(0, greatest, 64).astype(">u2"), (48, 1))
+        Image.frombytes("I;16B", (64, 48), pixels.tobytes()).save(images / "wide.tif")
+        assert Image.open(images / "wide.tif").mode == "I;16B"
+        assert [fault.kind for fault in check_data(images, annotations, white=4095).faults] == faults
+    assert int(CocoDataset(images, annotations, training=True, white=400)[0][0].max()) == 255
+    with pytest.raises(ValueError, match="values up to only 400"):
+        load_image(images / "wide.tif")
+
+
 def test_colours_of_16_bits_that_use_12(content: dict[str, Any], write: Write) -> None:
     """Pillow reads the upper 8 bits of such PNG files."""
     images, annotations = write(content)
@@ -518,6 +574,9 @@ def test_colours_of_16_bits_that_use_12(content: dict[str, Any], write: Write) -
         else:
             with pytest.raises(ValueError, match=r"16 bits per colour, .* Multiply their values by 16"):
                 CocoDataset(images, annotations, training=False)
+            (fault,) = check_data(images, annotations).faults
+            assert fault.kind == "unclear white"
+            assert "Multiply their values by 16" in fault.lines[0]
 
 
 def png_of_16_bits(pixels: np.ndarray) -> bytes:

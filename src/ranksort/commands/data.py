@@ -10,6 +10,7 @@ from tyro.conf import Positional, arg
 from .arguments import check_folder, default
 
 if TYPE_CHECKING:
+    from ..data.check import DataCheck
     from ..data.layouts import Split
 
 
@@ -21,6 +22,7 @@ def check_data(
     /,
     verbose: bool = False,
     crowd: Literal["drop", "keep"] = "drop",
+    white: float = 0.0,
 ) -> None:
     """Check a data set for faults before training on it.
 
@@ -29,6 +31,7 @@ def check_data(
         annotations: COCO annotation file of the images.
         verbose: list all faults, however many.
         crowd: what to do with annotations marked as crowd, as for --data.crowd of `train`.
+        white: value of white in greyscale images of more than 8 bits, as for --data.white of `train`; 0: derived from the images.
     """
     from ..data.check import check_data as run_check
     from ..data.coco_columns import require_known
@@ -36,10 +39,14 @@ def check_data(
     from ..data.layouts import Split
     from ..data.splits import part_of
 
+    if not white >= 0:
+        raise ValueError(f"--white must be 0 or more, got {white}")
     splits = {"": Split(images, annotations)} if annotations else _splits(images)
-    checks = {}
+    checks: dict[str, DataCheck] = {}
     for name, split in splits.items():
-        checks[name] = check = run_check(split.images, split.annotations, keep_crowds=crowd == "keep")
+        if name == "val":
+            white = checks["train"].white  # as in a run
+        checks[name] = check = run_check(split.images, split.annotations, keep_crowds=crowd == "keep", white=white)
         if len(checks) > 1:
             print()
         print(check.text() if verbose else check)

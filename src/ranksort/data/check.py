@@ -45,6 +45,9 @@ class DataCheck:
     untrained: dict[tuple[str, str], list[Id]]
     """ids of entries that are not faulty but not trained on either, by noun and description"""
     has_masks: bool  # whether any object has a segmentation
+    white: (
+        float  # value of white in images of more than 8 bits, as given or derived; 0: there are none, or it is unclear
+    )
     file: CocoFile
 
     @property
@@ -126,13 +129,14 @@ def _in_words(fault: Fault) -> str:
     )
 
 
-def check_data(images: Path, annotations: Path, *, keep_crowds: bool = False) -> DataCheck:
+def check_data(images: Path, annotations: Path, *, keep_crowds: bool = False, white: float = 0) -> DataCheck:
     """Check an annotation file completely, and decode every image.
 
     Args:
         images: folder of the images.
         annotations: COCO annotation file.
         keep_crowds: treat annotations marked as crowd as objects.
+        white: value of white in images of more than 8 bits; 0: derived from the images, as in training.
 
     Raises:
         FileNotFoundError: the folder or the file does not exist. Everything else that is wrong is reported as a fault.
@@ -152,7 +156,7 @@ def check_data(images: Path, annotations: Path, *, keep_crowds: bool = False) ->
     """
     require_folder(images)
     file = read_coco_file(annotations, segmentations=True, pixels=True, keep_crowds=keep_crowds)
-    _check_images(file, ImageFolder(images, file.images.file_names))
+    white = _check_images(file, ImageFolder(images, file.images.file_names), white)
 
     objects = file.annotations
     single = ~objects.crowd
@@ -183,6 +187,7 @@ def check_data(images: Path, annotations: Path, *, keep_crowds: bool = False) ->
             ("image", " without an object to train on"): [file.images.ids[n] for n in untrained.tolist()],
         },
         has_masks=objects.segmentations is not None and any(map(_is_given, objects.segmentations)),
+        white=white,
         file=file,
     )
 
@@ -191,8 +196,8 @@ def _is_given(segmentation: bytes) -> bool:
     return segmentation not in (b"[]", b"null")
 
 
-def _check_images(file: CocoFile, folder: ImageFolder) -> None:
-    """Decode all images, and add their faults to those of the annotation file."""
+def _check_images(file: CocoFile, folder: ImageFolder, white: float) -> float:
+    """Decode all images, and add their faults to those of the annotation file; returns the value of white, 0 if it is unclear."""
     images = file.images
     faults: dict[str, list[str]] = defaultdict(list)
     renamed: list[tuple[str, Path]] = []
@@ -200,7 +205,11 @@ def _check_images(file: CocoFile, folder: ImageFolder) -> None:
         (images.widths > 0) & (images.heights > 0) & (np.diff(images.file_names.ends, prepend=0) > 0)
     )
 
-    white = _white(folder, numbers)
+    if not white:
+        try:
+            white = find_white(_existing(folder, numbers), skip_unreadable=True)
+        except ValueError as error:
+            faults["unclear white"].append(str(error))
 
     def check(n: int) -> tuple[Path | None, list[tuple[str, str]]]:
         try:
@@ -225,17 +234,16 @@ def _check_images(file: CocoFile, folder: ImageFolder) -> None:
         faults["found in another folder"].append(line)
     for kind, lines in faults.items():
         file.add(kind, lines)
+    return white
 
 
-def _white(folder: ImageFolder, numbers: np.ndarray) -> float:
-    """The value of white in the images of a data set, as training derives it; 0 if there is none."""
+def _existing(folder: ImageFolder, numbers: np.ndarray) -> list[Path]:
+    """The paths of those images that exist."""
     paths = []
     for n in numbers.tolist():
         with contextlib.suppress(FileNotFoundError):
             paths.append(folder.path(n))
-    with contextlib.suppress(ValueError):
-        return find_white(paths)
-    return 0.0
+    return paths
 
 
 def _image_faults(path: Path, width: int, height: int, white: float) -> list[tuple[str, str]]:

@@ -57,6 +57,7 @@ CONSEQUENCES: dict[str, Consequences] = {
     "missing image": _TRAINING_ONLY,
     "unreadable image": _TRAINING_ONLY,
     "wrong image size": _TRAINING_ONLY,
+    "unclear white": _TRAINING_ONLY,
     "small image": _DROPPED,
     "box without area": _DROPPED,
     "box outside the image": _DROPPED,
@@ -79,7 +80,15 @@ CONSEQUENCES: dict[str, Consequences] = {
 }
 """Every kind of fault."""
 
-VALIDATION = ("bad file name", "bad image size", "bad box", "missing image", "unreadable image", "wrong image size")
+VALIDATION = (
+    "bad file name",
+    "bad image size",
+    "bad box",
+    "missing image",
+    "unreadable image",
+    "wrong image size",
+    "unclear white",
+)
 """Faults for which `test` and the validation of a run also refuse a file: unlike `evaluate`, they open the images."""
 
 

@@ -225,7 +225,8 @@ def darkness(image: Image.Image, white: float = 0) -> str | None:
     """Why `to_rgb` with this `white` would make an image nearly black or clip it; None if it would not."""
     if image.mode[:1] not in "IF":
         return None
-    least, greatest = map(float, image.getextrema())  # type: ignore[arg-type]
+    values = np.asarray(image)  # `getextrema` does not support the big-endian images of TIFF
+    least, greatest = float(np.nanmin(values, initial=0)), float(np.nanmax(values, initial=0))
     white, bits = _white(image, white), "16 bit" if image.mode.startswith("I") else "floating point"
     if greatest > white:
         return f"is {bits} greyscale with values up to {greatest:g}, but white is {white:g}: higher values are lost"

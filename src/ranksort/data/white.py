@@ -14,19 +14,20 @@ _SAMPLE = 200  # images to examine, evenly spread
 _DARK = 32  # of 255: below an eighth
 
 
-def find_white(paths: Sequence[Path]) -> float:
+def find_white(paths: Sequence[Path], *, skip_unreadable: bool = False) -> float:
     """The value of white in the images of a data set: the lowest of `LEVELS` or 1 that their range allows.
 
     All images of a data set are scaled by one value, so that dark ones stay darker than bright ones.
 
     Args:
         paths: paths of its images. Only the first bytes of 8-bit images are read.
+        skip_unreadable: leave out damaged images, for callers that report them.
 
     Returns:
         The value; 0 if no examined image has more than 8 bits of grey.
 
     Raises:
-        ValueError: values are below 0 or above 65535, or only the lowest of 16 bits per colour are used.
+        ValueError: values are below 0 or above 65535, only the lowest of 16 bits per colour are used, or an image is damaged.
     """
     greatest, is_float, deep, brightest = 0.0, True, 0, 0
     example = Path()
@@ -34,7 +35,12 @@ def find_white(paths: Sequence[Path]) -> float:
         kind = _kind(path)
         if not kind:
             continue
-        image = read_image(path)
+        try:
+            image = read_image(path)
+        except ValueError:
+            if skip_unreadable:
+                continue
+            raise
         if kind == "RGB":
             deep += 1
             example = path if deep == 1 else example
