@@ -240,6 +240,19 @@ def test_class_lists_of_yolo(tmp_path: Path) -> None:
     assert objects(tmp_path / "two", "val")["obj_valid_data/b.jpg"] == approximate(DETECTIONS)
 
 
+def test_darknet_lists_that_name_an_image_twice_or_no_split(tmp_path: Path) -> None:
+    folder = tmp_path / "darknet"
+    picture(folder / "a.jpg")
+    yolo_label(folder / "a.txt", *YOLO_LINES)
+    text(folder / "obj.names", "cat\ndog\n")
+    text(folder / "train.txt", "a.jpg\n./a.jpg\ndata/a.jpg\n")
+    text(folder / "obj.data", "train = train.txt\nvalid =\nnames = obj.names\n")
+    dataset = import_data(folder, tmp_path / "out")
+    assert {split: [image.path.name for image in images] for split, images in dataset.splits.items()} == {
+        "train": ["a.jpg"]
+    }
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [

@@ -274,9 +274,9 @@ def _from_darknet(file: Path) -> _Layout:
     content, roots = _darknet(file), [file.parent, file.parent.parent]
     layout = _Layout(file, _lines(_existing(content["names"], roots, f"names of {file}")))
     for key, split in (("train", "train"), ("valid", "val"), ("val", "val"), ("test", "test")):
-        if key in content:
+        if content.get(key):
             path = _existing(content[key], roots, f"{key} of {file}")
-            layout.splits[split] = _images_of(path, roots, layout.missing)
+            layout.splits[split] = list(dict.fromkeys(_images_of(path, roots, layout.missing)))
     return layout
 
 
