@@ -262,6 +262,18 @@ def test_placeholder_of_roboflow_is_no_class(tmp_path: Path) -> None:
         CocoDataset(*find_split(tmp_path, "val"), training=False, categories=train.categories)
 
 
+def test_lists_of_lvis_without_a_placeholder(tmp_path: Path) -> None:
+    """They are positions among the classes, which move when a class before them is removed."""
+    categories = [{"id": 0, "name": "pets", "supercategory": "none"}] + [c | {"supercategory": "pets"} for c in CLASSES]
+    file = write(tmp_path, "annotations.json", "images", ["a.jpg", "b.jpg"], categories=categories)
+    content = json.loads(file.read_text())
+    content["images"][0] |= {"neg_category_ids": [0, 2], "not_exhaustive_category_ids": [1]}
+    file.write_text(json.dumps(content))
+    dataset = CocoDataset(tmp_path / "images", file, training=False)
+    assert dataset.file is not None
+    assert dataset.file.images.federated == [([1], [0]), ([], [])]
+
+
 def test_split_unpacks_into_a_data_set(tiny_data: Path) -> None:
     assert isinstance(find_split(tiny_data, "train"), Split)
     assert len(CocoDataset(*find_split(tiny_data, "train"), training=True)) == 10

@@ -170,8 +170,13 @@ class CocoFile:
         kept = [n for n, category in enumerate(self.categories) if category not in removed]
         place = np.full(len(self.categories), -1)
         place[kept] = np.arange(len(kept))
+        federated = self.images.federated and [
+            Federated(*([int(place[n]) for n in places if place[n] >= 0] for places in lists))
+            for lists in self.images.federated
+        ]
         return dataclasses.replace(
             self,
+            images=dataclasses.replace(self.images, federated=federated),
             categories=[self.categories[n] for n in kept],
             frequencies=[self.frequencies[n] for n in kept],
             supercategories=[self.supercategories[n] for n in kept],
