@@ -231,6 +231,14 @@ def test_a_published_file(tmp_path: Path) -> None:
     _assert_same(_classes(state, [0, 1, 2]), _classes(three.state_dict(), [2, 1, 0]))
 
 
+def test_a_published_file_with_a_number_in_place_of_a_row(tmp_path: Path) -> None:
+    recipe = _recipe()
+    weights = published_atss(_trained(recipe, NAMES)) | {"bbox_head.atss_cls.bias": torch.tensor(1.0)}
+    torch.save({"state_dict": weights}, path := tmp_path / "published.pth")
+    with pytest.raises(ValueError, match=r"published\.pth is neither a ranksort model nor published weights"):
+        read_weights(path, recipe)
+
+
 @pytest.mark.parametrize("content", [{"state_dict": {"x": torch.zeros(2)}}, {"state_dict": [1]}, {"x": 1}])
 def test_a_file_of_something_else(tmp_path: Path, content: Any) -> None:
     torch.save(content, path := tmp_path / "other.pth")

@@ -142,7 +142,8 @@ def _count_classes(state_dict: Mapping[str, Tensor], recipe: Recipe) -> int:
     for name, tensor in own.items():
         given = state_dict[name].shape
         if given != tensor.shape:
-            if not model.outputs_per_class(name) or given[1:] != tensor.shape[1:] or given[0] % tensor.shape[0]:
+            of_classes = model.outputs_per_class(name) and len(given) == tensor.ndim
+            if not of_classes or given[1:] != tensor.shape[1:] or given[0] % tensor.shape[0]:
                 return 0
             counts.add(given[0] // tensor.shape[0])
     return max(counts) if len(counts) <= 2 else 0
