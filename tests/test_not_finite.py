@@ -120,6 +120,32 @@ def test_a_run_goes_on_without_the_batch(
     assert all(math.isfinite(float(value)) for value in values)
 
 
+@pytest.mark.parametrize("skipped", [set(), {2, 3}, {6}])
+def test_a_step_averages_the_gradients_of_its_own_batches(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, skipped: set[int]
+) -> None:
+    """The last step of an epoch has fewer batches than the others, and so has a step of which some are skipped."""
+    recipe.training.epochs, recipe.training.batch_size, recipe.training.accumulate = 1, 8, 4
+    recipe.training.on_nan, recipe.optimizer.lr = "skip", 0.0
+    spoil(monkeypatch, skipped, "loss")
+    step, before = DetectorModule.training_step, DetectorModule.on_before_optimizer_step
+    gradients: list[set[float]] = []
+
+    def with_gradient_one(self: DetectorModule, *args: Any) -> Any:
+        loss = step(self, *args)
+        is_used = self.loss is not None
+        return sum((1 * p).sum() for p in self.parameters() if p.requires_grad) if is_used else loss
+
+    def looking(self: DetectorModule, optimizer: torch.optim.Optimizer) -> None:
+        before(self, optimizer)
+        gradients.append({x for p in self.parameters() if p.grad is not None for x in p.grad.flatten().tolist()})
+
+    monkeypatch.setattr(DetectorModule, "training_step", with_gradient_one)
+    monkeypatch.setattr(DetectorModule, "on_before_optimizer_step", looking)
+    engine.train(recipe, tmp_path / "run")
+    assert gradients == [{1.0}, {1.0}]  # of four batches, and of two
+
+
 def test_a_run_without_a_finite_step_stops(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe.training.on_nan = "skip"
     spoil(monkeypatch, set(range(2, 99)), "loss")

@@ -115,6 +115,8 @@ class Guard:
     def look_at_gradients(self, parameters: list[nn.Parameter]) -> None:
         """Call before each optimiser step, which is skipped if gradients are not finite or no batch is used.
 
+        The gradients become the mean over the batches that are used, which may be fewer than `training.accumulate`.
+
         All processes have the same gradients. With `16-mixed`, overflows are expected: the loss scale is adjusted by them.
 
         Raises:
@@ -125,6 +127,8 @@ class Guard:
         if not used:
             for parameter in parameters:
                 parameter.grad = None
+        elif gradients and used != (wanted := self.module.recipe.training.accumulate):  # Lightning has divided by it
+            torch._foreach_mul_(gradients, wanted / used)
         if step is None or not gradients or not used or self.module.recipe.training.precision == "16-mixed":
             return
         step.finite_gradient = self._expect(step, torch.nn.utils.get_total_norm(gradients).isfinite())
