@@ -30,6 +30,16 @@ def test_ids_are_found_as_by_a_dictionary(known: list[Any], values: list[Any]) -
     assert IdIndex(known).find(values).tolist() == [place(value) for value in values]
 
 
+def test_an_id_of_too_many_digits_for_a_number_is_unknown() -> None:
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 64, "height": 48}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [{"id": 1, "image_id": "9" * 5000, "category_id": 1, "bbox": [1, 2, 3, 4], "area": 12}],
+    }
+    (fault,) = read_coco_file(content, segmentations=False).faults
+    assert fault.kind == "unknown image"
+
+
 def test_ids_may_be_integral_floats_and_strings(tmp_path: Path) -> None:
     for number, text in ((3.0, "3"), (10**17, str(10**17)), ("x", "x")):
         content = {

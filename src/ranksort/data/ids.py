@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 Id = int | str
+_MOST_DIGITS = 4300  # that Python converts; JSON has no larger integers either
 
 
 def canonical(value: Any) -> Id | None:
@@ -18,9 +19,10 @@ def canonical(value: Any) -> Id | None:
 
 
 def spelled(value: Id) -> Id:
-    """The integer for a string of digits; any other id unchanged."""
-    digits = isinstance(value, str) and value.isascii() and value.removeprefix("-").isdigit()
-    return int(value) if digits else value
+    """The integer for a string of digits, if not of thousands of them; any other id unchanged."""
+    if isinstance(value, str) and len(value) < _MOST_DIGITS and value.isascii() and value.removeprefix("-").isdigit():
+        return int(value)
+    return value
 
 
 def sort_key(value: Id) -> tuple[bool, Id]:
