@@ -198,7 +198,7 @@ model.predict("photo.jpg").save("found.jpg")
 
 ## Classes
 
-{shown or f"{recipe.model.num_classes} classes with unknown names"}
+{shown}
 
 ## Metrics
 
