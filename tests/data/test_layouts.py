@@ -225,6 +225,29 @@ def test_too_few_images_with_objects_to_divide(tmp_path: Path, crowds: int, lack
         CocoDataset(*find_split(tmp_path, "val"), training=False)
 
 
+@pytest.mark.parametrize("change", [{"bbox": [4, 5, 20, 0]}, {"bbox": [99, 5, 20, 20]}, {"area": 0}])
+def test_training_part_without_an_object_to_train_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any]
+) -> None:
+    """`check-data` must not call usable what `train` cannot use."""
+    path = write(tmp_path, "annotations.json", "images", ["a.jpg", "b.jpg"], classes=[[1], [1]])
+    file = json.loads(path.read_text())
+    (held_out,) = names_of(CocoDataset(*find_split(tmp_path, "val"), training=False))
+    file["annotations"][held_out == "a.jpg"] |= change  # the one that is not held out
+    path.write_text(json.dumps(file))
+    sentence = r"too few images with objects to split them .* \(none for training\)"
+    with pytest.raises(ValueError, match=sentence):
+        CocoDataset(*find_split(tmp_path, "train"), training=True)
+    with pytest.raises(SystemExit):
+        main(["check-data", str(tmp_path)])
+    assert re.search(sentence, capsys.readouterr().err)
+    # Named for training, it leaves the other image.
+    images = tmp_path / "images"
+    assert names_of(CocoDataset(images, path, training=True)) == [held_out]
+    with pytest.raises(ValueError, match=r"no image to train on \(left out: 4 small boxes, 2 images without objects\)"):
+        CocoDataset(images, write(tmp_path, "c.json", "images", ["a.jpg", "b.jpg"]), training=True, min_box_size=30)
+
+
 def test_recipe_divides_a_file_unless_one_is_named(tmp_path: Path, tiny_recipe: Recipe) -> None:
     file = write(tmp_path, "annotations.json", "images", [f"{n}.jpg" for n in range(10)])
     tiny_recipe.data.root = str(tmp_path)

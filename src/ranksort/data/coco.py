@@ -117,7 +117,7 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
                 f"class {g.name!r}, which has no object and only names the group of the others": 1 for g in groups
             }
             if not is_used.any():
-                raise ValueError(f"{annotations} leaves no image to train on (left out: {self.dropped}).")
+                raise ValueError(f"{annotations} leaves no image to train on (left out: {self._left_out()}).")
 
         used = np.flatnonzero(is_used)
         self.image_ids = [file.images.ids[n] for n in used.tolist()]
@@ -184,8 +184,12 @@ class CocoDataset(Dataset[tuple[Any, dict[str, Any]]]):
         return repeat_factors(image, self._labels, len(self), threshold)
 
     def __str__(self) -> str:
-        reasons = ", ".join(f"{count} {what}" for what, count in self.dropped.items() if count)
-        return f"{counted(len(self), 'image')} of {counted(len(self.categories), 'class')}, left out: {reasons or 'nothing'}"
+        return (
+            f"{counted(len(self), 'image')} of {counted(len(self.categories), 'class')}, left out: {self._left_out()}"
+        )
+
+    def _left_out(self) -> str:
+        return ", ".join(f"{count} {what}" for what, count in self.dropped.items() if count) or "nothing"
 
     @property
     def origin(self) -> str:

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from .coco_checks import MIN_IMAGE_SIDE
 from .coco_columns import CocoFile
 
 Part = Literal["train", "val"]
@@ -41,7 +42,7 @@ def part_of(file: CocoFile, part: Part) -> CocoFile:
     photo, as in Roboflow's exports, and entries for the same file stay together.
 
     Raises:
-        ValueError: it has too few images, or too few with objects.
+        ValueError: it has too few images, or too few with objects, in training with objects to train on.
     """
     held_out = _held_out(file)
     if held_out.all() or not held_out.any():
@@ -51,9 +52,12 @@ def part_of(file: CocoFile, part: Part) -> CocoFile:
     kept = held_out if part == "val" else ~held_out
     places, images, annotations = np.flatnonzero(kept), file.images, file.annotations
     number = np.cumsum(kept) - 1
-    with_objects = annotations.image[~annotations.crowd]
-    for is_in, name in ((held_out, "validation"), (~held_out, "training")):
-        if not is_in[with_objects].any():
+    large = np.minimum(images.widths, images.heights)[annotations.image] >= MIN_IMAGE_SIDE
+    for is_in, name, is_object in (
+        (held_out, "validation", ~annotations.crowd),
+        (~held_out, "training", file.trainable() & large),
+    ):
+        if not is_in[annotations.image[is_object]].any():
             raise ValueError(
                 f"{file.source} has too few images with objects to split them into training and validation (none for {name}): name a "
                 "file for each."
