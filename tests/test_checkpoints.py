@@ -98,8 +98,10 @@ def test_a_model_is_loaded_without_the_loss_that_trained_it(tmp_path: Path, loss
 def test_the_state_of_the_loss_of_a_recipe_is_loaded(tmp_path: Path) -> None:
     recipe = _recipe()
     recipe.model.loss = "average_lrp"
-    model = create_model(recipe, num_classes=2)
-    model.criterion.loss.localization_weight.fill_(7)  # type: ignore[union-attr]
+    losses = AverageLRP()
+    losses.loss.localization_weight.fill_(7)
+    model = create_model(recipe, num_classes=2, losses=losses)
+    assert model.state_dict()["criterion.loss.localization_weight"] == 7
     save_model(tmp_path / "model.safetensors", model, recipe, CATEGORIES)
     _assert_same(load_model(tmp_path / "model.safetensors").state_dict(), model.state_dict())
 
