@@ -141,9 +141,7 @@ def run(root: Path, options: argparse.Namespace, cell: dict[str, Any]) -> dict[s
     recipe.optimizer.lr *= cell["rate"]
     recipe.optimizer.backbone_rate = options.backbone_rate
     milestones = (epochs * m // recipe.training.epochs for m in recipe.optimizer.milestones)
-    recipe.optimizer.milestones = tuple(
-        m for m in milestones if m > 0
-    )  # one at 0 would lower the rate of the whole run
+    recipe.optimizer.milestones = tuple(m for m in milestones if m > 0)  # 0 would lower the rate of the whole run
     recipe.training.epochs = recipe.training.validate_every = epochs  # the last epoch counts, no epoch is selected
     recipe.training.batch_size = cell["batch_size"] or recipe.training.batch_size
     recipe.training.seed, recipe.evaluation.pictures = cell["seed"], 0
