@@ -14,10 +14,12 @@ import dataclasses
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import time
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from itertools import product
@@ -84,6 +86,8 @@ def main() -> None:
 
         if not torch.cuda.is_available():
             parser.error("there is no GPU that torch can use")
+    if len({root.resolve().name for root in options.data_root}) < len({root.resolve() for root in options.data_root}):
+        parser.error("results are stored by the names of the data sets' folders: give each another name")
     groups = list(product(options.data_root, options.losses))
     processes = get_context("forkserver")
     processes.set_forkserver_preload(["ranksort.engine"])  # imported once for all of them
@@ -108,17 +112,25 @@ def compare(root: Path, loss: str, options: argparse.Namespace, cells: Executor)
     common |= {"backbone_rate": options.backbone_rate} if options.backbone_rate != 1 else {}
     first, *others = options.seeds
     tried = cells.map(partial(run, root, options), [common | {"rate": rate, "seed": first} for rate in options.rates])
-    best = max(tried, key=lambda cell: cell["val"]["AP"])["rate"]
+    best = best_rate(tried)
     list(cells.map(partial(run, root, options), [common | {"rate": best, "seed": seed} for seed in others]))
 
 
+def best_rate(tried: Iterable[dict[str, Any]]) -> float:
+    """The rate of the cell with the highest AP on the validation images; among equals the lowest."""
+    return max(tried, key=lambda cell: (cell["val"]["AP"], -cell["rate"]))["rate"]
+
+
 def run(root: Path, options: argparse.Namespace, cell: dict[str, Any]) -> dict[str, Any]:
-    """The result of a cell: from the file, or by training."""
-    for done in read(options.results):
-        if cell.items() <= done.items() and all(cell.get(name) == done.get(name) for name in SETTINGS):
-            return done
+    """The result of a cell: from the file, or by training.
+
+    Raises:
+        ValueError: the result in the file is of another data set in a folder of the same name.
+    """
     from ranksort import engine
+    from ranksort.data.fingerprint import fingerprint
     from ranksort.recipes import get_recipe
+    from ranksort.recipes.build import build_dataset
 
     recipe, epochs = get_recipe(cell["recipe"]), cell["epochs"]
     recipe.name = "compare_losses"
@@ -128,12 +140,24 @@ def run(root: Path, options: argparse.Namespace, cell: dict[str, Any]) -> dict[s
     recipe.model.detector = options.detector or recipe.model.detector
     recipe.optimizer.lr *= cell["rate"]
     recipe.optimizer.backbone_rate = options.backbone_rate
-    recipe.optimizer.milestones = tuple(epochs * m // recipe.training.epochs for m in recipe.optimizer.milestones)
+    milestones = (epochs * m // recipe.training.epochs for m in recipe.optimizer.milestones)
+    recipe.optimizer.milestones = tuple(m for m in milestones if m > 0)  # 0 would lower the rate of the whole run
     recipe.training.epochs = recipe.training.validate_every = epochs  # the last epoch counts, no epoch is selected
     recipe.training.batch_size = cell["batch_size"] or recipe.training.batch_size
     recipe.training.seed, recipe.evaluation.pictures = cell["seed"], 0
+    for done in read(options.results):
+        if cell.items() <= done.items() and all(cell.get(name) == done.get(name) for name in SETTINGS):
+            if done.get("fingerprint", "") not in ("", fingerprint(build_dataset(recipe, "train"))):
+                raise ValueError(
+                    f"{options.results} has results of other training data in a folder named {cell['data']}: "
+                    "rename the folder, or name another file with --results"
+                )
+            return done
     folder = options.results.parent / "-".join(Path(str(value)).name for value in cell.values())
-    report = engine.train(recipe, folder, resume=(folder / "checkpoints" / "last.ckpt").is_file())
+    resume = any(folder.glob("checkpoints/*.ckpt"))
+    if folder.exists() and not resume:  # stopped before its first checkpoint
+        shutil.rmtree(folder)
+    report = engine.train(recipe, folder, resume=resume)
     report = report or engine.test(trained(folder, options), folder / "again")  # of a run that had already ended
     rare = rarest_third(root)
     result = cell | {"lr": recipe.optimizer.lr, "val": numbers(report, rare)}
@@ -142,6 +166,7 @@ def run(root: Path, options: argparse.Namespace, cell: dict[str, Any]) -> dict[s
         checkpoint.recipe.data.val_annotations = str(test)
         result["test"] = numbers(engine.test(checkpoint, folder / "test"), rare)
     result |= time_steps(trained(folder, options), alone=options.jobs == 1) | {
+        "fingerprint": trained(folder, options).fingerprint,
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "commit": commit(),
     }
@@ -262,8 +287,11 @@ def table(cells: list[dict[str, Any]]) -> str:
 
 
 def row(cells: list[dict[str, Any]], split: str) -> list[str]:
-    tried = [cell for cell in cells if cell["seed"] == cells[0]["seed"]]
-    best = max(tried, key=lambda cell: cell["val"]["AP"])["rate"]
+    by_seed: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for cell in cells:
+        by_seed[cell["seed"]].append(cell)
+    tried = max(by_seed.values(), key=len)  # by the first seed, unless single cells of others were run before
+    best = best_rate(tried)
     chosen = [cell for cell in cells if cell["rate"] == best]
     values = {
         name: [cell[split][name] for cell in chosen if cell[split].get(name) is not None] for name in METRICS + KINDS

@@ -11,13 +11,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from published_atss import published_atss
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from ranksort.checkpoints import carry_scores, load_model, load_weights, metadata, read_checkpoint, save_model
 from ranksort.data.coco_columns import Category
 from ranksort.evaluation.calibration import Calibrator, Curve
 from ranksort.evaluation.calibration_file import calibrator_content
 from ranksort.evaluation.thresholds import Wish
+from ranksort.losses.criteria import CRITERIA, AverageLRP
+from ranksort.losses.detection import DetectionLosses, rank_sort_detection_losses
 from ranksort.models import Detector
 from ranksort.published import convert_checkpoint
 from ranksort.recipes import Recipe, create_model, get_recipe
@@ -67,6 +69,41 @@ def test_each_class_needs_a_name(tmp_path: Path, model: Detector, number: int) -
     with pytest.raises(ValueError, match=f"^the model has 2 classes, but the number of categories is {number}$"):
         save_model(tmp_path / "model.safetensors", model, _recipe(), categories)
     assert not any(tmp_path.iterdir())
+
+
+class _WithState(nn.Module):
+    """RS Loss with a running mean, as a loss of a user's own may have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, *args: Any, **kwargs: Any) -> DetectionLosses:
+        return rank_sort_detection_losses(*args, **kwargs)
+
+
+@pytest.mark.parametrize("losses", [_WithState(), AverageLRP()])
+def test_a_model_is_loaded_without_the_loss_that_trained_it(tmp_path: Path, losses: nn.Module) -> None:
+    """The state of `losses=` is in the file, which could not be loaded, though its recipe has another loss."""
+    model = create_model(_recipe(), num_classes=2, losses=losses)
+    path = tmp_path / "model.safetensors"
+    save_model(path, model, _recipe(), CATEGORIES)
+    loaded = load_model(path)
+    images = [torch.rand(3, 48, 64)]
+    torch.testing.assert_close(loaded(images), model.eval()(images), rtol=0, atol=0)
+    for loss in CRITERIA:
+        assert read_checkpoint(path).build(loss=loss)(images)
+
+
+def test_the_state_of_the_loss_of_a_recipe_is_loaded(tmp_path: Path) -> None:
+    recipe = _recipe()
+    recipe.model.loss = "average_lrp"
+    losses = AverageLRP()
+    losses.loss.localization_weight.fill_(7)
+    model = create_model(recipe, num_classes=2, losses=losses)
+    assert model.state_dict()["criterion.loss.localization_weight"] == 7
+    save_model(tmp_path / "model.safetensors", model, recipe, CATEGORIES)
+    _assert_same(load_model(tmp_path / "model.safetensors").state_dict(), model.state_dict())
 
 
 def test_loaded_model_detects_the_same(tmp_path: Path, model: Detector) -> None:

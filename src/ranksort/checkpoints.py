@@ -24,6 +24,7 @@ from .data.coco_columns import Category
 from .device import usable_device
 from .evaluation.calibration import Target
 from .evaluation.model_scores import find_calibration, find_thresholds
+from .mmdetection import is_of_loss
 from .models import Detector
 from .recipes import Recipe, create_model
 from .recipes.build import with_pixel_statistics
@@ -50,6 +51,9 @@ class Checkpoint:
     def build(self, device: str | torch.device = "cpu", **model_overrides: Any) -> Detector:
         """Return the model in evaluation mode; see `create_model` for the overrides.
 
+        Detections do not depend on the training loss. If the model was trained with another one than the recipe's, such as `losses=` of
+        `create_model`, the state of that loss is left out.
+
         Raises:
             ValueError: the device cannot be used, the weights do not fit, or the detector is from a user's file and not among the
                 overrides.
@@ -57,7 +61,7 @@ class Checkpoint:
         place = usable_device(device)
         self.check_fits(num_classes=len(self.categories), **model_overrides)
         model = create_model(self.recipe, num_classes=len(self.categories), **model_overrides)
-        load_weights(model, self.state_dict, self._name)
+        load_weights(model, _with_loss_of(model, self.state_dict), self._name)
         model.class_names = tuple(category.name for category in self.categories)
         model.white = self.recipe.data.white
         return model.to(place).eval()
@@ -77,7 +81,7 @@ class Checkpoint:
                 model = create_model(self.recipe, **model_overrides)
         except (RuntimeError, OverflowError) as error:
             raise ValueError(f"no model can be built from the settings of {self._name} ({_line(error)})") from None
-        check_fit(model, self.state_dict, self._name)
+        check_fit(model, _with_loss_of(model, self.state_dict), self._name)
 
     @property
     def _name(self) -> str:
@@ -292,6 +296,13 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
         model.load_state_dict(state_dict)
     except RuntimeError as error:  # tensors of a layout that cannot be copied
         raise ValueError(f"the weights of {source} cannot be used: {_line(error)}") from None
+
+
+def _with_loss_of(model: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`state_dict` with the state of the model's own loss wherever it has that of another loss, or none."""
+    own = {name: tensor for name, tensor in model.state_dict().items() if is_of_loss(name)}
+    same = {name for name, tensor in own.items() if name in state_dict and state_dict[name].shape == tensor.shape}
+    return own | {name: tensor for name, tensor in state_dict.items() if name in same or not is_of_loss(name)}
 
 
 def _line(error: Exception) -> str:

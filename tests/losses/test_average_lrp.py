@@ -395,6 +395,15 @@ def test_weight_may_change_before_backward():
     torch.testing.assert_close(gradient, module.localization_weight * expected, check_dtype=False)
 
 
+def test_the_weight_stays_in_its_buffer():
+    """DDP copies the buffers that it finds at first to all processes: in a new tensor, each process would have its own weight."""
+    module = ALRPLoss(period=1)
+    buffers = dict(module.named_buffers())
+    module(*random_case(20, 100))
+    assert module.localization_weight != 50
+    assert all(tensor is buffers[name] for name, tensor in module.named_buffers())
+
+
 def test_checkpoint_carries_on(tmp_path):
     module, restored = ALRPLoss(period=3), ALRPLoss(period=3)
     batches = [random_case(20, 100, seed=seed) for seed in range(6)]

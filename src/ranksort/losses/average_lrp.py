@@ -171,17 +171,19 @@ class ALRPLoss(nn.Module):
         losses = _losses(logits, examples, regression_losses, self.delta, process_group)
         if self.training and examples is not None:
             self._count(torch.stack(losses).detach())
-        return AverageLRPOutput(losses.classification, self.localization_weight * losses.localization)
+        # A copy of the weight, because the next call may change it before the backward pass.
+        return AverageLRPOutput(losses.classification, self.localization_weight.clone() * losses.localization)
 
     def _count(self, losses: Tensor) -> None:
         self.loss_sums += losses
         self.iterations += 1
         is_over = self.iterations == self.period  # used to select, because branching on it would wait for the device
         localization = self.loss_sums[1]
-        # A new tensor, because a backward pass may still need the old one.
-        self.localization_weight = torch.where(
+        # In place, because DDP copies the buffers that it has seen at first from one process to the others.
+        weight = torch.where(
             is_over & (localization > 0), self.loss_sums.sum() / localization, self.localization_weight
         )
+        self.localization_weight.copy_(weight)
         self.loss_sums.masked_fill_(is_over, 0)
         self.iterations.masked_fill_(is_over, 0)
 
