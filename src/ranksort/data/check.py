@@ -45,9 +45,8 @@ class DataCheck:
     untrained: dict[tuple[str, str], list[Id]]
     """ids of entries that are not faulty but not trained on either, by noun and description"""
     has_masks: bool  # whether any object has a segmentation
-    white: (
-        float  # value of white in images of more than 8 bits, as given or derived; 0: there are none, or it is unclear
-    )
+    white: float
+    """value of white in images of more than 8 bits, as given or derived; 0: there are none, or it is unclear"""
     file: CocoFile
 
     @property
