@@ -23,7 +23,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 
 from ranksort import cli
-from ranksort.checkpoints import load_model, save_model
+from ranksort.checkpoints import load_model, read_checkpoint, save_model
 from ranksort.data.coco_columns import Category
 from ranksort.evaluation.calibration import Calibrator, Curve
 from ranksort.evaluation.calibration_file import save_calibrator
@@ -288,6 +288,24 @@ def test_thresholds_of_a_calibration_file(
     given = ["--out", str(out), "--no-verify", "--calibration", str(file)]
     cli.main(["export", str(paa[1].parent / "paa.safetensors"), *given])
     assert OnnxDetector(out, threads=1).thresholds() == pytest.approx([0.25, 0.25], abs=1e-4)  # as with `predict`
+
+
+def test_images_to_compare_on_are_read_as_for_the_model(
+    paa: tuple[Detector, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = read_checkpoint(paa[1].parent / "paa.safetensors")
+    trained.recipe.data.white = 4095
+    save_model(tmp_path / "deep.safetensors", trained.build(), trained.recipe, trained.categories)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "a.mp4").touch()  # videos are passed over
+    Image.fromarray(np.full((20, 30), 3000, np.uint16)).save(folder / "b.png")
+    use_graph(paa[1], monkeypatch)
+    compared: list[np.ndarray] = []
+    monkeypatch.setattr("ranksort.export.onnx_file.verify", lambda model, file, images: compared.extend(images))
+    given = ["--out", str(tmp_path / "deep.onnx"), "--images", str(folder)]
+    cli.main(["export", str(tmp_path / "deep.safetensors"), *given])
+    assert [image.tolist() for image in compared] == [np.full((20, 30, 3), 3000 * 255 // 4095).tolist()]
 
 
 def test_images_that_are_none(paa: tuple[Detector, Path], tmp_path: Path) -> None:

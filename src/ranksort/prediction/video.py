@@ -166,7 +166,7 @@ class VideoWriter:
                 raise
             raise self._failure(error.strerror) from None
 
-    def _failure(self, reason: str) -> ValueError:
+    def _failure(self, reason: str | None) -> ValueError:
         return ValueError(
             f"The video {self._path} cannot be written ({reason}): --no-pictures leaves it out, and detects in all frames."
         )
