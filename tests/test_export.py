@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -306,6 +307,25 @@ def test_images_to_compare_on_are_read_as_for_the_model(
     given = ["--out", str(tmp_path / "deep.onnx"), "--images", str(folder)]
     cli.main(["export", str(tmp_path / "deep.safetensors"), *given])
     assert [image.tolist() for image in compared] == [np.full((20, 30, 3), 3000 * 255 // 4095).tolist()]
+
+
+def test_a_calibrated_score_reaches_itself_as_a_threshold() -> None:
+    detector = object.__new__(OnnxDetector)  # calibrated scores have more digits than float32
+    curve = {"scores": [0.0, 1.0], "values": [0.0, 0.3]}
+    detector.about = {
+        "lrp_thresholds": None,
+        "score_threshold": 0.05,
+        "preprocessing": {"white": 0},
+        "calibrations": {"iou": [curve]},
+    }
+    detector.class_names, detector._outputs = ("a",), ["boxes", "scores", "labels"]
+    found = np.zeros((9, 4), np.float32), np.linspace(0.9, 0.1, 9, dtype=np.float32), np.zeros(9, np.int64)
+    detector._session = SimpleNamespace(run=lambda *_: found)
+    image = np.zeros((5, 5, 3), np.uint8)
+    scores = detector.predict(image, 0, scores="calibrated").scores
+    kept = [len(detector.predict(image, float(score), scores="calibrated")) for score in scores]
+    assert kept == list(range(1, 10))
+    assert len(detector.predict(image, 0.7)) == 3  # float32's .7 is lower than Python's
 
 
 def test_images_that_are_none(paa: tuple[Detector, Path], tmp_path: Path) -> None:
