@@ -78,6 +78,10 @@ def test_calibrating_twice_is_refused_and_merging_ends_a_calibration(files, tmp_
     main(["apply-calibration", str(calibration), str(found), "--out", str(out)])
     again = refused(capsys, "apply-calibration", calibration, out, "--out", tmp_path / "twice.json")
     assert "240 of the 240 detections are already calibrated" in again
+    unmarked = [{**row, "calibrated": None} for row in json.loads(found.read_text())]  # as pandas writes an empty cell
+    (tmp_path / "unmarked.json").write_text(json.dumps(unmarked))
+    main(["apply-calibration", str(calibration), str(tmp_path / "unmarked.json"), "--out", str(tmp_path / "same.json")])
+    assert json.loads((tmp_path / "same.json").read_text()) == json.loads(out.read_text())
     assert "are already calibrated" in refused(capsys, "calibrate", files / "truth.json", out, "--out", calibration)
     report = evaluate_detections(files / "truth.json", out)
     assert report.notes()[-1] == "The scores are calibrated (iou)."

@@ -372,6 +372,8 @@ def test_evaluate_draws_the_images_and_keeps_an_earlier_report(
     (tmp_path / "d.json").write_text("[]")
     command = ["evaluate", str(truth), str(tmp_path / "d.json"), "--images", str(tiny_data / "images")]
     assert "with --out" in fails(*command)
+    assert "does not exist" in fails(*command[:-1], tmp_path / "no", "--out", out)
+    assert "AP" not in capsys.readouterr().out  # said before the evaluation
     cli.main([*command, "--out", str(out)])
     assert "points of AP50: missed 100.0." in capsys.readouterr().out
     assert "data:image/jpeg" in (out / "index.html").read_text()

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 
 from ranksort import cli
-from ranksort.checkpoints import load_model, save_model
+from ranksort.checkpoints import load_model, read_checkpoint, save_model
 from ranksort.data.coco_columns import Category
 from ranksort.evaluation.calibration import Calibrator, Curve
 from ranksort.evaluation.calibration_file import save_calibrator
@@ -288,6 +289,43 @@ def test_thresholds_of_a_calibration_file(
     given = ["--out", str(out), "--no-verify", "--calibration", str(file)]
     cli.main(["export", str(paa[1].parent / "paa.safetensors"), *given])
     assert OnnxDetector(out, threads=1).thresholds() == pytest.approx([0.25, 0.25], abs=1e-4)  # as with `predict`
+
+
+def test_images_to_compare_on_are_read_as_for_the_model(
+    paa: tuple[Detector, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = read_checkpoint(paa[1].parent / "paa.safetensors")
+    trained.recipe.data.white = 4095
+    save_model(tmp_path / "deep.safetensors", trained.build(), trained.recipe, trained.categories)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "a.mp4").touch()  # videos are passed over
+    Image.fromarray(np.full((20, 30), 3000, np.uint16)).save(folder / "b.png")
+    use_graph(paa[1], monkeypatch)
+    compared: list[np.ndarray] = []
+    monkeypatch.setattr("ranksort.export.onnx_file.verify", lambda model, file, images: compared.extend(images))
+    given = ["--out", str(tmp_path / "deep.onnx"), "--images", str(folder)]
+    cli.main(["export", str(tmp_path / "deep.safetensors"), *given])
+    assert [image.tolist() for image in compared] == [np.full((20, 30, 3), 3000 * 255 // 4095).tolist()]
+
+
+def test_a_calibrated_score_reaches_itself_as_a_threshold() -> None:
+    detector = object.__new__(OnnxDetector)  # calibrated scores have more digits than float32
+    curve = {"scores": [0.0, 1.0], "values": [0.0, 0.3]}
+    detector.about = {
+        "lrp_thresholds": None,
+        "score_threshold": 0.05,
+        "preprocessing": {"white": 0},
+        "calibrations": {"iou": [curve]},
+    }
+    detector.class_names, detector._outputs = ("a",), ["boxes", "scores", "labels"]
+    found = np.zeros((9, 4), np.float32), np.linspace(0.9, 0.1, 9, dtype=np.float32), np.zeros(9, np.int64)
+    detector._session = SimpleNamespace(run=lambda *_: found)
+    image = np.zeros((5, 5, 3), np.uint8)
+    scores = detector.predict(image, 0, scores="calibrated").scores
+    kept = [len(detector.predict(image, float(score), scores="calibrated")) for score in scores]
+    assert kept == list(range(1, 10))
+    assert len(detector.predict(image, 0.7)) == 3  # float32's .7 is lower than Python's
 
 
 def test_images_that_are_none(paa: tuple[Detector, Path], tmp_path: Path) -> None:

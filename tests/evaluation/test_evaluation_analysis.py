@@ -82,6 +82,22 @@ def test_one_image_cannot_be_calibrated_honestly() -> None:
     assert np.isnan(evaluate_detections(truth, []).analysis.scores.before.all.dece)
 
 
+def test_one_image_has_no_interval(tmp_path: Path) -> None:
+    box = {"image_id": 1, "category_id": 1, "bbox": [10, 10, 40, 40]}
+    truth = {
+        "images": [{"id": 1}, {"id": 2}],
+        "categories": [{"id": 1, "name": "cell"}],
+        "annotations": [{**box, "id": 1}, {**box, "id": 2, "bbox": [60, 60, 20, 20]}],
+    }
+    report = evaluate_detections(truth, [{**box, "score": 0.5}])
+    assert report.analysis.intervals is None  # it would be from 50.5 to 50.5
+    assert "intervals" not in report.text()
+    report.save(tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text())["intervals"] is None
+    elsewhere = {**truth, "annotations": [truth["annotations"][0], {**box, "id": 2, "image_id": 2}]}
+    assert evaluate_detections(elsewhere, [{**box, "score": 0.5}]).analysis.intervals is not None
+
+
 def test_without_scipy_the_rest_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("scipy.sparse", "scipy.optimize"):
         monkeypatch.setitem(sys.modules, name, None)

@@ -79,6 +79,11 @@ def test_reports_are_compared_on_the_terminal(tmp_path: Path) -> None:
     old = json.loads((tmp_path / "c" / "report.json").read_text())
     del old["intervals"], old["errors"]
     (tmp_path / "c" / "report.json").write_text(json.dumps(old))
-    assert compare_reports([tmp_path / "a", tmp_path / "c"]) == []  # of an older version
+    (line,) = compare_reports([tmp_path / "a", tmp_path / "c"])  # of an older version
+    assert line.endswith(": not compared, because one of the reports has no intervals")
+    other_rules = json.loads((tmp_path / "b" / "report.json").read_text()) | {"style": "lvis"}
+    (tmp_path / "b" / "report.json").write_text(json.dumps(other_rules))
+    (line,) = compare_reports([tmp_path / "a", tmp_path / "b"])
+    assert line.endswith(": not compared, because one was evaluated by COCO's rules and the other by LVIS'")
     with pytest.raises(ValueError, match=r"is a file: name a folder .*ranksort evaluate"):
         compare_reports([tmp_path / "a" / "report.json"])

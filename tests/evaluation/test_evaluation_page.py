@@ -180,6 +180,25 @@ def test_two_runs_side_by_side(browser, run, tmp_path):
     assert browser.complaints == []
 
 
+def test_ids_that_javascript_would_round(tmp_path):
+    ids = [2**60 + n for n in range(4)]
+    box = {"category_id": 2**70 + 1, "bbox": [10, 10, 40, 40]}
+    ground_truth = {
+        "images": [{"id": id} for id in ids],
+        "categories": [{"id": 2**70 + 1, "name": "cell"}],
+        "annotations": [{**box, "id": n, "image_id": id} for n, id in enumerate(ids)],
+    }
+    report = evaluate_detections(ground_truth, [{**box, "image_id": ids[0], "score": 0.5}])
+    report.save_numbers(tmp_path)
+    save_page([tmp_path], tmp_path / "index.html", {"bbox": [{**picture(True), "id": id} for id in ids]})
+    data = (tmp_path / "index.html").read_text().partition('id="data">')[2].partition("</script>")[0]
+    (run,) = json.loads(data, parse_int=float)["runs"]  # as JavaScript does
+    (evaluation,) = run["evaluations"]
+    assert [shown["id"] for shown in evaluation["pictures"]] == list(map(str, ids))
+    assert [id for id, *_ in evaluation["errors"]["worst_images"][0]] == list(map(str, ids[1:]))
+    assert evaluation["per_class"][0]["category_id"] == str(2**70 + 1)
+
+
 def test_runs_without_a_report(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no report in"):
         save_page([tmp_path], tmp_path / "page.html")

@@ -76,6 +76,8 @@ def test_result(colours: Colours, files: list[Path], tmp_path: Path) -> None:
         of_file.plot()
     with pytest.raises(ValueError, match=r"suffix of .*found\.xyz is not an image format"):
         found.save(tmp_path / "found.xyz")
+    with pytest.raises(ValueError, match=r"suffix of .*found\.psd is not an image format that can be written"):
+        found.save(tmp_path / "found.psd")  # which Pillow reads only
 
 
 def test_model_stays_in_its_mode(colours: Colours) -> None:

@@ -8,7 +8,7 @@ from colour_detector import Colours
 from ranksort.data.coco_columns import Category
 from ranksort.prediction import Predictor
 from ranksort.prediction.folder import PredictionFolder
-from ranksort.prediction.video import Video
+from ranksort.prediction.video import Video, VideoWriter
 
 av = pytest.importorskip("av", reason="PyAV is not installed")
 
@@ -72,3 +72,50 @@ def test_frames_before_a_damaged_one_are_kept(clip: Path, colours: Colours, tmp_
     assert folder.failures == [f"{reason} The detections in the 4 frames before it are kept."]
     with av.open(str(tmp_path / "out" / "00000_clip.mp4")) as container:
         assert len([*container.decode(video=0)]) == 4
+
+
+def restamped(clip: Path, path: Path, timestamps: list[int]) -> Path:
+    """The frames of a clip at other times, in milliseconds."""
+    with av.open(str(clip)) as source, av.open(str(path), "w") as container:
+        stream = container.add_stream_from_template(source.streams.video[0])
+        for packet, time in zip(source.demux(video=0), timestamps, strict=False):
+            packet.pts = packet.dts = time
+            packet.time_base, packet.stream = Fraction(1, 1000), stream
+            container.mux(packet)
+    return path
+
+
+def test_frames_at_the_same_time_are_all_kept(clip: Path, colours: Colours, tmp_path: Path) -> None:
+    fast = restamped(clip, tmp_path / "fast.mkv", [0, 0, 1, 1, 2, 2])  # 2,000 frames per second
+    folder = PredictionFolder(tmp_path / "out", Predictor(colours), [Category(n, str(n)) for n in range(3)])
+    folder.predict([fast])
+    assert (folder.images, folder.failures) == (6, [])
+    with av.open(str(tmp_path / "out" / "00000_fast.mp4")) as container:
+        times = [frame.time for frame in container.decode(video=0)]
+    assert times == pytest.approx([0, 0.001, 0.002, 0.003, 0.004, 0.005], abs=1e-4)
+
+
+def test_what_mp4_cannot_hold_is_said(clip: Path, colours: Colours, tmp_path: Path) -> None:
+    gap = restamped(clip, tmp_path / "gap.mkv", [0, 1, 2, 10**9, 10**9 + 1, 10**9 + 2])  # eleven days
+    folder = PredictionFolder(tmp_path / "out", Predictor(colours), [Category(n, str(n)) for n in range(3)])
+    folder.predict([gap])
+    (failure,) = folder.failures
+    assert failure.startswith(f"The video {tmp_path / 'out' / '00000_gap.mp4'} cannot be written (")
+    with Video(clip) as video, VideoWriter(tmp_path / "thin.mp4", video, 1) as writer:
+        frame, image = next(video.frames())
+        with pytest.raises(ValueError, match="two pixels or more per side"):
+            writer.add(image[:, :1], frame)
+
+
+def test_times_count_from_the_start_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mpg"  # MPEG program streams start at about half a second
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg2video", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 40, 30, "yuv420p"
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame(40, 30, "yuv420p")))
+        container.mux(stream.encode(None))
+    with av.open(str(path)) as container:
+        assert container.start_time > 0
+    with Video(path) as video:
+        assert [frame.seconds for frame, _ in video.frames()] == pytest.approx([0, 0.04, 0.08])

@@ -95,6 +95,7 @@ def evaluate(
         out: folder for the report.
         overwrite: replace an existing report in the folder.
     """
+    from ..data.images import require_folder
     from ..evaluation import evaluate_detections
     from ..evaluation.calibration_summary import remove_calibrations
     from ..evaluation.page import save_reports
@@ -104,6 +105,8 @@ def evaluate(
         keep_report(out, overwrite)
     elif images:
         raise ValueError("--images is for the pictures of the report: name a folder for the report with --out.")
+    if images:
+        require_folder(images)
     result = evaluate_detections(ground_truth, detections, iou_type, style, max_detections)
     print(result.text())
     if out:

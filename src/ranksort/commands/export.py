@@ -39,7 +39,7 @@ def export(
     from ..evaluation.model_scores import find_calibration
     from ..export.onnx_file import check_path, export_onnx
     from ..export.verification import drawn_images
-    from ..prediction.images import find_images, load_pixels
+    from ..prediction.images import VIDEOS, find_images, load_pixels
 
     check_path(out, overwrite)
     trained = read_checkpoint(checkpoint)
@@ -50,10 +50,10 @@ def export(
         with contextlib.suppress(*([FileNotFoundError] if calibration is None else [])):
             found = find_calibration(checkpoint, trained.scores, trained.categories, target, calibration)
             calibrations.append(found)
-    files = find_images(images)[0]
+    files = [file for file in find_images(images)[0] if file.suffix.lower() not in VIDEOS]
     if images and not files:
         raise ValueError(f"there are no images in {listed(images)}: name files or folders")
-    pictures = [load_pixels(file) for file in files[:3]] or drawn_images()
+    pictures = [load_pixels(file, model.white) for file in files[:3]] or drawn_images()
     comparison = export_onnx(
         model,
         out,

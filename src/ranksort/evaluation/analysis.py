@@ -1,5 +1,6 @@
 """What a report says beyond its metrics: what each kind of error costs, how good the scores are, and how certain the numbers are."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,7 @@ class Analysis:
         summary: the errors counted.
         samples: the overlap of each detection with its object.
         scores: how well the scores are calibrated.
-        intervals: AP and oLRP on resampled images; None if scipy is missing.
+        intervals: AP and oLRP on resampled images; None if scipy is missing, or all objects are in one image.
     """
 
     kept: np.ndarray
@@ -145,9 +146,9 @@ def analyse(report: "Report") -> Analysis:
     kept = matches.score >= report.thresholds()[matches.category]
     errors = find_errors(matched, overlaps)
     samples = assess_candidates(matched.ground_truth, matched.candidates, overlaps)
-    try:
-        intervals = bootstrap_matched(matched)
-    except ValueError:  # scipy is missing
-        intervals = None
+    intervals = None
+    if len(np.unique(matches.object_image)) > 1:  # resamples of one image are all equal, whatever others would be like
+        with contextlib.suppress(ValueError):  # scipy is missing
+            intervals = bootstrap_matched(matched)
     summary = summarize_errors(matched, errors, kept)
     return Analysis(kept, errors, summary, samples, judge_scores(samples, report.categories, kept), intervals)

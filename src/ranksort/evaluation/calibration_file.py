@@ -132,7 +132,7 @@ def calibrate_rows(calibrator: Calibrator, rows: list[Row]) -> tuple[list[Row], 
     Raises:
         ValueError: some are calibrated already.
     """
-    if done := sum(CALIBRATED in row for row in rows):
+    if done := sum(row.get(CALIBRATED) is not None for row in rows):
         raise ValueError(
             f"{done} of the {len(rows)} detections are already calibrated, as their '{CALIBRATED}' says: "
             "a calibration is for the raw scores "

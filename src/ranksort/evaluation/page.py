@@ -15,6 +15,7 @@ from .report import Report
 
 TEMPLATE = Path(__file__).with_name("page.html")
 CURVE_POINTS = 300  # of a training curve
+_LARGEST_EXACT = 2**53 - 1  # integer that JavaScript does not round
 METRICS = [metric for metric in list_metrics([]) if metric.in_table or metric.in_classes]
 COLUMNS = ("class", "category_id", "objects", *(metric.name for metric in METRICS if metric.in_classes))
 Pictures = Mapping[str, list[dict[str, Any]]]  # iou_type to what `visualize.worst_and_best_images` makes
@@ -62,10 +63,18 @@ def save_page(runs: Sequence[Path], out: Path, pictures: Pictures | None = None)
     for evaluation in read[0]["evaluations"] if pictures else []:
         evaluation["pictures"] = (pictures or {})[evaluation["iou_type"]]
     # Class and file names are untrusted: as JSON without "<" none of them can end the script element.
-    data = json.dumps({"runs": read, **_shown_metrics()}, allow_nan=False, separators=(",", ":")).replace(
-        "<", "\\u003c"
-    )
+    content = _exact({"runs": read, **_shown_metrics()})
+    data = json.dumps(content, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     replace_file(out, TEMPLATE.read_text(encoding="utf-8").replace("{{data}}", data).encode())
+
+
+def _exact(value: Any) -> Any:
+    """The same with strings for the integers that JavaScript would round, such as ids that are hashes."""
+    if isinstance(value, dict):
+        return {key: _exact(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return list(map(_exact, value))
+    return str(value) if isinstance(value, int) and abs(value) > _LARGEST_EXACT else value
 
 
 def compare_reports(runs: Sequence[Path]) -> list[str]:
@@ -89,15 +98,23 @@ def compare_reports(runs: Sequence[Path]) -> list[str]:
 
 def _compare_runs(runs: list[dict[str, Any]]) -> None:
     """Add to each evaluation its `difference` from the first run, in words; remove the resamples, which are not needed after that."""
-    first = {evaluation["iou_type"]: evaluation.get("intervals") for evaluation in runs[0]["evaluations"]}
+    first = {evaluation["iou_type"]: evaluation for evaluation in runs[0]["evaluations"]}
     for n, run in enumerate(runs):
         for evaluation in run["evaluations"]:
-            base, own = first.get(evaluation["iou_type"]), evaluation.get("intervals")
-            evaluation["difference"] = difference_in_words(base, own) if n and base and own else ""
+            base = first.get(evaluation["iou_type"])
+            evaluation["difference"] = _difference(base, evaluation) if n and base else ""
     for run in runs:
         for evaluation in run["evaluations"]:
             for name in INTERVALS if evaluation.get("intervals") else ():
                 evaluation["intervals"][name].pop("values", None)
+
+
+def _difference(base: dict[str, Any], other: dict[str, Any]) -> str:
+    if base.get("style") != other.get("style"):
+        return "not compared, because one was evaluated by COCO's rules and the other by LVIS'"
+    if not base.get("intervals") or not other.get("intervals"):
+        return "not compared, because one of the reports has no intervals"
+    return difference_in_words(base["intervals"], other["intervals"])
 
 
 def _shown_metrics() -> dict[str, Any]:

@@ -59,9 +59,7 @@ class Verification:
         )
 
 
-def verify(
-    model: Detector, path: str | Path, images: Sequence[np.ndarray], score_threshold: float | None = None
-) -> Verification:
+def verify(model: Detector, path: str | Path, images: Sequence[np.ndarray]) -> Verification:
     """Compare an ONNX file with its model, as sets.
 
     A counterpart has IoU > .999 (or corners within .01 px), the same label, a score within 1e-4, and masks with IoU > .99.
@@ -70,13 +68,11 @@ def verify(
         model: the model in evaluation mode, on a CPU.
         path: path of the file.
         images: uint8 RGB [H, W, 3] each, at least one.
-        score_threshold: score threshold; None: the model's.
     """
     detector = OnnxDetector(path, threads=torch.get_num_threads())
-    threshold = model.score_threshold if score_threshold is None else score_threshold
     detections, missing, ious, scores = 0, 0, [1.0], [0.0]
     for image in images:
-        ours, theirs = _run(model, image, threshold), detector(image, threshold)
+        ours, theirs = _run(model, image, model.score_threshold), detector(image)
         detections += len(ours)
         for a, b in ((ours, theirs), (theirs, ours)):
             lacking, iou, score = _unmatched(a, b, model.detections_per_image)
@@ -86,9 +82,9 @@ def verify(
     seconds: dict[str, list[float]] = {"torch": [], "onnx": []}
     for _ in range(_RUNS):  # alternating, so that other work on the machine affects both alike
         started_at = time.perf_counter()
-        _run(model, images[0], threshold)
+        _run(model, images[0], model.score_threshold)
         between = time.perf_counter()
-        detector(images[0], threshold)
+        detector(images[0])
         seconds["torch"].append(between - started_at)
         seconds["onnx"].append(time.perf_counter() - between)
     times = [1000 * statistics.median(seconds[name]) for name in ("torch", "onnx")]

@@ -124,18 +124,18 @@ class OnnxDetector:
         found = self(self.load(source), self._least(score_threshold, thresholds))
         is_number = self.is_number(score_threshold)
         if not is_number:
-            found = found.select(found.scores >= thresholds[found.labels])
+            found = _above(found, thresholds)
         if curves is not None:
             found = _calibrated(found, curves)
-        return found.select(found.scores >= thresholds[found.labels]) if is_number else found
+        return _above(found, thresholds) if is_number else found
 
     def thresholds(self, score_threshold: float | str | None = None) -> np.ndarray:
-        """The score threshold of each label, float32 [C]; see `predict`."""
+        """The score threshold of each label, float64 [C]; see `predict`."""
         known = self.about["lrp_thresholds"]
         if score_threshold == "lrp" and known is None:
             raise ValueError("the model was exported without a report, which --score-threshold lrp needs: set a number")
         if score_threshold == "lrp" or (score_threshold is None and known is not None):
-            return np.array(known, np.float32)
+            return np.array(known, np.float64)
         try:
             least = DEFAULT_THRESHOLD if score_threshold is None else float(score_threshold)
         except ValueError:
@@ -146,7 +146,7 @@ class OnnxDetector:
             raise ValueError(
                 f'the score threshold of an ONNX model must be within 0..1 or "lrp", got {score_threshold}{hint}'
             )
-        return np.full(len(self.class_names), least, np.float32)
+        return np.full(len(self.class_names), least, np.float64)
 
     def _least(self, score_threshold: float | str | None, thresholds: np.ndarray) -> float:
         """The lowest score that the graph has to report; with LRP-optimal thresholds, the one used when they were found."""
@@ -171,6 +171,11 @@ class OnnxDetector:
                 f"the model was exported without a calibration for scores={scores!r}: it has raw scores only"
             )
         return self.about["calibrations"][target]
+
+
+def _above(found: Found, thresholds: np.ndarray) -> Found:
+    """The detections at or above the threshold of their label, [C], rounded like the scores."""
+    return found.select(found.scores >= thresholds.astype(found.scores.dtype)[found.labels])
 
 
 def _calibrated(found: Found, curves: list[dict[str, list[float]]]) -> Found:

@@ -95,8 +95,10 @@ class Prediction:
             OSError: the file cannot be written.
         """
         path = Path(path)
-        if path.suffix.lower() not in Image.registered_extensions():
-            raise ValueError(f"the suffix of {path} is not an image format: use one such as .jpg or .png")
+        if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+            raise ValueError(
+                f"the suffix of {path} is not an image format that can be written: use one such as .jpg or .png"
+            )
         self.plot().save(path)
 
     def _read(self, path: Path) -> Tensor:
