@@ -87,7 +87,7 @@ def test_one_loss_that_is_not_finite_spoils_the_mean(tiny_recipe: Recipe, pixels
 
 
 def test_one_process_without_a_finite_loss_spoils_the_mean(tiny_recipe: Recipe, tmp_path: Path) -> None:
-    start = multiprocessing.get_context("forkserver").Process
+    start = multiprocessing.get_context("fork").Process
     processes = [start(target=_one_of_two, args=(rank, tmp_path / "store", tiny_recipe)) for rank in range(2)]
     for process in processes:
         process.start()
