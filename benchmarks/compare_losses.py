@@ -95,7 +95,11 @@ def main() -> None:
         ProcessPoolExecutor(options.jobs, mp_context=processes) as cells,
         ThreadPoolExecutor(max(len(groups), 1)) as waiting,
     ):
-        list(waiting.map(lambda group: compare(*group, options, cells), groups))
+        try:
+            list(waiting.map(lambda group: compare(*group, options, cells), groups))
+        except (OSError, ValueError) as error:  # data or results that cannot be used
+            cells.shutdown(cancel_futures=True)
+            parser.error(str(error))
 
 
 def compare(root: Path, loss: str, options: argparse.Namespace, cells: Executor) -> None:
@@ -165,8 +169,9 @@ def run(root: Path, options: argparse.Namespace, cell: dict[str, Any]) -> dict[s
         checkpoint = trained(folder, options)
         checkpoint.recipe.data.val_annotations = str(test)
         result["test"] = numbers(engine.test(checkpoint, folder / "test"), rare)
-    result |= time_steps(trained(folder, options), alone=options.jobs == 1) | {
-        "fingerprint": trained(folder, options).fingerprint,
+    last = trained(folder, options)
+    result |= time_steps(last, alone=options.jobs == 1) | {
+        "fingerprint": last.fingerprint,
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "commit": commit(),
     }
